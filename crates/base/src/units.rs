@@ -1,0 +1,101 @@
+//! Sizes and rates, for people and from people.
+
+use crate::error::{Error, Kind, Result};
+
+/// A block: the unit of hashing, deduplication and change tracking, in bytes.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Parses a size such as `10`, `64KiB`, `1.5 GiB`, `10MB` (decimal and binary units) into bytes.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let wrong = || {
+        Error::new(Kind::Usage, "not a size")
+            .object(text)
+            .hint("write a number with an optional unit: 512KiB, 64MiB, 1.5GiB, 10MB")
+    };
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..split].parse().map_err(|_| wrong())?;
+    let unit: f64 = match text[split..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "kb" => 1e3,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "mb" => 1e6,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "gb" => 1e9,
+        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "tb" => 1e12,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * unit;
+    if !(0.0..9e18).contains(&bytes) {
+        return Err(wrong());
+    }
+    Ok(bytes.round() as u64)
+}
+
+/// Formats bytes with a binary unit and three significant digits: `1.50 GiB`.
+pub fn format_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+/// How many blocks hold `bytes`, the last one perhaps in part.
+pub const fn blocks_of(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK_BYTES as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_parse_with_binary_and_decimal_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("10", 10),
+            ("64KiB", 65536),
+            ("64 k", 65536),
+            ("1.5GiB", 1_610_612_736),
+            ("10MB", 10_000_000),
+            ("2t", 2_199_023_255_552),
+        ] {
+            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "-1", "1x", "1..2", "MiB", "1e3", "99999999999TiB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_print_three_digits() {
+        assert_eq!(format_bytes(0), "0 B");
+        assert_eq!(format_bytes(1023), "1023 B");
+        assert_eq!(format_bytes(1536), "1.50 KiB");
+        assert_eq!(format_bytes(1024 * 1024 - 1), "1.00 MiB");
+        assert_eq!(format_bytes(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn last_block_may_be_partial() {
+        assert_eq!([0, 1, 4095, 4096, 4097].map(blocks_of), [0, 1, 1, 1, 2]);
+    }
+}

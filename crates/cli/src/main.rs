@@ -1,0 +1,2 @@
+//! The `helios-mover` binary.
+fn main() {}
