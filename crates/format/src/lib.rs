@@ -1,1 +1,17 @@
-//! Placeholder header, replaced by the crate's author.
+//! The bytes of a Helios Mover repository: pure encoders and decoders, specified in `docs/repository-format.md`.
+//!
+//! Invariants: no I/O, no clock, no randomness (keys and ids come from the caller), so that equal input gives
+//! equal bytes. Every decoder takes hostile bytes: it checks each count against its cap and against the bytes
+//! at hand before it allocates, refuses what the specification does not allow, trailing bytes included, and
+//! answers with [`mover_base::Kind::Corrupt`]; the caller, who knows the key, adds the object's name.
+
+pub mod frame;
+pub mod pack;
+pub mod preamble;
+pub mod seal;
+mod wire;
+
+pub use frame::{Codec, FrameDecoder, FrameEncoder, FrameHeader, FrameKind};
+pub use pack::{FrameEntry, PackDirectory, PackTrailer};
+pub use preamble::{ObjectType, Preamble};
+pub use seal::{Cipher, MasterKey, ObjectSealer, Origin, SessionKey, WrappedPayload, session_tag};
