@@ -1,1 +1,34 @@
-//! Placeholder header, replaced by the crate's author.
+//! What is backed up, and what a restore is written to: directory trees of database files.
+//!
+//! Invariants: names and metadata go through here, file contents never do (the data path reads and writes
+//! through the descriptors that this crate hands out). Every name is resolved beneath a held directory
+//! descriptor without following symbolic links, on both sides; only the path that the operator gave for
+//! the tree itself may contain them. A source that changes while it is read is an error, never a silent mix.
+//! A target is either the whole restored tree or recognisably unfinished.
+
+mod attributes;
+mod beneath;
+mod dir;
+mod exclude;
+mod failure;
+mod holes;
+//mod plan;
+//mod remove;
+mod scan;
+//mod target;
+
+pub use dir::DirSource;
+pub use failure::{source_error, target_error};
+pub use holes::{DataRanges, RANGES_MAX, data_ranges};
+//pub use plan::{TargetMode, TargetPlan};
+pub use scan::{
+    Item, ScanOptions, SkipReason, Skipped, Stamp, TREE_BYTES_MAX_DEFAULT, Totals, Tree,
+};
+//pub use target::{DirTarget, Finished, WARNINGS_MAX};
+
+/// Marks a directory whose restore is not finished; its presence at the top of a tree makes a backup of
+/// that tree fail and a restore into it ask for delta mode.
+pub const RESTORE_MARKER: &str = ".helios-mover-restore-in-progress";
+
+/// Begins the name of a staging directory made inside the target, and is part of one made beside it.
+pub const PARTIAL_PREFIX: &str = ".helios-mover-partial-";

@@ -1,0 +1,133 @@
+//! Resolving names beneath a directory descriptor.
+//!
+//! Invariants: no lookup here leaves the directory it starts from or follows a symbolic link, whoever
+//! changes the tree meanwhile. `/proc/self/fd` is used only for calls that the kernel offers by path alone
+//! (extended attributes and modes of things that must not be opened).
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, StatxAttributes, StatxFlags,
+};
+use rustix::io::{Errno, Result, retry_on_intr};
+
+/// How every name is resolved.
+pub(crate) const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
+
+/// Flags that open a directory for listing.
+pub(crate) const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// Directory entries are read in pieces of this size: enough for about 1,000 short names per system call.
+const LIST_BYTES: usize = 32 << 10;
+
+/// Opens `path` beneath `root`; the empty path is `root` itself. A created file gets mode 0600.
+pub(crate) fn open(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    open_with(root, path, flags, RESOLVE)
+}
+
+/// Like [`open`], with other resolve flags (which must contain [`RESOLVE`]).
+pub(crate) fn open_with(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd> {
+    let path = if path.is_empty() { b"." } else { path };
+    let mode = if flags.contains(OFlags::CREATE) {
+        Mode::RUSR | Mode::WUSR
+    } else {
+        Mode::empty()
+    };
+    retry_on_intr(|| rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve))
+}
+
+/// A held parent directory and the last component of a path in it.
+pub(crate) struct Place<'p> {
+    pub(crate) parent: OwnedFd,
+    pub(crate) name: &'p [u8],
+}
+
+/// Opens the parent of `path` (not empty) beneath `root`.
+pub(crate) fn place<'p>(root: BorrowedFd<'_>, path: &'p [u8]) -> Result<Place<'p>> {
+    let (parent, name) = split(path);
+    let parent = open(root, parent, OFlags::PATH | OFlags::DIRECTORY)?;
+    Ok(Place { parent, name })
+}
+
+/// Splits a path into the path of its parent (empty for the root) and its last component.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// `parent` and `name` joined; an empty parent is the root.
+pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
+    if !parent.is_empty() {
+        path.extend_from_slice(parent);
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// What `name` in `dir` is, without following it.
+pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// The type in a mode.
+pub(crate) fn file_type(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// The path by which `fd` itself can be named.
+pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> Vec<u8> {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes()
+}
+
+/// The path by which `name` in `dir` can be named, whatever happens to the path of `dir`.
+pub(crate) fn proc_path_in(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
+    let mut path = proc_path(dir);
+    path.push(b'/');
+    path.extend_from_slice(name);
+    path
+}
+
+/// Sets permission bits of something held by an `O_PATH` descriptor, which `fchmod` refuses.
+pub(crate) fn chmod_held(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// Whether the directory is where a file system (or a bind) is mounted.
+pub(crate) fn is_mount_root(dir: BorrowedFd<'_>) -> Result<bool> {
+    let found = rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+    Ok(found
+        .stx_attributes
+        .contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Calls `each` for every name in `dir` but `.` and `..`, in the order of the file system.
+///
+/// The descriptor's position is used: each opened directory is listed once.
+pub(crate) fn list<E: From<Errno>>(
+    dir: impl AsFd,
+    mut each: impl FnMut(&CStr) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let mut buffer = vec![MaybeUninit::uninit(); LIST_BYTES];
+    let mut names = RawDir::new(dir, &mut buffer);
+    while let Some(name) = names.next() {
+        let name = name?;
+        let name = name.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            each(name)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,366 @@
+//! A directory of database files as a source: `dir:///absolute/path`.
+//!
+//! Invariants: the root is opened once and everything is found beneath that descriptor, so that a renamed
+//! or replaced root cannot mix two trees. Only regular files are opened, and never a pipe or a device. A
+//! change is noticed by inode, size, mtime and ctime: after each file ([`DirSource::check_unchanged`]) and
+//! once over everything at the end ([`DirSource::check_tree_unchanged`]). That catches a database that was
+//! not stopped, up to the granularity of the file system's clock (a kernel tick before Linux 6.13) and to
+//! writes through shared memory that the kernel has not stamped yet; it makes no hot copy consistent.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use mover_base::tree::{Entry, EntryKind, PATH_BYTES_MAX, display_path};
+use mover_base::{Error, Kind, Result};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::attributes::{Attributes, Node};
+use crate::exclude::Excludes;
+use crate::failure::{changed, source_error};
+use crate::scan::{Item, ScanOptions, SkipReason, Stamp, Tree, TreeBuilder};
+use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
+
+/// The scheme of this source, with the separator.
+const SCHEME: &str = "dir://";
+
+/// A directory tree that is read.
+#[derive(Debug)]
+pub struct DirSource {
+    url: String,
+    path: PathBuf,
+    root: OwnedFd,
+}
+
+impl DirSource {
+    /// Opens `dir:///absolute/path`; the path stands there literally, without percent-encoding. Symbolic
+    /// links in this path are followed, below it none is.
+    ///
+    /// Errors: `Usage` for anything else than that form, `Source` if the directory is missing or unreadable.
+    pub fn open(url: &str) -> Result<DirSource> {
+        let Some(path) = url.strip_prefix(SCHEME) else {
+            return Err(Error::new(Kind::Usage, "not a supported source")
+                .object(url)
+                .hint("supported sources: dir:///absolute/path (a stopped database or a snapshot)"));
+        };
+        if !path.starts_with('/') || path.contains('\0') {
+            return Err(
+                Error::new(Kind::Usage, "the path of a source must be absolute")
+                    .object(url)
+                    .hint("write three slashes: dir:///var/lib/database"),
+            );
+        }
+        let path = PathBuf::from(path);
+        let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| {
+            let what = match error {
+                Errno::NOENT => "the source does not exist",
+                Errno::NOTDIR => "the source is not a directory",
+                _ => "the source cannot be opened",
+            };
+            source_error(what, path.as_os_str().as_bytes(), error).with_kind(Kind::Source)
+        })?;
+        if let Err(error) = rustix::fs::stat("/proc/self/fd") {
+            return Err(Error::new(Kind::Source, "/proc is not mounted")
+                .hint("mount it: extended attributes cannot be read without it")
+                .cause(error));
+        }
+        Ok(DirSource {
+            url: url.to_owned(),
+            path,
+            root,
+        })
+    }
+
+    /// The URL that it was opened with.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lists the whole tree. No file is opened.
+    ///
+    /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.tree_bytes_max`, `Source` if
+    /// something cannot be read or the tree is an unfinished restore.
+    pub fn scan(&self, options: &ScanOptions) -> Result<Tree> {
+        let excludes = Excludes::new(&options.exclude)?;
+        let mut tree = TreeBuilder::new(options);
+        let mut attributes = Attributes::new();
+        self.walk(&excludes, options, &mut |found| {
+            if found.is_other_file_system {
+                tree.skip(display_path(found.path), SkipReason::OtherFileSystem)?;
+            }
+            match found.kind()? {
+                Ok(kind) => tree.push(found.item(kind, &mut attributes)?),
+                Err(reason) => tree.skip(display_path(found.path), reason),
+            }
+        })?;
+        tree.finish()
+    }
+
+    /// Opens a file of the tree for reading, without touching its access time where that is allowed, and
+    /// checks that it still is what was scanned.
+    pub fn open_file(&self, item: &Item) -> Result<OwnedFd> {
+        let path = &item.entry.path;
+        if !matches!(item.entry.kind, EntryKind::File { .. }) {
+            return Err(
+                Error::new(Kind::Internal, "only regular files are opened").object(display_path(path)),
+            );
+        }
+        // Without O_NONBLOCK, a pipe put in the place of the file would block the open for ever.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let opened = match beneath::open(self.root.as_fd(), path, flags | OFlags::NOATIME) {
+            Err(Errno::PERM) => beneath::open(self.root.as_fd(), path, flags),
+            opened => opened,
+        };
+        let fd = opened.map_err(|error| match error {
+            Errno::NXIO => changed("it was replaced", path),
+            _ => source_error("a file cannot be opened", path, error),
+        })?;
+        self.check_unchanged(item, fd.as_fd())?;
+        // A non-blocking file would make asynchronous reads fail with EAGAIN instead of waiting.
+        rustix::fs::fcntl_getfl(&fd)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))
+            .map_err(|error| source_error("a file cannot be prepared for reading", path, error))?;
+        Ok(fd)
+    }
+
+    /// Checks that the opened file is unchanged since the scan; to be called after it was read.
+    pub fn check_unchanged(&self, item: &Item, fd: BorrowedFd<'_>) -> Result<()> {
+        let path = &item.entry.path;
+        let stat = rustix::fs::fstat(fd)
+            .map_err(|error| source_error("a file cannot be examined", path, error))?;
+        match item.stamp.difference(&Stamp::of(&stat)) {
+            Some(how) => Err(changed(&how, path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Walks the tree again and checks that names, kinds and stamps are those of `tree`. To be called at the
+    /// end: it finds what changed after its turn, and names that came or went.
+    pub fn check_tree_unchanged(&self, tree: &Tree) -> Result<()> {
+        let excludes = Excludes::new(&tree.options.exclude)?;
+        let mut seen = vec![false; tree.items.len()];
+        self.walk(&excludes, &tree.options, &mut |found| {
+            if found.skip_reason().is_some() {
+                return Ok(());
+            }
+            let at = tree
+                .items
+                .binary_search_by(|item| item.entry.path.as_slice().cmp(found.path))
+                .map_err(|_| changed("it was added", found.path))?;
+            seen[at] = true;
+            let stamp = &tree.items[at].stamp;
+            // Excluded names may come and go, which shows in the stamps of their directories.
+            let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
+            if is_dir && !tree.options.exclude.is_empty() {
+                return check_dir(&tree.items[at], &found.stat);
+            }
+            match stamp.difference(&Stamp::of(&found.stat)) {
+                Some(how) => Err(changed(&how, found.path)),
+                None => Ok(()),
+            }
+        })?;
+        match seen.iter().position(|seen| !seen) {
+            Some(at) => Err(changed("it was removed", &tree.items[at].entry.path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Visits the root and every name below it that is not excluded, each directory before its content.
+    fn walk(
+        &self,
+        excludes: &Excludes,
+        options: &ScanOptions,
+        visit: &mut dyn FnMut(Found<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let root = self.root.as_fd();
+        let root_stat = rustix::fs::fstat(root)
+            .map_err(|error| source_error("the source cannot be examined", b"", error))?;
+        let root_stamp = Stamp::of(&root_stat);
+        visit(Found {
+            path: b"",
+            dir: root,
+            name: b".",
+            stat: root_stat,
+            is_other_file_system: false,
+        })?;
+        let mut pending = vec![(Vec::new(), root_stamp)];
+        while let Some((path, stamp)) = pending.pop() {
+            let dir = self.open_dir(&path, &stamp)?;
+            beneath::list(&dir, |name| {
+                self.step(&path, dir.as_fd(), name.to_bytes(), excludes, &mut |found| {
+                    let below = Stamp::of(&found.stat);
+                    let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
+                    found.is_other_file_system =
+                        is_dir && options.one_file_system && below.dev != root_stamp.dev;
+                    if is_dir && !found.is_other_file_system && found.skip_reason().is_none() {
+                        pending.push((found.path.to_vec(), below));
+                    }
+                    visit(Found { ..*found })
+                })
+                .map_err(Stopped::Here)
+            })
+            .map_err(|stopped| match stopped {
+                Stopped::Here(error) => error,
+                Stopped::List(errno) => source_error("a directory cannot be listed", &path, errno),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Examines one name of a directory and hands it on, unless it is excluded.
+    fn step(
+        &self,
+        parent: &[u8],
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        excludes: &Excludes,
+        visit: &mut dyn FnMut(&mut Found<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let path = beneath::join(parent, name);
+        if excludes.matches(&path) {
+            return Ok(());
+        }
+        if path.len() > PATH_BYTES_MAX {
+            return Err(Error::new(Kind::Limit, "a path is too long")
+                .object(display_path(&path))
+                .hint(format!("at most {PATH_BYTES_MAX} bytes below the source; exclude it")));
+        }
+        if path == RESTORE_MARKER.as_bytes() {
+            return Err(Error::new(Kind::Source, "the source is an unfinished restore")
+                .object(self.path.display().to_string())
+                .hint("finish the restore (run it again with --delta) or choose another source"));
+        }
+        let stat = beneath::stat(dir, name)
+            .map_err(|error| source_error("a name cannot be examined", &path, error))?;
+        visit(&mut Found {
+            path: &path,
+            dir,
+            name,
+            stat,
+            is_other_file_system: false,
+        })
+    }
+
+    /// Opens a directory for listing and checks that it is the one that was examined.
+    fn open_dir(&self, path: &[u8], stamp: &Stamp) -> Result<OwnedFd> {
+        let root = self.root.as_fd();
+        let opened = match beneath::open(root, path, beneath::DIR_FLAGS | OFlags::NOATIME) {
+            Err(Errno::PERM) => beneath::open(root, path, beneath::DIR_FLAGS),
+            opened => opened,
+        };
+        let dir =
+            opened.map_err(|error| source_error("a directory cannot be opened", path, error))?;
+        let stat = rustix::fs::fstat(&dir)
+            .map_err(|error| source_error("a directory cannot be examined", path, error))?;
+        if stamp.is_other_inode(&Stamp::of(&stat)) {
+            return Err(changed("it was replaced", path));
+        }
+        Ok(dir)
+    }
+}
+
+/// Why listing a directory stopped.
+enum Stopped {
+    List(Errno),
+    Here(Error),
+}
+
+impl From<Errno> for Stopped {
+    fn from(errno: Errno) -> Self {
+        Stopped::List(errno)
+    }
+}
+
+/// A name that a walk came to.
+struct Found<'a> {
+    path: &'a [u8],
+    dir: BorrowedFd<'a>,
+    name: &'a [u8],
+    stat: Stat,
+    /// A directory that is kept without its content.
+    is_other_file_system: bool,
+}
+
+impl Found<'_> {
+    /// Why it is no part of a backup, if it is not.
+    fn skip_reason(&self) -> Option<SkipReason> {
+        match beneath::file_type(&self.stat) {
+            FileType::Socket => Some(SkipReason::Socket),
+            FileType::BlockDevice | FileType::CharacterDevice => Some(SkipReason::Device),
+            FileType::Unknown => Some(SkipReason::Unknown),
+            FileType::Directory if self.path.starts_with(PARTIAL_PREFIX.as_bytes()) => {
+                Some(SkipReason::PartialRestore)
+            }
+            _ => None,
+        }
+    }
+
+    /// What it is to a backup, or why it is none of it.
+    #[allow(clippy::unnecessary_cast)]
+    fn kind(&self) -> Result<std::result::Result<EntryKind, SkipReason>> {
+        if let Some(reason) = self.skip_reason() {
+            return Ok(Err(reason));
+        }
+        Ok(Ok(match beneath::file_type(&self.stat) {
+            FileType::Directory => EntryKind::Dir,
+            FileType::RegularFile => EntryKind::File {
+                bytes: self.stat.st_size as u64,
+            },
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(self.dir, self.name, Vec::new()).map_err(
+                    |error| match error {
+                        Errno::INVAL => changed("it was replaced", self.path),
+                        _ => source_error("a symbolic link cannot be read", self.path, error),
+                    },
+                )?;
+                EntryKind::Symlink {
+                    target: target.into_bytes(),
+                }
+            }
+            _ => return Ok(Err(SkipReason::Unknown)),
+        }))
+    }
+
+    fn item(&self, kind: EntryKind, attributes: &mut Attributes) -> Result<Item> {
+        let xattrs = attributes
+            .read(Node::Named(self.dir, self.name))
+            .map_err(|error| {
+                source_error("extended attributes cannot be read", self.path, error)
+            })?;
+        let stamp = Stamp::of(&self.stat);
+        Ok(Item {
+            entry: Entry {
+                path: self.path.to_vec(),
+                kind,
+                mode: self.stat.st_mode & 0o7777,
+                uid: self.stat.st_uid,
+                gid: self.stat.st_gid,
+                mtime: stamp.mtime,
+                xattrs,
+            },
+            stamp,
+        })
+    }
+}
+
+/// Compares a directory whose listing may change: it must be the same one with the same owner and mode.
+fn check_dir(item: &Item, now: &Stat) -> Result<()> {
+    let entry = &item.entry;
+    let owner = (entry.uid, entry.gid, entry.mode);
+    let how = if item.stamp.is_other_inode(&Stamp::of(now)) {
+        "it was replaced"
+    } else if owner != (now.st_uid, now.st_gid, now.st_mode & 0o7777) {
+        "its metadata changed"
+    } else {
+        return Ok(());
+    };
+    Err(changed(how, &entry.path))
+}

@@ -1,0 +1,133 @@
+//! Which parts of a file hold data.
+//!
+//! Invariants: whatever is not in a returned range reads as zeros at the time of the call; ranges are in
+//! order, do not touch, and are widened to whole blocks of 4 KiB inside the range that was asked for. A
+//! file system that cannot tell gives one range.
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use mover_base::{BLOCK_BYTES, Error, Result};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::failure::source_error;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// [`data_ranges`] returns at most this many ranges (1 MiB of memory); past it, holes are read as zeros.
+pub const RANGES_MAX: usize = 1 << 16;
+
+/// The data ranges of `fd` inside `range`, at most [`RANGES_MAX`] of them: if there are more, the last one
+/// reaches to the end of what was asked for. A range beyond the end of the file is empty.
+pub fn data_ranges(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    collect(fd, range, RANGES_MAX)
+}
+
+fn collect(fd: BorrowedFd<'_>, range: Range<u64>, ranges_max: usize) -> Result<Vec<Range<u64>>> {
+    let end = range.end;
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for next in DataRanges::new(fd, range) {
+        let next = next?;
+        if found.len() < ranges_max {
+            found.push(next);
+        } else {
+            if let Some(last) = found.last_mut() {
+                last.end = end;
+            }
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Iterates over the data ranges of a file with two system calls per range and no memory to speak of.
+pub struct DataRanges<'fd> {
+    fd: BorrowedFd<'fd>,
+    /// Where to look next; data before it is already returned.
+    at: u64,
+    end: u64,
+    /// A range that the next one may still touch.
+    held: Option<Range<u64>>,
+}
+
+impl<'fd> DataRanges<'fd> {
+    /// Looks for data of `fd` inside `range`. The file's own position is moved, which positioned reads
+    /// do not notice.
+    pub fn new(fd: BorrowedFd<'fd>, range: Range<u64>) -> DataRanges<'fd> {
+        DataRanges {
+            fd,
+            at: range.start,
+            end: range.end,
+            held: None,
+        }
+    }
+
+    /// The next range as the file system tells it, widened to blocks and clipped.
+    fn seek(&mut self) -> Result<Option<Range<u64>>> {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let start = match rustix::fs::seek(self.fd, SeekFrom::Data(self.at)) {
+            Ok(start) => start,
+            // No data after this point: a hole up to the end of the file, or beyond it.
+            Err(Errno::NXIO) => self.end,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(self.rest())),
+            Err(error) => return Err(self.failed(error)),
+        };
+        if start >= self.end {
+            self.at = self.end;
+            return Ok(None);
+        }
+        let stop = match rustix::fs::seek(self.fd, SeekFrom::Hole(start)) {
+            Ok(stop) => stop,
+            // The file was cut between the two calls; the reader finds out.
+            Err(Errno::NXIO) => self.end,
+            Err(error) => return Err(self.failed(error)),
+        };
+        let first = (start / BLOCK * BLOCK).max(self.at);
+        let stop = stop.max(start + 1);
+        let last = stop.checked_next_multiple_of(BLOCK).unwrap_or(stop);
+        self.at = last.min(self.end);
+        Ok(Some(first..self.at))
+    }
+
+    fn rest(&mut self) -> Range<u64> {
+        let rest = self.at..self.end;
+        self.at = self.end;
+        rest
+    }
+
+    fn failed(&self, error: Errno) -> Error {
+        source_error("the holes of a file cannot be found", b"", error)
+    }
+}
+
+impl Iterator for DataRanges<'_> {
+    type Item = Result<Range<u64>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let next = match self.seek() {
+                Ok(next) => next,
+                Err(error) => {
+                    // Nothing more comes after an error.
+                    self.at = self.end;
+                    self.held = None;
+                    return Some(Err(error));
+                }
+            };
+            match (self.held.take(), next) {
+                (Some(held), Some(next)) if held.end >= next.start => {
+                    self.held = Some(held.start..next.end);
+                }
+                (Some(held), next) => {
+                    self.held = next;
+                    return Some(Ok(held));
+                }
+                (None, Some(next)) => self.held = Some(next),
+                (None, None) => return None,
+            }
+        }
+    }
+}

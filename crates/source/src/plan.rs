@@ -1,0 +1,1 @@
+//! Where a restore goes and whether it can go there, found out without changing anything.
