@@ -1,1 +1,17 @@
-//! Harness shared by the end-to-end tests.
+//! Harness of the end-to-end tests: scratch directories, the tool under test, trees and servers.
+//!
+//! Invariants: the tool is reached only through its command line; what it did is compared with a truth that
+//! none of its code computed ([`tree`] walks and hashes by itself); every random choice comes from a seed
+//! that is printed; whatever a test needs and does not find is a failure, never a skip.
+
+pub mod disk;
+pub mod mover;
+pub mod nano;
+pub mod plant;
+pub mod postgres;
+pub mod random;
+pub mod run;
+pub mod scratch;
+pub mod source_text;
+pub mod tree;
+pub mod workspace;

@@ -1,0 +1,418 @@
+//! The tool under test, as its users reach it: `helios-mover` with flags, files and environment.
+//!
+//! Invariants: nothing of the machine's environment reaches the tool but PATH; its configuration directory is
+//! the test's own; every outcome keeps all that was printed, so that a failed assertion shows it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use age::secrecy::ExposeSecret;
+use serde_json::Value;
+
+use crate::run;
+use crate::scratch::Scratch;
+use crate::workspace;
+
+/// Exit codes, as documented; written out here so that the tests notice when the tool's change.
+pub mod exit {
+    /// Done.
+    pub const OK: i32 = 0;
+    /// The command line, configuration file or environment is wrong.
+    pub const USAGE: i32 = 2;
+    /// The source cannot be read.
+    pub const SOURCE: i32 = 10;
+    /// The source changed while it was read.
+    pub const SOURCE_CHANGED: i32 = 11;
+    /// The target cannot be written.
+    pub const TARGET: i32 = 20;
+    /// The repository's storage failed.
+    pub const STORAGE: i32 = 30;
+    /// The named thing does not exist.
+    pub const NOT_FOUND: i32 = 32;
+    /// It exists already.
+    pub const CONFLICT: i32 = 33;
+    /// The key is missing or wrong.
+    pub const KEY: i32 = 40;
+    /// Stored data is damaged, forged or of an unknown version.
+    pub const CORRUPT: i32 = 50;
+    /// Verification found damage.
+    pub const VERIFY_FAILED: i32 = 51;
+    /// Cancelled by a signal.
+    pub const CANCELLED: i32 = 130;
+}
+
+/// The release binary under test: `HELIOS_MOVER_BIN`, or built here once.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("HELIOS_MOVER_BIN") {
+            return PathBuf::from(path);
+        }
+        let cargo = env!("CARGO");
+        run::checked(
+            Command::new(cargo)
+                .args(["build", "--release", "-p", "helios-mover"])
+                .current_dir(workspace::root()),
+        );
+        let metadata = workspace::metadata();
+        let target = metadata["target_directory"]
+            .as_str()
+            .expect("cargo metadata names the target directory");
+        Path::new(target).join("release/helios-mover")
+    })
+}
+
+/// A command that runs the tool with `home` as its home and nothing else of the environment but PATH.
+pub fn command(home: &Path) -> Command {
+    isolated(Command::new(binary()), home)
+}
+
+/// `command` with `home` as its home and nothing else of the environment but PATH.
+pub fn isolated(mut command: Command, home: &Path) -> Command {
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", home)
+        .env("LC_ALL", "C.UTF-8")
+        .current_dir(home);
+    command
+}
+
+/// What a run of the tool printed and how it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The command line, for messages.
+    pub shown: String,
+    /// Exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Runs `command` to its end.
+    pub fn of(command: &mut Command) -> Self {
+        let output = run::output(command);
+        Outcome::new(format!("{command:?}"), &output)
+    }
+
+    /// From the output of a process that ended.
+    pub fn new(shown: String, output: &Output) -> Self {
+        Outcome {
+            shown,
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Fails the test unless the tool ended with `code`.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "exit code\n{self}");
+        self
+    }
+
+    /// The single JSON document that a query printed.
+    #[track_caller]
+    pub fn document(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("not one JSON document: {error}\n{self}"))
+    }
+
+    /// All JSON lines of a job.
+    #[track_caller]
+    pub fn lines(&self) -> Vec<Value> {
+        let parse = |line: &str| -> Value {
+            let value: Value = serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("not JSON: {error}\n{self}"));
+            assert!(
+                matches!(
+                    value["message_type"].as_str(),
+                    Some("status" | "warning" | "summary" | "error")
+                ),
+                "unknown message type in {line}\n{self}"
+            );
+            value
+        };
+        self.stdout.lines().map(parse).collect()
+    }
+
+    /// The summary of a job that succeeded.
+    #[track_caller]
+    pub fn summary(&self) -> Value {
+        assert_eq!(self.code, Some(exit::OK), "exit code\n{self}");
+        self.last("summary")
+    }
+
+    /// The error document of a job that failed; its exit code must be that of the process.
+    #[track_caller]
+    pub fn error(&self) -> Value {
+        let error = self.last("error");
+        assert_eq!(
+            error["exit_code"].as_i64(),
+            self.code.map(i64::from),
+            "exit code in the document\n{self}"
+        );
+        assert!(
+            error["kind"].is_string() && error["message"].is_string(),
+            "incomplete error document\n{self}"
+        );
+        error
+    }
+
+    #[track_caller]
+    fn last(&self, message_type: &str) -> Value {
+        let last = self
+            .lines()
+            .pop()
+            .unwrap_or_else(|| panic!("printed nothing\n{self}"));
+        assert_eq!(
+            last["message_type"].as_str(),
+            Some(message_type),
+            "last line\n{self}"
+        );
+        last
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tail = |text: &str| -> String {
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(30)..].join("\n")
+        };
+        write!(
+            f,
+            "{}\nexit code {:?}\n--- stdout\n{}\n--- stderr\n{}",
+            self.shown,
+            self.code,
+            tail(&self.stdout),
+            tail(&self.stderr)
+        )
+    }
+}
+
+/// How a repository is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// Not at all.
+    None,
+    /// By a passphrase.
+    Passphrase,
+    /// For an X25519 identity.
+    Identity,
+}
+
+impl Protection {
+    /// All of them.
+    pub const ALL: [Protection; 3] = [
+        Protection::None,
+        Protection::Passphrase,
+        Protection::Identity,
+    ];
+}
+
+/// A repository in a local directory, with what opens it.
+#[derive(Debug, Clone)]
+pub struct Repo {
+    /// Its directory.
+    pub dir: PathBuf,
+    home: PathBuf,
+    key_args: Vec<OsString>,
+}
+
+impl Repo {
+    /// Initialises a repository `name` in `scratch`.
+    pub fn create(scratch: &Scratch, name: &str, protection: Protection) -> Self {
+        Repo::create_at(scratch, &scratch.join(name), protection)
+    }
+
+    /// Initialises a repository in `dir`; its keys lie in `scratch`.
+    pub fn create_at(scratch: &Scratch, dir: &Path, protection: Protection) -> Self {
+        let name = dir
+            .file_name()
+            .expect("a repository has a name")
+            .to_string_lossy()
+            .into_owned();
+        let home = scratch.dir("home");
+        let mut repo = Repo {
+            dir: dir.to_path_buf(),
+            home,
+            key_args: Vec::new(),
+        };
+        let mut init: Vec<OsString> = vec!["init".into(), "--repo".into(), repo.url().into()];
+        match protection {
+            Protection::None => init.push("--no-encryption".into()),
+            Protection::Passphrase => {
+                let file = scratch.join(format!("{name}.passphrase"));
+                secret_file(&file, "correct horse battery staple\n");
+                repo.key_args = vec!["--passphrase-file".into(), file.into()];
+                init.extend_from_slice(&repo.key_args);
+            }
+            Protection::Identity => {
+                let (file, recipient) = identity(scratch, &name);
+                repo.key_args = vec!["--identity-file".into(), file.into()];
+                init.extend(["--recipient".into(), recipient.into()]);
+            }
+        }
+        Outcome::of(command(&repo.home).args(&init)).expect(exit::OK);
+        repo
+    }
+
+    /// The same repository in another place, such as a copy of its directory.
+    pub fn moved_to(&self, dir: &Path) -> Self {
+        Repo {
+            dir: dir.to_path_buf(),
+            ..self.clone()
+        }
+    }
+
+    /// The same repository opened by other means, such as a wrong key.
+    pub fn opened_with(&self, key_args: &[&OsStr]) -> Self {
+        Repo {
+            key_args: key_args.iter().map(|arg| arg.into()).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("file://{}", self.dir.display())
+    }
+
+    /// The flags that name it and open it.
+    pub fn access(&self) -> Vec<OsString> {
+        let mut out = vec!["--repo".into(), self.url().into()];
+        out.extend_from_slice(&self.key_args);
+        out
+    }
+
+    /// A command `verb` on this repository.
+    pub fn command(&self, verb: &str) -> Command {
+        let mut command = command(&self.home);
+        command.arg(verb).args(self.access());
+        command
+    }
+
+    /// `backup --json` of a directory.
+    pub fn backup(&self, source: &Path) -> Outcome {
+        Outcome::of(&mut self.backup_command(source))
+    }
+
+    /// The command that [`backup`](Self::backup) runs.
+    pub fn backup_command(&self, source: &Path) -> Command {
+        let mut command = self.command("backup");
+        command.args(["--source", &dir_url(source), "--type", "full", "--json"]);
+        command
+    }
+
+    /// `restore --json` of a backup into `target`.
+    pub fn restore(&self, set: &str, target: &Path) -> Outcome {
+        Outcome::of(&mut self.restore_command(set, target))
+    }
+
+    /// The command that [`restore`](Self::restore) runs.
+    pub fn restore_command(&self, set: &str, target: &Path) -> Command {
+        let mut command = self.command("restore");
+        command.args(["--set", set, "--json", "--to"]).arg(target);
+        command
+    }
+
+    /// `verify --level checksum --json` of everything.
+    pub fn verify(&self) -> Outcome {
+        Outcome::of(
+            self.command("verify")
+                .args(["--level", "checksum", "--json"]),
+        )
+    }
+
+    /// `list --json`.
+    pub fn list(&self) -> Outcome {
+        Outcome::of(self.command("list").arg("--json"))
+    }
+
+    /// The ids that `list` shows, oldest first.
+    #[track_caller]
+    pub fn ids(&self) -> Vec<String> {
+        let outcome = self.list().expect(exit::OK);
+        let document = outcome.document();
+        let items =
+            list_items(&document).unwrap_or_else(|| panic!("no array of backups\n{outcome}"));
+        let id = |item: &Value| {
+            item["backup_id"]
+                .as_str()
+                .expect("every backup has an id")
+                .to_string()
+        };
+        items.iter().map(id).collect()
+    }
+
+    /// Every object of the repository, as (path below its directory, bytes), sorted.
+    pub fn objects(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut out = Vec::new();
+        let mut open = vec![self.dir.clone()];
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(&dir).expect("repository is readable") {
+                let path = entry.expect("repository is readable").path();
+                if path.is_dir() {
+                    open.push(path);
+                } else {
+                    let name = path
+                        .strip_prefix(&self.dir)
+                        .expect("below the repository")
+                        .to_path_buf();
+                    out.push((name, fs::read(&path).expect("object is readable")));
+                }
+            }
+        }
+        out.sort();
+        out
+    }
+
+    /// Bytes that the repository's objects take.
+    pub fn stored_bytes(&self) -> u64 {
+        self.objects()
+            .iter()
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum()
+    }
+}
+
+/// The backups in the document that `list` prints: an array, or an object that holds it as `backups`.
+pub fn list_items(document: &Value) -> Option<&Vec<Value>> {
+    document
+        .as_array()
+        .or_else(|| document["backups"].as_array())
+}
+
+/// `dir://` URL of a directory.
+pub fn dir_url(path: &Path) -> String {
+    format!(
+        "dir://{}",
+        path.to_str().expect("test directories have UTF-8 names")
+    )
+}
+
+/// Writes a file that only its owner may read.
+pub fn secret_file(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text).expect("secret can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("mode can be set");
+}
+
+/// A new X25519 identity: its file and its recipient.
+pub fn identity(scratch: &Scratch, name: &str) -> (PathBuf, String) {
+    let identity = age::x25519::Identity::generate();
+    let file = scratch.join(format!("{name}.identity"));
+    secret_file(
+        &file,
+        &format!("{}\n", identity.to_string().expose_secret()),
+    );
+    (file, identity.to_public().to_string())
+}

@@ -1,0 +1,146 @@
+//! A PostgreSQL 15 cluster of a test's own: on a Unix socket in its scratch directory, run as user postgres.
+//!
+//! Invariants: no TCP port is opened; the server is stopped when dropped.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::run::{self, as_user};
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+const PORT: &str = "54321";
+
+/// A cluster: its data directory, its socket directory, and whether it runs.
+#[derive(Debug)]
+pub struct Postgres {
+    data: PathBuf,
+    socket: PathBuf,
+    running: bool,
+}
+
+impl Postgres {
+    /// `initdb` with data checksums into `dir`/data; the server does not run yet.
+    pub fn create(dir: &Path) -> Self {
+        let server = Postgres {
+            data: dir.join("data"),
+            socket: dir.join("socket"),
+            running: false,
+        };
+        fs::create_dir_all(&server.socket).expect("socket directory");
+        let user = |flag: &str| {
+            run::run("id", [flag, "postgres"])
+                .trim()
+                .parse::<u32>()
+                .expect("a number")
+        };
+        for dir in [dir, &server.socket] {
+            chown(dir, Some(user("-u")), Some(user("-g"))).expect("owner of the cluster");
+        }
+        let mut initdb = server.tool("initdb");
+        initdb
+            .args([
+                "-k",
+                "--no-sync",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-D",
+            ])
+            .arg(&server.data);
+        run::checked(&mut initdb);
+        server
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// A program of PostgreSQL's, run as user postgres in a directory that it may enter.
+    pub fn tool(&self, program: &str) -> Command {
+        let mut command = as_user("postgres", Path::new(BIN).join(program));
+        command
+            .current_dir("/")
+            .env("PGHOST", &self.socket)
+            .env("PGPORT", PORT);
+        command
+    }
+
+    /// Starts the server and waits until it accepts connections.
+    pub fn start(&mut self) {
+        let options = format!(
+            "-c listen_addresses='' -c unix_socket_directories='{}' -p {PORT}",
+            self.socket.display()
+        );
+        let log = self.socket.join("log");
+        let mut start = self.tool("pg_ctl");
+        // The server inherits what pg_ctl has open: only a file may be among it, or reading the output never ends.
+        start
+            .args(["start", "-w", "-s", "-t", "300", "-o", &options, "-D"])
+            .arg(&self.data)
+            .arg("-l")
+            .arg(&log);
+        let status = start
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status();
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "PostgreSQL does not start:\n{log}"
+        );
+        self.running = true;
+    }
+
+    /// Stops the server cleanly.
+    pub fn stop(&mut self) {
+        self.running = false;
+        run::checked(
+            self.tool("pg_ctl")
+                .args(["stop", "-w", "-s", "-t", "300", "-m", "fast", "-D"])
+                .arg(&self.data),
+        );
+    }
+
+    /// Runs SQL with psql; the result has one row a line.
+    pub fn query(&self, sql: &str) -> String {
+        run::checked(self.tool("psql").args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            "postgres",
+            "-c",
+            sql,
+        ]))
+    }
+
+    /// Runs a client program (pgbench, pg_amcheck) and returns its output.
+    pub fn client<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> String {
+        run::checked(self.tool(program).args(args))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.running {
+            let _ = run::output(
+                self.tool("pg_ctl")
+                    .args(["stop", "-s", "-m", "immediate", "-D"])
+                    .arg(&self.data),
+            );
+        }
+    }
+}
