@@ -107,7 +107,7 @@ fn account(id: usize, random: &mut Random) -> String {
     format!(
         "({id}, 'owner {:x}', {balance}, {rate}, {}, {note})",
         random.number(),
-        id % 3 == 0
+        id.is_multiple_of(3)
     )
 }
 
