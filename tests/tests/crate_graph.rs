@@ -29,7 +29,10 @@ const ALLOWED: [(&str, &[&str]); 12] = [
         &["mover-base", "mover-io", "mover-jobs", "mover-daemon"],
     ),
     ("mover-tests", &[]),
-    ("mover-benches", &["mover-base", "mover-io", "mover-jobs"]),
+    (
+        "mover-benches",
+        &["mover-base", "mover-io", "mover-format", "mover-jobs"],
+    ),
 ];
 
 /// Directories with Rust code.

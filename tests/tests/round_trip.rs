@@ -1,0 +1,339 @@
+//! What was backed up comes back equal in everything: every kind of protection with every shape of tree, and
+//! the promises around it (deduplication, delta restore, dry runs).
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use mover_tests::mover::{Outcome, Protection, Repo, exit};
+use mover_tests::plant::{self, MIB, SHAPES};
+use mover_tests::random::Random;
+use mover_tests::scratch::Scratch;
+use mover_tests::tree::Tree;
+use serde_json::Value;
+
+/// Seed of everything that is planted here.
+const SEED: u64 = 0x6865_6c69_6f73;
+
+fn every_shape_comes_back(protection: Protection) {
+    for (name, planter) in SHAPES {
+        let scratch = Scratch::new(name);
+        let source = scratch.dir("source");
+        planter(&source, &mut Random::new(SEED));
+        let truth = Tree::read(&source);
+
+        let repo = Repo::create(&scratch, "repo", protection);
+        let summary = repo.backup(&source).summary();
+        assert_eq!(
+            summary["bytes_source"].as_u64(),
+            Some(truth_bytes(&truth)),
+            "{name}: {summary}"
+        );
+        truth.assert_same(
+            &Tree::read(&source),
+            &format!("{name}: the source itself after the backup"),
+        );
+
+        let target = scratch.join("target");
+        repo.restore("latest", &target).summary();
+        truth.assert_same(&Tree::read(&target), &format!("{name}, {protection:?}"));
+        repo.verify().expect(exit::OK);
+    }
+}
+
+/// Sum of the sizes of the files, where the names of one file count once.
+fn truth_bytes(tree: &Tree) -> u64 {
+    let first = |path: &Vec<u8>, linked: &Option<Vec<u8>>| {
+        linked.as_ref().is_none_or(|first| first == path)
+    };
+    let kept = tree
+        .0
+        .iter()
+        .filter(|(path, node)| first(path, &node.linked));
+    Tree(
+        kept.map(|(path, node)| (path.clone(), node.clone()))
+            .collect(),
+    )
+    .bytes()
+}
+
+#[test]
+fn every_shape_comes_back_without_encryption() {
+    every_shape_comes_back(Protection::None);
+}
+
+#[test]
+fn every_shape_comes_back_with_a_passphrase() {
+    every_shape_comes_back(Protection::Passphrase);
+}
+
+#[test]
+fn every_shape_comes_back_with_an_identity() {
+    every_shape_comes_back(Protection::Identity);
+}
+
+#[test]
+fn every_engine_setting_gives_the_same_bytes() {
+    let scratch = Scratch::new("engine");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 20 << 20);
+    let truth = Tree::read(&source);
+    for (i, flags) in [
+        &["--shards", "1"][..],
+        &["--shards", "5", "--pin", "false"],
+        &["--rung", "coop-taskrun"],
+        &["--rung", "plain-ring"],
+        &["--rung", "threads"],
+        &["--no-direct"],
+        &["--rung", "threads", "--no-direct", "--shards", "3"],
+        &["--limit-read", "200MiB/s", "--limit-write", "200MiB/s"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let repo = Repo::create(&scratch, &format!("repo-{i}"), Protection::Identity);
+        let summary = Outcome::of(repo.backup_command(&source).args(flags)).summary();
+        let rungs = rungs(&summary);
+        assert!(
+            !rungs.is_empty(),
+            "the report names the rung in use: {summary}"
+        );
+        if let Some(at) = flags.iter().position(|flag| *flag == "--rung") {
+            let rung = flags[at + 1].replace('-', "_");
+            assert!(rungs.iter().all(|used| *used == rung), "{rung}: {rungs:?}");
+        }
+        let target = scratch.join(format!("target-{i}"));
+        Outcome::of(repo.restore_command("latest", &target).args(flags)).summary();
+        truth.assert_same(&Tree::read(&target), &format!("{flags:?}"));
+    }
+}
+
+fn rungs(summary: &Value) -> Vec<String> {
+    let shards = summary["engine"]["shards"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    shards
+        .iter()
+        .filter_map(|shard| shard["rung"].as_str().map(str::to_string))
+        .collect()
+}
+
+#[test]
+fn unchanged_data_is_not_stored_again() {
+    let scratch = Scratch::new("dedup");
+    let source = scratch.dir("source");
+    let mut random = Random::new(SEED);
+    for i in 0..4 {
+        plant::file(&source.join(format!("table-{i}")), &mut random, 32 << 20);
+        fs::write(source.join(format!("rows-{i}")), random.rows(20 << 20)).expect("file");
+    }
+    let truth = Tree::read(&source);
+    assert!(
+        truth.bytes() >= 200 * MIB,
+        "the promise is about 200 MiB and more"
+    );
+
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    repo.backup(&source).summary();
+    let first = repo.stored_bytes();
+    let summary = repo.backup(&source).summary();
+    let grown = repo.stored_bytes() - first;
+    assert!(
+        grown * 1000 < truth.bytes(),
+        "the second backup took {grown} bytes for {} of source",
+        truth.bytes()
+    );
+    assert_eq!(summary["bytes_new"].as_u64(), Some(0), "{summary}");
+
+    // A host that holds the same bytes under other names stores nothing again either.
+    fs::rename(source.join("table-0"), source.join("moved")).expect("rename");
+    repo.backup(&source).summary();
+    let grown = repo.stored_bytes() - first - grown;
+    assert!(
+        grown * 1000 < truth.bytes(),
+        "a renamed file took {grown} bytes"
+    );
+
+    let ids = repo.ids();
+    assert_eq!(ids.len(), 3);
+    repo.restore(&ids[1], &scratch.join("second")).summary();
+    truth.assert_same(&Tree::read(&scratch.join("second")), "second backup");
+    repo.restore(&ids[2], &scratch.join("third")).summary();
+    Tree::read(&source).assert_same(&Tree::read(&scratch.join("third")), "third backup");
+    repo.verify().expect(exit::OK);
+}
+
+/// Damages a restored tree in every way that a delta restore must put right.
+fn damage(root: &Path, random: &mut Random) {
+    let at = |name: &str| root.join(name);
+    let table = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(at("base/1/table"))
+        .expect("table");
+    let bytes = table.metadata().expect("metadata").len();
+    for _ in 0..20 {
+        let offset = random.below(bytes);
+        let mut byte = [0];
+        table.read_exact_at(&mut byte, offset).expect("byte");
+        table.write_all_at(&[byte[0] ^ 0x20], offset).expect("byte");
+    }
+    table
+        .write_all_at(&random.bytes(5000), bytes - 17)
+        .expect("extended");
+    File::options()
+        .write(true)
+        .open(at("base/1/index"))
+        .expect("index")
+        .set_len(4097)
+        .expect("truncated");
+    fs::write(at("extra"), "should go").expect("extra");
+    fs::create_dir_all(at("extra-dir/deep")).expect("extra");
+    fs::write(at("extra-dir/deep/file"), "should go").expect("extra");
+    symlink("/etc", at("extra-link")).expect("extra");
+    fs::remove_file(at("one-byte")).expect("missing");
+    fs::remove_file(at("link")).expect("link");
+    symlink("/etc/passwd", at("link")).expect("link elsewhere");
+    fs::remove_file(at("empty")).expect("empty");
+    fs::create_dir_all(at("empty/now a directory")).expect("directory instead of a file");
+    fs::set_permissions(at("base"), fs::Permissions::from_mode(0o700)).expect("mode");
+    File::options()
+        .write(true)
+        .open(at("sparse"))
+        .expect("sparse")
+        .write_all_at(b"no hole", 12_288)
+        .expect("hole filled");
+}
+
+#[test]
+fn delta_restore_repairs_any_difference_and_writes_no_more() {
+    let scratch = Scratch::new("delta");
+    let source = scratch.dir("source");
+    let mut random = Random::new(SEED);
+    plant::mixed(&source, &mut random, 24 << 20);
+    let truth = Tree::read(&source);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    repo.backup(&source).summary();
+
+    let target = scratch.join("target");
+    let delta = |target: &Path| {
+        Outcome::of(repo.restore_command("latest", target).arg("--delta")).summary()
+    };
+    delta(&target);
+    truth.assert_same(&Tree::read(&target), "delta over an absent target");
+
+    let summary = delta(&target);
+    assert_eq!(
+        summary["bytes_written"].as_u64(),
+        Some(0),
+        "over an exact target: {summary}"
+    );
+    truth.assert_same(&Tree::read(&target), "delta over an exact target");
+
+    damage(&target, &mut random);
+    let outside = fs::read("/etc/passwd").expect("a file outside");
+    let summary = delta(&target);
+    truth.assert_same(&Tree::read(&target), "delta over a damaged target");
+    let written = summary["bytes_written"].as_u64().expect("bytes_written");
+    assert!(
+        written * 2 < truth.bytes(),
+        "a delta restore wrote {written} of {} bytes",
+        truth.bytes()
+    );
+    assert_eq!(
+        fs::read("/etc/passwd").expect("a file outside"),
+        outside,
+        "nothing outside was touched"
+    );
+
+    let summary = delta(&target);
+    assert_eq!(
+        summary["bytes_written"].as_u64(),
+        Some(0),
+        "repaired for good: {summary}"
+    );
+}
+
+#[test]
+fn every_shape_survives_a_delta_restore_over_another() {
+    let scratch = Scratch::new("delta-shapes");
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    let target = scratch.join("target");
+    for (name, planter) in SHAPES {
+        let source = scratch.dir(format!("source-{name}"));
+        planter(&source, &mut Random::new(SEED));
+        repo.backup(&source).summary();
+        // The target holds the shape before this one.
+        Outcome::of(repo.restore_command("latest", &target).arg("--delta")).summary();
+        Tree::read(&source).assert_same(&Tree::read(&target), name);
+    }
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let scratch = Scratch::new("dry-run");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 2 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    repo.backup(&source).summary();
+    fs::write(source.join("new"), "not stored yet").expect("file");
+
+    let before = (Tree::read(&repo.dir), Tree::read(&source));
+    Outcome::of(repo.backup_command(&source).arg("--dry-run")).summary();
+    before
+        .0
+        .assert_same(&Tree::read(&repo.dir), "repository after a dry backup");
+
+    let target = scratch.join("target");
+    Outcome::of(repo.restore_command("latest", &target).arg("--dry-run")).summary();
+    assert!(!target.exists(), "a dry restore made its target");
+    let existing = scratch.dir("existing");
+    fs::write(existing.join("kept"), "kept").expect("file");
+    let kept = Tree::read(&existing);
+    Outcome::of(
+        repo.restore_command("latest", &existing)
+            .args(["--dry-run", "--delta"]),
+    )
+    .summary();
+    kept.assert_same(&Tree::read(&existing), "target after a dry delta restore");
+
+    before
+        .0
+        .assert_same(&Tree::read(&repo.dir), "repository after dry restores");
+    before
+        .1
+        .assert_same(&Tree::read(&source), "source after dry runs");
+}
+
+#[test]
+fn list_and_show_tell_what_was_kept() {
+    let scratch = Scratch::new("show");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    assert!(repo.ids().is_empty());
+    let made = Outcome::of(
+        repo.backup_command(&source)
+            .args(["--annotation", "ticket=4711"]),
+    )
+    .summary();
+    let id = made["backup_id"].as_str().expect("id").to_string();
+    assert_eq!(repo.ids(), [id.as_str()]);
+
+    for set in ["latest", &id] {
+        let shown = Outcome::of(repo.command("show").args(["--set", set, "--json"]))
+            .expect(exit::OK)
+            .document();
+        let metadata = if shown["metadata"].is_object() {
+            &shown["metadata"]
+        } else {
+            &shown
+        };
+        assert_eq!(metadata["backup_id"].as_str(), Some(id.as_str()), "{shown}");
+        assert_eq!(metadata["backup_type"], "full", "{shown}");
+        assert_eq!(metadata["annotations"]["ticket"], "4711", "{shown}");
+        let kept = metadata["size_info"]["original_bytes"].as_u64();
+        assert_eq!(kept, Some(truth_bytes(&Tree::read(&source))), "{shown}");
+    }
+}
