@@ -67,11 +67,9 @@ impl Attributes {
     pub(crate) fn value(&mut self, node: Node<'_>, name: &CString) -> Result<Option<Vec<u8>>> {
         let got = match node {
             Node::Open(fd) => rustix::fs::fgetxattr(fd, name, &mut self.buffer[..]),
-            Node::Named(dir, file) => rustix::fs::lgetxattr(
-                beneath::proc_path_in(dir, file),
-                name,
-                &mut self.buffer[..],
-            ),
+            Node::Named(dir, file) => {
+                rustix::fs::lgetxattr(beneath::proc_path_in(dir, file), name, &mut self.buffer[..])
+            }
         };
         match got {
             Ok(bytes) => Ok(Some(self.buffer[..bytes].to_vec())),
@@ -108,8 +106,6 @@ pub(crate) fn set(node: Node<'_>, name: &[u8], value: &[u8]) -> Result<()> {
 pub(crate) fn remove(node: Node<'_>, name: &CString) -> Result<()> {
     match node {
         Node::Open(fd) => rustix::fs::fremovexattr(fd, name),
-        Node::Named(dir, file) => {
-            rustix::fs::lremovexattr(beneath::proc_path_in(dir, file), name)
-        }
+        Node::Named(dir, file) => rustix::fs::lremovexattr(beneath::proc_path_in(dir, file), name),
     }
 }

@@ -108,9 +108,7 @@ pub(crate) fn chmod_held(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
 /// Whether the directory is where a file system (or a bind) is mounted.
 pub(crate) fn is_mount_root(dir: BorrowedFd<'_>) -> Result<bool> {
     let found = rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
-    Ok(found
-        .stx_attributes
-        .contains(StatxAttributes::MOUNT_ROOT))
+    Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Calls `each` for every name in `dir` but `.` and `..`, in the order of the file system.

@@ -42,7 +42,9 @@ impl DirSource {
         let Some(path) = url.strip_prefix(SCHEME) else {
             return Err(Error::new(Kind::Usage, "not a supported source")
                 .object(url)
-                .hint("supported sources: dir:///absolute/path (a stopped database or a snapshot)"));
+                .hint(
+                    "supported sources: dir:///absolute/path (a stopped database or a snapshot)",
+                ));
         };
         if !path.starts_with('/') || path.contains('\0') {
             return Err(
@@ -108,9 +110,8 @@ impl DirSource {
     pub fn open_file(&self, item: &Item) -> Result<OwnedFd> {
         let path = &item.entry.path;
         if !matches!(item.entry.kind, EntryKind::File { .. }) {
-            return Err(
-                Error::new(Kind::Internal, "only regular files are opened").object(display_path(path)),
-            );
+            return Err(Error::new(Kind::Internal, "only regular files are opened")
+                .object(display_path(path)));
         }
         // Without O_NONBLOCK, a pipe put in the place of the file would block the open for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
@@ -194,16 +195,22 @@ impl DirSource {
         while let Some((path, stamp)) = pending.pop() {
             let dir = self.open_dir(&path, &stamp)?;
             beneath::list(&dir, |name| {
-                self.step(&path, dir.as_fd(), name.to_bytes(), excludes, &mut |found| {
-                    let below = Stamp::of(&found.stat);
-                    let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
-                    found.is_other_file_system =
-                        is_dir && options.one_file_system && below.dev != root_stamp.dev;
-                    if is_dir && !found.is_other_file_system && found.skip_reason().is_none() {
-                        pending.push((found.path.to_vec(), below));
-                    }
-                    visit(Found { ..*found })
-                })
+                self.step(
+                    &path,
+                    dir.as_fd(),
+                    name.to_bytes(),
+                    excludes,
+                    &mut |found| {
+                        let below = Stamp::of(&found.stat);
+                        let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
+                        found.is_other_file_system =
+                            is_dir && options.one_file_system && below.dev != root_stamp.dev;
+                        if is_dir && !found.is_other_file_system && found.skip_reason().is_none() {
+                            pending.push((found.path.to_vec(), below));
+                        }
+                        visit(Found { ..*found })
+                    },
+                )
                 .map_err(Stopped::Here)
             })
             .map_err(|stopped| match stopped {
@@ -230,12 +237,18 @@ impl DirSource {
         if path.len() > PATH_BYTES_MAX {
             return Err(Error::new(Kind::Limit, "a path is too long")
                 .object(display_path(&path))
-                .hint(format!("at most {PATH_BYTES_MAX} bytes below the source; exclude it")));
+                .hint(format!(
+                    "at most {PATH_BYTES_MAX} bytes below the source; exclude it"
+                )));
         }
         if path == RESTORE_MARKER.as_bytes() {
-            return Err(Error::new(Kind::Source, "the source is an unfinished restore")
-                .object(self.path.display().to_string())
-                .hint("finish the restore (run it again with --delta) or choose another source"));
+            return Err(
+                Error::new(Kind::Source, "the source is an unfinished restore")
+                    .object(self.path.display().to_string())
+                    .hint(
+                        "finish the restore (run it again with --delta) or choose another source",
+                    ),
+            );
         }
         let stat = beneath::stat(dir, name)
             .map_err(|error| source_error("a name cannot be examined", &path, error))?;
@@ -315,12 +328,13 @@ impl Found<'_> {
             },
             FileType::Fifo => EntryKind::Fifo,
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(self.dir, self.name, Vec::new()).map_err(
-                    |error| match error {
-                        Errno::INVAL => changed("it was replaced", self.path),
-                        _ => source_error("a symbolic link cannot be read", self.path, error),
-                    },
-                )?;
+                let target =
+                    rustix::fs::readlinkat(self.dir, self.name, Vec::new()).map_err(|error| {
+                        match error {
+                            Errno::INVAL => changed("it was replaced", self.path),
+                            _ => source_error("a symbolic link cannot be read", self.path, error),
+                        }
+                    })?;
                 EntryKind::Symlink {
                     target: target.into_bytes(),
                 }

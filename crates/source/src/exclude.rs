@@ -76,7 +76,14 @@ mod tests {
         for out in [&b"LOCK"[..], b"log", b"tmp/a", b"a.swp", b"x/y/a.swp"] {
             assert!(some.matches(out));
         }
-        for kept in [&b"x/LOCK"[..], b"tmp", b"tmp/a/b", b"swp", b"logs", b"x/log"] {
+        for kept in [
+            &b"x/LOCK"[..],
+            b"tmp",
+            b"tmp/a/b",
+            b"swp",
+            b"logs",
+            b"x/log",
+        ] {
             assert!(!some.matches(kept));
         }
         assert!(!excludes(&[]).matches(b"LOCK"));

@@ -10,7 +10,8 @@ use mover_base::{Error, Kind};
 use rustix::io::Errno;
 
 /// What to do when a source changes under the job.
-pub(crate) const CHANGED_HINT: &str = "stop the database, read a snapshot of it (LVM, btrfs, zfs), or use an online source";
+pub(crate) const CHANGED_HINT: &str =
+    "stop the database, read a snapshot of it (LVM, btrfs, zfs), or use an online source";
 
 /// The error for a failed system call on the source. `what` is one clause, `path` relative to the source.
 pub fn source_error(what: &str, path: &[u8], cause: impl Into<io::Error>) -> Error {

@@ -12,19 +12,20 @@ mod dir;
 mod exclude;
 mod failure;
 mod holes;
-//mod plan;
-//mod remove;
+mod metadata;
+mod plan;
+mod remove;
 mod scan;
-//mod target;
+mod target;
 
 pub use dir::DirSource;
 pub use failure::{source_error, target_error};
 pub use holes::{DataRanges, RANGES_MAX, data_ranges};
-//pub use plan::{TargetMode, TargetPlan};
+pub use plan::{TargetMode, TargetPlan};
 pub use scan::{
     Item, ScanOptions, SkipReason, Skipped, Stamp, TREE_BYTES_MAX_DEFAULT, Totals, Tree,
 };
-//pub use target::{DirTarget, Finished, WARNINGS_MAX};
+pub use target::{DirTarget, Finished, WARNINGS_MAX};
 
 /// Marks a directory whose restore is not finished; its presence at the top of a tree makes a backup of
 /// that tree fail and a restore into it ask for delta mode.

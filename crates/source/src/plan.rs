@@ -1,1 +1,255 @@
 //! Where a restore goes and whether it can go there, found out without changing anything.
+//!
+//! Invariants: a fresh restore never touches a directory that holds something; a restore that was
+//! interrupted is recognised. The path that the operator gave may contain symbolic links; it is resolved here,
+//! once.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use mover_base::units::format_bytes;
+use mover_base::{Error, Kind, Result};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
+
+use crate::failure::target_error;
+use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
+
+/// At most so many staging directories of earlier restores are named.
+const LEFTOVERS_MAX: usize = 16;
+
+/// How a target is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetMode {
+    /// Into a new or empty directory; nothing shows before it is complete.
+    Fresh,
+    /// Over what is there, writing only what differs.
+    Delta,
+}
+
+/// Where the files are put until the restore is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Staging {
+    /// In a hidden directory beside the target, which then is renamed.
+    Beside { parent: PathBuf, name: OsString },
+    /// In a hidden directory inside the target, which cannot be replaced by a rename.
+    Inside,
+    /// Nowhere else.
+    InPlace,
+}
+
+/// A target that was checked and not yet changed.
+#[derive(Debug, Clone)]
+pub struct TargetPlan {
+    pub(crate) path: PathBuf,
+    pub(crate) mode: TargetMode,
+    pub(crate) staging: Staging,
+    leftovers: Vec<PathBuf>,
+}
+
+impl TargetPlan {
+    pub(crate) fn new(path: &Path, mode: TargetMode) -> Result<TargetPlan> {
+        let (path, exists) = resolve(path)?;
+        let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+            return Err(refused("the root directory cannot be a target", &path)
+                .hint("name a directory below it"));
+        };
+        let staging = match (mode, exists) {
+            (TargetMode::Delta, false) => {
+                return Err(refused("there is nothing to restore over", &path)
+                    .hint("restore without --delta, or name the directory to update"));
+            }
+            (TargetMode::Delta, true) => {
+                check_dir(&path)?;
+                check_writable(&path)?;
+                Staging::InPlace
+            }
+            (TargetMode::Fresh, false) => {
+                check_writable(parent)?;
+                beside(parent, name)
+            }
+            (TargetMode::Fresh, true) => fresh_over(&path, parent, name)?,
+        };
+        let leftovers = match &staging {
+            Staging::Beside { parent, name } => leftovers(parent, name),
+            _ => Vec::new(),
+        };
+        Ok(TargetPlan {
+            path,
+            mode,
+            staging,
+            leftovers,
+        })
+    }
+
+    /// The directory that will hold the restored tree, absolute and without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How it will be written.
+    pub fn mode(&self) -> TargetMode {
+        self.mode
+    }
+
+    /// Staging directories of earlier restores to this path that did not finish (or still run), at most 16;
+    /// nothing uses them again.
+    pub fn leftovers(&self) -> &[PathBuf] {
+        &self.leftovers
+    }
+
+    /// What the target file system can still take, in bytes, without what is reserved for root.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let dir = match &self.staging {
+            Staging::Beside { parent, .. } => parent,
+            Staging::Inside | Staging::InPlace => &self.path,
+        };
+        let found = rustix::fs::statvfs(dir).map_err(|error| {
+            target_error("the free space of the target is unknown", bytes(dir), error)
+        })?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// Checks that `bytes_needed` more bytes fit. Others may take the space before the restore does, so that
+    /// this finds a mistake early and promises nothing.
+    pub fn check_space(&self, bytes_needed: u64) -> Result<()> {
+        let free = self.free_bytes()?;
+        if bytes_needed <= free {
+            return Ok(());
+        }
+        let (needed, free) = (format_bytes(bytes_needed), format_bytes(free));
+        Err(refused(
+            &format!("the target file system is full: needs {needed}, has {free}"),
+            &self.path,
+        )
+        .hint("free space on it or restore to another file system"))
+    }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+fn beside(parent: &Path, name: &OsStr) -> Staging {
+    Staging::Beside {
+        parent: parent.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn refused(what: &str, path: &Path) -> Error {
+    Error::new(Kind::Target, what).object(path.display().to_string())
+}
+
+/// The absolute path without symbolic links, and whether something is there.
+fn resolve(path: &Path) -> Result<(PathBuf, bool)> {
+    let failed = |error| target_error("the target cannot be examined", bytes(path), error);
+    match path.canonicalize() {
+        Ok(found) => return Ok((found, true)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    if path.symlink_metadata().is_ok() {
+        return Err(refused("the target is a symbolic link to nothing", path)
+            .hint("create the directory that it points to, or remove it"));
+    }
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    let Some((parent, name)) = absolute.parent().zip(absolute.file_name()) else {
+        return Err(refused("the target has no name", path).hint("name the directory itself"));
+    };
+    match parent.canonicalize() {
+        Ok(parent) => Ok((parent.join(name), false)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(refused("the parent of the target does not exist", path)
+                .hint("create it with the owner and mode it should have")
+                .cause(error))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn check_dir(path: &Path) -> Result<()> {
+    let found = path
+        .symlink_metadata()
+        .map_err(|error| target_error("the target cannot be examined", bytes(path), error))?;
+    if found.is_dir() {
+        return Ok(());
+    }
+    Err(refused("the target is not a directory", path).hint("name a directory, or a new name"))
+}
+
+fn check_writable(path: &Path) -> Result<()> {
+    rustix::fs::accessat(
+        CWD,
+        path,
+        Access::WRITE_OK | Access::EXEC_OK,
+        AtFlags::EACCESS,
+    )
+    .map_err(|error| target_error("the target cannot be written", bytes(path), error))
+}
+
+/// How to restore into a directory that is there, if it is empty.
+fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
+    check_dir(path)?;
+    let failed = |error| target_error("the target cannot be examined", bytes(path), error);
+    let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+    let is_mount_root = beneath::is_mount_root(dir.as_fd()).map_err(|e| failed(e.into()))?;
+    let mut marked = false;
+    let mut others = 0_u64;
+    beneath::list(&dir, |found| {
+        let found = found.to_bytes();
+        // A new ext4 file system has this directory and is empty to everyone.
+        if !(is_mount_root && found == b"lost+found") {
+            others += 1;
+        }
+        marked |=
+            found == RESTORE_MARKER.as_bytes() || found.starts_with(PARTIAL_PREFIX.as_bytes());
+        Ok::<(), rustix::io::Errno>(())
+    })
+    .map_err(|e| failed(e.into()))?;
+    if marked {
+        return Err(
+            refused("an earlier restore to the target was interrupted", path)
+                .hint("run the restore again with --delta: it keeps what is right already"),
+        );
+    }
+    if others > 0 {
+        return Err(refused("the target is not empty", path)
+            .hint("choose another directory, or --delta to restore over this one"));
+    }
+    // Devices differ without a mount between btrfs subvolumes, which no rename replaces either.
+    let dev = |path: &Path| path.metadata().map(|found| found.dev());
+    let same_dev = dev(path).map_err(failed)? == dev(parent).map_err(failed)?;
+    if !is_mount_root && same_dev && check_writable(parent).is_ok() {
+        return Ok(beside(parent, name));
+    }
+    check_writable(path)?;
+    Ok(Staging::Inside)
+}
+
+/// What the name of a staging directory beside `name` begins with.
+pub(crate) fn beside_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    // The random part must fit into the 255 bytes of a name; a cut one is still told apart by it.
+    let name = name.as_bytes();
+    prefix.push(OsStr::from_bytes(&name[..name.len().min(200)]));
+    prefix.push(PARTIAL_PREFIX);
+    prefix
+}
+
+fn leftovers(parent: &Path, name: &OsStr) -> Vec<PathBuf> {
+    let prefix = beside_prefix(name);
+    let Ok(listed) = parent.read_dir() else {
+        return Vec::new();
+    };
+    listed
+        .flatten()
+        .map(|found| found.file_name())
+        .filter(|found| found.as_bytes().starts_with(prefix.as_bytes()))
+        .map(|found| parent.join(found))
+        .take(LEFTOVERS_MAX)
+        .collect()
+}

@@ -1,0 +1,125 @@
+//! Removing what is in a target and not in the backup.
+//!
+//! Invariants: symbolic links are removed and never followed; what is mounted inside is never emptied; the
+//! depth is bounded by the length of a path and not by the stack.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use mover_base::tree::{PATH_BYTES_MAX, display_path};
+use mover_base::{Error, Kind, Result};
+use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::beneath;
+use crate::failure::target_error;
+
+/// Removes `name` in `parent` with everything below it; `path` is for messages. Returns how many names.
+///
+/// Errors: `Target` if something else is mounted below it, or new names keep appearing.
+pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<u64> {
+    let failed = |error: Errno| target_error("a name cannot be removed", path, error);
+    let stat = beneath::stat(parent, name).map_err(failed)?;
+    if beneath::file_type(&stat) != FileType::Directory {
+        rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(failed)?;
+        return Ok(1);
+    }
+    // Relative paths of directories; a directory comes up a second time when it has been emptied.
+    let mut pending = vec![(name.to_vec(), false)];
+    let mut removed = 0;
+    while let Some((dir, emptied)) = pending.pop() {
+        if emptied {
+            let place = beneath::place(parent, &dir).map_err(failed)?;
+            rustix::fs::unlinkat(&place.parent, place.name, AtFlags::REMOVEDIR).map_err(failed)?;
+            removed += 1;
+            continue;
+        }
+        let subdirs = empty_dir(parent, &dir, &mut removed)
+            .map_err(|error| error.object(display_path(path)))?;
+        pending.push((dir, true));
+        pending.extend(subdirs.into_iter().map(|subdir| (subdir, false)));
+    }
+    Ok(removed)
+}
+
+/// Removes everything but directories from `dir` beneath `base`, and returns the paths of those.
+fn empty_dir(base: BorrowedFd<'_>, dir: &[u8], removed: &mut u64) -> Result<Vec<Vec<u8>>> {
+    let failed = |error: Errno| target_error("a directory cannot be emptied", dir, error);
+    if dir.len() > PATH_BYTES_MAX {
+        return Err(Error::new(Kind::Target, "a path in the target is too long")
+            .object(display_path(dir))
+            .hint("remove it by hand"));
+    }
+    let here = open_listed(base, dir)?;
+    let mut subdirs = Vec::new();
+    beneath::list(&here, |name| {
+        match rustix::fs::unlinkat(&here, name, AtFlags::empty()) {
+            Ok(()) => *removed += 1,
+            // Which of the two it is for a directory depends on the file system.
+            Err(error @ (Errno::ISDIR | Errno::PERM)) => {
+                let stat = beneath::stat(here.as_fd(), name.to_bytes())?;
+                if beneath::file_type(&stat) != FileType::Directory {
+                    return Err(error);
+                }
+                subdirs.push(beneath::join(dir, name.to_bytes()));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    })
+    .map_err(failed)?;
+    Ok(subdirs)
+}
+
+/// Opens a directory that will be emptied, unless another file system is mounted there.
+fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<std::os::fd::OwnedFd> {
+    let resolve = beneath::RESOLVE | ResolveFlags::NO_XDEV;
+    let open = |flags| beneath::open_with(base, dir, flags, resolve);
+    let opened = open(beneath::DIR_FLAGS).or_else(|error| {
+        if error != Errno::ACCESS {
+            return Err(error);
+        }
+        let held = open(OFlags::PATH | OFlags::DIRECTORY)?;
+        beneath::chmod_held(held.as_fd(), 0o700)?;
+        open(beneath::DIR_FLAGS)
+    });
+    opened.map_err(|error| match error {
+        Errno::XDEV => Error::new(Kind::Target, "a file system is mounted in the way")
+            .object(display_path(dir))
+            .hint("unmount it: what is not in the backup would have to be removed")
+            .cause(error),
+        _ => target_error("a directory cannot be emptied", dir, error),
+    })
+}
+
+/// Removes every name beneath `root` for which `keep` (given the relative path) is false, with everything
+/// below it. Returns how many names.
+pub(crate) fn remove_extra(root: BorrowedFd<'_>, keep: &dyn Fn(&[u8]) -> bool) -> Result<u64> {
+    let mut pending = vec![Vec::new()];
+    let mut removed = 0;
+    while let Some(dir) = pending.pop() {
+        let failed = |error: Errno| target_error("a directory cannot be listed", &dir, error);
+        let here = beneath::open(root, &dir, beneath::DIR_FLAGS).map_err(failed)?;
+        let mut extra_dirs = Vec::new();
+        beneath::list(&here, |name| {
+            let name = name.to_bytes();
+            let path = beneath::join(&dir, name);
+            let stat = beneath::stat(here.as_fd(), name)?;
+            let is_dir = beneath::file_type(&stat) == FileType::Directory;
+            match (keep(&path), is_dir) {
+                (true, true) => pending.push(path),
+                (true, false) => {}
+                (false, true) => extra_dirs.push(name.to_vec()),
+                (false, false) => {
+                    rustix::fs::unlinkat(&here, name, AtFlags::empty())?;
+                    removed += 1;
+                }
+            }
+            Ok(())
+        })
+        .map_err(failed)?;
+        for name in extra_dirs {
+            removed += remove_tree(here.as_fd(), &name, &beneath::join(&dir, &name))?;
+        }
+    }
+    Ok(removed)
+}

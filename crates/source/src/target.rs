@@ -1,0 +1,605 @@
+//! A directory tree that a restore writes.
+//!
+//! Invariants: whatever an entry says and whatever somebody plants in the target meanwhile, nothing outside
+//! of it is created, changed or removed: names are resolved beneath its descriptor without following
+//! symbolic links. A fresh target appears complete or not at all; where that needs more than one rename, and
+//! in delta mode, [`RESTORE_MARKER`] is in it, on the disk, from before the first change until after the
+//! last. Everything is writable by its owner alone until its metadata is applied. File contents are
+//! written and synced by the caller, before metadata; this makes names and metadata durable.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mover_base::tree::{Entry, EntryKind, display_path, is_safe_path};
+use mover_base::{Error, Kind, Result};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
+use crate::failure::target_error;
+use crate::metadata::{self, Warnings};
+use crate::plan::{Staging, beside_prefix};
+use crate::remove::{remove_extra, remove_tree};
+use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
+
+pub use crate::metadata::WARNINGS_MAX;
+
+/// Longest target of a symbolic link that Linux takes, in bytes.
+const SYMLINK_BYTES_MAX: usize = 4095;
+
+/// A restore target that is being written. It may be used from several threads.
+#[derive(Debug)]
+pub struct DirTarget {
+    path: PathBuf,
+    mode: TargetMode,
+    /// Where entries are made.
+    root: OwnedFd,
+    place: Place,
+    /// Directories whose metadata is applied when nothing is written below them any more.
+    dirs: Mutex<Vec<Entry>>,
+    warnings: Mutex<Warnings>,
+    /// Whether dropping removes the staging directory.
+    is_staged: bool,
+}
+
+#[derive(Debug)]
+enum Place {
+    Beside {
+        parent: OwnedFd,
+        staging: OsString,
+        name: OsString,
+    },
+    Inside {
+        target: OwnedFd,
+        staging: OsString,
+    },
+    /// The marker is held open and locked.
+    InPlace {
+        _marker: OwnedFd,
+    },
+}
+
+/// What is to be told about a finished restore.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Finished {
+    /// Metadata that could not be put back (no permission, no support), at most [`WARNINGS_MAX`].
+    pub warnings: Vec<String>,
+    /// How many more such warnings there were.
+    pub warnings_more: u64,
+}
+
+impl DirTarget {
+    /// Checks whether `path` can be restored to, without changing anything.
+    ///
+    /// Errors (`Target`): fresh: it holds something, or its parent is missing or not writable; delta: it is
+    /// no directory.
+    pub fn plan(path: &Path, mode: TargetMode) -> Result<TargetPlan> {
+        TargetPlan::new(path, mode)
+    }
+
+    /// Makes the staging directory, or in delta mode the marker.
+    pub fn begin(plan: TargetPlan) -> Result<DirTarget> {
+        let path = plan.path;
+        let shown = path.as_os_str().as_bytes().to_vec();
+        let failed = |error: Errno| target_error("the restore cannot begin", &shown, error);
+        let open_dir = |path: &Path| {
+            rustix::fs::open(path, beneath::DIR_FLAGS | OFlags::CLOEXEC, Mode::empty())
+                .map_err(failed)
+        };
+        let (root, place) = match plan.staging {
+            Staging::Beside { parent, name } => {
+                let parent = open_dir(&parent)?;
+                let (staging, root) =
+                    make_staging(parent.as_fd(), &beside_prefix(&name)).map_err(failed)?;
+                let place = Place::Beside {
+                    parent,
+                    staging,
+                    name,
+                };
+                (root, place)
+            }
+            Staging::Inside => {
+                let target = open_dir(&path)?;
+                let (staging, root) = make_staging(target.as_fd(), &OsString::from(PARTIAL_PREFIX))
+                    .map_err(failed)?;
+                (root, Place::Inside { target, staging })
+            }
+            Staging::InPlace => {
+                let root = open_dir(&path)?;
+                let marker = mark(root.as_fd())?;
+                (root, Place::InPlace { _marker: marker })
+            }
+        };
+        Ok(DirTarget {
+            path,
+            mode: plan.mode,
+            root,
+            is_staged: !matches!(place, Place::InPlace { .. }),
+            place,
+            dirs: Mutex::new(Vec::new()),
+            warnings: Mutex::new(Warnings::default()),
+        })
+    }
+
+    /// The directory that will hold the tree.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a directory with a temporary mode; delta: keeps one that is there, replaces anything else. The
+    /// root is there already.
+    pub fn make_dir(&self, entry: &Entry) -> Result<()> {
+        self.check(entry, "directory", matches!(entry.kind, EntryKind::Dir))?;
+        let failed = self.failed("a directory cannot be made", entry);
+        if entry.path.is_empty() {
+            let root = rustix::fs::fstat(&self.root).map_err(&failed)?;
+            if root.st_mode & 0o700 != 0o700 {
+                rustix::fs::fchmod(&self.root, Mode::RWXU).map_err(&failed)?;
+            }
+            return Ok(());
+        }
+        let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
+        if self.mode == TargetMode::Delta
+            && self.clear_unless(&place, entry, |found| found == FileType::Directory)?
+        {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let held = beneath::open(place.parent.as_fd(), place.name, flags).map_err(&failed)?;
+            // Names below it must be reachable even where the mode to come forbids it.
+            return beneath::chmod_held(held.as_fd(), 0o700).map_err(failed);
+        }
+        rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU).map_err(failed)
+    }
+
+    /// Makes a regular file that only its owner may touch and opens it for reading and writing.
+    ///
+    /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has other
+    /// names (they may be outside the target), in which case it is replaced, like anything that is no
+    /// regular file. Setting the length is up to the caller.
+    pub fn make_file(&self, entry: &Entry) -> Result<OwnedFd> {
+        self.check(entry, "file", matches!(entry.kind, EntryKind::File { .. }))?;
+        let failed = self.failed("a file cannot be made", entry);
+        let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
+        let parent = place.parent.as_fd();
+        if self.mode == TargetMode::Delta {
+            if let Some(fd) = adopt(&place).map_err(&failed)? {
+                return Ok(fd);
+            }
+            self.clear_unless(&place, entry, |_| false)?;
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        beneath::open(parent, place.name, flags).map_err(failed)
+    }
+
+    /// Opens a file that was made before for reading and writing; none if there is no regular file.
+    pub fn open_existing(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        let failed = |error: Errno| target_error("a file cannot be opened", path, error);
+        check_path(path)?;
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let place = match beneath::place(self.root.as_fd(), path) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match beneath::stat(place.parent.as_fd(), place.name) {
+            Ok(stat) if beneath::file_type(&stat) == FileType::RegularFile => {}
+            Ok(_) | Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        }
+        let flags = OFlags::RDWR;
+        let fd = beneath::open(place.parent.as_fd(), place.name, flags).map_err(failed)?;
+        Ok(Some(fd))
+    }
+
+    /// Makes a symbolic link; its target is not looked at.
+    pub fn make_symlink(&self, entry: &Entry) -> Result<()> {
+        let EntryKind::Symlink { target } = &entry.kind else {
+            return Err(wrong_kind(entry, "symbolic link"));
+        };
+        self.check(entry, "symbolic link", true)?;
+        if target.is_empty() || target.len() > SYMLINK_BYTES_MAX || target.contains(&0) {
+            return Err(unusable("a symbolic link has an impossible target", entry));
+        }
+        let failed = self.failed("a symbolic link cannot be made", entry);
+        let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
+        self.clear(&place, entry)?;
+        rustix::fs::symlinkat(target.as_slice(), &place.parent, place.name).map_err(failed)
+    }
+
+    /// Makes another name of a file that was made before.
+    pub fn make_hardlink(&self, entry: &Entry) -> Result<()> {
+        let EntryKind::Hardlink { first } = &entry.kind else {
+            return Err(wrong_kind(entry, "hard link"));
+        };
+        self.check(entry, "hard link", true)?;
+        check_path(first)?;
+        let failed = self.failed("a hard link cannot be made", entry);
+        if first.is_empty() || *first >= entry.path {
+            return Err(unusable("a hard link does not follow its file", entry));
+        }
+        let from = beneath::place(self.root.as_fd(), first).map_err(&failed)?;
+        let stat = beneath::stat(from.parent.as_fd(), from.name).map_err(&failed)?;
+        if beneath::file_type(&stat) != FileType::RegularFile {
+            return Err(unusable(
+                "a hard link names something that is no file",
+                entry,
+            ));
+        }
+        let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
+        self.clear(&place, entry)?;
+        let flags = AtFlags::empty();
+        rustix::fs::linkat(&from.parent, from.name, &place.parent, place.name, flags)
+            .map_err(failed)
+    }
+
+    /// Makes a named pipe.
+    pub fn make_fifo(&self, entry: &Entry) -> Result<()> {
+        self.check(entry, "named pipe", matches!(entry.kind, EntryKind::Fifo))?;
+        let failed = self.failed("a named pipe cannot be made", entry);
+        let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
+        self.clear(&place, entry)?;
+        rustix::fs::mkfifoat(&place.parent, place.name, Mode::RUSR | Mode::WUSR).map_err(failed)
+    }
+
+    /// Delta: removes every name for which `keep` (given the relative path) is false, with everything below
+    /// it, and returns how many names went. The marker stays. To be called before files are written, so
+    /// that their space is free.
+    pub fn remove_extra(&self, keep: &dyn Fn(&[u8]) -> bool) -> Result<u64> {
+        if self.mode == TargetMode::Fresh {
+            return Ok(0);
+        }
+        let is_mount_root = beneath::is_mount_root(self.root.as_fd()).unwrap_or(false);
+        remove_extra(self.root.as_fd(), &|path| {
+            path == RESTORE_MARKER.as_bytes()
+                || (is_mount_root && path == b"lost+found")
+                || keep(path)
+        })
+    }
+
+    /// Puts back owner, extended attributes, mode and modification time, in this order: a change of owner
+    /// clears setuid bits and file capabilities, and an ACL changes the mode. To be called once per entry
+    /// after its content is written and before the file is synced; `fd` is the file, if it is still open.
+    ///
+    /// Directories are remembered and done by [`DirTarget::finish`], hard links share what their first name
+    /// has. What this user may not or this file system cannot do becomes a warning.
+    pub fn apply_metadata(&self, entry: &Entry, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.check(entry, "", true)?;
+        check_attributes(entry)?;
+        let failed = self.failed("metadata cannot be put back", entry);
+        match &entry.kind {
+            EntryKind::Hardlink { .. } => Ok(()),
+            EntryKind::Dir => {
+                lock(&self.dirs).push(entry.clone());
+                Ok(())
+            }
+            EntryKind::File { .. } => {
+                let opened;
+                let fd = match fd {
+                    Some(fd) => fd,
+                    None => {
+                        opened = self.open_existing(&entry.path)?;
+                        opened
+                            .as_ref()
+                            .map(AsFd::as_fd)
+                            .ok_or_else(|| failed(Errno::NOENT))?
+                    }
+                };
+                metadata::apply(Node::Open(fd), entry, &self.warnings)
+            }
+            EntryKind::Symlink { .. } | EntryKind::Fifo => {
+                let place = beneath::place(self.root.as_fd(), &entry.path).map_err(failed)?;
+                let node = Node::Named(place.parent.as_fd(), place.name);
+                metadata::apply(node, entry, &self.warnings)
+            }
+        }
+    }
+
+    /// What could not be put back so far, without directories.
+    pub fn warnings(&self) -> Vec<String> {
+        lock(&self.warnings).list.clone()
+    }
+
+    /// Makes all names and metadata durable without finishing.
+    pub fn sync_dirs(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.root)
+            .map_err(|error| target_error("the target cannot be synced", b"", error))
+    }
+
+    /// Applies the metadata of directories, makes everything durable and puts it into place. On return the
+    /// restore survives a power cut.
+    ///
+    /// Errors: if the last rename fails, the staging directory is kept and named, as it is complete.
+    pub fn finish(mut self) -> Result<Finished> {
+        let mut dirs = std::mem::take(&mut *lock(&self.dirs));
+        // Children before parents: a parent's mode may forbid to reach them.
+        dirs.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+        match &self.place {
+            Place::Beside { .. } => self.finish_beside(&dirs)?,
+            Place::Inside { .. } => self.finish_inside(&dirs)?,
+            Place::InPlace { .. } => self.finish_marked(self.root.as_fd(), &dirs)?,
+        }
+        self.is_staged = false;
+        let warnings = std::mem::take(&mut *lock(&self.warnings));
+        Ok(Finished {
+            warnings: warnings.list,
+            warnings_more: warnings.more,
+        })
+    }
+
+    fn finish_beside(&mut self, dirs: &[Entry]) -> Result<()> {
+        self.apply_dirs(self.root.as_fd(), dirs)?;
+        self.sync_dirs()?;
+        let Place::Beside {
+            parent,
+            staging,
+            name,
+        } = &self.place
+        else {
+            return Ok(());
+        };
+        let renamed = rustix::fs::renameat(parent, staging, parent, name);
+        let result = renamed.map_err(|error| {
+            let what = match error {
+                Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR => {
+                    "the target came to hold something during the restore"
+                }
+                _ => "the restored tree cannot be put into place",
+            };
+            let kept = self.path.with_file_name(staging);
+            target_error(what, self.shown(), error).hint(format!(
+                "the restored tree is complete in {}: move it by hand",
+                kept.display()
+            ))
+        });
+        // After hours of work a complete tree is not thrown away for want of a name.
+        let synced = result.and_then(|()| {
+            rustix::fs::fsync(parent)
+                .map_err(|error| target_error("the target cannot be synced", self.shown(), error))
+        });
+        self.is_staged = false;
+        synced
+    }
+
+    fn finish_inside(&mut self, dirs: &[Entry]) -> Result<()> {
+        self.sync_dirs()?;
+        let Place::Inside { target, staging } = &self.place else {
+            return Ok(());
+        };
+        let _marker = mark(target.as_fd())?;
+        // From here on the target holds parts of the tree; the marker tells so.
+        self.is_staged = false;
+        let failed = |error: Errno| {
+            target_error(
+                "the restored tree cannot be put into place",
+                self.shown(),
+                error,
+            )
+        };
+        let from = beneath::open(target.as_fd(), staging.as_bytes(), beneath::DIR_FLAGS)
+            .map_err(failed)?;
+        let mut names = Vec::new();
+        beneath::list(&from, |name| {
+            names.push(name.to_owned());
+            Ok::<(), Errno>(())
+        })
+        .map_err(failed)?;
+        for name in &names {
+            rustix::fs::renameat(&from, name, target, name).map_err(failed)?;
+        }
+        rustix::fs::unlinkat(target, staging, AtFlags::REMOVEDIR).map_err(failed)?;
+        self.finish_marked(target.as_fd(), dirs)
+    }
+
+    /// Finishes a tree that holds the marker.
+    fn finish_marked(&self, root: BorrowedFd<'_>, dirs: &[Entry]) -> Result<()> {
+        let (root_entry, below) = match dirs.split_last() {
+            Some((last, below)) if last.path.is_empty() => (Some(last), below),
+            _ => (None, dirs),
+        };
+        self.apply_dirs(root, below)?;
+        let failed = |error: Errno| target_error("the target cannot be synced", b"", error);
+        rustix::fs::syncfs(root).map_err(failed)?;
+        // Before the root's own metadata: its mode may forbid this, and its time would change.
+        rustix::fs::unlinkat(root, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
+        self.apply_dirs(root, root_entry.map_or(&[], std::slice::from_ref))?;
+        rustix::fs::fsync(root).map_err(failed)
+    }
+
+    /// Applies the metadata of `dirs` (children first) beneath `root` and syncs each.
+    fn apply_dirs(&self, root: BorrowedFd<'_>, dirs: &[Entry]) -> Result<()> {
+        for entry in dirs {
+            let failed = self.failed("metadata of a directory cannot be put back", entry);
+            let dir = beneath::open(root, &entry.path, beneath::DIR_FLAGS).map_err(&failed)?;
+            metadata::apply(Node::Open(dir.as_fd()), entry, &self.warnings)?;
+            rustix::fs::fsync(&dir).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up: removes the staging directory; in delta mode the marker stays.
+    pub fn abandon(mut self) -> Result<()> {
+        self.remove_staging()
+    }
+
+    fn remove_staging(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.is_staged) {
+            return Ok(());
+        }
+        let (parent, staging) = match &self.place {
+            Place::Beside {
+                parent, staging, ..
+            } => (parent, staging),
+            Place::Inside { target, staging } => (target, staging),
+            Place::InPlace { .. } => return Ok(()),
+        };
+        remove_tree(parent.as_fd(), staging.as_bytes(), staging.as_bytes()).map(drop)
+    }
+
+    fn shown(&self) -> &[u8] {
+        self.path.as_os_str().as_bytes()
+    }
+
+    fn failed<'e>(&self, what: &'e str, entry: &'e Entry) -> impl Fn(Errno) -> Error + 'e {
+        move |error| target_error(what, &entry.path, error)
+    }
+
+    /// Checks what came from outside, before anything is done with it.
+    fn check(&self, entry: &Entry, what: &str, is_kind: bool) -> Result<()> {
+        check_path(&entry.path)?;
+        if !is_kind {
+            return Err(wrong_kind(entry, what));
+        }
+        if entry.path.is_empty() && !matches!(entry.kind, EntryKind::Dir) {
+            return Err(unusable("the root of a tree is no directory", entry));
+        }
+        Ok(())
+    }
+
+    /// Delta: removes what stands in the way.
+    fn clear(&self, place: &beneath::Place<'_>, entry: &Entry) -> Result<()> {
+        if self.mode == TargetMode::Delta {
+            self.clear_unless(place, entry, |_| false)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is at `place` unless its type is fine; returns whether it was kept.
+    fn clear_unless(
+        &self,
+        place: &beneath::Place<'_>,
+        entry: &Entry,
+        is_fine: impl Fn(FileType) -> bool,
+    ) -> Result<bool> {
+        match beneath::stat(place.parent.as_fd(), place.name) {
+            Ok(stat) if is_fine(beneath::file_type(&stat)) => Ok(true),
+            Ok(_) => {
+                remove_tree(place.parent.as_fd(), place.name, &entry.path)?;
+                Ok(false)
+            }
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(target_error(
+                "a name cannot be examined",
+                &entry.path,
+                error,
+            )),
+        }
+    }
+}
+
+impl Drop for DirTarget {
+    /// Best effort for paths that end with an error; [`DirTarget::abandon`] tells whether it worked.
+    fn drop(&mut self) {
+        let _ = self.remove_staging();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wrong_kind(entry: &Entry, what: &str) -> Error {
+    Error::new(Kind::Internal, format!("an entry is no {what}")).object(entry.display_path())
+}
+
+fn unusable(what: &str, entry: &Entry) -> Error {
+    Error::new(Kind::Corrupt, what).object(entry.display_path())
+}
+
+/// Whether a path may be made: it stays beneath the root and is none of our own names.
+fn check_path(path: &[u8]) -> Result<()> {
+    let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let is_reserved =
+        top == RESTORE_MARKER.as_bytes() || top.starts_with(PARTIAL_PREFIX.as_bytes());
+    if is_safe_path(path) && !is_reserved {
+        return Ok(());
+    }
+    Err(
+        Error::new(Kind::Corrupt, "an entry has a path that is not allowed")
+            .object(display_path(path)),
+    )
+}
+
+fn check_attributes(entry: &Entry) -> Result<()> {
+    let fits = |(name, value): &(Vec<u8>, Vec<u8>)| {
+        !name.is_empty()
+            && name.len() <= XATTR_NAME_BYTES_MAX
+            && !name.contains(&0)
+            && value.len() <= XATTR_BYTES_MAX
+    };
+    if entry.mtime.nanos < 1_000_000_000 && entry.xattrs.iter().all(fits) {
+        return Ok(());
+    }
+    Err(unusable("an entry has impossible metadata", entry))
+}
+
+/// Makes a new directory with a random name that only its owner may enter, and opens it.
+fn make_staging(
+    parent: BorrowedFd<'_>,
+    prefix: &OsString,
+) -> rustix::io::Result<(OsString, OwnedFd)> {
+    let mut random = [0_u8; 8];
+    let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    if got != random.len() {
+        return Err(Errno::IO);
+    }
+    let mut name = prefix.clone().into_vec();
+    name.extend_from_slice(format!("{:016x}", u64::from_ne_bytes(random)).as_bytes());
+    let name = OsString::from_vec(name);
+    rustix::fs::mkdirat(parent, &name, Mode::RWXU)?;
+    let dir = beneath::open(parent, name.as_bytes(), beneath::DIR_FLAGS)?;
+    Ok((name, dir))
+}
+
+/// Writes the marker into `dir`, durably, and locks it against another restore.
+fn mark(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let failed = |error: Errno| {
+        target_error(
+            "the marker cannot be written",
+            RESTORE_MARKER.as_bytes(),
+            error,
+        )
+    };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
+    let marker = beneath::open(dir, RESTORE_MARKER.as_bytes(), flags).map_err(failed)?;
+    rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+        match error {
+            Errno::AGAIN => Error::new(Kind::Target, "another restore to the target is running")
+                .hint("wait until it ends or stop it")
+                .cause(error),
+            _ => failed(error),
+        }
+    })?;
+    rustix::fs::fsync(&marker)
+        .and_then(|()| rustix::fs::fsync(dir))
+        .map_err(failed)?;
+    Ok(marker)
+}
+
+/// Opens an existing regular file that has no other names, after taking it from everyone but its owner.
+fn adopt(place: &beneath::Place<'_>) -> rustix::io::Result<Option<OwnedFd>> {
+    let parent = place.parent.as_fd();
+    let held = match beneath::open(parent, place.name, OFlags::PATH | OFlags::NOFOLLOW) {
+        Ok(held) => held,
+        // A symbolic link may be refused as such.
+        Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let before = rustix::fs::fstat(&held)?;
+    if beneath::file_type(&before) != FileType::RegularFile || before.st_nlink != 1 {
+        return Ok(None);
+    }
+    beneath::chmod_held(held.as_fd(), 0o600)?;
+    let fd = beneath::open(parent, place.name, OFlags::RDWR | OFlags::NONBLOCK)?;
+    let after = rustix::fs::fstat(&fd)?;
+    if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino) {
+        return Err(Errno::BUSY);
+    }
+    // See DirSource::open_file: asynchronous writes must wait instead of failing.
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
+    Ok(Some(fd))
+}
