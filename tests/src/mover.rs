@@ -355,8 +355,13 @@ impl Repo {
 
     /// Every object of the repository, as (path below its directory, bytes), sorted.
     pub fn objects(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        Repo::objects_of(&self.dir)
+    }
+
+    /// Every object of the repository in `root`, as (path below it, bytes), sorted.
+    pub fn objects_of(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut out = Vec::new();
-        let mut open = vec![self.dir.clone()];
+        let mut open = vec![root.to_path_buf()];
         while let Some(dir) = open.pop() {
             for entry in fs::read_dir(&dir).expect("repository is readable") {
                 let path = entry.expect("repository is readable").path();

@@ -15,6 +15,9 @@ use serde_json::Value;
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x6865_6c69_6f73;
 
+/// What the tool may use at its defaults.
+const RSS_MAX: u64 = 256 * MIB;
+
 fn every_shape_comes_back(protection: Protection) {
     for (name, planter) in SHAPES {
         let scratch = Scratch::new(name);
@@ -135,7 +138,11 @@ fn unchanged_data_is_not_stored_again() {
     );
 
     let repo = Repo::create(&scratch, "repo", Protection::Identity);
-    repo.backup(&source).summary();
+    let summary = repo.backup(&source).summary();
+    let peak = summary["engine"]["peak_rss_bytes"]
+        .as_u64()
+        .expect("peak_rss_bytes");
+    assert!(peak < RSS_MAX, "a backup used {peak} bytes of memory");
     let first = repo.stored_bytes();
     let summary = repo.backup(&source).summary();
     let grown = repo.stored_bytes() - first;
@@ -157,7 +164,11 @@ fn unchanged_data_is_not_stored_again() {
 
     let ids = repo.ids();
     assert_eq!(ids.len(), 3);
-    repo.restore(&ids[1], &scratch.join("second")).summary();
+    let summary = repo.restore(&ids[1], &scratch.join("second")).summary();
+    let peak = summary["engine"]["peak_rss_bytes"]
+        .as_u64()
+        .expect("peak_rss_bytes");
+    assert!(peak < RSS_MAX, "a restore used {peak} bytes of memory");
     truth.assert_same(&Tree::read(&scratch.join("second")), "second backup");
     repo.restore(&ids[2], &scratch.join("third")).summary();
     Tree::read(&source).assert_same(&Tree::read(&scratch.join("third")), "third backup");

@@ -1,0 +1,433 @@
+//! No damage to a repository goes unnoticed, and none ever turns into wrong bytes: every byte flipped, every
+//! length cut, every object swapped with another or taken away.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mover_tests::mover::{Outcome, Protection, Repo, exit, identity, secret_file};
+use mover_tests::random::Random;
+use mover_tests::run;
+use mover_tests::scratch::Scratch;
+use mover_tests::tree::Tree;
+
+/// Seed of the data and of the bits that are flipped.
+const SEED: u64 = 0x6461_6d61;
+/// Workers, each with a repository of its own.
+const WORKERS: usize = 4;
+/// Every so many damages are also restored from.
+const RESTORE_EVERY: usize = 8;
+/// One shard and small buffers: thousands of processes are started.
+const SMALL: [&str; 4] = ["--shards", "1", "--arena", "8MiB"];
+/// The ways in which damage may end a verification. `key`: the object damaged is what the key is read from.
+const NOTICED: [i32; 3] = [exit::VERIFY_FAILED, exit::CORRUPT, exit::KEY];
+
+/// One change to one object.
+#[derive(Debug, Clone)]
+enum Damage {
+    Flip { object: usize, at: usize, bit: u8 },
+    Cut { object: usize, to: usize },
+    Swap { one: usize, other: usize },
+    Delete { object: usize },
+}
+
+/// A repository with two backups, and what they must restore to.
+struct Sample {
+    scratch: Scratch,
+    repo: Repo,
+    objects: Vec<(PathBuf, Vec<u8>)>,
+    truth: Vec<(String, Tree)>,
+}
+
+impl Sample {
+    fn new(name: &str, protection: Protection) -> Self {
+        let scratch = Scratch::new(name);
+        let repo = Repo::create(&scratch, "repo", protection);
+        let mut random = Random::new(SEED);
+        let mut truth = Vec::new();
+        for round in 0..2 {
+            let source = scratch.dir(format!("source-{round}"));
+            fs::write(source.join("rows"), random.rows(5000)).expect("file");
+            fs::write(source.join("byte"), random.bytes(1)).expect("file");
+            std::os::unix::fs::symlink("rows", source.join("link")).expect("symbolic link");
+            let made = repo.backup(&source).summary();
+            truth.push((
+                made["backup_id"].as_str().expect("id").to_string(),
+                Tree::read(&source),
+            ));
+        }
+        repo.verify().expect(exit::OK);
+        let objects = repo.objects();
+        Sample {
+            scratch,
+            repo,
+            objects,
+            truth,
+        }
+    }
+
+    /// A copy for one worker.
+    fn copy(&self, worker: usize) -> Repo {
+        let dir = self.scratch.join(format!("copy-{worker}"));
+        run::run(
+            "cp",
+            ["-a".as_ref(), self.repo.dir.as_os_str(), dir.as_os_str()],
+        );
+        self.repo.moved_to(&dir)
+    }
+
+    fn apply(&self, repo: &Repo, damage: &Damage) {
+        let put = |object: usize, bytes: &[u8]| {
+            fs::write(repo.dir.join(&self.objects[object].0), bytes).expect("object")
+        };
+        match *damage {
+            Damage::Flip { object, at, bit } => {
+                let mut bytes = self.objects[object].1.clone();
+                bytes[at] ^= 1 << bit;
+                put(object, &bytes);
+            }
+            Damage::Cut { object, to } => put(object, &self.objects[object].1[..to]),
+            Damage::Swap { one, other } => {
+                put(one, &self.objects[other].1);
+                put(other, &self.objects[one].1);
+            }
+            Damage::Delete { object } => {
+                fs::remove_file(repo.dir.join(&self.objects[object].0)).expect("object")
+            }
+        }
+    }
+
+    fn heal(&self, repo: &Repo, damage: &Damage) {
+        let objects = match *damage {
+            Damage::Flip { object, .. }
+            | Damage::Cut { object, .. }
+            | Damage::Delete { object } => vec![object],
+            Damage::Swap { one, other } => vec![one, other],
+        };
+        for object in objects {
+            let (name, bytes) = &self.objects[object];
+            fs::write(repo.dir.join(name), bytes).expect("object");
+        }
+    }
+
+    /// Whether any of the objects that `damage` touched is named in what was printed.
+    fn named(&self, outcome: &Outcome, damage: &Damage) -> bool {
+        let objects = match *damage {
+            Damage::Flip { object, .. }
+            | Damage::Cut { object, .. }
+            | Damage::Delete { object } => vec![object],
+            Damage::Swap { one, other } => vec![one, other],
+        };
+        objects.iter().any(|object| {
+            let name = self.objects[*object].0.display().to_string();
+            outcome.stdout.contains(&name) || outcome.stderr.contains(&name)
+        })
+    }
+
+    /// What is wrong with how the tool took `damage`, if anything.
+    fn judge(&self, repo: &Repo, damage: &Damage, restore: bool) -> Option<String> {
+        let outcome = Outcome::of(
+            repo.command("verify")
+                .args(["--level", "checksum", "--json"])
+                .args(SMALL),
+        );
+        let shown = |what: &str| {
+            Some(format!(
+                "{damage:?} of {}: {what}\n{outcome}",
+                self.shown(damage)
+            ))
+        };
+        if !outcome.code.is_some_and(|code| NOTICED.contains(&code)) {
+            return shown("not noticed");
+        }
+        if !self.named(&outcome, damage) {
+            return shown("the object is not named");
+        }
+        if restore {
+            self.judge_restore(repo, damage)
+        } else {
+            None
+        }
+    }
+
+    /// A restore from a damaged repository fails, or gives exactly what was backed up.
+    fn judge_restore(&self, repo: &Repo, damage: &Damage) -> Option<String> {
+        let target = repo.dir.with_extension("target");
+        for (id, truth) in &self.truth {
+            let outcome = Outcome::of(repo.restore_command(id, &target).args(SMALL));
+            let wrong = match outcome.code {
+                Some(exit::OK) => truth.differences(&Tree::read(&target)),
+                Some(exit::CORRUPT | exit::KEY | exit::NOT_FOUND) => Vec::new(),
+                _ => vec!["ended with a code that does not say what is wrong".to_string()],
+            };
+            let _ = fs::remove_dir_all(&target);
+            if !wrong.is_empty() {
+                return Some(format!(
+                    "{damage:?} of {}: {wrong:?}\n{outcome}",
+                    self.shown(damage)
+                ));
+            }
+        }
+        None
+    }
+
+    fn shown(&self, damage: &Damage) -> String {
+        let name = |object: usize| {
+            format!(
+                "{} ({} bytes)",
+                self.objects[object].0.display(),
+                self.objects[object].1.len()
+            )
+        };
+        match *damage {
+            Damage::Flip { object, .. }
+            | Damage::Cut { object, .. }
+            | Damage::Delete { object } => name(object),
+            Damage::Swap { one, other } => format!("{} with {}", name(one), name(other)),
+        }
+    }
+
+    /// Does every damage to a copy, one after the other, and fails the test with the first few that pass
+    /// unnoticed.
+    fn try_all(&self, damages: &[Damage], restore_every: usize) {
+        assert!(!damages.is_empty());
+        let next = AtomicUsize::new(0);
+        let wrong: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for worker in 0..WORKERS {
+                let (next, wrong) = (&next, &wrong);
+                scope.spawn(move || {
+                    let repo = self.copy(worker);
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(damage) = damages.get(i) else { break };
+                        self.apply(&repo, damage);
+                        let found = self.judge(&repo, damage, i.is_multiple_of(restore_every));
+                        self.heal(&repo, damage);
+                        wrong.lock().expect("no worker panics").extend(found);
+                    }
+                    repo.verify().expect(exit::OK);
+                    fs::remove_dir_all(&repo.dir).expect("copy can be removed");
+                });
+            }
+        });
+        let wrong = wrong.into_inner().expect("no worker panics");
+        let shown = wrong
+            .iter()
+            .take(5)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n\n");
+        assert!(
+            wrong.is_empty(),
+            "{} of {} damages:\n{shown}",
+            wrong.len(),
+            damages.len()
+        );
+    }
+
+    /// The kind of an object: the first part of its name.
+    fn kind(&self, object: usize) -> &Path {
+        let mut parts = self.objects[object].0.iter();
+        Path::new(parts.next().expect("a name has a part"))
+    }
+}
+
+fn every_flipped_byte_is_noticed(name: &str, protection: Protection) {
+    let sample = Sample::new(name, protection);
+    let mut random = Random::new(SEED);
+    let mut damages = Vec::new();
+    for (object, (_, bytes)) in sample.objects.iter().enumerate() {
+        for at in 0..bytes.len() {
+            damages.push(Damage::Flip {
+                object,
+                at,
+                bit: random.below(8) as u8,
+            });
+        }
+    }
+    eprintln!("{} flips", damages.len());
+    sample.try_all(&damages, RESTORE_EVERY);
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_without_encryption() {
+    every_flipped_byte_is_noticed("flips-plain", Protection::None);
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_with_encryption() {
+    every_flipped_byte_is_noticed("flips-sealed", Protection::Identity);
+}
+
+fn every_cut_swap_and_loss_is_noticed(name: &str, protection: Protection) {
+    let sample = Sample::new(name, protection);
+    let mut damages = Vec::new();
+    for (object, (_, bytes)) in sample.objects.iter().enumerate() {
+        for to in (0..bytes.len()).step_by(64).chain([bytes.len() - 1]) {
+            damages.push(Damage::Cut { object, to });
+        }
+        // A backup without its manifest does not exist, which is what `deleted_manifest` is about.
+        if sample.kind(object) != Path::new("backups") {
+            damages.push(Damage::Delete { object });
+        }
+        for other in object + 1..sample.objects.len() {
+            if sample.kind(object) == sample.kind(other) {
+                damages.push(Damage::Swap { one: object, other });
+            }
+        }
+    }
+    eprintln!("{} cuts, swaps and losses", damages.len());
+    sample.try_all(&damages, 1);
+}
+
+#[test]
+fn every_cut_swap_and_loss_is_noticed_without_encryption() {
+    every_cut_swap_and_loss_is_noticed("cuts-plain", Protection::None);
+}
+
+#[test]
+fn every_cut_swap_and_loss_is_noticed_with_encryption() {
+    every_cut_swap_and_loss_is_noticed("cuts-sealed", Protection::Identity);
+}
+
+#[test]
+fn deleted_manifest_takes_its_backup_and_no_other() {
+    let sample = Sample::new("manifest", Protection::Identity);
+    let (gone, kept) = (&sample.truth[1].0, &sample.truth[0]);
+    fs::remove_file(sample.repo.dir.join("backups").join(gone)).expect("manifest");
+    assert_eq!(sample.repo.ids(), [kept.0.as_str()]);
+    sample
+        .repo
+        .restore(gone, &sample.scratch.join("gone"))
+        .expect(exit::NOT_FOUND)
+        .error();
+    sample
+        .repo
+        .restore("latest", &sample.scratch.join("kept"))
+        .summary();
+    kept.1.assert_same(
+        &Tree::read(&sample.scratch.join("kept")),
+        "the other backup",
+    );
+    sample.repo.verify().expect(exit::OK);
+}
+
+#[test]
+fn objects_of_another_repository_are_refused() {
+    for protection in [Protection::None, Protection::Identity] {
+        let sample = Sample::new("own", protection);
+        let foreign = Sample::new("foreign", protection);
+        // Its packs come along, so that nothing is missing: only the repository differs.
+        for (name, bytes) in foreign
+            .objects
+            .iter()
+            .filter(|(name, _)| !name.starts_with("keys") && name != Path::new("config"))
+        {
+            let path = sample.repo.dir.join(name);
+            fs::create_dir_all(path.parent().expect("objects lie in directories"))
+                .expect("directory");
+            fs::write(path, bytes).expect("object");
+        }
+        let outcome = sample.repo.verify().expect(exit::VERIFY_FAILED);
+        for (id, _) in &foreign.truth {
+            assert!(outcome.stdout.contains(id), "{id} is not named\n{outcome}");
+            let restored = sample.repo.restore(id, &sample.scratch.join("wrong"));
+            assert!(
+                matches!(restored.code, Some(exit::CORRUPT | exit::KEY)),
+                "{restored}"
+            );
+        }
+        for (id, truth) in &sample.truth {
+            let target = sample.scratch.join(id);
+            sample.repo.restore(id, &target).summary();
+            truth.assert_same(&Tree::read(&target), "own backup beside a foreign one");
+        }
+    }
+}
+
+#[test]
+fn wrong_or_missing_keys_and_repositories_are_told_apart() {
+    let scratch = Scratch::new("keys");
+    let source = scratch.dir("source");
+    fs::write(source.join("file"), "content").expect("file");
+    let target = scratch.join("target");
+    let wrong_passphrase = scratch.join("wrong.passphrase");
+    secret_file(&wrong_passphrase, "incorrect horse\n");
+    let (wrong_identity, _) = identity(&scratch, "wrong");
+
+    for protection in [Protection::Passphrase, Protection::Identity] {
+        let repo = Repo::create(&scratch, &format!("{protection:?}"), protection);
+        repo.backup(&source).summary();
+        for key in [
+            &["--passphrase-file".as_ref(), wrong_passphrase.as_os_str()][..],
+            &["--identity-file".as_ref(), wrong_identity.as_os_str()],
+            &[],
+        ] {
+            let repo = repo.opened_with(key);
+            for outcome in [repo.verify(), repo.restore("latest", &target)] {
+                let error = outcome.expect(exit::KEY).error();
+                assert_eq!(error["kind"], "key", "{error}");
+                assert!(error["hint"].is_string(), "what to do next: {error}");
+            }
+        }
+        let absent = repo.moved_to(&scratch.join("absent"));
+        absent.verify().expect(exit::NOT_FOUND).error();
+        absent.backup(&source).expect(exit::NOT_FOUND).error();
+        let empty = repo.moved_to(&scratch.dir("empty"));
+        empty.list().expect(exit::NOT_FOUND);
+        repo.restore("20261122T181409-7f3a9c2e", &target)
+            .expect(exit::NOT_FOUND)
+            .error();
+        repo.restore("no such id", &target)
+            .expect(exit::USAGE)
+            .error();
+        assert!(!target.exists());
+    }
+}
+
+#[test]
+fn a_newer_format_is_refused_with_a_reason() {
+    for protection in [Protection::None, Protection::Identity] {
+        let sample = Sample::new("future", protection);
+        let config = sample.repo.dir.join("config");
+        let text = fs::read_to_string(&config).expect("config is text");
+        let line = text.lines().next().expect("config has a line");
+        let newer = line.replacen("\"format\":1", "\"format\":2", 1);
+        assert_ne!(line, newer);
+        fs::write(
+            &config,
+            format!("{newer}\nsha256 {}\n", sha256_hex(newer.as_bytes())),
+        )
+        .expect("config");
+        for outcome in [
+            sample.repo.verify(),
+            sample
+                .repo
+                .restore("latest", &sample.scratch.join("target")),
+        ] {
+            let error = outcome.expect(exit::CORRUPT).error();
+            let text = error.to_string();
+            assert!(
+                text.contains("version") || text.contains("format"),
+                "{text}"
+            );
+        }
+        let source = sample.scratch.join("source-0");
+        let before = Tree::read(&sample.repo.dir);
+        sample.repo.backup(&source).expect(exit::CORRUPT);
+        before.assert_same(
+            &Tree::read(&sample.repo.dir),
+            "nothing is written into a newer repository",
+        );
+    }
+}
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,568 @@
+//! What goes wrong around the tool (full disks, missing permissions, a source that changes, signals, a hostile
+//! environment) ends with the exit code that says what to do, and leaves nothing broken behind.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mover_tests::disk::SmallDisk;
+use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit};
+use mover_tests::plant::{self, MIB};
+use mover_tests::random::Random;
+use mover_tests::run;
+use mover_tests::scratch::Scratch;
+use mover_tests::tree::Tree;
+
+/// Seed of what is planted here.
+const SEED: u64 = 0x6661_756c;
+/// User and group that own nothing: `nobody`, `nogroup`.
+const NOBODY: u32 = 65_534;
+
+fn random_source(scratch: &Scratch, name: &str, bytes: u64) -> PathBuf {
+    let source = scratch.dir(name);
+    let mut random = Random::new(SEED ^ bytes);
+    for i in 0..4 {
+        plant::file(
+            &source.join(format!("table-{i}")),
+            &mut random,
+            (bytes / 4) as usize,
+        );
+    }
+    source
+}
+
+#[test]
+fn full_target_disk_is_a_target_error() {
+    let scratch = Scratch::new("full-target");
+    let source = random_source(&scratch, "source", 40 * MIB);
+    let small = random_source(&scratch, "small", MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    repo.backup(&small).summary();
+    let small_id = repo.ids().remove(0);
+    repo.backup(&source).summary();
+    let disk = SmallDisk::new(&scratch, "disk", 32 * MIB);
+    let before = Tree::read(&repo.dir);
+
+    let target = disk.path().join("target");
+    let error = repo.restore("latest", &target).expect(exit::TARGET).error();
+    assert_eq!(error["kind"], "target", "{error}");
+    assert!(!target.exists(), "a failed restore left its target");
+    before.assert_same(
+        &Tree::read(&repo.dir),
+        "repository after the failed restore",
+    );
+
+    repo.restore(&small_id, &target).summary();
+    Tree::read(&small).assert_same(&Tree::read(&target), "what fits");
+}
+
+#[test]
+fn target_disk_that_fills_during_a_restore_is_a_target_error() {
+    let scratch = Scratch::new("filling-target");
+    let source = random_source(&scratch, "source", 20 * MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    let disk = SmallDisk::new(&scratch, "disk", 64 * MIB);
+    let target = disk.path().join("target");
+
+    let free = disk.free_bytes();
+    let mut restore = repo.restore_command("latest", &target);
+    let restore = spawn(restore.args(["--limit-write", "4MiB/s"]));
+    wait_until(|| disk.free_bytes() < free);
+    // Takes whatever is left, however much the restore has reserved for itself.
+    let mut filler = File::create(disk.path().join("filler")).expect("filler");
+    let piece = vec![1; 1 << 16];
+    while filler.write_all(&piece).is_ok() {}
+    let outcome = ended(restore);
+    fs::remove_file(disk.path().join("filler")).expect("filler");
+
+    if outcome.code == Some(exit::OK) {
+        // Everything had been reserved before the disk was full.
+        Tree::read(&source)
+            .assert_same(&Tree::read(&target), "restore that had reserved its space");
+    } else {
+        let outcome = outcome.expect(exit::TARGET);
+        assert_eq!(outcome.error()["kind"], "target");
+        assert!(!target.exists(), "a failed restore left its target");
+        repo.restore("latest", &target).summary();
+        Tree::read(&source).assert_same(&Tree::read(&target), "restore after space was made");
+    }
+}
+
+#[test]
+fn full_repository_disk_is_a_storage_error_and_heals() {
+    let scratch = Scratch::new("full-repo");
+    let first = random_source(&scratch, "first", 8 * MIB);
+    let second = random_source(&scratch, "second", 40 * MIB);
+    let disk = SmallDisk::new(&scratch, "disk", 96 * MIB);
+    let repo = Repo::create_at(&scratch, &disk.path().join("repo"), Protection::Passphrase);
+    repo.backup(&first).summary();
+
+    let filler = disk.path().join("filler");
+    let file = File::create(&filler).expect("filler");
+    let taken = disk.free_bytes() - 24 * MIB;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken)
+        .expect("filler takes its space");
+    let error = repo.backup(&second).expect(exit::STORAGE).error();
+    assert_eq!(error["kind"], "storage", "{error}");
+    assert_eq!(repo.ids().len(), 1, "a failed backup is listed");
+    repo.verify().expect(exit::OK);
+    repo.restore("latest", &scratch.join("first-restored"))
+        .summary();
+
+    drop(file);
+    fs::remove_file(&filler).expect("filler");
+    repo.backup(&second).summary();
+    let ids = repo.ids();
+    assert_eq!(ids.len(), 2);
+    for (i, (id, source)) in ids.iter().zip([&first, &second]).enumerate() {
+        let target = scratch.join(format!("target-{i}"));
+        repo.restore(id, &target).summary();
+        Tree::read(source).assert_same(&Tree::read(&target), "after space was made");
+    }
+    repo.verify().expect(exit::OK);
+}
+
+#[test]
+fn existing_target_is_kept() {
+    let scratch = Scratch::new("existing");
+    let source = random_source(&scratch, "source", MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+
+    let target = scratch.dir("target");
+    fs::write(target.join("precious"), "kept").expect("file");
+    let before = Tree::read(&target);
+    let error = repo.restore("latest", &target).expect(exit::TARGET).error();
+    assert!(error["hint"].is_string(), "what to do next: {error}");
+    before.assert_same(&Tree::read(&target), "target that was not empty");
+
+    let file = scratch.join("file");
+    fs::write(&file, "a file").expect("file");
+    repo.restore("latest", &file).expect(exit::TARGET).error();
+    assert_eq!(fs::read(&file).expect("file"), b"a file");
+
+    let empty = scratch.dir("empty");
+    repo.restore("latest", &empty).summary();
+    Tree::read(&source).assert_same(&Tree::read(&empty), "an empty directory is a fine target");
+}
+
+#[test]
+fn missing_source_and_wrong_type_of_source_are_source_errors() {
+    let scratch = Scratch::new("no-source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let error = repo
+        .backup(&scratch.join("absent"))
+        .expect(exit::SOURCE)
+        .error();
+    assert!(
+        error.to_string().contains("absent"),
+        "the source is not named: {error}"
+    );
+    let file = scratch.join("file");
+    fs::write(&file, "not a directory").expect("file");
+    repo.backup(&file).expect(exit::SOURCE).error();
+    assert!(repo.ids().is_empty());
+}
+
+/// A copy of the binary and a repository that user nobody can use.
+struct AsNobody {
+    scratch: Scratch,
+    binary: PathBuf,
+    repo: Repo,
+}
+
+impl AsNobody {
+    fn new(name: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let binary = scratch.join("helios-mover");
+        fs::copy(mover::binary(), &binary).expect("binary can be copied");
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("mode");
+        let repo = Repo::create(&scratch, "repo", Protection::None);
+        run::run(
+            "chown",
+            [
+                "-R".as_ref(),
+                "nobody:nogroup".as_ref(),
+                repo.dir.as_os_str(),
+            ],
+        );
+        chown(scratch.dir("home"), Some(NOBODY), Some(NOBODY)).expect("owner");
+        AsNobody {
+            scratch,
+            binary,
+            repo,
+        }
+    }
+
+    fn run(&self, args: &[&str]) -> Outcome {
+        let mut command = mover::isolated(
+            run::as_user("nobody", &self.binary),
+            &self.scratch.join("home"),
+        );
+        Outcome::of(
+            command
+                .args(args)
+                .args(["--json", "--repo", &self.repo.url()]),
+        )
+    }
+}
+
+#[test]
+fn unreadable_file_is_a_source_error_that_names_it() {
+    let nobody = AsNobody::new("unreadable");
+    let source = random_source(&nobody.scratch, "source", MIB);
+    let url = dir_url(&source);
+    nobody.run(&["backup", "--source", &url]).summary();
+    fs::set_permissions(source.join("table-2"), fs::Permissions::from_mode(0o600)).expect("mode");
+    let error = nobody
+        .run(&["backup", "--source", &url])
+        .expect(exit::SOURCE)
+        .error();
+    assert!(
+        error.to_string().contains("table-2"),
+        "the file is not named: {error}"
+    );
+    assert_eq!(
+        nobody.repo.ids().len(),
+        1,
+        "a backup without the file is listed"
+    );
+
+    fs::set_permissions(source.join("table-2"), fs::Permissions::from_mode(0o644)).expect("mode");
+    let closed = source.join("closed");
+    fs::create_dir(&closed).expect("directory");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("mode");
+    let error = nobody
+        .run(&["backup", "--source", &url])
+        .expect(exit::SOURCE)
+        .error();
+    assert!(
+        error.to_string().contains("closed"),
+        "the directory is not named: {error}"
+    );
+}
+
+#[test]
+fn permissions_of_target_and_repository_are_told_apart() {
+    let nobody = AsNobody::new("permissions");
+    let source = random_source(&nobody.scratch, "source", MIB);
+    let url = dir_url(&source);
+    nobody.run(&["backup", "--source", &url]).summary();
+
+    let closed = nobody.scratch.dir("closed");
+    let target = closed.join("target").display().to_string();
+    nobody
+        .run(&["restore", "--set", "latest", "--to", &target])
+        .expect(exit::TARGET)
+        .error();
+    assert!(!Path::new(&target).exists());
+
+    fs::write(source.join("new"), Random::new(SEED).bytes(10_000)).expect("file");
+    run::run(
+        "chown",
+        [
+            "-R".as_ref(),
+            "root:root".as_ref(),
+            nobody.repo.dir.as_os_str(),
+        ],
+    );
+    nobody
+        .run(&["backup", "--source", &url])
+        .expect(exit::STORAGE)
+        .error();
+    assert_eq!(nobody.repo.ids().len(), 1);
+}
+
+/// Changes a file again and again while it is backed up.
+fn backup_while(change: impl Fn(&Path, u64) + Sync) -> (Repo, Scratch, PathBuf) {
+    let scratch = Scratch::new("changing");
+    let source = random_source(&scratch, "source", 32 * MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let done = AtomicBool::new(false);
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0;
+            while !done.load(Ordering::Relaxed) {
+                change(&source, round);
+                round += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // Slow enough that changes fall into the time of reading, whatever the machine.
+        let outcome = Outcome::of(
+            repo.backup_command(&source)
+                .args(["--limit-read", "32MiB/s"]),
+        );
+        done.store(true, Ordering::Relaxed);
+        outcome
+    });
+    let error = outcome.expect(exit::SOURCE_CHANGED).error();
+    assert_eq!(error["kind"], "source_changed", "{error}");
+    assert!(
+        error["object"].is_string(),
+        "what changed is not named: {error}"
+    );
+    assert!(repo.ids().is_empty(), "a torn backup is listed");
+    (repo, scratch, source)
+}
+
+/// Once it rests, the same source is backed up exactly.
+fn then_it_works((repo, scratch, source): (Repo, Scratch, PathBuf)) {
+    repo.backup(&source).summary();
+    let target = scratch.join("target");
+    repo.restore("latest", &target).summary();
+    Tree::read(&source).assert_same(&Tree::read(&target), "source at rest");
+    repo.verify().expect(exit::OK);
+}
+
+#[test]
+fn growing_file_is_a_changed_source() {
+    then_it_works(backup_while(|source, _| {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(source.join("table-3"))
+            .expect("file");
+        file.write_all(b"one more row\n").expect("append");
+    }));
+}
+
+#[test]
+fn file_written_in_place_is_a_changed_source() {
+    then_it_works(backup_while(|source, round| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(source.join("table-1"))
+            .expect("file");
+        file.write_all_at(&round.to_le_bytes(), (round * 7919) % (8 * MIB - 8))
+            .expect("write");
+    }));
+}
+
+#[test]
+fn shrinking_file_is_a_changed_source() {
+    then_it_works(backup_while(|source, round| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(source.join("table-0"))
+            .expect("file");
+        file.set_len((8 * MIB).saturating_sub(round * 4099).max(1))
+            .expect("truncate");
+    }));
+}
+
+#[test]
+fn replaced_file_is_a_changed_source() {
+    then_it_works(backup_while(|source, round| {
+        let new = source.parent().expect("scratch").join("new");
+        fs::write(&new, round.to_le_bytes().repeat(1 << 17)).expect("file");
+        fs::rename(&new, source.join("table-2")).expect("rename");
+    }));
+}
+
+#[test]
+fn vanished_file_is_a_changed_source() {
+    then_it_works(backup_while(|source, round| {
+        // All but the first leave one by one; each is there when the backup lists the directory.
+        if round == 100 {
+            let _ = fs::remove_file(source.join("table-3"));
+        }
+    }));
+}
+
+#[test]
+fn cancelled_jobs_leave_nothing_visible() {
+    let scratch = Scratch::new("cancel");
+    let source = random_source(&scratch, "source", 24 * MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let known = repo.ids().len();
+        let backup = spawn(
+            repo.backup_command(&source)
+                .args(["--limit-read", "4MiB/s"]),
+        );
+        std::thread::sleep(Duration::from_millis(1500));
+        signal_child(&backup.1, signal);
+        let error = ended(backup).expect(exit::CANCELLED).error();
+        assert_eq!(error["kind"], "cancelled", "{error}");
+        assert_eq!(repo.ids().len(), known, "a cancelled backup is listed");
+
+        repo.backup(&source).summary();
+        let target = scratch.join("target");
+        let restore = spawn(
+            repo.restore_command("latest", &target)
+                .args(["--limit-write", "4MiB/s"]),
+        );
+        std::thread::sleep(Duration::from_millis(1500));
+        signal_child(&restore.1, signal);
+        ended(restore).expect(exit::CANCELLED).error();
+        assert!(!target.exists(), "a cancelled restore left its target");
+        repo.restore("latest", &target).summary();
+        Tree::read(&source).assert_same(&Tree::read(&target), "after a cancelled restore");
+        fs::remove_dir_all(&target).expect("target");
+    }
+    repo.verify().expect(exit::OK);
+}
+
+#[test]
+fn hostile_settings_are_usage_errors() {
+    let scratch = Scratch::new("hostile");
+    let source = random_source(&scratch, "source", MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    for (name, value) in [
+        ("HELIOS_MOVER_SHARDS", "-1"),
+        ("HELIOS_MOVER_SHARDS", "99999999999999999999"),
+        ("HELIOS_MOVER_SHARDS", "two"),
+        ("HELIOS_MOVER_ARENA", "1EiB of it"),
+        ("HELIOS_MOVER_ARENA", "-5"),
+        ("HELIOS_MOVER_ARENA", "1"),
+        ("HELIOS_MOVER_ARENA", "999999TiB"),
+        ("HELIOS_MOVER_INDEX", "NaN"),
+        ("HELIOS_MOVER_RUNG", "fastest"),
+        ("HELIOS_MOVER_LIMIT_READ", "0"),
+        ("HELIOS_MOVER_LIMIT_READ", "1e400"),
+        ("HELIOS_MOVER_PIN", "maybe"),
+        ("HELIOS_MOVER_COLOR", "\u{1b}[31m"),
+        ("HELIOS_MOVER_REPO", "ftp://example.org/x"),
+        ("HELIOS_MOVER_REPO", "file://relative"),
+        ("HELIOS_MOVER_REPO", "file:///a/../../b"),
+        ("HELIOS_MOVER_CONFIG", "/absent/config.toml"),
+        ("HELIOS_MOVER_PASSPHRASE_FILE", "/absent/passphrase"),
+        ("HELIOS_MOVER_BACKUP_LEVEL", "1000"),
+        ("HELIOS_MOVER_BACKUP_TYPE", "sideways"),
+        ("HELIOS_MOVER_BACKUP_SOURCE", "s3://bucket"),
+    ] {
+        let mut command = mover::command(&scratch.dir("home"));
+        command.args(["backup", "--json"]).env(name, value);
+        if name != "HELIOS_MOVER_REPO" {
+            command.args(["--repo", &repo.url()]);
+        }
+        if name != "HELIOS_MOVER_BACKUP_SOURCE" {
+            command.args(["--source", &dir_url(&source)]);
+        }
+        let outcome = Outcome::of(&mut command);
+        assert_eq!(outcome.code, Some(exit::USAGE), "{name}={value}\n{outcome}");
+        outcome.error();
+    }
+    assert!(repo.ids().is_empty());
+}
+
+#[test]
+fn unknown_flags_verbs_and_combinations_are_usage_errors() {
+    let scratch = Scratch::new("usage");
+    let home = scratch.dir("home");
+    for args in [
+        &[][..],
+        &["--no-such-flag"],
+        &["backup", "--no-such-flag"],
+        &["no-such-verb"],
+        &["backup"],
+        &["restore", "--repo", "file:///tmp/r"],
+        &["backup", "--repo", "file:///tmp/r"],
+        &["backup", "--repo", "", "--source", "/tmp"],
+        &[
+            "backup",
+            "--repo",
+            "file:///tmp/r",
+            "--source",
+            "dir:///tmp",
+            "--type",
+            "incr",
+        ],
+        &["verify", "--repo", "file:///tmp/r", "--level", "wishful"],
+        &[
+            "init",
+            "--repo",
+            "file:///tmp/r",
+            "--no-encryption",
+            "--recipient",
+            "age1x",
+        ],
+        &[
+            "init",
+            "--repo",
+            "file:///tmp/r",
+            "--recipient",
+            "age1notakey",
+        ],
+        &["init", "--repo", "file:///tmp/r"],
+        &["completions", "tcl"],
+        &[
+            "list",
+            "--repo",
+            "file:///tmp/r",
+            "--passphrase-file",
+            "/a",
+            "--identity-file",
+            "/b",
+        ],
+    ] {
+        let outcome = Outcome::of(mover::command(&home).args(args));
+        assert_eq!(outcome.code, Some(exit::USAGE), "{args:?}\n{outcome}");
+        assert!(!outcome.stderr.is_empty(), "{args:?} says nothing");
+    }
+    assert!(!Path::new("/tmp/r").exists());
+}
+
+#[test]
+fn init_never_overwrites() {
+    let scratch = Scratch::new("init");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let before = Tree::read(&repo.dir);
+    Outcome::of(repo.command("init").args(["--no-encryption", "--json"]))
+        .expect(exit::CONFLICT)
+        .error();
+    before.assert_same(&Tree::read(&repo.dir), "repository after a second init");
+
+    let used = scratch.dir("used");
+    fs::write(used.join("precious"), "kept").expect("file");
+    let outcome = Outcome::of(
+        repo.moved_to(&used)
+            .command("init")
+            .args(["--no-encryption", "--json"]),
+    );
+    assert!(
+        matches!(outcome.code, Some(exit::CONFLICT | exit::STORAGE)),
+        "{outcome}"
+    );
+    assert_eq!(
+        Tree::read(&used).0.len(),
+        2,
+        "a directory that is in use became a repository"
+    );
+}
+
+fn spawn(command: &mut Command) -> (String, Child) {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    (
+        format!("{command:?}"),
+        command.spawn().expect("the tool starts"),
+    )
+}
+
+fn ended((shown, child): (String, Child)) -> Outcome {
+    Outcome::new(shown, &child.wait_with_output().expect("the tool ends"))
+}
+
+fn signal_child(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal)
+        .expect("the tool still runs");
+}
+
+/// Waits for something that happens soon; a minute of waiting means that it never will.
+fn wait_until(mut happened: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if happened() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("waited in vain");
+}

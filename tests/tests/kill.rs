@@ -1,0 +1,217 @@
+//! kill -9 at any instant: what is listed restores exactly, verification passes, no target is half visible.
+//!
+//! The instants come from a seed (printed; `HELIOS_MOVER_SEED` sets another, `HELIOS_MOVER_KILLS` the number of
+//! kills of each kind) and spread over the time that the undisturbed job takes.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mover_tests::mover::{Outcome, Protection, Repo, exit};
+use mover_tests::plant;
+use mover_tests::random::Random;
+use mover_tests::scratch::Scratch;
+use mover_tests::tree::Tree;
+
+/// Kills of backups, and kills of restores.
+const KILLS: u64 = 100;
+/// Backups into one repository before the next is begun, so that verification stays cheap.
+const PER_REPO: u64 = 10;
+/// Bytes of rows in the source.
+const SOURCE_BYTES: usize = 8 << 20;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn seed() -> u64 {
+    let seed = number("HELIOS_MOVER_SEED", 0x6b69_6c6c);
+    eprintln!("HELIOS_MOVER_SEED={seed}");
+    seed
+}
+
+/// Runs `command` and kills it after a random part of `usual`; returns whether it had ended before.
+fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) -> bool {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    // A little more than usual, so that the very end is hit as well.
+    let micros = random.below(usual.as_micros() as u64 * 5 / 4 + 1);
+    std::thread::sleep(Duration::from_micros(micros));
+    let ended = child.try_wait().expect("child can be waited for").is_some();
+    let _ = child.kill();
+    child.wait().expect("child can be waited for");
+    ended
+}
+
+fn time_of(mut job: impl FnMut()) -> Duration {
+    let start = Instant::now();
+    job();
+    start.elapsed()
+}
+
+fn restores_to(repo: &Repo, id: &str, truth: &Tree, scratch: &Scratch) {
+    let target = scratch.join("check");
+    repo.restore(id, &target).summary();
+    truth.assert_same(&Tree::read(&target), id);
+    fs::remove_dir_all(&target).expect("target");
+}
+
+/// Rewrites a part of the source, so that the next backup has something new to store.
+fn change(source: &Path, random: &mut Random) {
+    let bytes = random.rows(SOURCE_BYTES / 2);
+    fs::write(source.join(format!("changed-{}", random.below(3))), bytes).expect("file");
+}
+
+#[test]
+fn killed_backups_leave_a_sound_repository() {
+    let mut random = Random::new(seed());
+    let kills = number("HELIOS_MOVER_KILLS", KILLS);
+    let scratch = Scratch::new("kill-backup");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut random, SOURCE_BYTES);
+    let (mut before_end, mut after_end, mut published) = (0, 0, 0);
+    for round in 0..kills.div_ceil(PER_REPO) {
+        let protection = Protection::ALL[[0, 2][round as usize % 2]];
+        let repo = Repo::create(&scratch, &format!("repo-{round}"), protection);
+        change(&source, &mut random);
+        let usual = time_of(|| drop(repo.backup(&source).summary()));
+        let mut known = repo.ids();
+        assert_eq!(known.len(), 1);
+        for _ in 0..PER_REPO.min(kills - round * PER_REPO) {
+            change(&source, &mut random);
+            let truth = Tree::read(&source);
+            let ended = kill_within(&mut repo.backup_command(&source), usual, &mut random);
+            *(if ended {
+                &mut after_end
+            } else {
+                &mut before_end
+            }) += 1;
+            let listed = repo.ids();
+            let new: Vec<&String> = listed.iter().filter(|id| !known.contains(id)).collect();
+            assert!(
+                new.len() <= 1 && known.iter().all(|id| listed.contains(id)),
+                "{known:?} became {listed:?}"
+            );
+            assert!(
+                !ended || new.len() == 1,
+                "a backup that ended is not listed"
+            );
+            for id in new {
+                restores_to(&repo, id, &truth, &scratch);
+                published += 1;
+            }
+            repo.verify().expect(exit::OK);
+            known = listed;
+        }
+        // Whatever a killed one left behind is in nobody's way.
+        repo.backup(&source).summary();
+        restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+        fs::remove_dir_all(&repo.dir).expect("repository");
+    }
+    eprintln!(
+        "{before_end} kills before the end, {after_end} after; {published} backups published"
+    );
+    assert!(
+        before_end * 4 > kills,
+        "most kills came too late to prove anything"
+    );
+}
+
+#[test]
+fn killed_restores_leave_no_half_target() {
+    let mut random = Random::new(seed() ^ 1);
+    let kills = number("HELIOS_MOVER_KILLS", KILLS);
+    let scratch = Scratch::new("kill-restore");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut random, SOURCE_BYTES);
+    let truth = Tree::read(&source);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    repo.backup(&source).summary();
+    let stored = Tree::read(&repo.dir);
+    let usual = time_of(|| drop(repo.restore("latest", &scratch.join("first")).summary()));
+
+    let parent = scratch.dir("parent");
+    let target = parent.join("target");
+    let mut before_end = 0;
+    for kill in 0..kills {
+        let existed = kill % 3 == 0;
+        if existed {
+            fs::create_dir(&target).expect("empty target");
+        }
+        let ended = kill_within(
+            &mut repo.restore_command("latest", &target),
+            usual,
+            &mut random,
+        );
+        before_end += u64::from(!ended);
+        let empty = || fs::read_dir(&target).expect("target").next().is_none();
+        if target.exists() && !(existed && empty()) {
+            truth.assert_same(&Tree::read(&target), &format!("visible after kill {kill}"));
+        } else {
+            assert!(!ended, "a restore that ended is not visible");
+        }
+        if target.exists() && !empty() {
+            fs::remove_dir_all(&target).expect("target");
+        }
+        // Beside whatever the killed one left behind.
+        repo.restore("latest", &target).summary();
+        truth.assert_same(&Tree::read(&target), &format!("restore after kill {kill}"));
+        fs::remove_dir_all(&target).expect("target");
+    }
+    stored.assert_same(&Tree::read(&repo.dir), "the repository after restores");
+    let left: Vec<_> = fs::read_dir(&parent)
+        .expect("parent")
+        .map(|entry| entry.expect("entry").file_name())
+        .collect();
+    assert!(
+        left.is_empty(),
+        "left behind by killed restores, and not removed by later ones: {left:?}"
+    );
+    eprintln!("{before_end} of {kills} kills before the end");
+    assert!(
+        before_end * 4 > kills,
+        "most kills came too late to prove anything"
+    );
+}
+
+#[test]
+fn killed_delta_restores_are_finished_by_the_next() {
+    let mut random = Random::new(seed() ^ 2);
+    let kills = number("HELIOS_MOVER_KILLS", KILLS) / 4;
+    let scratch = Scratch::new("kill-delta");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut random, SOURCE_BYTES);
+    repo.backup(&source).summary();
+    let old = repo.ids().remove(0);
+    change(&source, &mut random);
+    fs::remove_file(source.join("one-byte")).expect("file");
+    plant::file(&source.join("base/1/index"), &mut random, SOURCE_BYTES / 2);
+    repo.backup(&source).summary();
+    let truth = Tree::read(&source);
+
+    let target = scratch.join("target");
+    let delta = |set: &str| {
+        let mut command = repo.restore_command(set, &target);
+        command.arg("--delta");
+        command
+    };
+    let run = |set: &str| drop(Outcome::of(&mut delta(set)).summary());
+    run(&old);
+    let usual = time_of(|| run("latest"));
+    for kill in 0..kills {
+        run(&old);
+        kill_within(&mut delta("latest"), usual, &mut random);
+        run("latest");
+        truth.assert_same(
+            &Tree::read(&target),
+            &format!("delta restore after kill {kill}"),
+        );
+    }
+    repo.verify().expect(exit::OK);
+}
