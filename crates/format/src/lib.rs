@@ -5,13 +5,26 @@
 //! at hand before it allocates, refuses what the specification does not allow, trailing bytes included, and
 //! answers with [`mover_base::Kind::Corrupt`]; the caller, who knows the key, adds the object's name.
 
+pub mod config;
+pub mod entry;
 pub mod frame;
+pub mod manifest;
+pub mod node;
 pub mod pack;
 pub mod preamble;
 pub mod seal;
+pub mod slot;
 mod wire;
 
+pub use config::RepositoryConfig;
+pub use entry::{EntryPage, EntryPageBuilder, StoredEntry};
 pub use frame::{Codec, FrameDecoder, FrameEncoder, FrameHeader, FrameKind};
+pub use manifest::{
+    BackupMetadata, BackupType, Manifest, PackInfo, ReplicationInfo, SizeInfo, SourceInfo,
+    StorageInfo, VerificationInfo,
+};
+pub use node::{Child, Interior, Leaf, LeafBuilder, NodeKind, NodeRef, Run};
 pub use pack::{FrameEntry, PackDirectory, PackTrailer};
 pub use preamble::{ObjectType, Preamble};
 pub use seal::{Cipher, MasterKey, ObjectSealer, Origin, SessionKey, WrappedPayload, session_tag};
+pub use slot::{KeySlot, SlotKind, SlotSecret};

@@ -171,7 +171,7 @@ impl PackDirectory {
     }
 
     /// Checks the directory against the rest of the pack: where its preamble ends and where its trailer says
-    /// that the directory begins.
+    /// that the directory begins. The trailer's piece index needs no check: no other one opens the directory.
     pub fn check_span(&self, preamble_bytes: usize, directory_offset: u64) -> Result<()> {
         if self.frames.first().map(|f| f.offset) != Some(preamble_bytes as u64) {
             return Err(corrupt(
@@ -298,6 +298,15 @@ impl PackTrailer {
             || trailer.directory_bytes as usize > stored_bytes_max
         {
             return Err(reader.wrong("length", "is not that of a frame"));
+        }
+        let piece_ok = match object_type {
+            ObjectType::DataPack | ObjectType::MetaPack => {
+                (1..=PACK_FRAMES_MAX as u32).contains(&trailer.directory_piece)
+            }
+            ObjectType::Manifest => trailer.directory_piece == 0,
+        };
+        if !piece_ok {
+            return Err(reader.wrong("piece index", "does not fit the object"));
         }
         if trailer.directory_offset < PREAMBLE_BYTES_MIN as u64
             || trailer.object_bytes() != object_bytes
