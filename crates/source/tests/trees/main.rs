@@ -1,0 +1,9 @@
+//! Trees on real file systems: what a scan finds, what changes it notices, what a restore makes of it.
+//!
+//! Invariants: the truth comes from elsewhere (`find`, std, raw system calls), never from the code under
+//! test. What needs root (owners, devices, mounts) says so and is left out without it.
+
+mod roundtrip;
+mod scan;
+mod support;
+mod target;

@@ -1,0 +1,152 @@
+//! Making and copying trees for tests.
+//!
+//! Invariants: contents are copied with std alone.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use mover_base::tree::{Entry, EntryKind};
+use mover_base::{Error, Kind, Result};
+use mover_source::{DirSource, DirTarget, Finished, Item, ScanOptions, TargetMode, Tree};
+
+/// The URL of a directory.
+pub fn url(path: &Path) -> String {
+    format!("dir://{}", path.display())
+}
+
+pub fn open(path: &Path) -> DirSource {
+    DirSource::open(&url(path)).unwrap()
+}
+
+pub fn scan(path: &Path) -> Tree {
+    open(path).scan(&ScanOptions::default()).unwrap()
+}
+
+/// The item at a relative path.
+pub fn item<'t>(tree: &'t Tree, path: &str) -> &'t Item {
+    tree.items
+        .iter()
+        .find(|item| item.entry.path == path.as_bytes())
+        .unwrap_or_else(|| panic!("{path} was not found"))
+}
+
+pub fn paths(tree: &Tree) -> Vec<Vec<u8>> {
+    tree.items
+        .iter()
+        .map(|item| item.entry.path.clone())
+        .collect()
+}
+
+pub fn entries(tree: &Tree) -> Vec<Entry> {
+    tree.items.iter().map(|item| item.entry.clone()).collect()
+}
+
+pub fn join(root: &Path, path: &[u8]) -> PathBuf {
+    root.join(OsStr::from_bytes(path))
+}
+
+pub fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("this part needs root and is left out");
+    }
+    root
+}
+
+/// The kind and text of an error.
+pub fn failure<T>(result: Result<T>) -> (Kind, String, Error) {
+    let error = result.err().expect("an error");
+    (error.kind(), error.to_string(), error)
+}
+
+/// A plain entry for making things.
+pub fn entry(path: &[u8], kind: EntryKind) -> Entry {
+    Entry {
+        path: path.to_vec(),
+        kind,
+        mode: 0o700,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        mtime: Default::default(),
+        xattrs: Vec::new(),
+    }
+}
+
+/// Makes everything in `tree` (scanned at `from`) in `target`, with contents copied by std.
+pub fn fill(target: &DirTarget, tree: &Tree, from: &Path) {
+    for Item { entry, .. } in &tree.items {
+        match &entry.kind {
+            EntryKind::Dir => target.make_dir(entry).unwrap(),
+            EntryKind::Symlink { .. } => target.make_symlink(entry).unwrap(),
+            EntryKind::Hardlink { .. } => target.make_hardlink(entry).unwrap(),
+            EntryKind::Fifo => target.make_fifo(entry).unwrap(),
+            EntryKind::File { bytes } => {
+                let mut file = File::from(target.make_file(entry).unwrap());
+                let mut original = File::open(join(from, &entry.path)).unwrap();
+                assert_eq!(std::io::copy(&mut original, &mut file).unwrap(), *bytes);
+                file.set_len(*bytes).unwrap();
+                target.apply_metadata(entry, Some(file.as_fd())).unwrap();
+                file.sync_all().unwrap();
+                continue;
+            }
+        }
+        target.apply_metadata(entry, None).unwrap();
+    }
+}
+
+/// Restores the tree at `from` to `to`.
+pub fn restore(from: &Path, to: &Path, mode: TargetMode) -> Finished {
+    let tree = scan(from);
+    let target = DirTarget::begin(DirTarget::plan(to, mode).unwrap()).unwrap();
+    if mode == TargetMode::Delta {
+        let wanted = paths(&tree);
+        target
+            .remove_extra(&|path| wanted.binary_search_by(|p| p.as_slice().cmp(path)).is_ok())
+            .unwrap();
+    }
+    fill(&target, &tree, from);
+    target.finish().unwrap()
+}
+
+/// Asserts that two trees have the same entries and contents.
+pub fn assert_same(a: &Path, b: &Path) {
+    let (left, right) = (scan(a), scan(b));
+    assert_eq!(entries(&left), entries(&right));
+    for item in &left.items {
+        if matches!(item.entry.kind, EntryKind::File { .. }) {
+            let read = |root| std::fs::read(join(root, &item.entry.path)).unwrap();
+            assert!(read(a) == read(b), "{}", item.entry.display_path());
+        }
+    }
+}
+
+/// Names in a directory, with hidden ones, sorted.
+pub fn listing(path: &Path) -> Vec<String> {
+    let mut names: Vec<String> = path
+        .read_dir()
+        .unwrap()
+        .map(|found| found.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A tmpfs that is unmounted when it goes out of scope.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    pub fn tmpfs(at: &Path) -> Mounted {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", at, "tmpfs", flags, c"size=8m").unwrap();
+        Mounted(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}

@@ -1,0 +1,368 @@
+//! Targets: what is refused, what is staged, and that nothing outside is ever touched.
+
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use mover_base::Kind;
+use mover_base::tree::{Entry, EntryKind};
+use mover_source::{DirTarget, RESTORE_MARKER, TargetMode, target_error};
+
+use crate::support::{Mounted, assert_same, entry, failure, fill, is_root, listing, restore, scan};
+
+const FILE: EntryKind = EntryKind::File { bytes: 0 };
+
+fn begin(path: &Path, mode: TargetMode) -> DirTarget {
+    DirTarget::begin(DirTarget::plan(path, mode).unwrap()).unwrap()
+}
+
+fn small_tree(root: &Path) {
+    fs::create_dir_all(root.join("d/e")).unwrap();
+    fs::write(root.join("d/f"), b"content").unwrap();
+    symlink("d/f", root.join("l")).unwrap();
+}
+
+#[test]
+fn a_target_that_holds_something_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), b"mine").unwrap();
+    let (kind, text, error) = failure(DirTarget::plan(dir.path(), TargetMode::Fresh));
+    assert_eq!(kind, Kind::Target);
+    assert!(text.contains("not empty"), "{text}");
+    assert!(error.hint_text().unwrap().contains("--delta"));
+    for (path, mode) in [
+        ("f", TargetMode::Fresh),
+        ("f", TargetMode::Delta),
+        ("absent", TargetMode::Delta),
+        ("absent/below", TargetMode::Fresh),
+    ] {
+        assert_eq!(
+            failure(DirTarget::plan(&dir.path().join(path), mode)).0,
+            Kind::Target
+        );
+    }
+    assert_eq!(
+        failure(DirTarget::plan(Path::new("/"), TargetMode::Delta)).0,
+        Kind::Target
+    );
+    assert_eq!(listing(dir.path()), ["f"]);
+}
+
+#[test]
+fn more_bytes_than_are_free_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = DirTarget::plan(&dir.path().join("t"), TargetMode::Fresh).unwrap();
+    plan.check_space(1).unwrap();
+    let (kind, text, _) = failure(plan.check_space(u64::MAX / 2));
+    assert_eq!(kind, Kind::Target);
+    assert!(text.contains("is full: needs"), "{text}");
+    let full = target_error("writing failed", b"f", rustix::io::Errno::NOSPC);
+    assert_eq!(full.kind(), Kind::Target);
+    assert_eq!(full.message(), "the target file system is full");
+}
+
+#[test]
+fn nothing_shows_before_a_fresh_restore_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    let target = begin(&to, TargetMode::Fresh);
+    fill(&target, &scan(&from), &from);
+    assert!(!to.exists());
+    let staged = listing(dir.path());
+    assert!(
+        staged[0].starts_with(".to.helios-mover-partial-"),
+        "{staged:?}"
+    );
+    let staging = dir.path().join(&staged[0]);
+    assert_eq!(staging.metadata().unwrap().mode() & 0o7777, 0o700);
+    let again = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(again.leftovers(), [staging.canonicalize().unwrap()]);
+    target.finish().unwrap();
+    assert_eq!(listing(dir.path()), ["from", "to"]);
+    assert_same(&from, &to);
+}
+
+#[test]
+fn an_abandoned_or_dropped_restore_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    for is_dropped in [false, true] {
+        let target = begin(&to, TargetMode::Fresh);
+        fill(&target, &scan(&from), &from);
+        if is_dropped {
+            drop(target);
+        } else {
+            target.abandon().unwrap();
+        }
+        assert_eq!(listing(dir.path()), ["from"]);
+    }
+}
+
+#[test]
+fn a_target_filled_meanwhile_keeps_its_content_and_the_restored_tree() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    let target = begin(&to, TargetMode::Fresh);
+    fill(&target, &scan(&from), &from);
+    fs::create_dir(&to).unwrap();
+    fs::write(to.join("mine"), b"mine").unwrap();
+    let (kind, _, error) = failure(target.finish());
+    assert_eq!(kind, Kind::Target);
+    assert!(error.hint_text().is_some());
+    assert_eq!(fs::read(to.join("mine")).unwrap(), b"mine");
+    let staging = dir.path().join(&listing(dir.path())[0]);
+    assert_same(&from, &staging);
+}
+
+#[test]
+fn a_mount_point_is_filled_from_inside() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    fs::create_dir(&to).unwrap();
+    let _mounted = Mounted::tmpfs(&to);
+    let target = begin(&to, TargetMode::Fresh);
+    fill(&target, &scan(&from), &from);
+    assert!(listing(&to)[0].starts_with(".helios-mover-partial-"));
+    let (_, text, error) = failure(DirTarget::plan(&to, TargetMode::Fresh));
+    assert!(text.contains("interrupted"), "{text}");
+    assert!(error.hint_text().unwrap().contains("--delta"));
+    target.finish().unwrap();
+    assert_same(&from, &to);
+}
+
+#[test]
+fn an_interrupted_delta_is_recognised_and_can_be_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    fs::create_dir(&to).unwrap();
+    let target = begin(&to, TargetMode::Delta);
+    assert!(to.join(RESTORE_MARKER).exists());
+    // A second restore at the same time is refused.
+    let second = DirTarget::begin(DirTarget::plan(&to, TargetMode::Delta).unwrap());
+    assert!(failure(second).1.contains("another restore"));
+    drop(target);
+    assert!(to.join(RESTORE_MARKER).exists());
+    let (kind, text, error) = failure(DirTarget::plan(&to, TargetMode::Fresh));
+    assert_eq!(kind, Kind::Target);
+    assert!(text.contains("interrupted"), "{text}");
+    assert!(error.hint_text().unwrap().contains("--delta"));
+    restore(&from, &to, TargetMode::Delta);
+    assert_same(&from, &to);
+    assert!(!to.join(RESTORE_MARKER).exists());
+}
+
+#[test]
+fn delta_replaces_other_kinds_and_removes_what_is_extra() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("precious"), b"precious").unwrap();
+    small_tree(&from);
+    fs::create_dir(from.join("sub")).unwrap();
+    fs::write(from.join("linked"), b"new!").unwrap();
+    // A symbolic link where a directory should be, a directory where a file should be, and the reverse.
+    fs::create_dir_all(to.join("d/f/deep")).unwrap();
+    fs::write(to.join("d/e"), b"file").unwrap();
+    symlink(&outside, to.join("sub")).unwrap();
+    symlink(&outside, to.join("extra-link")).unwrap();
+    fs::create_dir_all(to.join("extra/deep/er")).unwrap();
+    fs::write(to.join("extra/deep/f"), b"x").unwrap();
+    symlink(&outside, to.join("extra/deep/l")).unwrap();
+    // Another name of a file outside: writing in place would change both.
+    fs::write(outside.join("linked"), b"old!").unwrap();
+    fs::hard_link(outside.join("linked"), to.join("linked")).unwrap();
+    restore(&from, &to, TargetMode::Delta);
+    assert_same(&from, &to);
+    assert_eq!(listing(&outside), ["linked", "precious"]);
+    assert_eq!(fs::read(outside.join("precious")).unwrap(), b"precious");
+    assert_eq!(fs::read(outside.join("linked")).unwrap(), b"old!");
+}
+
+#[test]
+fn delta_keeps_the_content_of_a_file_to_compare_with() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), b"before").unwrap();
+    fs::set_permissions(dir.path().join("f"), Permissions::from_mode(0)).unwrap();
+    let ino = dir.path().join("f").metadata().unwrap().ino();
+    let target = begin(dir.path(), TargetMode::Delta);
+    let file = fs::File::from(target.make_file(&entry(b"f", FILE)).unwrap());
+    assert_eq!(std::io::read_to_string(&file).unwrap(), "before");
+    let found = file.metadata().unwrap();
+    assert_eq!((found.ino(), found.mode() & 0o7777), (ino, 0o600));
+    assert!(target.open_existing(b"f").unwrap().is_some());
+    assert!(target.open_existing(b"g").unwrap().is_none());
+    assert!(target.open_existing(b"f/g").unwrap().is_none());
+}
+
+#[test]
+fn a_mount_in_what_is_extra_is_never_emptied() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("extra/inner");
+    fs::create_dir_all(&inner).unwrap();
+    let mounted = Mounted::tmpfs(&inner);
+    fs::write(mounted.0.join("precious"), b"x").unwrap();
+    let target = begin(dir.path(), TargetMode::Delta);
+    let (kind, text, _) = failure(target.remove_extra(&|_| false));
+    assert_eq!(kind, Kind::Target);
+    assert!(text.contains("mounted"), "{text}");
+    assert_eq!(listing(&inner), ["precious"]);
+}
+
+/// Tries every way to make something at `path`.
+fn make_all(target: &DirTarget, path: &[u8]) -> Vec<mover_base::Error> {
+    let made = |kind| entry(path, kind);
+    let symlink = EntryKind::Symlink {
+        target: b"x".to_vec(),
+    };
+    let all: [Result<(), mover_base::Error>; 6] = [
+        target.make_dir(&made(EntryKind::Dir)),
+        target.make_file(&made(FILE)).map(drop),
+        target.make_symlink(&made(symlink)),
+        target.make_fifo(&made(EntryKind::Fifo)),
+        target.apply_metadata(&made(FILE), None),
+        target.apply_metadata(&made(EntryKind::Fifo), None),
+    ];
+    all.into_iter().filter_map(Result::err).collect()
+}
+
+#[test]
+fn hostile_paths_write_nothing_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    for mode in [TargetMode::Fresh, TargetMode::Delta] {
+        let to = dir.path().join("to");
+        fs::create_dir_all(&to).unwrap();
+        let target = begin(&to, mode);
+        let absolute = outside.join("x").into_os_string().into_encoded_bytes();
+        for path in [
+            &b"../outside/x"[..],
+            b"a/../../outside/x",
+            b"..",
+            b".",
+            b"a//x",
+            b"x\0y",
+            &absolute,
+            RESTORE_MARKER.as_bytes(),
+            b".helios-mover-partial-1/x",
+        ] {
+            let errors = make_all(&target, path);
+            assert_eq!(errors.len(), 6);
+            assert!(errors.iter().all(|error| error.kind() == Kind::Corrupt));
+        }
+        let first = |first: &[u8]| EntryKind::Hardlink {
+            first: first.to_vec(),
+        };
+        for bad in [&b"../outside"[..], b"", b"z"] {
+            let link = entry(b"link", first(bad));
+            assert_eq!(failure(target.make_hardlink(&link)).0, Kind::Corrupt);
+        }
+    }
+    assert!(listing(&outside).is_empty());
+}
+
+#[test]
+fn a_symlink_in_the_backup_or_planted_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("f"), b"precious").unwrap();
+    let out = outside.clone().into_os_string().into_encoded_bytes();
+    let link = |path: &[u8], target: &[u8]| -> Entry {
+        let target = target.to_vec();
+        entry(path, EntryKind::Symlink { target })
+    };
+    let to = dir.path().join("to");
+    let target = begin(&to, TargetMode::Fresh);
+    target.make_symlink(&link(b"sub", &out)).unwrap();
+    let file = [&out[..], b"/f"].concat();
+    target.make_symlink(&link(b"to-file", &file)).unwrap();
+    assert_eq!(make_all(&target, b"sub/x").len(), 6);
+    let errors = make_all(&target, b"sub/f");
+    assert!(errors.iter().all(|error| error.kind() == Kind::Target));
+    // A name that is taken by a link is not written through.
+    assert!(target.make_file(&entry(b"to-file", FILE)).is_err());
+    assert!(
+        target
+            .apply_metadata(&entry(b"to-file", FILE), None)
+            .is_err()
+    );
+    assert!(
+        target
+            .apply_metadata(&entry(b"to-file", EntryKind::Fifo), None)
+            .is_err()
+    );
+    let first = b"to-file".to_vec();
+    let hard = entry(b"zz", EntryKind::Hardlink { first });
+    assert_eq!(failure(target.make_hardlink(&hard)).0, Kind::Corrupt);
+    assert!(target.open_existing(b"to-file").unwrap().is_none());
+    drop(target);
+    // Delta: the links were planted before.
+    fs::create_dir(&to).unwrap();
+    symlink(&outside, to.join("sub")).unwrap();
+    symlink(outside.join("f"), to.join("to-file")).unwrap();
+    let target = begin(&to, TargetMode::Delta);
+    assert!(target.make_file(&entry(b"sub/x", FILE)).is_err());
+    let mut made = fs::File::from(target.make_file(&entry(b"to-file", FILE)).unwrap());
+    made.write_all(b"restored").unwrap();
+    assert_eq!(listing(&outside), ["f"]);
+    assert_eq!(fs::read(outside.join("f")).unwrap(), b"precious");
+    assert_eq!(outside.join("f").metadata().unwrap().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn a_planted_marker_link_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (to, outside) = (dir.path().join("to"), dir.path().join("outside"));
+    fs::create_dir(&to).unwrap();
+    symlink(&outside, to.join(RESTORE_MARKER)).unwrap();
+    let begun = DirTarget::begin(DirTarget::plan(&to, TargetMode::Delta).unwrap());
+    assert_eq!(failure(begun).0, Kind::Target);
+    assert!(!outside.exists());
+}
+
+#[test]
+fn a_user_without_rights_gets_warnings_and_no_setuid() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let to = dir.path().join("to");
+    std::thread::spawn({
+        let to = to.clone();
+        move || {
+            let nobody = rustix::fs::Uid::from_raw(65_534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let target = begin(&to, TargetMode::Fresh);
+            let mut root = entry(b"", EntryKind::Dir);
+            root.mode = 0o555;
+            let mut file = entry(b"f", FILE);
+            (file.uid, file.gid, file.mode) = (0, 0, 0o4755);
+            target.make_dir(&root).unwrap();
+            target.make_file(&file).unwrap();
+            target.apply_metadata(&file, None).unwrap();
+            target.apply_metadata(&root, None).unwrap();
+            let finished = target.finish().unwrap();
+            assert!(finished.warnings[0].contains("owner 0:0 not restored"));
+        }
+    })
+    .join()
+    .unwrap();
+    let found = to.join("f").metadata().unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o7777), (65_534, 0o755));
+    assert_eq!(to.metadata().unwrap().mode() & 0o7777, 0o555);
+}
