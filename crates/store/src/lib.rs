@@ -1,1 +1,379 @@
-//! Placeholder header, replaced by the crate's author.
+//! Object stores: where a repository keeps its objects.
+//!
+//! An object is a run of bytes under a [`Key`]. It is written once and whole, never changed, and deleted
+//! whole. [`Store`] is the closed set of drivers; each keeps the same promises, which the conformance suite
+//! under `tests/` holds them to:
+//!
+//! - **Created only if absent.** Of any number of writers of a key exactly one is told [`Put::Created`]; what
+//!   it wrote is never replaced.
+//! - **Durable on return.** What [`Store::put_if_absent`] or [`Upload::commit`] reports survives a power cut,
+//!   and [`Put::Exists`] is as durable as [`Put::Created`].
+//! - **All or nothing.** Before `commit` nothing is visible under the key; after an error, an abort or a drop
+//!   nothing ever will be, save where only the last step of durability failed.
+//! - **An error is never "empty" or "absent".** A listing is complete or an error.
+//!
+//! Everything runs on the calling [`Shard`]: no threads, no runtime of its own. Data moves in the buffers of
+//! that shard's arena.
+
+mod key;
+pub mod local;
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use mover_base::{Error, Kind, Result, Timestamp};
+use mover_io::{BUF_BYTES, Buf, Shard};
+
+pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_PART};
+
+/// Longest single [`Store::read`] in bytes: a buffer less a block at either end, so that a range of any
+/// alignment fits with the blocks around it.
+pub const READ_BYTES_MAX: usize = BUF_BYTES - 8192;
+/// Most objects in one [`Page`]: about 1.5 MiB of names and sizes.
+pub const LIST_LIMIT_MAX: usize = 10_000;
+/// Most leftovers told by one call of [`Store::stale_temporaries`].
+pub const TEMPORARIES_MAX: usize = 10_000;
+/// Age from which an unfinished upload counts as left over by a killed job, in milliseconds. Every write renews it,
+/// and no job pauses for a day between two writes of one object.
+pub const STALE_AFTER_MS: i64 = 24 * 3600 * 1000;
+
+/// How a conditional write ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// This call created the object.
+    Created,
+    /// An object of that name existed; it was left as it is. It may hold other bytes.
+    Exists,
+}
+
+/// An object as seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its name.
+    pub key: Key,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// A part of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// In byte order of their keys.
+    pub objects: Vec<ObjectInfo>,
+    /// Where there are more: the `after` of the next page.
+    pub next: Option<Key>,
+}
+
+/// An unfinished upload that nobody seems to work on any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Temporary {
+    /// Its name in the store's area for unfinished uploads.
+    pub name: String,
+    /// Bytes it occupies.
+    pub bytes: u64,
+    /// When it was last written.
+    pub modified: Timestamp,
+}
+
+/// A place that keeps objects. Cheap to clone, shared by all shards.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// A directory of a local or mounted file system.
+    Local(local::LocalStore),
+}
+
+impl Store {
+    /// Opens the store at `url`: `file:///absolute/path`, taken literally behind `file://`. Nothing is read
+    /// or created yet.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where the URL is not one of a supported store.
+    pub fn open(url: &str) -> Result<Store> {
+        let Some((scheme, rest)) = url.split_once("://") else {
+            let mut error = Error::new(Kind::Usage, "the repository is not named by a URL");
+            if url.starts_with('/') {
+                error = error.object(url).hint(format!("write file://{url}"));
+            }
+            return Err(error.hint("write file:// and the absolute path, as in file:///srv/backup"));
+        };
+        match scheme {
+            "file" => Ok(Store::Local(local::LocalStore::open(rest)?)),
+            // Only the scheme is shown: what follows may hold a password.
+            _ => Err(
+                Error::new(Kind::Usage, "this kind of repository URL is not supported")
+                    .object(format!(
+                        "{}://",
+                        scheme.chars().take(20).collect::<String>().escape_debug()
+                    ))
+                    .hint("write file:// and the absolute path, as in file:///srv/backup"),
+            ),
+        }
+    }
+
+    /// Opens the store at `url` and creates the place that holds it, durably: the directory and its missing
+    /// ancestors, entered by the owner alone. One that exists is left as it is, whatever it holds.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Kind::Usage`] where something else has that name; [`Kind::Storage`].
+    pub fn create_root(url: &str) -> Result<Store> {
+        let store = Store::open(url)?;
+        match &store {
+            Store::Local(local) => local.create_root()?,
+        }
+        Ok(store)
+    }
+
+    /// The URL, without trailing slashes.
+    pub fn url(&self) -> &str {
+        match self {
+            Store::Local(local) => local.url(),
+        }
+    }
+
+    /// Writes `bytes` as the object `key` unless that exists. Durable on return.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`] where the store is full, forbids it or fails; [`Kind::Conflict`] where the key lies
+    /// below an object or names a whole prefix; [`Kind::NotFound`] where the store itself does not exist.
+    pub async fn put_if_absent(&self, shard: &Shard, key: &Key, bytes: &[u8]) -> Result<Put> {
+        match self {
+            Store::Local(local) => local.put_if_absent(shard, key, bytes).await,
+        }
+    }
+
+    /// Begins to write the object `key` piece by piece.
+    ///
+    /// # Errors
+    /// As [`put_if_absent`](Self::put_if_absent).
+    pub async fn upload(&self, shard: &Shard, key: &Key) -> Result<Upload> {
+        match self {
+            Store::Local(local) => Ok(Upload(AnyUpload::Local(local.upload(shard, key).await?))),
+        }
+    }
+
+    /// The whole object `key`, of `bytes_max` bytes at most.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Limit`] where it is larger, before anything is allocated; [`Kind::Storage`].
+    pub async fn get(&self, shard: &Shard, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
+        match self {
+            Store::Local(local) => local.get(shard, key, bytes_max).await,
+        }
+    }
+
+    /// Bytes `offset..offset + len` of the object `key`, at any alignment, [`READ_BYTES_MAX`] at most. For many
+    /// reads from few objects a [`reader`](Self::reader) is faster.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Corrupt`] where the object ends earlier; [`Kind::Limit`] where `len` is too
+    /// large; [`Kind::Storage`].
+    pub async fn read(&self, shard: &Shard, key: &Key, offset: u64, len: usize) -> Result<Slice> {
+        match self {
+            Store::Local(local) => local.read(shard, key, offset, len).await,
+        }
+    }
+
+    /// A reader for this shard that keeps what it needs (open files, connections) from one read to the next.
+    pub fn reader(&self, shard: &Shard) -> Reader {
+        match self {
+            Store::Local(local) => Reader(AnyReader::Local(local.reader(shard))),
+        }
+    }
+
+    /// Name and size of the object `key`, or `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`], and [`Kind::NotFound`] where the store itself does not exist.
+    pub async fn head(&self, _shard: &Shard, key: &Key) -> Result<Option<ObjectInfo>> {
+        match self {
+            Store::Local(local) => local.head(key).await,
+        }
+    }
+
+    /// The first `limit` objects (from 1 to [`LIST_LIMIT_MAX`], larger is taken as that) whose keys begin with
+    /// `prefix` and are greater than `after`, in byte order of their keys. Objects created or deleted while a
+    /// listing runs may or may not appear; all others do.
+    ///
+    /// # Errors
+    /// Any error means that the listing is incomplete and must not be used. [`Kind::Corrupt`] for a prefix
+    /// that no key can have; [`Kind::Storage`] also where something that is no object stands in the store.
+    pub async fn list(
+        &self,
+        shard: &Shard,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Page> {
+        match self {
+            Store::Local(local) => local.list(shard, prefix, after, limit).await,
+        }
+    }
+
+    /// Deletes the object `key`. Durable on return.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Storage`].
+    pub async fn delete(&self, shard: &Shard, key: &Key) -> Result<()> {
+        match self {
+            Store::Local(local) => local.delete(shard, key).await,
+        }
+    }
+
+    /// Unfinished uploads not written to for [`STALE_AFTER_MS`], by name, [`TEMPORARIES_MAX`] at most: what
+    /// killed jobs left. Younger ones may belong to a running job and are not told.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`], and [`Kind::NotFound`] where the store itself does not exist.
+    pub async fn stale_temporaries(&self, _shard: &Shard) -> Result<Vec<Temporary>> {
+        match self {
+            Store::Local(local) => local.stale_temporaries().await,
+        }
+    }
+
+    /// Removes a leftover that [`stale_temporaries`](Self::stale_temporaries) told.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] where it is gone; [`Kind::Conflict`] where it was written to meanwhile;
+    /// [`Kind::Storage`].
+    pub async fn remove_temporary(&self, _shard: &Shard, temporary: &Temporary) -> Result<()> {
+        match self {
+            Store::Local(local) => local.remove_temporary(temporary).await,
+        }
+    }
+}
+
+/// An object being written. Nothing is visible under its key before [`commit`](Self::commit). Dropped, it is
+/// aborted as well as that can be done without waiting.
+#[must_use = "an upload that is not committed is thrown away"]
+pub struct Upload(AnyUpload);
+
+enum AnyUpload {
+    Local(local::LocalUpload),
+}
+
+impl Upload {
+    /// Appends `buf[..len]`. Every piece but the last is exactly [`BUF_BYTES`] long, an empty one is a last
+    /// one. Returns when the write is accepted, which may wait for earlier ones; an error of an earlier write
+    /// may come out here. After an error the upload can only be aborted or dropped.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`] as for [`Store::put_if_absent`]; [`Kind::Internal`] for a piece after a short one.
+    pub async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
+        match &mut self.0 {
+            AnyUpload::Local(local) => local.push(buf, len).await,
+        }
+    }
+
+    /// Ends the object and names it, unless its key exists. Durable on return.
+    ///
+    /// # Errors
+    /// As [`Store::put_if_absent`]. The object is not visible then, except where only making its name durable
+    /// failed: it may be visible then, whole, and may or may not survive a power cut.
+    pub async fn commit(self) -> Result<Put> {
+        match self.0 {
+            AnyUpload::Local(local) => local.commit().await,
+        }
+    }
+
+    /// Throws the upload away.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`] where its bytes could not be removed.
+    pub async fn abort(self) -> Result<()> {
+        match self.0 {
+            AnyUpload::Local(local) => local.abort().await,
+        }
+    }
+}
+
+/// Ranged reads from one shard; see [`Store::reader`]. Several reads may run at once.
+pub struct Reader(AnyReader);
+
+enum AnyReader {
+    Local(local::LocalReader),
+}
+
+impl Reader {
+    /// As [`Store::read`].
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub async fn read(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
+        match &self.0 {
+            AnyReader::Local(local) => local.read(key, offset, len).await,
+        }
+    }
+}
+
+/// The bytes of one read, in the arena's buffer that they were read into. Holding it holds the buffer.
+pub struct Slice {
+    buf: Buf,
+    start: usize,
+    len: usize,
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buf[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for Slice {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.buf[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_url_is_taken_literally_and_without_trailing_slashes() {
+        for (url, kept) in [
+            ("file:///srv/backup", "file:///srv/backup"),
+            ("file:///srv/backup//", "file:///srv/backup"),
+            ("file:///srv/my disk%20", "file:///srv/my disk%20"),
+            ("file:///", "file:///"),
+        ] {
+            assert_eq!(Store::open(url).unwrap().url(), kept);
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_is_a_usage_error_with_a_hint() {
+        for url in [
+            "",
+            "backup",
+            "/srv/backup",
+            "file://",
+            "file://srv/backup",
+            "file:///a\0b",
+            "ftp://h/p",
+        ] {
+            let error = Store::open(url).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage, "{url:?}");
+            assert!(error.hint_text().is_some(), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_unsupported_url_is_not_shown() {
+        let error = Store::open("s9://key:geheim@host/bucket").unwrap_err();
+        assert!(!format!("{error} {:?}", error).contains("geheim"));
+    }
+
+    #[test]
+    fn a_store_is_shared_by_shards() {
+        fn shared<T: Send + Sync + Clone>() {}
+        shared::<Store>();
+    }
+}

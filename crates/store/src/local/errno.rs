@@ -1,0 +1,80 @@
+//! What an error of the file system means for a repository, and what to do about it.
+//!
+//! Invariant: every errno ends up as a [`Kind`] that names the remedy; a full file system is always told as
+//! "the repository is full", whichever call met it.
+
+use std::io;
+
+use mover_base::{Error, Kind};
+use rustix::io::Errno;
+
+/// Explains `error`, met while doing `action` ("write an object") to `object` (a key, or a path).
+pub(super) fn explain(error: impl Into<io::Error>, action: &str, object: &str) -> Error {
+    let error = error.into();
+    let told = match Errno::from_io_error(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => Error::new(Kind::Storage, "the repository is full")
+            .hint("free space on the repository's file system, raise the quota, or expire old backups; then run again"),
+        Some(Errno::ACCESS | Errno::PERM) => Error::new(Kind::Storage, format!("no permission to {action}"))
+            .hint("run as the user who owns the repository, or correct the owner and mode of its directories"),
+        Some(Errno::ROFS) => Error::new(Kind::Storage, format!("cannot {action}: the file system is read-only"))
+            .hint("mount the repository's file system read-write; look in the kernel's log for why it is not"),
+        Some(Errno::IO | Errno::UCLEAN | Errno::NODATA) => {
+            Error::new(Kind::Storage, format!("I/O error: cannot {action}"))
+                .hint("look in the kernel's log and check the disk of the repository")
+        }
+        Some(Errno::LOOP | Errno::XDEV) => {
+            Error::new(Kind::Corrupt, "a symbolic link or foreign file system stands inside the repository").hint(
+                "the mover never makes one: find out who did, and replace it by the directory that it points to",
+            )
+        }
+        Some(Errno::MFILE | Errno::NFILE) => {
+            Error::new(Kind::Limit, format!("too many open files: cannot {action}"))
+                .hint("raise the limit on open files (ulimit -n)")
+        }
+        Some(Errno::FBIG) => Error::new(Kind::Storage, format!("cannot {action}: larger than files may be there"))
+            .hint("put the repository on a file system without that limit, or raise ulimit -f"),
+        Some(Errno::NOSYS) => Error::new(Kind::Storage, format!("cannot {action}: the kernel lacks the call"))
+            .hint("the mover needs openat2 (Linux 5.6 or later, not blocked by a seccomp filter)"),
+        Some(Errno::STALE | Errno::NOTCONN | Errno::HOSTDOWN | Errno::TIMEDOUT) => {
+            Error::new(Kind::Unreachable, format!("cannot {action}: the file system does not answer"))
+                .hint("check the mount of the repository and try again")
+        }
+        _ => Error::new(Kind::Storage, format!("cannot {action}")),
+    };
+    told.object(object).cause(error)
+}
+
+/// The error for an object that does not exist.
+pub(super) fn not_found(object: &str) -> Error {
+    Error::new(Kind::NotFound, "no such object").object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_file_system_is_named_as_such() {
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let error = explain(errno, "write an object", "packs/a");
+            assert_eq!(
+                (error.kind(), error.message()),
+                (Kind::Storage, "the repository is full")
+            );
+            assert_eq!(error.object_name(), Some("packs/a"));
+            assert!(error.hint_text().is_some());
+        }
+    }
+
+    #[test]
+    fn remedies_differ_by_errno() {
+        let kind = |errno| explain(errno, "x", "y").kind();
+        assert_eq!(kind(Errno::IO), Kind::Storage);
+        assert_eq!(kind(Errno::ACCESS), Kind::Storage);
+        assert_eq!(kind(Errno::ROFS), Kind::Storage);
+        assert_eq!(kind(Errno::LOOP), Kind::Corrupt);
+        assert_eq!(kind(Errno::MFILE), Kind::Limit);
+        assert_eq!(kind(Errno::STALE), Kind::Unreachable);
+        assert_eq!(kind(Errno::BADMSG), Kind::Storage);
+    }
+}

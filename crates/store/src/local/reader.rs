@@ -1,0 +1,118 @@
+//! Ranged reads from a shard, with the files last used kept open.
+//!
+//! Invariants: at most [`FILES_OPEN_MAX`] descriptors per reader, the least recently used closed first. A
+//! direct read covers the blocks around the range, and only the exact range is exposed. Objects are
+//! immutable, so a descriptor never goes stale; one of a deleted object still reads what it always did.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_io::{Access, File, Shard};
+
+use super::LocalStore;
+use super::errno::{explain, not_found};
+use crate::key::Key;
+use crate::{READ_BYTES_MAX, Slice};
+
+/// Files that one reader keeps open. A restore reads from a few packs at a time, in runs; 16 per shard stay
+/// far below the usual limit of 1024 descriptors even on large machines.
+const FILES_OPEN_MAX: usize = 16;
+
+/// A shard's cache of open objects.
+pub struct LocalReader {
+    store: LocalStore,
+    shard: Shard,
+    /// Most recently used last.
+    open: RefCell<VecDeque<(Key, File)>>,
+}
+
+impl LocalReader {
+    pub(super) fn new(store: &LocalStore, shard: &Shard) -> LocalReader {
+        LocalReader {
+            store: store.clone(),
+            shard: shard.clone(),
+            open: RefCell::default(),
+        }
+    }
+
+    pub(crate) async fn read(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
+        let file = self.file(key)?;
+        read_range(&self.shard, &file, key, offset, len).await
+    }
+
+    fn file(&self, key: &Key) -> Result<File> {
+        let mut open = self.open.borrow_mut();
+        if let Some(found) = open.iter().position(|(have, _)| have == key)
+            && let Some(entry) = open.remove(found)
+        {
+            let file = entry.1.clone();
+            open.push_back(entry);
+            return Ok(file);
+        }
+        let file = open_object(&self.store, &self.shard, key)?.0;
+        if open.len() >= FILES_OPEN_MAX {
+            open.pop_front();
+        }
+        open.push_back((key.clone(), file.clone()));
+        Ok(file)
+    }
+}
+
+/// Opens `key` for direct reads, with its size in bytes.
+pub(super) fn open_object(store: &LocalStore, shard: &Shard, key: &Key) -> Result<(File, u64)> {
+    let (fd, bytes) = store
+        .root()
+        .open_object(key.as_str())?
+        .ok_or_else(|| not_found(key.as_str()))?;
+    let file = shard
+        .file(fd, Access::Direct)
+        .map_err(|error| explain(error, "open an object", key.as_str()))?;
+    Ok((file, bytes))
+}
+
+/// Reads exactly `len` bytes at `offset`.
+pub(super) async fn read_range(
+    shard: &Shard,
+    file: &File,
+    key: &Key,
+    offset: u64,
+    len: usize,
+) -> Result<Slice> {
+    if len > READ_BYTES_MAX {
+        return Err(Error::new(
+            Kind::Limit,
+            format!("a read is longer than {READ_BYTES_MAX} bytes"),
+        )
+        .object(key.as_str()));
+    }
+    let block = BLOCK_BYTES as u64;
+    let first = offset - offset % block;
+    let end = offset
+        .checked_add(len as u64)
+        .filter(|end| *end <= i64::MAX as u64 - block)
+        .ok_or_else(|| too_short(key))?;
+    let skip = (offset - first) as usize;
+    let buf = shard.buffer().await;
+    if len == 0 {
+        return Ok(Slice { buf, start: 0, len });
+    }
+    let span = (end.next_multiple_of(block) - first) as usize;
+    let (result, buf) = file.read_at(buf, first, span).await;
+    let got = result.map_err(|error| explain(error, "read an object", key.as_str()))?;
+    if got < skip + len {
+        return Err(too_short(key));
+    }
+    Ok(Slice {
+        buf,
+        start: skip,
+        len,
+    })
+}
+
+/// The error for an object that ends before bytes which must be there.
+pub(super) fn too_short(key: &Key) -> Error {
+    Error::new(Kind::Corrupt, "object is shorter than expected")
+        .object(key.as_str())
+        .hint("it was cut off after it was written; verify the repository and restore the object from a replica")
+}
