@@ -1,1 +1,46 @@
-//! Placeholder header, replaced by the crate's author.
+//! A repository: packs, deduplication, catalogue, keys and atomic commit. Hides the bytes (`mover-format`) and
+//! the place (`mover-store`) from everyone above.
+//!
+//! ```text
+//! config            who the repository is, and the public recipient that writers wrap their keys to
+//! keys/<slot>       the repository's secret, sealed for one passphrase or one recipient
+//! packs/<xx>/<id>   blocks, or the nodes of maps: immutable, about 10 MB
+//! backups/<id>      manifests; a backup exists when its manifest does
+//! ```
+//!
+//! Invariants: every object is created if absent and never overwritten; a manifest is published only after
+//! every pack it names is durable; what was not checked is not handed out.
+
+mod backup;
+pub mod catalogue;
+mod dedup;
+mod keys;
+mod layout;
+mod map;
+mod pack;
+mod parent;
+mod reader;
+mod repository;
+mod restore;
+mod sample;
+mod secret;
+mod timing;
+mod tree;
+pub mod verify;
+mod writer;
+
+pub use backup::{BackupRequest, BackupRun, Committed, find_parent};
+pub use keys::{SlotInfo, generate_identity};
+pub use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS};
+pub use mover_format::manifest::{
+    BackupMetadata, BackupType, ReplicationInfo, SizeInfo, SourceInfo, StorageInfo,
+    VerificationInfo,
+};
+pub use mover_format::seal::Origin;
+pub use repository::{InitRequest, Repository};
+pub use restore::{BackupView, Content, ExtentReader, Segment, block_bytes};
+pub use sample::SampleEncoder;
+pub use secret::{Credentials, Secret};
+pub use timing::{StageSeconds, lap};
+pub use tree::{EXTENT_BYTES, FileMap, TreeItem};
+pub use writer::{MapNode, ShardWriter, WriteCounts, WriteShared, WriterOutcome};

@@ -1,0 +1,121 @@
+//! Settings that every verb shares, each beside its bound.
+//!
+//! Invariant: at the defaults the arenas, the block index and the lists that a job keeps stay together under
+//! 256 MiB for any size of database and any number of cores.
+
+use mover_base::{Error, Kind, Result};
+use mover_io::{BUF_BYTES, RateBudget, Rung, ShardConfig, Stop};
+use mover_repo::Credentials;
+
+use crate::progress::Progress;
+use std::sync::Arc;
+
+/// Default of [`Engine::arena_bytes`].
+pub const ARENA_BYTES_DEFAULT: usize = 64 << 20;
+/// Default of [`Engine::index_bytes`]: about 1.5 million blocks, 6 GB of distinct content.
+pub const INDEX_BYTES_DEFAULT: usize = 48 << 20;
+/// Buffers that a shard needs beside those it reads ahead into: one pack of blocks and one of nodes being
+/// filled, the writes of either under way, and one for reading a parent's directory.
+pub(crate) const BUFFERS_RESERVED: usize = 7;
+/// Fewest buffers of a shard: the reserve and two to read ahead into.
+const BUFFERS_MIN: usize = BUFFERS_RESERVED + 2;
+/// Most buffers that a shard reads ahead into: 16 MiB in flight cover the time in which it compresses.
+const READ_AHEAD_MAX: usize = 16;
+
+/// How the machinery of a job is set up.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Shards; 0 = one per core.
+    pub shards: usize,
+    /// Pin shards to cores.
+    pub pin: bool,
+    /// Bytes of I/O buffers, all shards together.
+    pub arena_bytes: usize,
+    /// Highest rung of the I/O ladder to try.
+    pub top_rung: Rung,
+    /// Use O_DIRECT where the file system offers it.
+    pub direct: bool,
+    /// Register buffers with the kernel where the memlock limit allows.
+    pub register_buffers: bool,
+    /// Budget of the block index, in bytes.
+    pub index_bytes: usize,
+    /// Limit on reading the source (backup) or the repository (restore, verify), in bytes per second.
+    pub limit_read: Option<u64>,
+    /// Limit on writing to the repository (backup) or the target (restore), in bytes per second.
+    pub limit_write: Option<u64>,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Engine {
+            shards: 0,
+            pin: true,
+            arena_bytes: ARENA_BYTES_DEFAULT,
+            top_rung: Rung::DeferTaskrun,
+            direct: true,
+            register_buffers: true,
+            index_bytes: INDEX_BYTES_DEFAULT,
+            limit_read: None,
+            limit_write: None,
+        }
+    }
+}
+
+/// A repository and what opens it.
+#[derive(Debug, Clone)]
+pub struct RepoAccess {
+    /// Its URL.
+    pub url: String,
+    /// Passphrase, identity or nothing.
+    pub credentials: Credentials,
+}
+
+/// Called about ten times a second on the calling thread while a job runs; raising the flag cancels the job.
+pub type Tick<'a> = &'a mut dyn FnMut(&Progress, &Stop);
+
+/// Rate limits of one job.
+#[derive(Clone)]
+pub(crate) struct Limits {
+    pub read: Arc<RateBudget>,
+    pub write: Arc<RateBudget>,
+}
+
+impl Engine {
+    /// Shards on every core, for the work on data. More cores than the arenas allow for are left idle.
+    pub(crate) fn wide(&self) -> Result<ShardConfig> {
+        let buffers = self.arena_bytes / BUF_BYTES;
+        if buffers < BUFFERS_MIN {
+            return Err(Error::new(Kind::Usage, "the buffers are too small")
+                .object(format!("{} bytes", self.arena_bytes))
+                .hint(format!("give --arena at least {BUFFERS_MIN}MiB")));
+        }
+        let config = self.config(self.shards, self.arena_bytes);
+        let shards = config.shard_count().min(buffers / BUFFERS_MIN);
+        Ok(self.config(shards, self.arena_bytes / shards))
+    }
+
+    /// One shard, for what comes before and after the work on data.
+    pub(crate) fn single(&self) -> ShardConfig {
+        self.config(1, (2 * BUFFERS_MIN) * BUF_BYTES)
+    }
+
+    fn config(&self, shards: usize, arena_bytes: usize) -> ShardConfig {
+        ShardConfig {
+            shards,
+            pin: self.pin,
+            arena_bytes,
+            top_rung: self.top_rung,
+            register_buffers: self.register_buffers,
+            direct: self.direct,
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { read: RateBudget::new(self.limit_read), write: RateBudget::new(self.limit_write) }
+    }
+}
+
+/// Buffers that a shard with `total` of them may read ahead into.
+pub(crate) fn read_ahead(total: usize) -> usize {
+    total.saturating_sub(BUFFERS_RESERVED).clamp(1, READ_AHEAD_MAX)
+}

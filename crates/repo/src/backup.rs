@@ -1,0 +1,319 @@
+//! A backup from the repository's side: choose the parent, let the shards write, publish the manifest.
+//!
+//! Invariants: the manifest lists every pack that its maps reach, and each of them was either committed by this
+//! session or its directory was read in it; the parent is one that can be read and has the same source.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use mover_base::tree::Entry;
+use mover_base::{BackupId, Error, Kind, PackId, Result};
+use mover_format::manifest::{BackupMetadata, Manifest, PackInfo};
+use mover_format::preamble::ObjectType;
+use mover_io::{RateBudget, Shard};
+
+use crate::catalogue;
+use crate::dedup::{BlockIndex, Location, PackTable};
+use crate::map::TreeWriter;
+use crate::parent::Parent;
+use crate::reader::{PackInfos, PackReader};
+use crate::repository::Repository;
+use crate::tree::{FileMap, read_entries};
+use crate::writer::{MapNode, WriteCounts, WriteShared, WriterOutcome};
+
+/// How many of the latest backups are looked through for a parent.
+const PARENT_TRIES: usize = 64;
+
+/// What a backup is begun with.
+pub struct BackupRequest<'a> {
+    /// URL of the source; the parent must have the same.
+    pub source: &'a str,
+    /// Host of the source; the parent must have the same.
+    pub host: &'a str,
+    /// zstd level.
+    pub level: i32,
+    /// Budget of the block index, in bytes.
+    pub index_bytes: usize,
+}
+
+/// A backup under way.
+pub struct BackupRun {
+    shared: Arc<WriteShared>,
+    parent_id: Option<BackupId>,
+    parent_maps: HashMap<Vec<u8>, FileMap>,
+    parent_pages: Vec<mover_format::node::NodeRef>,
+    preload: Vec<PackId>,
+    next_preload: AtomicUsize,
+    /// Why an earlier backup could not serve as the parent.
+    pub warnings: Vec<String>,
+}
+
+/// What was published.
+pub struct Committed {
+    /// The manifest's metadata.
+    pub metadata: BackupMetadata,
+    /// What all shards did.
+    pub counts: WriteCounts,
+}
+
+/// The latest backup of the same source that can be read, with reasons why later ones cannot.
+pub async fn find_parent(
+    shard: &Shard,
+    repository: &Repository,
+    source: &str,
+    host: &str,
+) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
+    let mut warnings = Vec::new();
+    if !repository.can_read() {
+        return Ok((None, warnings));
+    }
+    let ids = catalogue::list(shard, repository).await?;
+    for id in ids.into_iter().rev().take(PARENT_TRIES) {
+        match catalogue::load(shard, repository, id).await {
+            Ok(open) => {
+                let made_of = &open.manifest.metadata.source;
+                if made_of.url == source && made_of.host == host {
+                    return Ok((Some(open), warnings));
+                }
+            }
+            Err(error) if error.kind() == Kind::Corrupt => {
+                warnings.push(format!("backup {id} cannot serve as the parent: {error}"));
+            }
+            // It was deleted since it was listed.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((None, warnings))
+}
+
+impl BackupRun {
+    /// Opens a session and prepares what the shards share.
+    pub async fn begin(
+        shard: &Shard,
+        repository: &Arc<Repository>,
+        request: &BackupRequest<'_>,
+        write_limit: Arc<RateBudget>,
+    ) -> Result<Self> {
+        let (parent, mut warnings) =
+            find_parent(shard, repository, request.source, request.host).await?;
+        let packs = PackTable::default();
+        let mut maps = HashMap::new();
+        let mut pages = Vec::new();
+        let mut preload = Vec::new();
+        let mut parent_id = None;
+        let mut shared_parent = None;
+        if let Some(open) = parent {
+            let infos: Arc<PackInfos> = Arc::new(
+                open.manifest
+                    .packs
+                    .iter()
+                    .map(|pack| (pack.id, *pack))
+                    .collect(),
+            );
+            let mut reader = PackReader::new(shard, repository, &infos);
+            match read_entries(&mut reader, &open.manifest.pages).await {
+                Ok((items, names)) => {
+                    maps = items
+                        .into_iter()
+                        .filter_map(|item| Some((item.entry.path, item.map?)))
+                        .collect();
+                    pages = names;
+                    parent_id = Some(open.id);
+                    let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;
+                    preload = open
+                        .manifest
+                        .packs
+                        .iter()
+                        .filter(data)
+                        .map(|pack| pack.id)
+                        .collect();
+                    let numbers = infos.keys().map(|id| (*id, packs.add(*id))).collect();
+                    let damaged_extents = AtomicU64::new(0);
+                    shared_parent = Some(Parent {
+                        infos,
+                        numbers,
+                        damaged_extents,
+                    });
+                }
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    warnings.push(format!(
+                        "backup {} cannot serve as the parent: {error}",
+                        open.id
+                    ));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let shared = Arc::new(WriteShared {
+            session: repository.begin_session()?,
+            repository: repository.clone(),
+            index: BlockIndex::new(request.index_bytes),
+            packs,
+            parent: shared_parent,
+            level: request.level,
+            write_limit,
+        });
+        Ok(BackupRun {
+            shared,
+            parent_id,
+            parent_maps: maps,
+            parent_pages: pages,
+            preload,
+            next_preload: AtomicUsize::new(0),
+            warnings,
+        })
+    }
+
+    /// The backup whose blocks this one builds on.
+    pub fn parent(&self) -> Option<BackupId> {
+        self.parent_id
+    }
+
+    /// What the shards share.
+    pub fn shared(&self) -> &Arc<WriteShared> {
+        &self.shared
+    }
+
+    /// The map that a file had in the parent.
+    pub fn parent_map(&self, path: &[u8]) -> Option<&FileMap> {
+        self.parent_maps.get(path)
+    }
+
+    /// Puts the parent's blocks into the index, as far as its budget goes. Every shard calls this; they share
+    /// the work. Damaged packs are passed over: their blocks will be stored anew.
+    pub async fn preload(&self, shard: &Shard) -> Result<()> {
+        let Some(parent) = &self.shared.parent else {
+            return Ok(());
+        };
+        let mut reader = PackReader::new(shard, &self.shared.repository, &parent.infos);
+        let mut room = self.shared.index.capacity_blocks();
+        for (at, id) in self.preload.iter().enumerate() {
+            shard.stop()?;
+            let blocks = parent
+                .infos
+                .get(id)
+                .map_or(0, |info| u64::from(info.blocks));
+            // All shards count alike, so that together they stop at the budget.
+            room = match room.checked_sub(blocks) {
+                Some(room) => room,
+                None => break,
+            };
+            if at < self.next_preload.load(Relaxed)
+                || self
+                    .next_preload
+                    .compare_exchange(at, at + 1, Relaxed, Relaxed)
+                    .is_err()
+            {
+                continue;
+            }
+            let (Some(number), opened) = (parent.numbers.get(id), reader.open(*id).await) else {
+                continue;
+            };
+            let pack = match opened {
+                Ok(pack) => pack,
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    tracing::warn!(%error, "a pack of the parent is damaged; its blocks are stored anew");
+                    parent.damaged_extents.fetch_add(1, Relaxed);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for (ordinal, hash) in pack.directory.hashes.iter().enumerate() {
+                let location = Location {
+                    pack: *number,
+                    ordinal: ordinal as u32,
+                };
+                self.shared.index.find_or_insert(hash, || location);
+            }
+            shard.turn().await;
+        }
+        Ok(())
+    }
+
+    /// Writes the tree and publishes the manifest. `entries` come in path order, each with the nodes of its
+    /// extents in order; `draft` is the metadata as far as the caller knows it.
+    pub async fn commit(
+        self,
+        shard: &Shard,
+        outcomes: Vec<WriterOutcome>,
+        entries: impl Iterator<Item = (Entry, Vec<MapNode>)>,
+        mut draft: BackupMetadata,
+    ) -> Result<Committed> {
+        let mut tree = TreeWriter::new(shard, &self.shared)?;
+        for page in &self.parent_pages {
+            tree.know(page);
+        }
+        for root in self.parent_maps.values().filter_map(FileMap::stored_root) {
+            tree.know(root);
+        }
+        for (entry, extents) in entries {
+            let map = tree.join(extents).await?;
+            tree.entry(entry, map).await?;
+        }
+        let (pages, tree_packs, tree_used) = tree.finish().await?;
+
+        let mut counts = WriteCounts::default();
+        let mut used: HashSet<PackId> = tree_used;
+        let mut new_packs = tree_packs;
+        counts.stored_bytes += new_packs.iter().map(|pack| pack.bytes).sum::<u64>();
+        counts.packs += new_packs.len() as u64;
+        for outcome in outcomes {
+            counts.add(&outcome.counts);
+            used.extend(outcome.used_packs);
+            new_packs.extend(outcome.new_packs);
+        }
+        let packs = self.needed_packs(new_packs, &used)?;
+        draft.size_info.new_bytes = counts.new_blocks * mover_base::BLOCK_BYTES as u64;
+        draft.size_info.compressed_bytes = counts.compressed_bytes;
+        draft.size_info.encrypted_bytes = counts.stored_bytes;
+        draft.size_info.blocks = counts.blocks;
+        draft.size_info.zero_blocks = counts.zero_blocks;
+        draft.size_info.hole_blocks = counts.hole_blocks;
+        draft.size_info.deduplicated_blocks = counts.known_blocks;
+        draft.storage_info.pack_count = packs.len() as u64;
+        let manifest = Manifest {
+            metadata: draft,
+            pages,
+            packs,
+        };
+        let repository = &self.shared.repository;
+        let (metadata, bytes) =
+            catalogue::publish(shard, repository, &self.shared.session, manifest).await?;
+        counts.stored_bytes += bytes;
+        Ok(Committed { metadata, counts })
+    }
+
+    /// Every pack that the maps reach, sorted by id.
+    fn needed_packs(&self, new: Vec<PackInfo>, used: &HashSet<PackId>) -> Result<Vec<PackInfo>> {
+        let mut packs: HashMap<PackId, PackInfo> =
+            new.into_iter().map(|pack| (pack.id, pack)).collect();
+        for id in used {
+            if packs.contains_key(id) {
+                continue;
+            }
+            let known = self
+                .shared
+                .parent
+                .as_ref()
+                .and_then(|parent| parent.infos.get(id));
+            let info = known.ok_or_else(|| {
+                Error::new(Kind::Internal, "a map reaches a pack that nobody committed")
+                    .object(id.to_string())
+            })?;
+            packs.insert(*id, *info);
+        }
+        let mut packs: Vec<PackInfo> = packs.into_values().collect();
+        packs.sort_unstable_by_key(|pack| pack.id);
+        Ok(packs)
+    }
+
+    /// How many parts of the parent were found damaged and stored anew.
+    pub fn damaged_extents(&self) -> u64 {
+        self.shared
+            .parent
+            .as_ref()
+            .map_or(0, |parent| parent.damaged_extents.load(Relaxed))
+    }
+}

@@ -1,0 +1,150 @@
+//! The catalogue: which backups exist. A backup exists when its manifest exists.
+//!
+//! Invariants: a manifest is written last, create-if-absent, under an id that nobody else has; one that was
+//! listed and cannot be read is reported with its reason and never passed over in silence.
+
+use mover_base::{BackupId, Error, Kind, Result, Timestamp};
+use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
+use mover_format::manifest::{BackupMetadata, MANIFEST_BYTES_MAX, Manifest};
+use mover_format::preamble::{ObjectType, Preamble};
+use mover_format::seal::Origin;
+use mover_io::Shard;
+use mover_store::Put;
+
+use crate::keys::random;
+use crate::layout;
+use crate::reader::damaged;
+use crate::repository::{Repository, Session};
+
+/// Manifests listed per request.
+const LIST_LIMIT: usize = 1000;
+/// Most backups that a repository lists at once; some 400 bytes each.
+const BACKUPS_MAX: usize = 100_000;
+/// How often a new id is drawn when one is taken: 32 random bits per second do not collide twice.
+const ID_TRIES: usize = 3;
+
+/// A manifest that was read.
+pub struct OpenManifest {
+    /// The backup.
+    pub id: BackupId,
+    /// Its content.
+    pub manifest: Manifest,
+    /// Who wrote it, as far as its seal tells.
+    pub origin: Origin,
+    /// Length of the object.
+    pub bytes: u64,
+}
+
+/// Ids of all backups, oldest first.
+pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId>> {
+    let mut ids = Vec::new();
+    let mut after = None;
+    loop {
+        let page = repository
+            .store()
+            .list(shard, layout::BACKUPS, after.as_ref(), LIST_LIMIT)
+            .await?;
+        for object in &page.objects {
+            ids.push(layout::backup_of(&object.key)?);
+        }
+        if ids.len() > BACKUPS_MAX {
+            return Err(Error::new(
+                Kind::Limit,
+                format!("the repository lists over {BACKUPS_MAX} backups"),
+            )
+            .object(repository.url()));
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// The backup that `set` names: an id, an unambiguous beginning of one, or `latest`.
+pub async fn find(shard: &Shard, repository: &Repository, set: &str) -> Result<BackupId> {
+    let ids = list(shard, repository).await?;
+    let missing = |what: &str| {
+        Error::new(Kind::NotFound, what)
+            .object(set)
+            .hint("`helios-mover list` shows the backups")
+    };
+    if set == "latest" {
+        return ids.last().copied().ok_or_else(|| {
+            Error::new(Kind::NotFound, "the repository holds no backup yet")
+                .object(repository.url())
+        });
+    }
+    let mut matching = ids.into_iter().filter(|id| id.to_string().starts_with(set));
+    match (matching.next(), matching.next()) {
+        (Some(id), None) if !set.is_empty() => Ok(id),
+        (Some(_), Some(_)) => Err(missing("several backups begin with this id")),
+        _ => Err(missing("there is no such backup")),
+    }
+}
+
+/// Reads a manifest.
+pub async fn load(shard: &Shard, repository: &Repository, id: BackupId) -> Result<OpenManifest> {
+    let key = layout::backup(id)?;
+    let bytes = repository
+        .store()
+        .get(shard, &key, MANIFEST_BYTES_MAX as u64)
+        .await?;
+    decode(repository, id, &bytes).map_err(|error| damaged(&key, error))
+}
+
+fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenManifest> {
+    let (preamble, _) = Preamble::decode(bytes)?;
+    let (sealer, origin) =
+        repository.open_object(&preamble, ObjectType::Manifest, id.object_id())?;
+    let manifest = Manifest::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new())?;
+    Ok(OpenManifest {
+        id,
+        manifest,
+        origin,
+        bytes: bytes.len() as u64,
+    })
+}
+
+/// Publishes a manifest: from here on the backup exists. Fills in its id; gives the bytes written.
+pub(crate) async fn publish(
+    shard: &Shard,
+    repository: &Repository,
+    session: &Session,
+    mut manifest: Manifest,
+) -> Result<(BackupMetadata, u64)> {
+    for _ in 0..ID_TRIES {
+        let id = BackupId::new(manifest.metadata.started, u32::from_le_bytes(random()?));
+        manifest.metadata.backup_id = id;
+        manifest.metadata.ended = Timestamp::now();
+        let bytes = encode(session, &manifest)?;
+        // What is published must be readable; a host that cannot read has compared the parts it could.
+        if repository.can_read() {
+            let read = decode(repository, id, &bytes)?;
+            if read.manifest != manifest {
+                return Err(Error::new(
+                    Kind::Internal,
+                    "the manifest does not decode to what was encoded",
+                ));
+            }
+        }
+        if repository
+            .store()
+            .put_if_absent(shard, &layout::backup(id)?, &bytes)
+            .await?
+            == Put::Created
+        {
+            return Ok((manifest.metadata, bytes.len() as u64));
+        }
+    }
+    Err(Error::new(Kind::Conflict, "no free backup id was found").object(repository.url()))
+}
+
+fn encode(session: &Session, manifest: &Manifest) -> Result<Vec<u8>> {
+    let id = manifest.metadata.backup_id.object_id();
+    let (preamble, sealer) = session.begin_object(ObjectType::Manifest, id)?;
+    let mut encoder = FrameEncoder::new(COMPRESSION_LEVEL_DEFAULT)?;
+    manifest.encode_object(&preamble, &sealer, &mut encoder)
+}

@@ -1,0 +1,271 @@
+//! Who can read: the repository's secret, the slots that hold it, and the wrapping of session keys.
+//!
+//! A repository has one secret: an age X25519 identity and a 32-byte master key. Each key slot holds that
+//! secret sealed for one passphrase (scrypt) or one recipient (X25519), by crate `age`. Every writing
+//! session draws its own key and wraps it to the repository's public recipient, so that a host without the
+//! secret can write. A writer that holds the secret also proves it with a tag under the master key.
+//!
+//! Invariants: secrets live in types that wipe themselves and reach no message; a slot's content is bound to
+//! the repository's id and to the checksum of its header, so a slot or a header of another repository is
+//! refused.
+
+use std::str::FromStr;
+
+use age::secrecy::{ExposeSecret, SecretString};
+use mover_base::checksum::Sha256;
+use mover_base::{Error, Kind, RepoId, Result, SessionId, Timestamp};
+use mover_format::seal::{MasterKey, Origin, SessionKey, WrappedPayload, session_tag};
+use mover_format::slot::{KeySlot, SlotKind, SlotSecret};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::secret::{Credentials, Secret};
+
+/// scrypt's log2 N for passphrase slots: 64 MiB of memory and about 0.2 s, which keeps the whole process
+/// inside its memory bound (age's own default of 2^18 would take 256 MiB).
+const SCRYPT_LOG_N: u8 = 16;
+/// Largest log2 N accepted from a slot: 128 MiB of memory.
+const SCRYPT_LOG_N_MAX: u8 = 17;
+
+/// What only those who can read a repository hold.
+pub(crate) struct RepoSecret {
+    identity: age::x25519::Identity,
+    master_key: MasterKey,
+}
+
+/// For whom a slot is made.
+pub(crate) enum SlotOwner<'a> {
+    /// Whoever knows this passphrase.
+    Passphrase(&'a Secret),
+    /// Whoever holds the identity of this recipient.
+    Recipient(&'a str),
+}
+
+/// A key slot, as listings show it.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlotInfo {
+    /// Its id, which names the object.
+    pub slot_id: String,
+    /// `passphrase` or `x25519`.
+    pub kind: &'static str,
+    /// What the operator called it.
+    pub label: String,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// What a slot is bound to.
+#[derive(Clone, Copy)]
+pub(crate) struct Binding {
+    pub repo_id: RepoId,
+    pub config_sha256: Sha256,
+}
+
+/// Fills an array from the operating system's random source.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| Error::new(Kind::Internal, "the system gave no random bytes"))?;
+    Ok(bytes)
+}
+
+/// A new identity and its public recipient, as age writes them.
+pub fn generate_identity() -> (Secret, String) {
+    let identity = age::x25519::Identity::generate();
+    (
+        Secret::new(identity.to_string().expose_secret().to_owned()),
+        identity.to_public().to_string(),
+    )
+}
+
+fn parse_identity(text: &str) -> Result<age::x25519::Identity> {
+    age::x25519::Identity::from_str(text.trim()).map_err(|_| {
+        Error::new(Kind::Key, "the identity is not an age X25519 identity")
+            .hint("the file must hold one line that begins with AGE-SECRET-KEY-1")
+    })
+}
+
+fn parse_recipient(text: &str) -> Result<age::x25519::Recipient> {
+    age::x25519::Recipient::from_str(text.trim()).map_err(|_| {
+        Error::new(Kind::Usage, "not an age X25519 recipient")
+            .object(text)
+            .hint("a recipient begins with age1; `helios-mover key generate` makes one")
+    })
+}
+
+impl RepoSecret {
+    /// A fresh secret for a new repository.
+    pub fn generate() -> Result<Self> {
+        Ok(RepoSecret {
+            identity: age::x25519::Identity::generate(),
+            master_key: MasterKey::new(random()?),
+        })
+    }
+
+    /// The public recipient, which stands in the header.
+    pub fn recipient(&self) -> String {
+        self.identity.to_public().to_string()
+    }
+
+    /// The key that proves a writer to be one who can read.
+    pub fn master_key(&self) -> &MasterKey {
+        &self.master_key
+    }
+
+    /// Opens what [`wrap`] made, and tells whether the writer held the master key.
+    pub fn unwrap(
+        &self,
+        repo_id: RepoId,
+        session_id: SessionId,
+        wrapped: &[u8],
+    ) -> Result<(SessionKey, Origin)> {
+        let damaged = || {
+            Error::new(
+                Kind::Corrupt,
+                "the session key in the object's preamble cannot be opened",
+            )
+        };
+        let plain = Zeroizing::new(age::decrypt(&self.identity, wrapped).map_err(|_| damaged())?);
+        let payload = WrappedPayload::decode(&plain).map_err(|_| damaged())?;
+        let origin = payload.origin(&self.master_key, &repo_id, &session_id)?;
+        Ok((payload.session_key, origin))
+    }
+
+    /// Seals the secret into a slot.
+    pub fn seal_slot(
+        &self,
+        binding: Binding,
+        owner: &SlotOwner<'_>,
+        label: &str,
+    ) -> Result<KeySlot> {
+        let payload = SlotSecret {
+            repo_id: binding.repo_id,
+            config_sha256: binding.config_sha256,
+            identity: Zeroizing::new(self.identity.to_string().expose_secret().to_owned()),
+            master_key: self.master_key.clone(),
+        };
+        let plain = payload.encode()?;
+        let failed = |_| Error::new(Kind::Internal, "the key slot could not be sealed");
+        let (kind, age) = match owner {
+            SlotOwner::Passphrase(passphrase) => {
+                let text = SecretString::from(passphrase.expose().to_owned());
+                let mut recipient = age::scrypt::Recipient::new(text);
+                recipient.set_work_factor(SCRYPT_LOG_N);
+                (
+                    SlotKind::Passphrase,
+                    age::encrypt(&recipient, &plain).map_err(failed)?,
+                )
+            }
+            SlotOwner::Recipient(text) => {
+                let recipient = parse_recipient(text)?;
+                (
+                    SlotKind::X25519,
+                    age::encrypt(&recipient, &plain).map_err(failed)?,
+                )
+            }
+        };
+        Ok(KeySlot {
+            kind,
+            repo_id: binding.repo_id,
+            slot_id: random()?,
+            created: Timestamp::now(),
+            config_sha256: binding.config_sha256,
+            label: label.to_owned(),
+            age,
+        })
+    }
+
+    /// Opens a slot. `None` means that these credentials are not the ones it was made for.
+    pub fn open_slot(
+        slot: &KeySlot,
+        binding: Binding,
+        credentials: &Credentials,
+    ) -> Result<Option<Self>> {
+        let opened = match (credentials, slot.kind) {
+            (Credentials::Passphrase(passphrase), SlotKind::Passphrase) => {
+                let text = SecretString::from(passphrase.expose().to_owned());
+                let mut identity = age::scrypt::Identity::new(text);
+                identity.set_max_work_factor(SCRYPT_LOG_N_MAX);
+                age::decrypt(&identity, &slot.age)
+            }
+            (Credentials::Identity(text), SlotKind::X25519) => {
+                age::decrypt(&parse_identity(text.expose())?, &slot.age)
+            }
+            _ => return Ok(None),
+        };
+        use age::DecryptError::{
+            DecryptionFailed, ExcessiveWork, InvalidMac, KeyDecryptionFailed, NoMatchingKeys,
+        };
+        let plain = match opened {
+            Ok(plain) => Zeroizing::new(plain),
+            // age tells a wrong passphrase and a damaged header apart only in part; both are "not this one".
+            Err(DecryptionFailed | NoMatchingKeys | KeyDecryptionFailed | InvalidMac) => {
+                return Ok(None);
+            }
+            Err(ExcessiveWork { required, .. }) => {
+                return Err(Error::new(
+                    Kind::Limit,
+                    format!(
+                        "the key slot asks for scrypt work 2^{required}, over 2^{SCRYPT_LOG_N_MAX}"
+                    ),
+                ));
+            }
+            Err(other) => {
+                return Err(Error::new(Kind::Corrupt, "the key slot cannot be opened").cause(other));
+            }
+        };
+        let payload = SlotSecret::decode(&plain)?;
+        payload
+            .expect(&binding.repo_id, &binding.config_sha256)
+            .map_err(|error| {
+                error.hint("`config` or the slot was replaced; bring the original object back")
+            })?;
+        Ok(Some(RepoSecret {
+            identity: parse_identity(&payload.identity)?,
+            master_key: payload.master_key.clone(),
+        }))
+    }
+}
+
+/// Checks that a text is a recipient.
+pub(crate) fn check_recipient(text: &str) -> Result<()> {
+    parse_recipient(text).map(|_| ())
+}
+
+/// Wraps a session key to the repository's recipient; with the master key it also carries the proof.
+pub(crate) fn wrap(
+    recipient: &str,
+    secret: Option<&RepoSecret>,
+    repo_id: RepoId,
+    session_id: SessionId,
+    key: &SessionKey,
+) -> Result<Vec<u8>> {
+    let tag = match secret {
+        Some(secret) => session_tag(secret.master_key(), &repo_id, &session_id, key),
+        None => [0; 32],
+    };
+    let plain = WrappedPayload {
+        session_key: key.clone(),
+        tag,
+    }
+    .encode();
+    age::encrypt(&parse_recipient(recipient)?, plain.as_slice())
+        .map_err(|_| Error::new(Kind::Internal, "the session key could not be wrapped"))
+}
+
+/// How a listing shows a slot.
+pub(crate) fn slot_info(slot: &KeySlot) -> SlotInfo {
+    SlotInfo {
+        slot_id: slot
+            .slot_id
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+        kind: match slot.kind {
+            SlotKind::Passphrase => "passphrase",
+            SlotKind::X25519 => "x25519",
+        },
+        label: slot.label.clone(),
+        created: slot.created,
+    }
+}

@@ -1,0 +1,239 @@
+//! Writing the map: leaves, the interior nodes above them, and the pages that list a tree's entries.
+//!
+//! Nodes are content-addressed. A node that the parent backup has already is not written again, so what an
+//! incremental backup adds to the map follows what changed.
+//!
+//! Invariants: a node is decoded and compared before it is sent; a reference is given out only for a frame of
+//! a pack that this session commits or an earlier one has committed; the order of children is the order of
+//! the blocks, the order of entries that of their paths.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use mover_base::checksum::{Sha256, crc32, sha256};
+use mover_base::tree::Entry;
+use mover_base::{Error, Kind, PackId, Result};
+use mover_format::entry::{EntryPageBuilder, StoredEntry};
+use mover_format::frame::{FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
+use mover_format::manifest::PackInfo;
+use mover_format::node::{CHILDREN_MAX, Child, INLINE_BYTES_MAX, Interior, NodeRef};
+use mover_format::preamble::ObjectType;
+use mover_io::Shard;
+
+use crate::pack::PackWriter;
+use crate::timing::StageSeconds;
+use crate::writer::{Commits, MapNode, WriteShared};
+
+/// Plain bytes at which a frame of nodes is closed: large enough to compress well, small enough that reading
+/// one node does not decode much else.
+const NODE_FRAME_BYTES: usize = 128 << 10;
+/// Entries after which a page is closed in any case.
+const PAGE_ENTRIES_MAX: usize = 512;
+/// Encoded bytes after which a page is closed in any case; one entry with all its attributes may go beyond.
+const PAGE_BYTES_MAX: usize = 256 << 10;
+
+/// Nodes that the parent backup holds, by content: at most this many are remembered.
+const KNOWN_NODES_MAX: usize = 65_536;
+
+/// Nodes of the parent backup, so that equal ones are referred to and not written again.
+#[derive(Default)]
+pub(crate) struct KnownNodes(HashMap<Sha256, NodeRef>);
+
+impl KnownNodes {
+    /// Remembers a node of the parent.
+    pub fn add(&mut self, node: &NodeRef) {
+        if self.0.len() < KNOWN_NODES_MAX {
+            self.0.insert(node.sha256, *node);
+        }
+    }
+}
+
+/// Writes nodes into meta packs.
+pub(crate) struct NodeWriter {
+    shard: Shard,
+    shared: Arc<WriteShared>,
+    pack: Option<PackWriter>,
+    plain: Vec<u8>,
+    scratch: Vec<u8>,
+    known: KnownNodes,
+    commits: Commits,
+    /// Packs of earlier sessions that hold nodes referred to.
+    pub used_packs: HashSet<PackId>,
+    seconds: StageSeconds,
+}
+
+impl NodeWriter {
+    pub fn new(shard: &Shard, shared: &Arc<WriteShared>) -> Self {
+        NodeWriter {
+            shard: shard.clone(),
+            shared: shared.clone(),
+            pack: None,
+            plain: Vec::new(),
+            scratch: Vec::new(),
+            known: KnownNodes::default(),
+            commits: Commits::new(shard),
+            used_packs: HashSet::new(),
+            seconds: StageSeconds::default(),
+        }
+    }
+
+    /// Remembers a node of the parent backup.
+    pub fn know(&mut self, node: &NodeRef) {
+        self.known.add(node);
+    }
+
+    /// Stores an encoded node, or keeps it inline where it is small.
+    pub async fn put(&mut self, node: &[u8], encoder: &mut FrameEncoder) -> Result<Child> {
+        if node.len() <= INLINE_BYTES_MAX {
+            return Ok(Child::Inline(node.to_vec()));
+        }
+        if node.len() > FRAME_PLAIN_BYTES_MAX {
+            return Err(Error::new(Kind::Limit, "a map node is larger than 1 MiB"));
+        }
+        let hash = sha256(node);
+        if let Some(known) = self.known.0.get(&hash) {
+            self.used_packs.insert(known.pack);
+            return Ok(Child::Node(*known));
+        }
+        if self.plain.len() + node.len() > NODE_FRAME_BYTES && !self.plain.is_empty() {
+            self.flush(encoder).await?;
+        }
+        if self.pack.as_ref().is_some_and(|pack| pack.is_full(1)) && self.plain.is_empty() {
+            self.end_pack(encoder).await?;
+        }
+        let pack = match &mut self.pack {
+            Some(pack) => pack,
+            None => {
+                let store = self.shared.repository.store();
+                let session = &self.shared.session;
+                let begun =
+                    PackWriter::begin(&self.shard, store, session, ObjectType::MetaPack).await?;
+                self.pack.insert(begun)
+            }
+        };
+        let reference = NodeRef {
+            sha256: hash,
+            pack: pack.id(),
+            frame: pack.frames(),
+            offset: self.plain.len() as u32,
+            len: node.len() as u32,
+        };
+        self.plain.extend_from_slice(node);
+        self.known.add(&reference);
+        Ok(Child::Node(reference))
+    }
+
+    async fn flush(&mut self, encoder: &mut FrameEncoder) -> Result<()> {
+        let Some(pack) = &mut self.pack else {
+            return Ok(());
+        };
+        if self.plain.is_empty() {
+            return Ok(());
+        }
+        encoder.compress(FrameKind::Nodes, &self.plain)?;
+        encoder.compare(&self.plain)?;
+        pack.write_frame(
+            encoder,
+            &self.plain,
+            &[],
+            &mut self.seconds,
+            &mut self.scratch,
+        )
+        .await?;
+        self.plain.clear();
+        Ok(())
+    }
+
+    async fn end_pack(&mut self, encoder: &mut FrameEncoder) -> Result<()> {
+        self.flush(encoder).await?;
+        if let Some(pack) = self.pack.take() {
+            let pending = pack.finish(encoder).await?;
+            self.commits.push(pending).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes and commits what is left.
+    pub async fn finish(&mut self, encoder: &mut FrameEncoder) -> Result<Vec<PackInfo>> {
+        self.end_pack(encoder).await?;
+        self.commits.drain().await?;
+        Ok(std::mem::take(&mut self.commits.done))
+    }
+}
+
+/// Joins the extents of files into maps, and the entries into pages.
+pub(crate) struct TreeWriter {
+    nodes: NodeWriter,
+    encoder: FrameEncoder,
+    page: EntryPageBuilder,
+    pages: Vec<Child>,
+}
+
+impl TreeWriter {
+    pub fn new(shard: &Shard, shared: &Arc<WriteShared>) -> Result<Self> {
+        Ok(TreeWriter {
+            nodes: NodeWriter::new(shard, shared),
+            encoder: FrameEncoder::new(shared.level)?,
+            page: EntryPageBuilder::new(),
+            pages: Vec::new(),
+        })
+    }
+
+    /// Remembers a node of the parent backup.
+    pub fn know(&mut self, node: &NodeRef) {
+        self.nodes.know(node);
+    }
+
+    /// The root of a file's map, from the nodes of its extents in order. `None` for an empty file.
+    pub async fn join(&mut self, extents: Vec<MapNode>) -> Result<Option<MapNode>> {
+        let mut children: Vec<Child> = extents.into_iter().map(|node| node.0).collect();
+        let mut level = 0;
+        while children.len() > 1 {
+            level += 1;
+            let mut above = Vec::with_capacity(children.len().div_ceil(CHILDREN_MAX));
+            for group in children.chunks(CHILDREN_MAX) {
+                let node = Interior {
+                    level,
+                    children: group.to_vec(),
+                };
+                above.push(self.nodes.put(&node.encode()?, &mut self.encoder).await?);
+            }
+            children = above;
+        }
+        Ok(children.pop().map(MapNode))
+    }
+
+    /// Adds the next entry in path order.
+    pub async fn entry(&mut self, entry: Entry, map: Option<MapNode>) -> Result<()> {
+        // A page ends where a path says so, not after a count: then an added file changes one page only.
+        let ends_page = crc32(&entry.path) % 128 == 0;
+        let stored = StoredEntry {
+            entry,
+            map: map.map(|node| node.0),
+        };
+        if !self.page.push(&stored)? {
+            self.end_page().await?;
+            self.page.push(&stored)?;
+        }
+        let full = self.page.entries() >= PAGE_ENTRIES_MAX || self.page.bytes() >= PAGE_BYTES_MAX;
+        if ends_page || full {
+            self.end_page().await?;
+        }
+        Ok(())
+    }
+
+    async fn end_page(&mut self) -> Result<()> {
+        if let Some(page) = self.page.finish() {
+            self.pages
+                .push(self.nodes.put(&page, &mut self.encoder).await?);
+        }
+        Ok(())
+    }
+
+    /// Writes what is left; gives the pages, the new packs and the older packs referred to.
+    pub async fn finish(mut self) -> Result<(Vec<Child>, Vec<PackInfo>, HashSet<PackId>)> {
+        self.end_page().await?;
+        let packs = self.nodes.finish(&mut self.encoder).await?;
+        Ok((self.pages, packs, self.nodes.used_packs))
+    }
+}

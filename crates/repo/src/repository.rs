@@ -1,0 +1,468 @@
+//! An open repository: its header, the secret that reads it, and the sessions that write it.
+//!
+//! Invariants: `init` publishes the header after the key slots, and create-if-absent, so a repository either
+//! has a header and a way to open it or does not exist; nothing is ever overwritten. Every object read is
+//! checked to be of this repository and of the place it was found at before its content is looked at.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use mover_base::checksum::Sha256;
+use mover_base::{Error, Kind, ObjectId, RepoId, Result, SessionId, Timestamp};
+use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
+use mover_format::preamble::{ObjectType, Preamble};
+use mover_format::seal::{Cipher, ObjectSealer, Origin, SessionKey};
+use mover_format::slot::{KeySlot, SLOT_BYTES_MAX};
+use mover_io::Shard;
+use mover_store::{Key, Put, Store};
+
+use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
+use crate::layout;
+use crate::secret::{Credentials, Secret};
+
+/// Most key slots that a repository may have; more than any team needs, and a bound for `open`.
+const SLOTS_MAX: usize = 64;
+/// Most session keys kept open at once, some 100 bytes each.
+const SESSIONS_MAX: usize = 4096;
+
+/// What `init` is asked to make.
+pub struct InitRequest<'a> {
+    /// Whether packs and manifests are sealed.
+    pub encryption: bool,
+    /// A passphrase that shall open the repository.
+    pub passphrase: Option<&'a Secret>,
+    /// age recipients whose identities shall open the repository.
+    pub recipients: &'a [String],
+    /// What the operator calls the slots.
+    pub label: &'a str,
+}
+
+/// A repository that was opened.
+pub struct Repository {
+    store: Store,
+    config: RepositoryConfig,
+    config_sha256: Sha256,
+    secret: Option<RepoSecret>,
+    sessions: Mutex<HashMap<SessionId, (SessionKey, Origin)>>,
+}
+
+/// One writing session: all objects it makes are sealed under its key.
+pub struct Session {
+    id: SessionId,
+    repo_id: RepoId,
+    cipher: Cipher,
+    key: Option<SessionKey>,
+    wrapped_key: Vec<u8>,
+}
+
+impl Session {
+    /// Its id.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The preamble and the sealer of a new object. Ask once per object.
+    pub fn begin_object(
+        &self,
+        object_type: ObjectType,
+        id: ObjectId,
+    ) -> Result<(Preamble, ObjectSealer)> {
+        let preamble = Preamble {
+            object_type,
+            cipher: self.cipher,
+            repo_id: self.repo_id,
+            object_id: id,
+            session_id: self.id,
+            wrapped_key: self.wrapped_key.clone(),
+        };
+        let sealer = ObjectSealer::new(&preamble, self.key.as_ref())?;
+        Ok((preamble, sealer))
+    }
+}
+
+impl Repository {
+    /// Makes a new repository. Fails with [`Kind::Conflict`] where one exists.
+    pub async fn init(
+        shard: &Shard,
+        url: &str,
+        request: &InitRequest<'_>,
+    ) -> Result<(Self, Vec<SlotInfo>)> {
+        check_request(request)?;
+        Store::create_root(url)?;
+        let store = Store::open(url)?;
+        if store.head(shard, &layout::config()?).await?.is_some() {
+            return Err(exists(url));
+        }
+        let strays = store.list(shard, "", None, 1).await?;
+        if let Some(stray) = strays.objects.first() {
+            return Err(Error::new(
+                Kind::Conflict,
+                "the place is not empty and not a repository",
+            )
+            .object(format!("{url} ({})", stray.key.as_str()))
+            .hint("choose an empty directory, or remove what an interrupted init left behind"));
+        }
+        let secret = if request.encryption {
+            Some(RepoSecret::generate()?)
+        } else {
+            None
+        };
+        let recipient = secret.as_ref().map(RepoSecret::recipient);
+        let config = RepositoryConfig::new(RepoId(keys::random()?), Timestamp::now(), recipient);
+        let bytes = config.encode()?;
+        let (config, config_sha256) = RepositoryConfig::decode(&bytes)?;
+        let repository = Repository {
+            store,
+            config_sha256,
+            config,
+            secret,
+            sessions: Mutex::default(),
+        };
+        let mut slots = Vec::new();
+        if let Some(passphrase) = request.passphrase {
+            let owner = SlotOwner::Passphrase(passphrase);
+            slots.push(repository.add_slot(shard, &owner, request.label).await?);
+        }
+        for recipient in request.recipients {
+            let owner = SlotOwner::Recipient(recipient);
+            slots.push(repository.add_slot(shard, &owner, request.label).await?);
+        }
+        match repository
+            .store
+            .put_if_absent(shard, &layout::config()?, &bytes)
+            .await?
+        {
+            Put::Created => Ok((repository, slots)),
+            Put::Exists => Err(exists(url)),
+        }
+    }
+
+    /// Opens a repository. Without credentials an encrypted one can be written and not read.
+    pub async fn open(shard: &Shard, url: &str, credentials: &Credentials) -> Result<Self> {
+        let store = Store::open(url)?;
+        let key = layout::config()?;
+        let bytes = store
+            .get(shard, &key, CONFIG_BYTES_MAX as u64)
+            .await
+            .map_err(|error| {
+                if error.kind() != Kind::NotFound {
+                    return error;
+                }
+                Error::new(Kind::NotFound, "there is no repository")
+                    .object(url)
+                    .hint("check the URL, or make one with `helios-mover init --repo URL`")
+            })?;
+        let (config, config_sha256) = RepositoryConfig::decode(&bytes).map_err(|error| {
+            error
+                .object(key.as_str())
+                .hint("the repository's header is damaged; copy it back from a replica")
+        })?;
+        let mut repository = Repository {
+            store,
+            config_sha256,
+            config,
+            secret: None,
+            sessions: Mutex::default(),
+        };
+        if repository.config.cipher != Cipher::None && !matches!(credentials, Credentials::None) {
+            repository.secret = Some(repository.unlock(shard, credentials).await?);
+        }
+        Ok(repository)
+    }
+
+    async fn unlock(&self, shard: &Shard, credentials: &Credentials) -> Result<RepoSecret> {
+        let mut damaged = None;
+        let mut tried = 0;
+        for (key, slot) in self.read_slots(shard).await? {
+            tried += 1;
+            let opened =
+                slot.and_then(|slot| RepoSecret::open_slot(&slot, self.binding(), credentials));
+            match opened {
+                Ok(Some(secret)) if Some(secret.recipient()) == self.config.recipient => {
+                    return Ok(secret);
+                }
+                Ok(Some(_)) => {
+                    damaged = Some(
+                        Error::new(
+                            Kind::Corrupt,
+                            "the key slot's identity is not the header's recipient",
+                        )
+                        .object(key.as_str()),
+                    );
+                }
+                Ok(None) => {}
+                Err(error) => damaged = Some(error.object(key.as_str())),
+            }
+        }
+        if let Some(error) = damaged {
+            return Err(error);
+        }
+        Err(Error::new(
+            Kind::Key,
+            format!("the key opens none of the repository's {tried} key slots"),
+        )
+        .object(self.store.url())
+        .hint(
+            "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
+        ))
+    }
+
+    /// Every key slot with its name; one that cannot be decoded carries its error.
+    pub async fn read_slots(&self, shard: &Shard) -> Result<Vec<(Key, Result<KeySlot>)>> {
+        let page = self
+            .store
+            .list(shard, layout::KEYS, None, SLOTS_MAX + 1)
+            .await?;
+        if page.objects.len() > SLOTS_MAX {
+            return Err(Error::new(
+                Kind::Limit,
+                format!("the repository has over {SLOTS_MAX} key slots"),
+            )
+            .object(layout::KEYS)
+            .hint("remove slots that are not used: `helios-mover key remove`"));
+        }
+        let mut slots = Vec::new();
+        for object in page.objects {
+            let bytes = self
+                .store
+                .get(shard, &object.key, SLOT_BYTES_MAX as u64)
+                .await;
+            let slot = bytes.and_then(|bytes| self.decode_slot(&object.key, &bytes));
+            slots.push((object.key, slot));
+        }
+        Ok(slots)
+    }
+
+    fn decode_slot(&self, key: &Key, bytes: &[u8]) -> Result<KeySlot> {
+        let slot = KeySlot::decode(bytes).map_err(|error| error.object(key.as_str()))?;
+        let expected = layout::slot(&keys::slot_info(&slot).slot_id)?;
+        if slot.repo_id != self.config.repository_id || expected.as_str() != key.as_str() {
+            return Err(
+                Error::new(Kind::Corrupt, "the key slot does not belong at this place")
+                    .object(key.as_str())
+                    .hint("it was copied or renamed; remove it and add the key again"),
+            );
+        }
+        Ok(slot)
+    }
+
+    /// Adds a slot for a passphrase or a recipient. Needs the secret.
+    pub async fn add_passphrase(
+        &self,
+        shard: &Shard,
+        passphrase: &Secret,
+        label: &str,
+    ) -> Result<SlotInfo> {
+        self.add_slot(shard, &SlotOwner::Passphrase(passphrase), label)
+            .await
+    }
+
+    /// Adds a slot for whoever holds the identity of `recipient`. Needs the secret.
+    pub async fn add_recipient(
+        &self,
+        shard: &Shard,
+        recipient: &str,
+        label: &str,
+    ) -> Result<SlotInfo> {
+        keys::check_recipient(recipient)?;
+        self.add_slot(shard, &SlotOwner::Recipient(recipient), label)
+            .await
+    }
+
+    async fn add_slot(
+        &self,
+        shard: &Shard,
+        owner: &SlotOwner<'_>,
+        label: &str,
+    ) -> Result<SlotInfo> {
+        let secret = self.require_secret()?;
+        let slot = secret.seal_slot(self.binding(), owner, label)?;
+        let info = keys::slot_info(&slot);
+        match self
+            .store
+            .put_if_absent(shard, &layout::slot(&info.slot_id)?, &slot.encode()?)
+            .await?
+        {
+            Put::Created => Ok(info),
+            Put::Exists => {
+                Err(Error::new(Kind::Conflict, "a key slot of that id exists").object(info.slot_id))
+            }
+        }
+    }
+
+    /// Removes the one slot whose id begins with `prefix`; never the last.
+    pub async fn remove_slot(&self, shard: &Shard, prefix: &str) -> Result<SlotInfo> {
+        self.require_secret()?;
+        let slots: Vec<KeySlot> = self
+            .read_slots(shard)
+            .await?
+            .into_iter()
+            .filter_map(|(_, slot)| slot.ok())
+            .collect();
+        let matching: Vec<SlotInfo> = slots
+            .iter()
+            .map(keys::slot_info)
+            .filter(|slot| slot.slot_id.starts_with(prefix))
+            .collect();
+        let [slot] = matching.as_slice() else {
+            let kind = if matching.is_empty() {
+                Kind::NotFound
+            } else {
+                Kind::Usage
+            };
+            return Err(Error::new(
+                kind,
+                format!("{} key slots begin with this id", matching.len()),
+            )
+            .object(prefix)
+            .hint("`helios-mover key list` shows the ids"));
+        };
+        if slots.len() == 1 {
+            return Err(Error::new(
+                Kind::Conflict,
+                "this is the last key slot; without it nobody could read",
+            )
+            .object(slot.slot_id.clone())
+            .hint("add another key first: `helios-mover key add`"));
+        }
+        self.store
+            .delete(shard, &layout::slot(&slot.slot_id)?)
+            .await?;
+        Ok(slot.clone())
+    }
+
+    /// Begins a writing session.
+    pub fn begin_session(&self) -> Result<Session> {
+        let id = SessionId(keys::random()?);
+        let repo_id = self.config.repository_id;
+        let (key, wrapped_key) = match &self.config.recipient {
+            Some(recipient) if self.config.cipher != Cipher::None => {
+                let key = SessionKey::new(keys::random()?);
+                let wrapped = keys::wrap(recipient, self.secret.as_ref(), repo_id, id, &key)?;
+                (Some(key), wrapped)
+            }
+            _ => (None, Vec::new()),
+        };
+        Ok(Session {
+            id,
+            repo_id,
+            cipher: self.config.cipher,
+            key,
+            wrapped_key,
+        })
+    }
+
+    /// Checks that a preamble belongs to this repository, this kind and this id, and gives the sealer that
+    /// opens the object and who wrote it.
+    pub fn open_object(
+        &self,
+        preamble: &Preamble,
+        object_type: ObjectType,
+        id: ObjectId,
+    ) -> Result<(ObjectSealer, Origin)> {
+        preamble.expect(
+            object_type,
+            self.config.cipher,
+            &self.config.repository_id,
+            &id,
+        )?;
+        if preamble.cipher == Cipher::None {
+            return Ok((ObjectSealer::new(preamble, None)?, Origin::WriteOnly));
+        }
+        let (key, origin) = self.session_key(preamble)?;
+        Ok((ObjectSealer::new(preamble, Some(&key))?, origin))
+    }
+
+    fn session_key(&self, preamble: &Preamble) -> Result<(SessionKey, Origin)> {
+        let lock = || self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&preamble.session_id) {
+            return Ok(known.clone());
+        }
+        let opened = self.require_secret()?.unwrap(
+            self.config.repository_id,
+            preamble.session_id,
+            &preamble.wrapped_key,
+        )?;
+        let mut sessions = lock();
+        if sessions.len() >= SESSIONS_MAX {
+            sessions.clear();
+        }
+        sessions.insert(preamble.session_id, opened.clone());
+        Ok(opened)
+    }
+
+    /// Whether earlier backups can be read with the credentials given.
+    pub fn can_read(&self) -> bool {
+        self.config.cipher == Cipher::None || self.secret.is_some()
+    }
+
+    /// Whether objects are sealed.
+    pub fn is_encrypted(&self) -> bool {
+        self.config.cipher != Cipher::None
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where the repository is.
+    pub fn url(&self) -> &str {
+        self.store.url()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> RepoId {
+        self.config.repository_id
+    }
+
+    /// The public recipient that sessions are wrapped to.
+    pub fn recipient(&self) -> Option<&str> {
+        self.config.recipient.as_deref()
+    }
+
+    fn binding(&self) -> Binding {
+        Binding {
+            repo_id: self.config.repository_id,
+            config_sha256: self.config_sha256,
+        }
+    }
+
+    fn require_secret(&self) -> Result<&RepoSecret> {
+        self.secret.as_ref().ok_or_else(|| {
+            let error = Error::new(Kind::Key, "this needs a key that reads the repository")
+                .object(self.url());
+            match self.config.cipher {
+                Cipher::None => error.hint("the repository is not encrypted, so it has no keys"),
+                Cipher::Aes256Gcm => error.hint("give --passphrase-file or --identity-file"),
+            }
+        })
+    }
+}
+
+fn check_request(request: &InitRequest<'_>) -> Result<()> {
+    for recipient in request.recipients {
+        keys::check_recipient(recipient)?;
+    }
+    let has_key = request.passphrase.is_some() || !request.recipients.is_empty();
+    if request.encryption && !has_key {
+        return Err(
+            Error::new(Kind::Usage, "an encrypted repository needs a key").hint(
+                "give --passphrase-file FILE or --recipient age1..., or choose --no-encryption",
+            ),
+        );
+    }
+    if !request.encryption && has_key {
+        return Err(
+            Error::new(Kind::Usage, "a key and --no-encryption exclude each other")
+                .hint("leave one of the two out"),
+        );
+    }
+    Ok(())
+}
+
+fn exists(url: &str) -> Error {
+    Error::new(Kind::Conflict, "a repository exists already")
+        .object(url)
+        .hint("use it as it is, or choose another place")
+}

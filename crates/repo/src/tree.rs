@@ -1,0 +1,158 @@
+//! Reading the map: from a manifest's pages to entries, from a file's map to the leaf of an extent.
+//!
+//! Invariants: the shape of a map follows from the file's size and nothing else, and a node of another shape is
+//! refused; entries come in strictly rising path order over all pages; what a leaf covers is exactly the
+//! blocks of its extent.
+
+use mover_base::tree::{Entry, EntryKind};
+use mover_base::units::blocks_of;
+use mover_base::{Error, Kind, Result};
+use mover_format::entry::EntryPage;
+use mover_format::node::{
+    Child, Interior, LEAF_BLOCKS_MAX, Leaf, NodeRef, level_blocks, root_level,
+};
+
+use crate::reader::PackReader;
+
+/// Bytes of a file that one leaf of its map covers: the extent that a shard works on.
+pub const EXTENT_BYTES: u64 = LEAF_BLOCKS_MAX as u64 * mover_base::BLOCK_BYTES as u64;
+
+/// The map of one file: its root node and its size.
+#[derive(Debug, Clone)]
+pub struct FileMap {
+    root: Child,
+    blocks: u64,
+}
+
+/// An entry of a backup; a file that is not empty has a map.
+#[derive(Debug, Clone)]
+pub struct TreeItem {
+    /// The entry.
+    pub entry: Entry,
+    /// The map of its content.
+    pub map: Option<FileMap>,
+}
+
+impl FileMap {
+    /// Extents of the file.
+    pub fn extents(&self) -> u64 {
+        self.blocks.div_ceil(LEAF_BLOCKS_MAX as u64)
+    }
+
+    /// Blocks of extent `index`.
+    pub fn extent_blocks(&self, index: u64) -> u64 {
+        let before = index * LEAF_BLOCKS_MAX as u64;
+        self.blocks
+            .saturating_sub(before)
+            .min(LEAF_BLOCKS_MAX as u64)
+    }
+
+    /// The root node's name, if it is not inline.
+    pub(crate) fn stored_root(&self) -> Option<&NodeRef> {
+        match &self.root {
+            Child::Node(node) => Some(node),
+            Child::Inline(_) => None,
+        }
+    }
+
+    /// The leaf of extent `index`, and its name if it is not inline.
+    pub(crate) async fn leaf(
+        &self,
+        reader: &mut PackReader,
+        index: u64,
+    ) -> Result<(Leaf, Option<NodeRef>)> {
+        let too_large = || Error::new(Kind::Corrupt, "a file is larger than a map can describe");
+        let mut child = self.root.clone();
+        // The block wanted and the blocks in all, counted from the beginning of the node at hand.
+        let (mut block, mut blocks) = (index * u64::from(LEAF_BLOCKS_MAX), self.blocks);
+        for level in (1..=root_level(blocks).ok_or_else(too_large)?).rev() {
+            let (bytes, _) = node_bytes(reader, &child).await?;
+            let mut node = Interior::decode(&bytes)?;
+            node.check_shape(level, blocks)?;
+            let per_child = level_blocks(level - 1);
+            let at = block / per_child;
+            if at >= node.children.len() as u64 {
+                return Err(Error::new(
+                    Kind::Internal,
+                    "an extent lies behind the end of its file",
+                ));
+            }
+            child = node.children.swap_remove(at as usize);
+            block -= at * per_child;
+            blocks = (blocks - at * per_child).min(per_child);
+        }
+        let (bytes, name) = node_bytes(reader, &child).await?;
+        let leaf = Leaf::decode(&bytes)?;
+        if u64::from(leaf.blocks()) != self.extent_blocks(index) {
+            return Err(Error::new(
+                Kind::Corrupt,
+                "a map's leaf does not cover its extent exactly",
+            ));
+        }
+        Ok((leaf, name))
+    }
+}
+
+async fn node_bytes(reader: &mut PackReader, child: &Child) -> Result<(Vec<u8>, Option<NodeRef>)> {
+    match child {
+        Child::Inline(bytes) => Ok((bytes.clone(), None)),
+        Child::Node(node) => Ok((reader.node(node).await?, Some(*node))),
+    }
+}
+
+/// Every entry that `pages` list, in path order, and the names of the stored pages.
+pub(crate) async fn read_entries(
+    reader: &mut PackReader,
+    pages: &[Child],
+) -> Result<(Vec<TreeItem>, Vec<NodeRef>)> {
+    let mut items: Vec<TreeItem> = Vec::new();
+    let mut names = Vec::new();
+    for page in pages {
+        let (bytes, name) = node_bytes(reader, page).await?;
+        names.extend(name);
+        for stored in EntryPage::decode(&bytes)?.entries {
+            if items
+                .last()
+                .is_some_and(|last| last.entry.path >= stored.entry.path)
+            {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    "the entries of the backup are not in order",
+                )
+                .object(stored.entry.display_path()));
+            }
+            let blocks = blocks_of(stored.entry.content_bytes());
+            let map = stored.map.map(|root| FileMap { root, blocks });
+            if map.is_some() != (blocks > 0) {
+                return Err(
+                    Error::new(Kind::Corrupt, "a file's map does not fit its size")
+                        .object(stored.entry.display_path()),
+                );
+            }
+            items.push(TreeItem {
+                entry: stored.entry,
+                map,
+            });
+        }
+    }
+    check_hardlinks(&items)?;
+    Ok((items, names))
+}
+
+/// A hard link must name a file that precedes it.
+fn check_hardlinks(items: &[TreeItem]) -> Result<()> {
+    for (at, item) in items.iter().enumerate() {
+        let EntryKind::Hardlink { first } = &item.entry.kind else {
+            continue;
+        };
+        let found = items[..at].binary_search_by(|other| other.entry.path.as_slice().cmp(first));
+        let is_file = |at: usize| matches!(items[at].entry.kind, EntryKind::File { .. });
+        if !found.is_ok_and(is_file) {
+            return Err(
+                Error::new(Kind::Corrupt, "a hard link does not name a file before it")
+                    .object(item.entry.display_path()),
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Checking what is stored: every byte of every pack, every node of every map.
+//!
+//! Invariants: a check never trusts what it has not itself read in this run; damage to one object is a finding
+//! and does not end the run, a store that fails does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mover_base::{BackupId, Error, Kind, PackId, Result};
+use mover_format::manifest::PackInfo;
+use mover_format::node::Run;
+use mover_format::preamble::ObjectType;
+use mover_io::Shard;
+
+use crate::catalogue;
+use crate::layout;
+use crate::reader::{FrameNeed, PackReader, damaged};
+use crate::repository::Repository;
+use crate::restore::BackupView;
+use crate::timing::StageSeconds;
+
+/// Packs listed per request.
+const LIST_LIMIT: usize = 1000;
+/// Most packs that one run keeps in mind (80 bytes each).
+const PACKS_MAX: usize = 4_000_000;
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Damage {
+    /// The object.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// Checks of one pack.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PackCheck {
+    /// Blocks whose SHA-256 was checked.
+    pub blocks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Where the time went.
+    pub stages: StageSeconds,
+}
+
+/// What the catalogue promises: the backups, and the packs that they need.
+#[derive(Default)]
+pub struct Inventory {
+    /// Backups that could be read.
+    pub backups: Vec<BackupId>,
+    /// Packs by id, with the backups that need them.
+    pub packs: BTreeMap<PackId, (PackInfo, Vec<BackupId>)>,
+    /// What is wrong already, with the backups concerned.
+    pub findings: Vec<(Damage, Vec<BackupId>)>,
+    /// Manifests and key slots read.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A finding from an error about content; any other error ends the run.
+pub fn finding(error: Error) -> Result<Damage> {
+    match error.kind() {
+        Kind::Corrupt | Kind::NotFound => Ok(Damage {
+            object: error.object_name().unwrap_or("repository").to_owned(),
+            what: match std::error::Error::source(&error) {
+                Some(cause) => format!("{}: {cause}", error.message()),
+                None => error.message().to_owned(),
+            },
+        }),
+        _ => Err(error),
+    }
+}
+
+impl Inventory {
+    /// Reads the manifests of `ids` and lists what they need.
+    pub async fn take(shard: &Shard, repository: &Repository, ids: &[BackupId]) -> Result<Self> {
+        let mut inventory = Inventory::default();
+        for (_, slot) in repository.read_slots(shard).await? {
+            inventory.objects += 1;
+            if let Err(error) = slot {
+                inventory.findings.push((finding(error)?, Vec::new()));
+            }
+        }
+        for &id in ids {
+            shard.stop()?;
+            inventory.objects += 1;
+            let open = match catalogue::load(shard, repository, id).await {
+                Ok(open) => open,
+                Err(error) => {
+                    inventory.findings.push((finding(error)?, vec![id]));
+                    continue;
+                }
+            };
+            inventory.backups.push(id);
+            inventory.bytes += open.bytes;
+            for pack in open.manifest.packs {
+                inventory.need(id, pack)?;
+            }
+        }
+        Ok(inventory)
+    }
+
+    fn need(&mut self, id: BackupId, pack: PackInfo) -> Result<()> {
+        if self.packs.len() >= PACKS_MAX {
+            return Err(Error::new(
+                Kind::Limit,
+                format!("the backups need over {PACKS_MAX} packs"),
+            )
+            .hint("verify one backup at a time with --set"));
+        }
+        let (known, users) = self
+            .packs
+            .entry(pack.id)
+            .or_insert_with(|| (pack, Vec::new()));
+        users.push(id);
+        if *known != pack {
+            let what = "two manifests state different lengths of the pack".to_owned();
+            let object = layout::pack(pack.id)?.as_str().to_owned();
+            self.findings.push((Damage { object, what }, users.clone()));
+        }
+        Ok(())
+    }
+
+    /// Stored packs that none of the backups needs (left by an interrupted job, or in the making now): their
+    /// number and bytes. Their names are checked, their content is not.
+    pub async fn unreferenced(&self, shard: &Shard, repository: &Repository) -> Result<(u64, u64)> {
+        let (mut count, mut bytes) = (0, 0);
+        let mut after = None;
+        loop {
+            shard.stop()?;
+            let page = repository
+                .store()
+                .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
+                .await?;
+            for object in page.objects {
+                if !self.packs.contains_key(&layout::pack_of(&object.key)?) {
+                    count += 1;
+                    bytes += object.bytes;
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok((count, bytes)),
+            }
+        }
+    }
+}
+
+/// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states.
+pub async fn check_pack(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    info: &PackInfo,
+) -> Result<PackCheck> {
+    let key = layout::pack(info.id)?;
+    let stored = repository.store().head(shard, &key).await?;
+    let wrong = |what: &str| damaged(&key, Error::new(Kind::Corrupt, what));
+    match stored {
+        None => return Err(wrong("an object that the backup needs is missing")),
+        Some(object) if object.bytes != info.bytes => {
+            return Err(wrong(
+                "the object has another length than the manifest states",
+            ));
+        }
+        Some(_) => {}
+    }
+    let infos = Arc::new([(info.id, *info)].into());
+    let mut reader = PackReader::new(shard, repository, &infos);
+    let pack = reader.open(info.id).await?;
+    let frames = pack.directory.frames.len() as u32;
+    let needs = (0..frames)
+        .map(|frame| FrameNeed {
+            pack: info.id,
+            frame,
+        })
+        .collect();
+    reader.announce(needs).await?;
+    let mut plain = vec![0; mover_format::frame::FRAME_PLAIN_BYTES_MAX];
+    for frame in 0..frames {
+        shard.stop()?;
+        reader.check_frame(&pack, frame, &mut plain).await?;
+        shard.turn().await;
+    }
+    Ok(PackCheck {
+        blocks: pack.directory.hashes.len() as u64,
+        bytes: info.bytes,
+        stages: reader.stages,
+    })
+}
+
+/// Reads a backup's whole map and checks that every block it names lies in a pack that it lists. Gives the
+/// number of files.
+pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId) -> Result<u64> {
+    let view = BackupView::open(shard, repository, id).await?;
+    let mut reader = PackReader::new(shard, repository, &view.infos);
+    let mut files = 0;
+    let mut unknown = BTreeSet::new();
+    for item in &view.items {
+        let Some(map) = &item.map else { continue };
+        files += 1;
+        for index in 0..map.extents() {
+            shard.stop()?;
+            let (leaf, _) = map.leaf(&mut reader, index).await?;
+            for run in leaf.runs() {
+                let Run::Stored {
+                    blocks,
+                    pack,
+                    ordinal,
+                } = *run
+                else {
+                    continue;
+                };
+                let end = u64::from(ordinal) + u64::from(blocks);
+                let fits = view.infos.get(&pack).is_some_and(|info| {
+                    info.object_type == ObjectType::DataPack && end <= u64::from(info.blocks)
+                });
+                if !fits {
+                    unknown.insert(item.entry.display_path());
+                }
+            }
+        }
+        shard.turn().await;
+    }
+    match unknown.first() {
+        None => Ok(files),
+        Some(path) => Err(Error::new(
+            Kind::Corrupt,
+            format!("the map names blocks that no pack of the backup holds (file {path})"),
+        )
+        .object(layout::backup(id)?.as_str())),
+    }
+}

@@ -1,0 +1,474 @@
+//! One shard's side of a backup: blocks in, packs and map leaves out.
+//!
+//! For each piece of up to 256 blocks: find zeros and hash, look each block up (in the parent's map, then in
+//! the shared index), and pack what is new. A piece that is new as a whole is compressed where it lies; other
+//! new blocks are gathered until a frame is full.
+//!
+//! Invariants: a location is given out before its frame is written, and the frame goes into the pack that was
+//! named, or the session fails; every frame is decoded and compared before it is sent; the number of packs
+//! whose commit is under way is bounded.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mover_base::checksum::{Sha256, sha256};
+use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
+use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
+use mover_format::manifest::PackInfo;
+use mover_format::node::{Child, LeafBuilder, Run};
+use mover_format::preamble::ObjectType;
+use mover_io::{RateBudget, Shard};
+use tokio::task::JoinHandle;
+
+use crate::dedup::{BlockIndex, Location, PackTable};
+use crate::map::NodeWriter;
+use crate::pack::{PackWriter, PendingPack};
+use crate::parent::{Parent, ParentReader};
+use crate::repository::{Repository, Session};
+use crate::timing::{StageSeconds, lap};
+use crate::tree::FileMap;
+
+/// Packs of one shard whose commit may be under way at once: enough to hide the store's latency, few enough
+/// that a failing store is noticed soon.
+const COMMITS_MAX: usize = 4;
+/// A piece that is new as a whole is packed where it lies; blocks gathered before it then go out as a frame
+/// of their own if they are at least this many, or if an extent begins. Fewer are filled up by copying.
+const GATHERED_BLOCKS_MIN: usize = 64;
+
+static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+
+/// What all shards of a writing session share.
+pub struct WriteShared {
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) session: Session,
+    pub(crate) index: BlockIndex,
+    pub(crate) packs: PackTable,
+    pub(crate) parent: Option<Parent>,
+    pub(crate) level: i32,
+    pub(crate) write_limit: Arc<RateBudget>,
+}
+
+/// What one shard did to the blocks it was given.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriteCounts {
+    /// Blocks given, holes left out.
+    pub blocks: u64,
+    /// Blocks of zeros, which are not stored.
+    pub zero_blocks: u64,
+    /// Blocks of holes.
+    pub hole_blocks: u64,
+    /// Blocks found in the repository.
+    pub known_blocks: u64,
+    /// Blocks packed.
+    pub new_blocks: u64,
+    /// Frame payloads after compression.
+    pub compressed_bytes: u64,
+    /// Bytes of packs sent to the store.
+    pub stored_bytes: u64,
+    /// Packs written.
+    pub packs: u64,
+}
+
+impl WriteCounts {
+    /// Adds another shard's counts.
+    pub fn add(&mut self, other: &WriteCounts) {
+        self.blocks += other.blocks;
+        self.zero_blocks += other.zero_blocks;
+        self.hole_blocks += other.hole_blocks;
+        self.known_blocks += other.known_blocks;
+        self.new_blocks += other.new_blocks;
+        self.compressed_bytes += other.compressed_bytes;
+        self.stored_bytes += other.stored_bytes;
+        self.packs += other.packs;
+    }
+}
+
+/// What a shard hands over when it has no more extents.
+pub struct WriterOutcome {
+    /// Packs that were committed.
+    pub(crate) new_packs: Vec<PackInfo>,
+    /// Packs, old and new, that the leaves point into.
+    pub(crate) used_packs: HashSet<PackId>,
+    /// What was done.
+    pub counts: WriteCounts,
+    /// Where the time went.
+    pub stages: StageSeconds,
+}
+
+/// The writer of one shard.
+pub struct ShardWriter {
+    shard: Shard,
+    shared: Arc<WriteShared>,
+    encoder: FrameEncoder,
+    parent: Option<ParentReader>,
+    data: Option<OpenPack>,
+    nodes: NodeWriter,
+    gathered: Box<[u8]>,
+    gathered_hashes: Vec<Sha256>,
+    leaf: LeafBuilder,
+    extent_begins: bool,
+    hashes: Vec<Option<Sha256>>,
+    /// Which blocks of the piece have to be packed.
+    new: Vec<u16>,
+    packs: PackNames,
+    scratch: Vec<u8>,
+    commits: Commits,
+    counts: WriteCounts,
+    /// Where the time went so far; the caller adds its own waits.
+    pub stages: StageSeconds,
+}
+
+struct OpenPack {
+    writer: PackWriter,
+    number: u32,
+}
+
+/// Commits under way, oldest first.
+pub(crate) struct Commits {
+    shard: Shard,
+    running: VecDeque<JoinHandle<Result<PackInfo>>>,
+    pub done: Vec<PackInfo>,
+}
+
+impl Commits {
+    pub fn new(shard: &Shard) -> Self {
+        Commits {
+            shard: shard.clone(),
+            running: VecDeque::new(),
+            done: Vec::new(),
+        }
+    }
+
+    /// Commits a pack in the background; waits for the oldest when too many are under way.
+    pub async fn push(&mut self, pack: PendingPack) -> Result<()> {
+        while self.running.len() >= COMMITS_MAX {
+            self.wait_oldest().await?;
+        }
+        self.running.push_back(self.shard.spawn(pack.commit()));
+        Ok(())
+    }
+
+    /// Waits for all commits.
+    pub async fn drain(&mut self) -> Result<()> {
+        while !self.running.is_empty() {
+            self.wait_oldest().await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_oldest(&mut self) -> Result<()> {
+        if let Some(commit) = self.running.pop_front() {
+            let ended = commit.await.map_err(|error| {
+                Error::new(Kind::Internal, "a commit ended without a result").cause(error)
+            })?;
+            self.done.push(ended?);
+        }
+        Ok(())
+    }
+}
+
+impl ShardWriter {
+    /// A writer for this shard.
+    pub fn new(shard: &Shard, shared: &Arc<WriteShared>) -> Result<Self> {
+        Ok(ShardWriter {
+            shard: shard.clone(),
+            shared: shared.clone(),
+            encoder: FrameEncoder::new(shared.level)?,
+            parent: shared
+                .parent
+                .as_ref()
+                .map(|parent| ParentReader::new(shard, shared, parent)),
+            data: None,
+            nodes: NodeWriter::new(shard, shared),
+            gathered: vec![0; FRAME_PLAIN_BYTES_MAX].into_boxed_slice(),
+            gathered_hashes: Vec::with_capacity(FRAME_BLOCKS_MAX),
+            leaf: LeafBuilder::new(),
+            extent_begins: true,
+            hashes: Vec::with_capacity(FRAME_BLOCKS_MAX),
+            new: Vec::with_capacity(FRAME_BLOCKS_MAX),
+            packs: PackNames::default(),
+            scratch: Vec::new(),
+            commits: Commits::new(shard),
+            counts: WriteCounts::default(),
+            stages: StageSeconds::default(),
+        })
+    }
+
+    /// Adds `count` blocks of a hole to the extent.
+    pub fn hole(&mut self, count: u64) -> Result<()> {
+        self.counts.hole_blocks += count;
+        self.leaf.push(Run::Hole {
+            blocks: run_count(count)?,
+        })
+    }
+
+    /// Begins an extent: leaf `index` of a file's map. `parent` is the map of the same file in the parent
+    /// backup, if it has one.
+    pub async fn begin_extent(&mut self, parent: Option<&FileMap>, index: u64) -> Result<()> {
+        self.extent_begins = true;
+        if let Some(reader) = &mut self.parent {
+            if let Some(node) = reader.begin_extent(parent, index).await? {
+                self.nodes.know(&node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the blocks in `bytes` (a multiple of 4096, at most 1 MiB) to the extent, of which they are the
+    /// ones from `first_block` on.
+    pub async fn blocks(&mut self, bytes: &[u8], first_block: u64) -> Result<()> {
+        let count = bytes.len() / BLOCK_BYTES;
+        if count * BLOCK_BYTES != bytes.len() || count == 0 || count > FRAME_BLOCKS_MAX {
+            return Err(Error::new(
+                Kind::Internal,
+                "a piece is not 1 to 256 whole blocks",
+            ));
+        }
+        let clock = Instant::now();
+        self.hash(bytes);
+        lap(&mut self.stages.hash, clock);
+        self.shard.turn().await;
+
+        let clock = Instant::now();
+        if let Some(parent) = &mut self.parent {
+            parent.load(first_block, count).await?;
+        }
+        self.make_room(count).await?;
+        self.place()?;
+        lap(&mut self.stages.dedup, clock);
+
+        if self.new.len() == FRAME_BLOCKS_MAX {
+            self.pack_whole(bytes).await?;
+        } else {
+            self.gather(bytes).await?;
+        }
+        self.extent_begins = false;
+        Ok(())
+    }
+
+    /// Ends the extent and gives its node: inline where it is small, else written to a meta pack.
+    pub async fn end_extent(&mut self) -> Result<MapNode> {
+        let leaf = self
+            .leaf
+            .finish()
+            .ok_or_else(|| Error::new(Kind::Internal, "an extent has no blocks"))?;
+        self.nodes
+            .put(&leaf.encode(), &mut self.encoder)
+            .await
+            .map(MapNode)
+    }
+
+    /// Writes and commits what is left.
+    pub async fn finish(mut self) -> Result<WriterOutcome> {
+        self.flush_gathered().await?;
+        self.end_pack().await?;
+        self.commits.drain().await?;
+        let mut new_packs = self.commits.done;
+        let nodes = self.nodes.finish(&mut self.encoder).await?;
+        new_packs.extend(nodes);
+        let mut used_packs = self.packs.used;
+        used_packs.extend(&self.nodes.used_packs);
+        self.counts.packs = new_packs.len() as u64;
+        self.counts.stored_bytes = new_packs.iter().map(|pack| pack.bytes).sum();
+        Ok(WriterOutcome {
+            new_packs,
+            used_packs,
+            counts: self.counts,
+            stages: self.stages,
+        })
+    }
+
+    /// Sees to it that the blocks of one more piece fit into the open pack, whatever becomes of them.
+    async fn make_room(&mut self, count: usize) -> Result<()> {
+        let gathered = self.gathered_hashes.len();
+        let full = self
+            .data
+            .as_ref()
+            .is_some_and(|pack| pack.writer.is_full(gathered + count));
+        if full {
+            self.flush_gathered().await?;
+            self.end_pack().await?;
+        }
+        if self.data.is_none() {
+            let store = self.shared.repository.store();
+            let writer = PackWriter::begin(
+                &self.shard,
+                store,
+                &self.shared.session,
+                ObjectType::DataPack,
+            )
+            .await?;
+            let number = self.shared.packs.add(writer.id());
+            self.data = Some(OpenPack { writer, number });
+        }
+        Ok(())
+    }
+
+    /// Finds a place for each block of the piece, and lists those that have to be packed.
+    fn place(&mut self) -> Result<()> {
+        let Some(open) = &self.data else {
+            return Err(Error::new(
+                Kind::Internal,
+                "blocks were placed without an open pack",
+            ));
+        };
+        let mut ordinal = open.writer.blocks() + self.gathered_hashes.len() as u32;
+        self.new.clear();
+        self.counts.blocks += self.hashes.len() as u64;
+        for (i, hash) in self.hashes.iter().enumerate() {
+            let Some(hash) = hash else {
+                self.counts.zero_blocks += 1;
+                self.leaf.push(Run::Zeros { blocks: 1 })?;
+                continue;
+            };
+            let here = Location {
+                pack: open.number,
+                ordinal,
+            };
+            let location = match self.parent.as_ref().and_then(|parent| parent.find(i, hash)) {
+                Some(location) => location,
+                None => self.shared.index.find_or_insert(hash, || here).0,
+            };
+            if location == here {
+                ordinal += 1;
+                self.new.push(i as u16);
+            } else {
+                self.counts.known_blocks += 1;
+            }
+            let pack = self.packs.id(&self.shared.packs, location.pack);
+            self.leaf.push(Run::Stored {
+                blocks: 1,
+                pack,
+                ordinal: location.ordinal,
+            })?;
+        }
+        self.counts.new_blocks += self.new.len() as u64;
+        Ok(())
+    }
+
+    /// Packs a piece of 256 new blocks where it lies.
+    async fn pack_whole(&mut self, bytes: &[u8]) -> Result<()> {
+        let gathered = self.gathered_hashes.len();
+        if gathered > 0 && (gathered >= GATHERED_BLOCKS_MIN || self.extent_begins) {
+            self.flush_gathered().await?;
+        }
+        if !self.gathered_hashes.is_empty() {
+            return self.gather(bytes).await;
+        }
+        let hashes: Vec<Sha256> = self.hashes.iter().flatten().copied().collect();
+        self.write_frame(bytes, &hashes).await
+    }
+
+    /// Copies the piece's new blocks behind those that wait for a full frame.
+    async fn gather(&mut self, bytes: &[u8]) -> Result<()> {
+        for at in 0..self.new.len() {
+            let i = usize::from(self.new[at]);
+            let to = self.gathered_hashes.len() * BLOCK_BYTES;
+            let block = &bytes[i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES];
+            self.gathered[to..to + BLOCK_BYTES].copy_from_slice(block);
+            self.gathered_hashes.extend(self.hashes[i]);
+            if self.gathered_hashes.len() == FRAME_BLOCKS_MAX {
+                self.flush_gathered().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush_gathered(&mut self) -> Result<()> {
+        if self.gathered_hashes.is_empty() {
+            return Ok(());
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        let mut hashes = std::mem::take(&mut self.gathered_hashes);
+        let written = self
+            .write_frame(&gathered[..hashes.len() * BLOCK_BYTES], &hashes)
+            .await;
+        hashes.clear();
+        (self.gathered, self.gathered_hashes) = (gathered, hashes);
+        written
+    }
+
+    async fn write_frame(&mut self, plain: &[u8], hashes: &[Sha256]) -> Result<()> {
+        let clock = Instant::now();
+        self.encoder.compress(FrameKind::Blocks, plain)?;
+        lap(&mut self.stages.compress, clock);
+        self.shard.turn().await;
+        let clock = Instant::now();
+        self.encoder.compare(plain)?;
+        lap(&mut self.stages.compare, clock);
+        self.shard.turn().await;
+        let Some(open) = &mut self.data else {
+            return Err(Error::new(
+                Kind::Internal,
+                "a frame was written without an open pack",
+            ));
+        };
+        let stored = open
+            .writer
+            .write_frame(
+                &mut self.encoder,
+                plain,
+                hashes,
+                &mut self.stages,
+                &mut self.scratch,
+            )
+            .await?;
+        self.counts.compressed_bytes += stored as u64;
+        self.shard
+            .throttle(&self.shared.write_limit, stored as u64)
+            .await;
+        Ok(())
+    }
+
+    async fn end_pack(&mut self) -> Result<()> {
+        let Some(open) = self.data.take() else {
+            return Ok(());
+        };
+        if open.writer.blocks() == 0 {
+            return open.writer.discard().await;
+        }
+        let pending = open.writer.finish(&mut self.encoder).await?;
+        let clock = Instant::now();
+        self.commits.push(pending).await?;
+        lap(&mut self.stages.write_wait, clock);
+        Ok(())
+    }
+
+    fn hash(&mut self, bytes: &[u8]) {
+        self.hashes.clear();
+        for block in bytes.chunks_exact(BLOCK_BYTES) {
+            self.hashes
+                .push((*block != ZERO_BLOCK).then(|| sha256(block)));
+        }
+    }
+}
+
+/// The ids of the packs that this shard's leaves name, without asking the shared table for every block.
+#[derive(Default)]
+struct PackNames {
+    last: Option<(u32, PackId)>,
+    used: HashSet<PackId>,
+}
+
+impl PackNames {
+    fn id(&mut self, table: &PackTable, number: u32) -> PackId {
+        match self.last {
+            Some((last, id)) if last == number => id,
+            _ => {
+                let id = table.id(number);
+                self.last = Some((number, id));
+                self.used.insert(id);
+                id
+            }
+        }
+    }
+}
+
+/// The root of the map of one extent, to be joined with others into the map of a file.
+#[derive(Debug, Clone)]
+pub struct MapNode(pub(crate) Child);
+
+fn run_count(count: u64) -> Result<u32> {
+    u32::try_from(count).map_err(|_| Error::new(Kind::Internal, "a run is longer than its leaf"))
+}
