@@ -37,7 +37,7 @@ pub struct DirTarget {
     mode: TargetMode,
     /// Where entries are made.
     root: OwnedFd,
-    place: Place,
+    layout: Layout,
     /// Directories whose metadata is applied when nothing is written below them any more.
     dirs: Mutex<Vec<Entry>>,
     warnings: Mutex<Warnings>,
@@ -46,7 +46,7 @@ pub struct DirTarget {
 }
 
 #[derive(Debug)]
-enum Place {
+enum Layout {
     Beside {
         parent: OwnedFd,
         staging: OsString,
@@ -89,36 +89,36 @@ impl DirTarget {
             rustix::fs::open(path, beneath::DIR_FLAGS | OFlags::CLOEXEC, Mode::empty())
                 .map_err(failed)
         };
-        let (root, place) = match plan.staging {
+        let (root, layout) = match plan.staging {
             Staging::Beside { parent, name } => {
                 let parent = open_dir(&parent)?;
                 let (staging, root) =
                     make_staging(parent.as_fd(), &beside_prefix(&name)).map_err(failed)?;
-                let place = Place::Beside {
+                let layout = Layout::Beside {
                     parent,
                     staging,
                     name,
                 };
-                (root, place)
+                (root, layout)
             }
             Staging::Inside => {
                 let target = open_dir(&path)?;
                 let (staging, root) = make_staging(target.as_fd(), &OsString::from(PARTIAL_PREFIX))
                     .map_err(failed)?;
-                (root, Place::Inside { target, staging })
+                (root, Layout::Inside { target, staging })
             }
             Staging::InPlace => {
                 let root = open_dir(&path)?;
                 let marker = mark(root.as_fd())?;
-                (root, Place::InPlace { _marker: marker })
+                (root, Layout::InPlace { _marker: marker })
             }
         };
         Ok(DirTarget {
             path,
             mode: plan.mode,
             root,
-            is_staged: !matches!(place, Place::InPlace { .. }),
-            place,
+            is_staged: !matches!(layout, Layout::InPlace { .. }),
+            layout,
             dirs: Mutex::new(Vec::new()),
             warnings: Mutex::new(Warnings::default()),
         })
@@ -317,10 +317,10 @@ impl DirTarget {
         let mut dirs = std::mem::take(&mut *lock(&self.dirs));
         // Children before parents: a parent's mode may forbid to reach them.
         dirs.sort_unstable_by(|a, b| b.path.cmp(&a.path));
-        match &self.place {
-            Place::Beside { .. } => self.finish_beside(&dirs)?,
-            Place::Inside { .. } => self.finish_inside(&dirs)?,
-            Place::InPlace { .. } => self.finish_marked(self.root.as_fd(), &dirs)?,
+        match &self.layout {
+            Layout::Beside { .. } => self.finish_beside(&dirs)?,
+            Layout::Inside { .. } => self.finish_inside(&dirs)?,
+            Layout::InPlace { .. } => self.finish_marked(self.root.as_fd(), &dirs)?,
         }
         self.is_staged = false;
         let warnings = std::mem::take(&mut *lock(&self.warnings));
@@ -333,11 +333,11 @@ impl DirTarget {
     fn finish_beside(&mut self, dirs: &[Entry]) -> Result<()> {
         self.apply_dirs(self.root.as_fd(), dirs)?;
         self.sync_dirs()?;
-        let Place::Beside {
+        let Layout::Beside {
             parent,
             staging,
             name,
-        } = &self.place
+        } = &self.layout
         else {
             return Ok(());
         };
@@ -366,7 +366,7 @@ impl DirTarget {
 
     fn finish_inside(&mut self, dirs: &[Entry]) -> Result<()> {
         self.sync_dirs()?;
-        let Place::Inside { target, staging } = &self.place else {
+        let Layout::Inside { target, staging } = &self.layout else {
             return Ok(());
         };
         let _marker = mark(target.as_fd())?;
@@ -429,12 +429,12 @@ impl DirTarget {
         if !std::mem::take(&mut self.is_staged) {
             return Ok(());
         }
-        let (parent, staging) = match &self.place {
-            Place::Beside {
+        let (parent, staging) = match &self.layout {
+            Layout::Beside {
                 parent, staging, ..
             } => (parent, staging),
-            Place::Inside { target, staging } => (target, staging),
-            Place::InPlace { .. } => return Ok(()),
+            Layout::Inside { target, staging } => (target, staging),
+            Layout::InPlace { .. } => return Ok(()),
         };
         remove_tree(parent.as_fd(), staging.as_bytes(), staging.as_bytes()).map(drop)
     }

@@ -85,7 +85,7 @@ fn awkward_metadata_survives_a_fresh_and_a_delta_restore() {
     fs::write(delta.join("acl"), b"longer than before").unwrap();
     let fd = File::open(delta.join("acl")).unwrap();
     rustix::fs::fsetxattr(&fd, "user.stale", b"x", XattrFlags::empty()).unwrap();
-    fs::set_permissions(delta.join("closed"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(delta.join("closed"), Permissions::from_mode(0o000)).unwrap();
     restore(&from, &delta, TargetMode::Delta);
     assert_same(&from, &delta);
     // Once more over itself.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -305,7 +305,7 @@ fn a_file_that_the_user_may_not_read_is_an_error_with_a_hint() {
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let path = dir.path().join("secret");
     fs::write(&path, b"x").unwrap();
-    fs::set_permissions(&path, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
     let at = url(dir.path());
     // Credentials belong to a thread: this one becomes nobody and ends.
     std::thread::spawn(move || {
@@ -386,5 +386,4 @@ fn extended_attributes_and_acls_are_found() {
         assert!(has(b"system.posix_acl_access"));
     }
     assert_eq!(entries(&tree).len(), 2);
-    assert!(fd.as_raw_fd() >= 0);
 }

@@ -192,7 +192,7 @@ fn delta_replaces_other_kinds_and_removes_what_is_extra() {
 fn delta_keeps_the_content_of_a_file_to_compare_with() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"before").unwrap();
-    fs::set_permissions(dir.path().join("f"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path().join("f"), Permissions::from_mode(0o000)).unwrap();
     let ino = dir.path().join("f").metadata().unwrap().ino();
     let target = begin(dir.path(), TargetMode::Delta);
     let file = fs::File::from(target.make_file(&entry(b"f", FILE)).unwrap());
