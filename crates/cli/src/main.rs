@@ -1,2 +1,122 @@
-//! The `helios-mover` binary.
-fn main() {}
+//! The `helios-mover` binary: arguments, then settings, then one verb.
+//!
+//! Invariants: the exit code is 0 or that of a [`Kind`], also after a panic; errors are reported here and
+//! nowhere else; standard streams are written by [`output`] alone.
+
+mod args;
+mod config;
+mod demo;
+#[cfg(test)]
+mod exit_codes;
+mod figures;
+mod output;
+mod progress;
+mod signals;
+mod table;
+mod tune;
+mod values;
+mod verbs;
+
+use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+
+use mover_base::{Error, Kind, Result};
+use tracing_subscriber::EnvFilter;
+
+use config::layers::Environment;
+use config::{Call, Refusal};
+use output::{LogWriter, Manner, Output};
+
+fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let environment = Environment::of_process();
+    let call = match config::resolve(&argv, &environment) {
+        Ok(call) => call,
+        Err(refusal) => return refuse(refusal, &argv, &environment),
+    };
+    let settings = &call.settings;
+    let manner = Manner::new(
+        settings.json,
+        settings.quiet,
+        settings.verbose,
+        settings.color,
+    );
+    let mut out = Output::standard(manner);
+    start_log(&out, &manner);
+    // The panic's message has gone to standard error; what is left is to keep the promise about exit codes.
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(call, &mut out)));
+    let result = ended
+        .unwrap_or_else(|_| Err(bug()))
+        .and_then(|()| out.finish());
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out.error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(call: Call, out: &mut Output) -> Result<()> {
+    let signals = signals::Signals::install()?;
+    verbs::run(call, out, &signals)
+}
+
+fn bug() -> Error {
+    Error::new(Kind::Internal, "the mover stopped at a bug in itself")
+        .hint("please report it with the lines above; what was committed before is intact")
+}
+
+/// Answers a command line that no verb came of: help and version too come here.
+fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) -> ExitCode {
+    let usage = ExitCode::from(Kind::Usage.exit_code());
+    // The command line did not parse, so that this is the best guess at what its writer wants to read.
+    let json = argv.iter().any(|arg| arg == "--json") || environment.is_on("HELIOS_MOVER_JSON");
+    let mut out = Output::standard(Manner::new(json, false, 0, args::ColorWhen::Auto));
+    match refusal {
+        Refusal::Wrong(error) => {
+            out.error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+        Refusal::Clap(error) if !error.use_stderr() => {
+            // Help into a pager that was left early is not an error.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        Refusal::Clap(error) if json => {
+            out.error(&usage_error(&error));
+            usage
+        }
+        Refusal::Clap(error) => {
+            let _ = error.print();
+            usage
+        }
+    }
+}
+
+/// clap's text as one clause and a hint.
+fn usage_error(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or("the command line is wrong");
+    let message = first.strip_prefix("error: ").unwrap_or(first);
+    Error::new(Kind::Usage, message).hint("see helios-mover --help")
+}
+
+/// Logs go to standard error: warnings, more with `-v`, and whatever `HELIOS_MOVER_LOG` asks for.
+fn start_log(out: &Output, manner: &Manner) {
+    let level = match (manner.quiet, manner.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let filter =
+        EnvFilter::try_from_env("HELIOS_MOVER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let writer = LogWriter(out.bars().clone());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(manner.colours_err)
+        .with_writer(move || writer.clone())
+        .init();
+}

@@ -1,0 +1,408 @@
+//! The command line as it is typed: verbs, options and help texts, and nothing resolved yet.
+//!
+//! Invariants: no option is required here, because each may come from the environment or the configuration
+//! file instead; what is missing is said by [`crate::config`] or by the verb. No option takes a secret, only
+//! the path of a file that holds one. An option of the root is `global`, all others belong to one verb.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::values::{Annotation, Rate, parse_annotation, parse_arena, parse_index, parse_rate};
+
+const REPOSITORY: &str = "Repository";
+const OUTPUT: &str = "Output";
+const ENGINE: &str = "Engine";
+
+/// Everything on the command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "helios-mover",
+    version,
+    about = "Backup, restore and verification for HeliosDB at the speed of the hardware",
+    long_about = "Backs up, restores and verifies HeliosDB databases on bare metal: one pinned thread per core, \
+                  io_uring, O_DIRECT, encrypted and deduplicated repositories whose objects are never overwritten.\n\n\
+                  Each option can also stand in the environment (HELIOS_MOVER_REPO, HELIOS_MOVER_BACKUP_LEVEL) and in a \
+                  TOML file (repo = \"...\", [backup] level = 3). Flags win over the environment, the environment \
+                  over the file.",
+    after_help = "Examples:\n  \
+        helios-mover demo                        see a backup and a restore of a small database, end to end\n  \
+        helios-mover init    --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase\n  \
+        helios-mover backup  --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase --source dir:///srv/heliosdb\n  \
+        helios-mover restore --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase --set latest --to /srv/restored\n\n\
+        Exit codes are listed in docs/exit-codes.md; 0 means that everything asked for was done.",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+pub struct RawArgs {
+    /// Options that every verb takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options that every verb takes.
+#[derive(Debug, Clone, Args)]
+pub struct GlobalArgs {
+    /// Repository, such as file:///backup/helios
+    #[arg(long, global = true, value_name = "URL", help_heading = REPOSITORY)]
+    pub repo: Option<String>,
+    /// File with the passphrase of the repository (one trailing newline is dropped)
+    #[arg(long, global = true, value_name = "FILE", help_heading = REPOSITORY)]
+    pub passphrase_file: Option<PathBuf>,
+    /// File with an age identity (AGE-SECRET-KEY-1...) that opens the repository
+    #[arg(long, global = true, value_name = "FILE", help_heading = REPOSITORY)]
+    pub identity_file: Option<PathBuf>,
+    /// Configuration file [default: ~/.config/helios-mover/config.toml, then /etc/helios-mover/helios-mover.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = REPOSITORY)]
+    pub config: Option<PathBuf>,
+
+    /// Print JSON: one document for queries, JSON lines for jobs
+    #[arg(long, global = true, help_heading = OUTPUT)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(short, long, global = true, help_heading = OUTPUT)]
+    pub quiet: bool,
+    /// Print more; twice for debugging
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = OUTPUT)]
+    pub verbose: u8,
+    /// When to colour the output [default: auto]
+    #[arg(long, global = true, value_name = "WHEN", value_enum, help_heading = OUTPUT)]
+    pub color: Option<ColorWhen>,
+
+    /// Number of shards, 0 for one per core [default: 0]
+    #[arg(long, global = true, value_name = "N", help_heading = ENGINE,
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub shards: Option<u16>,
+    /// Pin each shard to its core [default: true]
+    #[arg(long, global = true, value_name = "true|false", help_heading = ENGINE,
+          action = ArgAction::Set, hide_possible_values = true)]
+    pub pin: Option<bool>,
+    /// Highest rung of the I/O ladder to try [default: defer-taskrun]
+    #[arg(long, global = true, value_name = "RUNG", value_enum, help_heading = ENGINE)]
+    pub rung: Option<RungArg>,
+    /// Read and write through the page cache instead of O_DIRECT
+    #[arg(long, global = true, help_heading = ENGINE)]
+    pub no_direct: bool,
+    /// Memory for I/O buffers of all shards together [default: 64MiB]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_arena, help_heading = ENGINE)]
+    pub arena: Option<u64>,
+    /// Memory for the deduplication index [default: 48MiB]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_index, help_heading = ENGINE)]
+    pub index: Option<u64>,
+    /// Highest rate of reading, such as 200MiB/s; `none` for no limit [default: none]
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
+    pub limit_read: Option<Rate>,
+    /// Highest rate of writing, such as 200MiB/s; `none` for no limit [default: none]
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
+    pub limit_write: Option<Rate>,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorWhen {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// A rung of the I/O ladder, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RungArg {
+    /// io_uring with deferred task work (Linux 6.1)
+    DeferTaskrun,
+    /// io_uring with cooperative task work (Linux 5.19)
+    CoopTaskrun,
+    /// io_uring without flags
+    PlainRing,
+    /// A pool of threads with pread and pwrite
+    Threads,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Create a repository
+    Init(InitArgs),
+    /// Back up a source into the repository
+    Backup(BackupArgs),
+    /// List the backups of the repository
+    List(ListArgs),
+    /// Show one backup in full
+    Show(ShowArgs),
+    /// Restore a backup into a directory
+    Restore(RestoreArgs),
+    /// Read the repository and prove that every backup can be restored
+    Verify(VerifyArgs),
+    /// Manage the keys of the repository
+    Key(KeyArgs),
+    /// Check that this machine, the repository and the source are fit for a job
+    Check(CheckArgs),
+    /// Compare this machine with the tuning profiles
+    Tune(TuneArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Back up, destroy and restore a small database made on the spot
+    Demo(DemoArgs),
+}
+
+/// `init`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover init --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase\n  \
+    helios-mover init --repo file:///backup/helios --recipient age1... --label escrow\n  \
+    helios-mover init --repo file:///backup/scratch --no-encryption\n\n\
+    Give a passphrase, recipients, or both: each becomes a key slot, and each alone opens the repository.")]
+pub struct InitArgs {
+    /// Public age key (age1...) that may open the repository; can be given several times
+    #[arg(long, value_name = "AGE1", action = ArgAction::Append)]
+    pub recipient: Vec<String>,
+    /// Store everything readable by whoever can read the storage
+    #[arg(long)]
+    pub no_encryption: bool,
+    /// Name of the key slots made now
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+}
+
+/// How a backup relates to earlier ones, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TypeArg {
+    /// Everything is read; what the repository holds already is not stored again
+    Full,
+    /// What changed since the latest backup, by the log
+    Incr,
+    /// What changed since the latest full backup, by the log
+    Diff,
+}
+
+/// `backup`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover backup --repo file:///backup/helios --source dir:///srv/heliosdb\n  \
+    helios-mover backup --source /srv/heliosdb --annotation ticket=4711 --exclude 'tmp/*'\n  \
+    helios-mover backup --source /srv/heliosdb --dry-run\n  \
+    helios-mover backup --source /srv/heliosdb --limit-read 200MiB/s --json\n\n\
+    A source is dir:///absolute/path or a path. A directory has no log, so only --type full is possible; \
+    blocks that an earlier backup holds are not stored again.")]
+pub struct BackupArgs {
+    /// What to back up: dir:///srv/heliosdb or a path
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Type of the backup [default: full]
+    #[arg(long = "type", value_name = "TYPE", value_enum)]
+    pub backup_type: Option<TypeArg>,
+    /// zstd level, 1 (fast) to 19 (small) [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub level: Option<i32>,
+    /// Note kept with the backup; can be given several times
+    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append, value_parser = parse_annotation)]
+    pub annotation: Vec<Annotation>,
+    /// Leave out paths that match this pattern; can be given several times
+    #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
+    pub exclude: Vec<String>,
+    /// Do not enter other file systems
+    #[arg(long)]
+    pub one_file_system: bool,
+    /// Print the plan and its estimates, store nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover list --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase\n  \
+    helios-mover list --json | jq -r '.backups[].backup_id'")]
+pub struct ListArgs {}
+
+/// `show`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover show                                    the latest backup\n  \
+    helios-mover show --set 20261122T181409-7f3a9c2e --json")]
+pub struct ShowArgs {
+    /// Backup: an id or `latest` [default: latest]
+    #[arg(long, value_name = "ID")]
+    pub set: Option<String>,
+}
+
+/// `restore`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover restore --to /srv/restored\n  \
+    helios-mover restore --set 20261122T181409-7f3a9c2e --to /srv/restored --dry-run\n  \
+    helios-mover restore --set latest --to /srv/heliosdb --delta\n\n\
+    Without --delta the target must be empty or absent. With --delta, what is there is compared block by \
+    block, only differences are written, and files that the backup does not hold are removed.")]
+pub struct RestoreArgs {
+    /// Backup: an id or `latest` [default: latest]
+    #[arg(long, value_name = "ID")]
+    pub set: Option<String>,
+    /// Directory to restore into
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Make an existing directory equal to the backup, writing only what differs
+    #[arg(long)]
+    pub delta: bool,
+    /// Print the plan and its estimates, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// How deep a verification goes, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LevelArg {
+    /// Read, unseal, decompress and hash every block that a backup needs
+    Checksum,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover verify                                  all backups\n  \
+    helios-mover verify --set latest --json\n\n\
+    Exits with 51 when anything is damaged, after printing what, and which backups it hits.")]
+pub struct VerifyArgs {
+    /// How deep to look [default: checksum]
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    pub level: Option<LevelArg>,
+    /// Verify this backup only: an id or `latest` [default: all backups]
+    #[arg(long, value_name = "ID")]
+    pub set: Option<String>,
+}
+
+/// `key`
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct KeyArgs {
+    /// What to do with the keys.
+    #[command(subcommand)]
+    pub verb: KeyVerb,
+}
+
+/// What to do with the keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// List the key slots
+    List(KeyListArgs),
+    /// Add a key slot
+    Add(KeyAddArgs),
+    /// Remove a key slot
+    Remove(KeyRemoveArgs),
+    /// Make a new age identity
+    Generate(KeyGenerateArgs),
+}
+
+/// `key list`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover key list --repo file:///backup/helios")]
+pub struct KeyListArgs {}
+
+/// `key add`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover key add --passphrase-file old --new-passphrase-file new --label 'rotation 2026-11'\n  \
+    helios-mover key add --passphrase-file old --recipient age1... --label escrow")]
+pub struct KeyAddArgs {
+    /// File with the passphrase of the new slot
+    #[arg(long, value_name = "FILE", conflicts_with = "recipient")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// Public age key (age1...) of the new slot
+    #[arg(long, value_name = "AGE1")]
+    pub recipient: Option<String>,
+    /// Name of the new slot
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+}
+
+/// `key remove`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover key list\n  \
+    helios-mover key remove 3f9a --confirm\n\n\
+    The last slot is never removed. Whoever copied a slot and knows its key can still open the repository.")]
+pub struct KeyRemoveArgs {
+    /// Slot id, or the first digits of it
+    #[arg(value_name = "SLOT")]
+    pub slot: String,
+    /// Say that the slot shall really go
+    #[arg(long)]
+    pub confirm: bool,
+}
+
+/// `key generate`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover key generate --output /root/helios-identity.txt\n  \
+    helios-mover key generate > identity.txt\n\n\
+    The file holds the secret identity and, as a comment, the public recipient for --recipient.")]
+pub struct KeyGenerateArgs {
+    /// New file for the identity, mode 0600; never overwritten [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover check\n  \
+    helios-mover check --repo file:///backup/helios --source /srv/heliosdb\n\n\
+    Exits with 52 when something would make a job fail.")]
+pub struct CheckArgs {
+    /// Source to check too: dir:///srv/heliosdb or a path
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+}
+
+/// `tune`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover tune                      what differs on this machine, and the commands that change it\n  \
+    helios-mover tune --profile nvme -v    with the reason of each value\n  \
+    helios-mover tune --profile sysctl --apply\n\n\
+    Without --apply nothing is changed. --apply sets only sysctls that no security policy hangs on, prints \
+    the command that undoes each, and does not survive a restart.")]
+pub struct TuneArgs {
+    /// Only this profile; can be given several times [default: all]
+    #[arg(long, value_name = "NAME", action = ArgAction::Append)]
+    pub profile: Vec<String>,
+    /// Set the sysctls that differ, now and until the next restart
+    #[arg(long)]
+    pub apply: bool,
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover completions bash > /etc/bash_completion.d/helios-mover\n  \
+    helios-mover completions zsh > ~/.zfunc/_helios-mover\n  \
+    helios-mover completions fish > ~/.config/fish/completions/helios-mover.fish")]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover demo\n  \
+    helios-mover demo --keep               look at the repository and the database afterwards\n  \
+    TMPDIR=/mnt/nvme helios-mover demo     on another disk\n\n\
+    Needs about 600 MiB in the temporary directory and removes everything at the end.")]
+pub struct DemoArgs {
+    /// Keep the files and print where they are
+    #[arg(long)]
+    pub keep: bool,
+    /// Seed of the database's content [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}

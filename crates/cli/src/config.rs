@@ -1,0 +1,201 @@
+//! Settings of one call, resolved from flags, environment, file and defaults.
+//!
+//! Invariants: verbs read settings from here and never from the environment; a secret is read from its file
+//! only when a verb needs it.
+
+pub mod layers;
+pub mod secrets;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, FromArgMatches};
+use mover_base::{Error, Kind, Result};
+use mover_jobs::{Credentials, Engine, RepoAccess, Rung};
+
+use crate::args::{ColorWhen, GlobalArgs, RawArgs, RungArg, Verb};
+use layers::{Environment, Layer, Layered};
+
+/// A file that opens the repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyFile {
+    /// Nobody named one.
+    None,
+    /// It holds a passphrase.
+    Passphrase(PathBuf),
+    /// It holds an age identity.
+    Identity(PathBuf),
+}
+
+/// What every verb needs.
+#[derive(Debug)]
+pub struct Settings {
+    /// URL of the repository.
+    pub repo: Option<String>,
+    /// What opens it.
+    pub key_file: KeyFile,
+    /// Shards, memory and limits.
+    pub engine: Engine,
+    /// JSON instead of text.
+    pub json: bool,
+    /// Errors only.
+    pub quiet: bool,
+    /// How much more to tell.
+    pub verbose: u8,
+    /// When to colour.
+    pub color: ColorWhen,
+    /// The configuration file that was read.
+    pub file: Option<PathBuf>,
+}
+
+/// A call, resolved.
+#[derive(Debug)]
+pub struct Call {
+    /// What every verb needs.
+    pub settings: Settings,
+    /// The verb and its own options.
+    pub verb: Verb,
+    /// What to tell before beginning.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no call.
+#[derive(Debug)]
+pub enum Refusal {
+    /// clap has the text: help, version or a wrong command line.
+    Clap(clap::Error),
+    /// A lower layer or a combination is wrong.
+    Wrong(Error),
+}
+
+/// Parses the command line and resolves all layers.
+pub fn resolve(argv: &[OsString], environment: &Environment) -> Result<Call, Refusal> {
+    let command = RawArgs::command();
+    let first = command
+        .clone()
+        .try_get_matches_from(argv)
+        .map_err(Refusal::Clap)?;
+    let layered = layers::layer(command, argv, &first, environment).map_err(Refusal::Wrong)?;
+    let raw = RawArgs::from_arg_matches(&layered.matches).map_err(Refusal::Clap)?;
+    let settings = settings(&raw.global, &layered).map_err(Refusal::Wrong)?;
+    Ok(Call {
+        settings,
+        verb: raw.verb,
+        warnings: layered.warnings,
+    })
+}
+
+fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
+    let defaults = Engine::default();
+    let engine = Engine {
+        shards: raw.shards.map_or(defaults.shards, usize::from),
+        pin: raw.pin.unwrap_or(defaults.pin),
+        arena_bytes: raw
+            .arena
+            .map_or(defaults.arena_bytes, |bytes| bytes as usize),
+        top_rung: raw.rung.map_or(defaults.top_rung, rung),
+        direct: defaults.direct && !raw.no_direct,
+        register_buffers: defaults.register_buffers,
+        index_bytes: raw
+            .index
+            .map_or(defaults.index_bytes, |bytes| bytes as usize),
+        limit_read: raw.limit_read.map_or(defaults.limit_read, |rate| rate.0),
+        limit_write: raw.limit_write.map_or(defaults.limit_write, |rate| rate.0),
+    };
+    Ok(Settings {
+        repo: raw.repo.clone(),
+        key_file: key_file(raw, layered)?,
+        engine,
+        json: raw.json,
+        quiet: raw.quiet,
+        verbose: raw.verbose,
+        color: raw.color.unwrap_or(ColorWhen::Auto),
+        file: layered.file.clone(),
+    })
+}
+
+fn rung(typed: RungArg) -> Rung {
+    match typed {
+        RungArg::DeferTaskrun => Rung::DeferTaskrun,
+        RungArg::CoopTaskrun => Rung::CoopTaskrun,
+        RungArg::PlainRing => Rung::PlainRing,
+        RungArg::Threads => Rung::Threads,
+    }
+}
+
+/// The stronger layer wins, so that a flag can replace the kind of key that a file names.
+fn key_file(raw: &GlobalArgs, layered: &Layered) -> Result<KeyFile> {
+    let passphrase = raw.passphrase_file.clone().map(KeyFile::Passphrase);
+    let identity = raw.identity_file.clone().map(KeyFile::Identity);
+    match (passphrase, identity) {
+        (Some(passphrase), Some(identity)) => {
+            let (a, b): (Layer, Layer) = (
+                layered.layer("passphrase-file"),
+                layered.layer("identity-file"),
+            );
+            match a.cmp(&b) {
+                std::cmp::Ordering::Greater => Ok(passphrase),
+                std::cmp::Ordering::Less => Ok(identity),
+                std::cmp::Ordering::Equal => Err(Error::new(
+                    Kind::Usage,
+                    "both a passphrase file and an identity file are given",
+                )
+                .hint("one of them opens the repository: drop the other")),
+            }
+        }
+        (Some(key), None) | (None, Some(key)) => Ok(key),
+        (None, None) => Ok(KeyFile::None),
+    }
+}
+
+impl Settings {
+    /// The repository's URL, which this verb cannot do without.
+    pub fn repo_url(&self) -> Result<String> {
+        let url = self.repo.clone().ok_or_else(|| {
+            Error::new(Kind::Usage, "no repository is given").hint(
+                "use --repo file:///path, HELIOS_MOVER_REPO, or `repo` in the configuration file",
+            )
+        })?;
+        absolute("repository", "file://", &url)
+    }
+
+    /// The repository with the key that opens it; `warn` is told about careless file permissions.
+    pub fn repo_access(&self, warn: &mut dyn FnMut(String)) -> Result<RepoAccess> {
+        let url = self.repo_url()?;
+        let credentials = match &self.key_file {
+            KeyFile::None => Credentials::None,
+            KeyFile::Passphrase(path) => {
+                Credentials::Passphrase(secrets::read_passphrase(path, warn)?)
+            }
+            KeyFile::Identity(path) => Credentials::Identity(secrets::read_identity(path, warn)?),
+        };
+        Ok(RepoAccess { url, credentials })
+    }
+}
+
+/// A plain path becomes a URL of `scheme`; what has a scheme stays as it is.
+pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
+    if text.contains("://") {
+        return Ok(text.to_owned());
+    }
+    let wrong = |message: String| Error::new(Kind::Usage, message).object(text);
+    if text.is_empty() {
+        return Err(wrong(format!("the {what} is empty")));
+    }
+    let path = std::path::absolute(text)
+        .map_err(|error| wrong(format!("the {what} is not a path")).cause(error))?;
+    let path = path
+        .to_str()
+        .ok_or_else(|| wrong(format!("the path of the {what} is not UTF-8")))?;
+    Ok(format!(
+        "{scheme}{}",
+        if path.len() > 1 {
+            path.trim_end_matches('/')
+        } else {
+            path
+        }
+    ))
+}
+
+#[cfg(test)]
+mod tests;

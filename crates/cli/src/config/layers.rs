@@ -1,0 +1,448 @@
+//! Lower layers of every option: environment variables and the configuration file.
+//!
+//! A value from a lower layer becomes the default of the option it belongs to, and the command line is parsed
+//! again: so a new option is in all three layers without a line written for it, and one parser judges every
+//! value. Invariants: a flag wins over the environment, the environment over the file; a value of a lower
+//! layer is validated before it becomes a default, and an error names the variable or the file's key; an
+//! unknown key of the file is an error, an unknown variable a warning. An empty variable counts as unset.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::builder::OsStr;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use mover_base::{Error, Kind, Result};
+
+/// Prefix of every variable.
+pub const PREFIX: &str = "HELIOS_MOVER_";
+/// Where the file is looked for when nobody names one, after `~/.config`.
+const SYSTEM_FILE: &str = "/etc/helios-mover/helios-mover.toml";
+/// A configuration file is small; what is larger is the wrong file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Options that say something about one call and so must be said in it.
+pub const FLAG_ONLY: [&str; 1] = ["key.remove.confirm"];
+/// Options that a file cannot hold: it cannot name itself.
+pub const NOT_IN_FILE: [&str; 1] = ["config"];
+/// Variables that are read without being an option.
+const OTHER_VARIABLES: [&str; 1] = ["HELIOS_MOVER_LOG"];
+
+/// Where a value came from; later is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layer {
+    /// Nobody set it.
+    Default,
+    /// The configuration file.
+    File,
+    /// An environment variable.
+    Environment,
+    /// The command line.
+    Flag,
+}
+
+/// What the process was given besides its arguments.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// Variables that begin with [`PREFIX`].
+    pub variables: BTreeMap<String, OsString>,
+    /// Files to try when none is named, in this order.
+    pub files: Vec<PathBuf>,
+}
+
+impl Environment {
+    /// Reads the environment of the process.
+    pub fn of_process() -> Self {
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
+            .collect();
+        let home = std::env::var_os("XDG_CONFIG_HOME")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+        let user = home.map(|dir| dir.join("helios-mover/config.toml"));
+        let files = user
+            .into_iter()
+            .chain([PathBuf::from(SYSTEM_FILE)])
+            .collect();
+        Environment { variables, files }
+    }
+
+    /// Whether the variable of a switch is set to true.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.variables
+            .get(name)
+            .is_some_and(|value| value == "true")
+    }
+}
+
+/// One option of the command line, with its names in the other layers.
+#[derive(Debug, Clone)]
+pub struct OptionName {
+    /// Verbs that lead to it, none for a global option.
+    verbs: Vec<String>,
+    id: String,
+    /// `backup.dry-run`: the key in the file.
+    pub key: String,
+    /// `HELIOS_MOVER_BACKUP_DRY_RUN`
+    pub variable: String,
+    takes_list: bool,
+    arg: Arg,
+}
+
+/// Every long option of `command` and of its verbs.
+pub fn options(command: &Command) -> Vec<OptionName> {
+    fn collect(command: &Command, verbs: &[String], out: &mut Vec<OptionName>) {
+        for arg in command.get_arguments() {
+            let Some(long) = arg.get_long() else { continue };
+            let key = verbs
+                .iter()
+                .map(String::as_str)
+                .chain([long])
+                .collect::<Vec<_>>()
+                .join(".");
+            let variable = format!("{PREFIX}{}", key.replace(['.', '-'], "_").to_uppercase());
+            out.push(OptionName {
+                verbs: verbs.to_vec(),
+                id: arg.get_id().to_string(),
+                takes_list: matches!(arg.get_action(), ArgAction::Append),
+                arg: arg.clone(),
+                key,
+                variable,
+            });
+        }
+        for verb in command.get_subcommands() {
+            let mut path = verbs.to_vec();
+            path.push(verb.get_name().to_owned());
+            collect(verb, &path, out);
+        }
+    }
+    let mut out = Vec::new();
+    collect(command, &[], &mut out);
+    out
+}
+
+/// The parsed command line with the lower layers filled in.
+#[derive(Debug)]
+pub struct Layered {
+    /// What clap found, all layers together.
+    pub matches: ArgMatches,
+    layers: BTreeMap<String, Layer>,
+    /// What the user should know but need not stop for.
+    pub warnings: Vec<String>,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+}
+
+impl Layered {
+    /// Where the value of the option `key` came from.
+    pub fn layer(&self, key: &str) -> Layer {
+        self.layers.get(key).copied().unwrap_or(Layer::Default)
+    }
+}
+
+/// Fills the lower layers in under `first`, which is what clap found on the command line alone.
+pub fn layer(
+    command: Command,
+    argv: &[OsString],
+    first: &ArgMatches,
+    environment: &Environment,
+) -> Result<Layered> {
+    let names = options(&command);
+    let mut warnings = unknown_variables(&names, environment);
+    let from_environment = read_environment(&names, environment)?;
+    let file = find_file(first, environment)?;
+    let from_file = match &file {
+        Some(path) => read_file(&command, &names, path)?,
+        None => BTreeMap::new(),
+    };
+
+    let mut layers = BTreeMap::new();
+    let mut filled = command;
+    for name in &names {
+        let set = from_environment
+            .get(&name.key)
+            .map(|values| (Layer::Environment, values))
+            .or_else(|| Some((Layer::File, from_file.get(&name.key)?)));
+        if given(first, name) {
+            layers.insert(name.key.clone(), Layer::Flag);
+        } else if let Some((layer, values)) = set {
+            layers.insert(name.key.clone(), layer);
+            filled = with_default(filled, &name.verbs, &name.id, values);
+        }
+    }
+    let matches = filled
+        .try_get_matches_from(argv)
+        .map_err(|error| Error::new(Kind::Usage, error.to_string().trim().to_owned()))?;
+    warnings.sort();
+    Ok(Layered {
+        matches,
+        layers,
+        warnings,
+        file,
+    })
+}
+
+/// Whether the command line itself holds the option.
+fn given(matches: &ArgMatches, name: &OptionName) -> bool {
+    let mut at = matches;
+    for verb in &name.verbs {
+        match at.subcommand() {
+            Some((taken, next)) if taken == verb => at = next,
+            _ => return false,
+        }
+    }
+    // A global option may stand behind any verb, and clap copies it down but not always up.
+    loop {
+        let here = at.try_contains_id(&name.id).unwrap_or(false)
+            && at.value_source(&name.id) == Some(clap::parser::ValueSource::CommandLine);
+        if here {
+            return true;
+        }
+        match at.subcommand() {
+            Some((_, next)) if name.verbs.is_empty() => at = next,
+            _ => return false,
+        }
+    }
+}
+
+fn with_default(command: Command, verbs: &[String], id: &str, values: &[OsString]) -> Command {
+    match verbs.split_first() {
+        Some((verb, rest)) => {
+            command.mut_subcommand(verb, |inner| with_default(inner, rest, id, values))
+        }
+        None => command.mut_arg(id, |arg| {
+            arg.default_values(values.iter().map(OsStr::from).collect::<Vec<_>>())
+        }),
+    }
+}
+
+fn unknown_variables(names: &[OptionName], environment: &Environment) -> Vec<String> {
+    let known = |variable: &str| {
+        OTHER_VARIABLES.contains(&variable)
+            || names
+                .iter()
+                .any(|name| name.variable == variable && !FLAG_ONLY.contains(&name.key.as_str()))
+    };
+    let tell = |variable: &String| {
+        if variable.ends_with("PASSPHRASE") || variable.ends_with("IDENTITY") {
+            format!("{variable} is not read: secrets come from files only, use {variable}_FILE")
+        } else {
+            format!("{variable} is set but is not an option")
+        }
+    };
+    environment
+        .variables
+        .keys()
+        .filter(|variable| !known(variable))
+        .map(tell)
+        .collect()
+}
+
+type Values = BTreeMap<String, Vec<OsString>>;
+
+fn read_environment(names: &[OptionName], environment: &Environment) -> Result<Values> {
+    let mut out = Values::new();
+    for name in names
+        .iter()
+        .filter(|name| !FLAG_ONLY.contains(&name.key.as_str()))
+    {
+        let Some(value) = environment.variables.get(&name.variable) else {
+            continue;
+        };
+        let values = match value.to_str() {
+            // Commas divide a list; a value that has one itself belongs into the file.
+            Some(text) if name.takes_list => text
+                .split(',')
+                .map(|part| OsString::from(part.trim()))
+                .collect(),
+            _ => vec![value.clone()],
+        };
+        for value in &values {
+            validate(name, value, || name.variable.clone())?;
+        }
+        out.insert(name.key.clone(), values);
+    }
+    Ok(out)
+}
+
+fn find_file(first: &ArgMatches, environment: &Environment) -> Result<Option<PathBuf>> {
+    let mut at = first;
+    let mut named = at.get_one::<PathBuf>("config");
+    while let Some((_, next)) = at.subcommand() {
+        named = next
+            .try_get_one::<PathBuf>("config")
+            .ok()
+            .flatten()
+            .or(named);
+        at = next;
+    }
+    let variable = format!("{PREFIX}CONFIG");
+    let named = named
+        .cloned()
+        .or_else(|| environment.variables.get(&variable).map(PathBuf::from));
+    match named {
+        Some(path) => Ok(Some(path)),
+        None => Ok(environment.files.iter().find(|path| path.exists()).cloned()),
+    }
+}
+
+fn read_file(command: &Command, names: &[OptionName], path: &Path) -> Result<Values> {
+    let shown = path.display().to_string();
+    let wrong = |what: &str| Error::new(Kind::Usage, what).object(&shown);
+    let metadata = std::fs::metadata(path)
+        .map_err(|error| wrong("the configuration file cannot be read").cause(error))?;
+    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+        return Err(wrong(
+            "the configuration file is not a regular file of at most 1 MiB",
+        ));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong("the configuration file cannot be read").cause(error))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| {
+            text.as_bytes()
+                .iter()
+                .take(span.start)
+                .filter(|byte| **byte == b'\n')
+                .count()
+                + 1
+        });
+        let what = format!("the configuration file is not TOML at line {line}");
+        wrong(&what).cause(error.message().to_owned())
+    })?;
+    let mut out = Values::new();
+    read_table(command, names, &[], &table, &shown, &mut out)?;
+    Ok(out)
+}
+
+fn read_table(
+    command: &Command,
+    names: &[OptionName],
+    verbs: &[String],
+    table: &toml::Table,
+    file: &str,
+    out: &mut Values,
+) -> Result<()> {
+    for (key, value) in table {
+        let full = verbs
+            .iter()
+            .map(String::as_str)
+            .chain([key.as_str()])
+            .collect::<Vec<_>>()
+            .join(".");
+        if let (toml::Value::Table(inner), Some(verb)) = (value, command.find_subcommand(key)) {
+            let mut path = verbs.to_vec();
+            path.push(key.clone());
+            read_table(verb, names, &path, inner, file, out)?;
+            continue;
+        }
+        let usable = |name: &&OptionName| {
+            name.key == full
+                && ![&FLAG_ONLY[..], &NOT_IN_FILE[..]]
+                    .concat()
+                    .contains(&full.as_str())
+        };
+        let Some(name) = names.iter().find(usable) else {
+            return Err(unknown_key(command, names, verbs, &full, file));
+        };
+        let place = || format!("`{full}` in {file}");
+        let values = texts(value, name.takes_list).ok_or_else(|| {
+            let what = if name.takes_list {
+                "the value is not a list of texts"
+            } else {
+                "the value is not a single value"
+            };
+            Error::new(Kind::Usage, what).object(place())
+        })?;
+        for value in &values {
+            validate(name, value, place)?;
+        }
+        out.insert(full.clone(), values);
+    }
+    Ok(())
+}
+
+fn unknown_key(
+    command: &Command,
+    names: &[OptionName],
+    verbs: &[String],
+    full: &str,
+    file: &str,
+) -> Error {
+    let mut known: Vec<&str> = names
+        .iter()
+        .filter(|name| name.verbs == verbs)
+        .filter(|name| {
+            !FLAG_ONLY.contains(&name.key.as_str()) && !NOT_IN_FILE.contains(&name.key.as_str())
+        })
+        .filter_map(|name| name.arg.get_long())
+        .collect();
+    known.extend(
+        command
+            .get_subcommands()
+            .filter(|verb| verb.has_subcommands() || verb.get_arguments().next().is_some())
+            .map(Command::get_name),
+    );
+    Error::new(Kind::Usage, "unknown key in the configuration file")
+        .object(format!("`{full}` in {file}"))
+        .hint(format!("known here: {}", known.join(", ")))
+}
+
+/// The value as one text per element; `None` when its shape does not fit the option.
+fn texts(value: &toml::Value, takes_list: bool) -> Option<Vec<OsString>> {
+    fn scalar(value: &toml::Value) -> Option<String> {
+        match value {
+            toml::Value::String(text) => Some(text.clone()),
+            toml::Value::Integer(number) => Some(number.to_string()),
+            toml::Value::Float(number) => Some(number.to_string()),
+            toml::Value::Boolean(switch) => Some(switch.to_string()),
+            _ => None,
+        }
+    }
+    match value {
+        toml::Value::Array(items) if takes_list => items
+            .iter()
+            .map(|item| scalar(item).map(OsString::from))
+            .collect(),
+        toml::Value::Table(items) if takes_list => items
+            .iter()
+            .map(|(key, item)| scalar(item).map(|item| OsString::from(format!("{key}={item}"))))
+            .collect(),
+        other => scalar(other).map(|text| vec![OsString::from(text)]),
+    }
+}
+
+/// Parses `value` as the option would, so that the error can name the place instead of a flag nobody typed.
+fn validate(name: &OptionName, value: &OsString, place: impl Fn() -> String) -> Result<()> {
+    let long = name.arg.get_long().unwrap_or_default().to_owned();
+    let arg = Arg::new("value")
+        .long(long.clone())
+        .action(ArgAction::Set)
+        .value_parser(name.arg.get_value_parser().clone());
+    let mut given = OsString::from(format!("--{long}="));
+    given.push(value);
+    let probe = Command::new("value")
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .arg(arg);
+    let Err(error) = probe.try_get_matches_from([OsString::from("value"), given]) else {
+        return Ok(());
+    };
+    let mut wrong = Error::new(
+        Kind::Usage,
+        format!("`{}` is not a value for --{long}", value.to_string_lossy()),
+    )
+    .object(place());
+    if let Some(clap::error::ContextValue::Strings(valid)) =
+        error.get(clap::error::ContextKind::ValidValue)
+        && !valid.is_empty()
+    {
+        wrong = wrong.hint(format!("possible values: {}", valid.join(", ")));
+    }
+    if let Some(source) = std::error::Error::source(&error) {
+        wrong = wrong.cause(source.to_string());
+    }
+    Err(wrong)
+}

@@ -1,0 +1,577 @@
+//! Layering: each option in each layer, and what is said when a layer is wrong.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Command, CommandFactory};
+
+use super::layers::{
+    Environment, FLAG_ONLY, Layer, Layered, NOT_IN_FILE, OptionName, layer, options,
+};
+use super::*;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    environment: Environment,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Fixture {
+            dir: tempfile::tempdir().unwrap(),
+            environment: Environment::default(),
+        }
+    }
+
+    fn file(mut self, text: &str) -> Self {
+        let path = self.dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        self.environment.files = vec![path];
+        self
+    }
+
+    fn var(mut self, name: &str, value: &str) -> Self {
+        self.environment.variables.insert(name.into(), value.into());
+        self
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn layered(&self, line: &str) -> Result<Layered> {
+        let argv = argv(line);
+        let first = RawArgs::command().try_get_matches_from(&argv).unwrap();
+        layer(RawArgs::command(), &argv, &first, &self.environment)
+    }
+
+    fn call(&self, line: &str) -> Call {
+        match resolve(&argv(line), &self.environment) {
+            Ok(call) => call,
+            Err(refusal) => panic!("{refusal:?}"),
+        }
+    }
+
+    fn error(&self, line: &str) -> Error {
+        match resolve(&argv(line), &self.environment) {
+            Err(Refusal::Wrong(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn argv(line: &str) -> Vec<OsString> {
+    std::iter::once("helios-mover")
+        .chain(line.split_whitespace())
+        .map(OsString::from)
+        .collect()
+}
+
+/// A value that the option takes and that is not its default.
+fn sample(command: &Command, option: &OptionName) -> String {
+    let arg = find(command, &option.key);
+    match arg.get_action() {
+        ArgAction::SetTrue => return "true".into(),
+        ArgAction::Count => return "2".into(),
+        _ => {}
+    }
+    if let Some(possible) = arg.get_possible_values().last() {
+        return possible.get_name().to_owned();
+    }
+    match arg.get_long().unwrap() {
+        "shards" | "level" | "seed" => "7",
+        "arena" | "index" => "64MiB",
+        "limit-read" | "limit-write" => "5MiB/s",
+        "annotation" => "key=value",
+        _ => "sample",
+    }
+    .to_owned()
+}
+
+fn find(command: &Command, key: &str) -> clap::Arg {
+    match key.split_once('.') {
+        Some((verb, rest)) => find(command.find_subcommand(verb).unwrap(), rest),
+        None => command
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(key))
+            .unwrap()
+            .clone(),
+    }
+}
+
+/// The verb that has the option, so that a command line can be made; `list` for global options.
+fn verb_of(option: &OptionName) -> String {
+    let verbs: Vec<&str> = option.key.split('.').collect();
+    match verbs[..verbs.len() - 1].join(" ").as_str() {
+        "" => "list".into(),
+        "key remove" => "key remove 3f".into(),
+        verb => verb.to_owned(),
+    }
+}
+
+fn value_in(layered: &Layered, key: &str) -> Option<String> {
+    let mut at = &layered.matches;
+    let id = key.rsplit('.').next().unwrap().replace('-', "_");
+    let id = if key == "backup.type" {
+        "backup_type".to_owned()
+    } else {
+        id
+    };
+    loop {
+        match at.subcommand() {
+            Some((_, next)) => at = next,
+            None => break,
+        }
+    }
+    let raw = at.get_raw(&id)?;
+    Some(
+        raw.map(|value| value.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(","),
+    )
+}
+
+#[test]
+fn clap_finds_no_fault_in_the_command_line() {
+    RawArgs::command().debug_assert();
+}
+
+#[test]
+fn every_option_is_in_all_three_layers() {
+    let command = RawArgs::command();
+    let all = options(&command);
+    assert!(all.len() > 30, "{}", all.len());
+    for option in &all {
+        if FLAG_ONLY.contains(&option.key.as_str()) {
+            continue;
+        }
+        let (verb, value) = (verb_of(option), sample(&command, option));
+        if option.key != "config" {
+            let layered = Fixture::new()
+                .var(&option.variable, &value)
+                .layered(&verb)
+                .unwrap();
+            assert_eq!(
+                value_in(&layered, &option.key).as_deref(),
+                Some(value.as_str()),
+                "{}",
+                option.variable
+            );
+            assert_eq!(layered.layer(&option.key), Layer::Environment);
+            assert!(layered.warnings.is_empty(), "{:?}", layered.warnings);
+        }
+        if !NOT_IN_FILE.contains(&option.key.as_str()) {
+            let layered = Fixture::new()
+                .file(&toml_line(&option.key, &value))
+                .layered(&verb)
+                .unwrap();
+            assert_eq!(
+                value_in(&layered, &option.key).as_deref(),
+                Some(value.as_str()),
+                "{} in the file",
+                option.key
+            );
+            assert_eq!(layered.layer(&option.key), Layer::File);
+        }
+    }
+}
+
+fn toml_line(key: &str, value: &str) -> String {
+    let value = if value.parse::<i64>().is_ok() || value == "true" {
+        value.to_owned()
+    } else {
+        format!("{value:?}")
+    };
+    match key.rsplit_once('.') {
+        Some((table, name)) => format!("[{table}]\n{name} = {value}\n"),
+        None => format!("{key} = {value}\n"),
+    }
+}
+
+#[test]
+fn variables_and_keys_are_distinct_and_documented() {
+    let doc = include_str!("../../../../docs/configuration.md");
+    let all = options(&RawArgs::command());
+    let variables: BTreeSet<&str> = all.iter().map(|option| option.variable.as_str()).collect();
+    assert_eq!(variables.len(), all.len());
+    for option in &all {
+        let row =
+            |line: &&str| line.starts_with("| ") && line.contains(&format!("`{}`", option.key));
+        let Some(line) = doc.lines().find(row) else {
+            panic!("`{}` is not in docs/configuration.md", option.key)
+        };
+        assert!(
+            FLAG_ONLY.contains(&option.key.as_str())
+                || line.contains(&format!("`{}`", option.variable)),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_and_the_environment_over_the_file() {
+    let all = || {
+        Fixture::new()
+            .file("repo = 'file:///file'\n[backup]\nlevel = 5")
+            .var("HELIOS_MOVER_REPO", "file:///variable")
+    };
+    assert_eq!(
+        all()
+            .call("list --repo file:///flag")
+            .settings
+            .repo
+            .unwrap(),
+        "file:///flag"
+    );
+    assert_eq!(
+        all()
+            .call("--repo file:///flag list")
+            .settings
+            .repo
+            .unwrap(),
+        "file:///flag"
+    );
+    assert_eq!(
+        all().call("list").settings.repo.unwrap(),
+        "file:///variable"
+    );
+    let file = Fixture::new().file("repo = 'file:///file'\n[backup]\nlevel = 5");
+    assert_eq!(file.call("list").settings.repo.unwrap(), "file:///file");
+    assert_eq!(Fixture::new().call("list").settings.repo, None);
+
+    let level = |fixture: &Fixture, line: &str| match fixture.call(line).verb {
+        Verb::Backup(args) => args.level,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(level(&file, "backup"), Some(5));
+    assert_eq!(level(&file, "backup --level 9"), Some(9));
+}
+
+#[test]
+fn the_environment_can_switch_off_what_the_file_switches_on() {
+    let fixture = Fixture::new().file("json = true\nno-direct = true");
+    let settings = fixture.call("list").settings;
+    assert!(settings.json && !settings.engine.direct);
+    let settings = fixture
+        .var("HELIOS_MOVER_JSON", "false")
+        .call("list")
+        .settings;
+    assert!(!settings.json && !settings.engine.direct);
+}
+
+#[test]
+fn lists_come_from_commas_arrays_and_tables_and_are_replaced_as_a_whole() {
+    let annotations = |fixture: &Fixture, line: &str| match fixture.call(line).verb {
+        Verb::Backup(args) => args
+            .annotation
+            .iter()
+            .map(|note| format!("{}={}", note.key, note.value))
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let table = Fixture::new().file("[backup.annotation]\nteam = 'db'\nticket = 42");
+    assert_eq!(annotations(&table, "backup"), ["team=db", "ticket=42"]);
+    assert_eq!(annotations(&table, "backup --annotation a=b"), ["a=b"]);
+    let array = Fixture::new().file("[backup]\nannotation = ['team=db', 'x=1,2']");
+    assert_eq!(annotations(&array, "backup"), ["team=db", "x=1,2"]);
+    let variable = array.var("HELIOS_MOVER_BACKUP_ANNOTATION", "a=1, b=2");
+    assert_eq!(annotations(&variable, "backup"), ["a=1", "b=2"]);
+}
+
+#[test]
+fn an_unknown_key_names_key_file_and_alternatives() {
+    let fixture = Fixture::new().file("[backup]\nlevle = 3");
+    let error = fixture.error("list");
+    assert_eq!(error.kind(), Kind::Usage);
+    let object = error.object_name().unwrap();
+    assert!(
+        object.contains("`backup.levle`") && object.contains("config.toml"),
+        "{object}"
+    );
+    assert!(error.hint_text().unwrap().contains("level"));
+    for text in [
+        "backup = 3",
+        "config = 'x'",
+        "passphrase = 'x'",
+        "[key.remove]\nconfirm = true",
+        "[no-verb]\na = 1",
+    ] {
+        assert_eq!(
+            Fixture::new().file(text).error("list").message(),
+            "unknown key in the configuration file",
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_value_names_the_variable_or_the_key() {
+    let error = Fixture::new()
+        .var("HELIOS_MOVER_ARENA", "much")
+        .error("list");
+    assert_eq!(error.object_name(), Some("HELIOS_MOVER_ARENA"));
+    assert!(error.message().contains("`much`"));
+
+    let error = Fixture::new().file("rung = 'fastest'").error("list");
+    assert!(error.object_name().unwrap().starts_with("`rung` in "));
+    assert!(error.hint_text().unwrap().contains("defer-taskrun"));
+
+    for text in [
+        "shards = [1]",
+        "repo = { a = 1 }",
+        "[backup]\nexclude = [[1]]",
+        "shards = 99999",
+        "json = 'perhaps'",
+    ] {
+        assert_eq!(
+            Fixture::new().file(text).error("list").kind(),
+            Kind::Usage,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_broken_file_names_its_line() {
+    let error = Fixture::new()
+        .file("repo = 'x'\n\nshards = = 3\n")
+        .error("list");
+    assert!(error.message().contains("line 3"), "{error}");
+}
+
+#[test]
+fn a_file_that_was_named_must_exist_and_others_need_not() {
+    let mut fixture = Fixture::new();
+    fixture.environment.files = vec![fixture.path("absent.toml")];
+    assert_eq!(fixture.call("list").settings.file, None);
+    let absent = fixture.path("named.toml").display().to_string();
+    assert_eq!(
+        fixture.error(&format!("list --config {absent}")).kind(),
+        Kind::Usage
+    );
+    assert_eq!(
+        fixture.error(&format!("--config {absent} list")).kind(),
+        Kind::Usage
+    );
+    let fixture = fixture.var("HELIOS_MOVER_CONFIG", &absent);
+    assert_eq!(fixture.error("list").kind(), Kind::Usage);
+}
+
+#[test]
+fn a_named_file_replaces_the_usual_ones() {
+    let fixture = Fixture::new().file("repo = 'file:///usual'");
+    let named = fixture.path("named.toml");
+    std::fs::write(&named, "shards = 3").unwrap();
+    let settings = fixture
+        .call(&format!("list --config {}", named.display()))
+        .settings;
+    assert_eq!((settings.repo, settings.engine.shards), (None, 3));
+}
+
+#[test]
+fn a_bad_variable_of_another_verb_does_not_pass_unseen() {
+    let error = Fixture::new()
+        .var("HELIOS_MOVER_BACKUP_LEVEL", "20")
+        .error("list");
+    assert_eq!(error.object_name(), Some("HELIOS_MOVER_BACKUP_LEVEL"));
+}
+
+#[test]
+fn unknown_variables_are_told_and_secrets_in_them_are_never_read() {
+    let fixture = Fixture::new()
+        .var("HELIOS_MOVER_REPOO", "x")
+        .var("HELIOS_MOVER_PASSPHRASE", "hunter2");
+    let warnings = fixture.call("list").warnings.join("\n");
+    assert!(
+        warnings.contains("HELIOS_MOVER_REPOO")
+            && warnings.contains("HELIOS_MOVER_PASSPHRASE_FILE"),
+        "{warnings}"
+    );
+    assert!(!warnings.contains("hunter2"));
+    assert!(
+        Fixture::new()
+            .var("HELIOS_MOVER_LOG", "debug")
+            .call("list")
+            .warnings
+            .is_empty()
+    );
+    let confirm = Fixture::new()
+        .var("HELIOS_MOVER_KEY_REMOVE_CONFIRM", "true")
+        .call("key remove 3f");
+    assert_eq!(confirm.warnings.len(), 1);
+    assert!(
+        matches!(confirm.verb, Verb::Key(args) if matches!(&args.verb, crate::args::KeyVerb::Remove(args) if !args.confirm))
+    );
+}
+
+#[test]
+fn the_key_file_of_the_stronger_layer_is_used() {
+    let fixture = Fixture::new().file("passphrase-file = '/p'");
+    assert_eq!(
+        fixture.call("list").settings.key_file,
+        KeyFile::Passphrase("/p".into())
+    );
+    assert_eq!(
+        fixture.call("list --identity-file /i").settings.key_file,
+        KeyFile::Identity("/i".into())
+    );
+    assert_eq!(
+        fixture
+            .error("list --identity-file /i --passphrase-file /p")
+            .kind(),
+        Kind::Usage
+    );
+    assert_eq!(
+        Fixture::new()
+            .file("passphrase-file = '/p'\nidentity-file = '/i'")
+            .error("list")
+            .kind(),
+        Kind::Usage
+    );
+}
+
+#[test]
+fn engine_options_reach_the_engine() {
+    let line = "list --shards 3 --pin false --rung threads --no-direct --arena 64MiB --index 8MiB \
+                --limit-read 1MiB/s --limit-write none";
+    let engine = Fixture::new()
+        .file("limit-write = '5MiB'")
+        .call(line)
+        .settings
+        .engine;
+    assert_eq!(
+        (engine.shards, engine.pin, engine.direct),
+        (3, false, false)
+    );
+    assert!(matches!(engine.top_rung, Rung::Threads));
+    assert_eq!(
+        (engine.arena_bytes, engine.index_bytes),
+        (64 << 20, 8 << 20)
+    );
+    assert_eq!(
+        (engine.limit_read, engine.limit_write),
+        (Some(1 << 20), None)
+    );
+}
+
+#[test]
+fn the_defaults_told_are_those_used() {
+    let engine = Engine::default();
+    let doc = include_str!("../../../../docs/configuration.md");
+    let command = RawArgs::command();
+    for (key, bytes) in [("arena", engine.arena_bytes), ("index", engine.index_bytes)] {
+        let told = format!("{}MiB", bytes >> 20);
+        let row = doc
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{key}` |")))
+            .unwrap();
+        assert!(row.ends_with(&format!("| {told} |")), "{row}");
+        let help = find(&command, key).get_help().unwrap().to_string();
+        assert!(help.ends_with(&format!("[default: {told}]")), "{help}");
+    }
+    assert!(engine.pin && engine.direct && engine.shards == 0);
+    assert!(matches!(engine.top_rung, Rung::DeferTaskrun));
+    assert_eq!((engine.limit_read, engine.limit_write), (None, None));
+}
+
+#[test]
+fn paths_become_urls() {
+    assert_eq!(
+        absolute("source", "dir://", "/srv/db/").unwrap(),
+        "dir:///srv/db"
+    );
+    assert_eq!(absolute("source", "dir://", "/").unwrap(), "dir:///");
+    assert_eq!(
+        absolute("source", "dir://", "dir:///srv").unwrap(),
+        "dir:///srv"
+    );
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(
+        absolute("source", "dir://", "db").unwrap(),
+        format!("dir://{}/db", here.display())
+    );
+    assert_eq!(
+        absolute("source", "dir://", "").unwrap_err().kind(),
+        Kind::Usage
+    );
+}
+
+fn secret_file(bytes: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn a_passphrase_loses_one_newline_and_nothing_else() {
+    for (bytes, wanted) in [
+        (&b"secret"[..], "secret"),
+        (b"secret\n", "secret"),
+        (b"secret\r\n", "secret"),
+        (b" secret \n", " secret "),
+    ] {
+        let (_dir, path) = secret_file(bytes, 0o600);
+        let mut warnings = Vec::new();
+        let secret =
+            secrets::read_passphrase(&path, &mut |warning| warnings.push(warning)).unwrap();
+        assert_eq!((secret.expose(), warnings.len()), (wanted, 0));
+    }
+    for bytes in [
+        &b""[..],
+        b"\n",
+        b"\r\n",
+        b"a\nb\n",
+        b"secret\n\n",
+        b"\xff\xfe",
+        b"AGE-SECRET-KEY-1X",
+        &[b'a'; 65_537],
+    ] {
+        let (_dir, path) = secret_file(bytes, 0o600);
+        let error = secrets::read_passphrase(&path, &mut |_| {}).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage, "{error}");
+        assert!(!error.to_string().contains("secret\n"), "{error}");
+    }
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_told() {
+    for (mode, told) in [(0o600, 0), (0o400, 0), (0o640, 1), (0o604, 1), (0o644, 1)] {
+        let (_dir, path) = secret_file(b"secret\n", mode);
+        let mut warnings = Vec::new();
+        secrets::read_passphrase(&path, &mut |warning| warnings.push(warning)).unwrap();
+        assert_eq!(warnings.len(), told, "{mode:o}");
+    }
+}
+
+#[test]
+fn an_identity_file_holds_exactly_one_identity() {
+    let (_dir, path) = secret_file(
+        b"# created\n# public key: age1x\n\nAGE-SECRET-KEY-1ABC\n",
+        0o600,
+    );
+    assert_eq!(
+        secrets::read_identity(&path, &mut |_| {}).unwrap().expose(),
+        "AGE-SECRET-KEY-1ABC"
+    );
+    for bytes in [
+        &b""[..],
+        b"# nothing\n",
+        b"age1x\n",
+        b"AGE-SECRET-KEY-1A\nAGE-SECRET-KEY-1B\n",
+    ] {
+        let (_dir, path) = secret_file(bytes, 0o600);
+        assert_eq!(
+            secrets::read_identity(&path, &mut |_| {})
+                .unwrap_err()
+                .kind(),
+            Kind::Usage
+        );
+    }
+    let (_dir, path) = secret_file(b"", 0o600);
+    let error = secrets::read_identity(&path.join("absent"), &mut |_| {}).unwrap_err();
+    assert_eq!(error.kind(), Kind::Key);
+}

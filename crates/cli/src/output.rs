@@ -1,0 +1,506 @@
+//! The one place that writes to standard output and standard error.
+//!
+//! Invariants: with `--json` standard output holds JSON lines only and its last line is a `summary`, or an
+//! `error` exactly when the exit code is not 0; without it, standard output holds what was asked for and
+//! standard error everything else. A reader that goes away (broken pipe) is not an error; a full disk under
+//! standard output is. Text from outside never reaches the terminal with control characters in it.
+
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use mover_base::{Error, Kind, Result};
+use serde::Serialize;
+
+use crate::args::ColorWhen;
+use crate::table::{Table, clean, paint};
+
+/// Style of `error:`.
+pub const RED: Style = AnsiColor::Red.on_default().bold();
+/// Style of `warning:` and of values that differ.
+pub const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
+/// Style of good news.
+pub const GREEN: Style = AnsiColor::Green.on_default();
+/// Style of `hint:`.
+pub const CYAN: Style = AnsiColor::Cyan.on_default();
+/// Style of titles.
+pub const BOLD: Style = Style::new().bold();
+/// Style of what matters less.
+pub const DIM: Style = Style::new().dimmed();
+
+/// What a verb prints with `--json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One document; warnings stand in it.
+    Query,
+    /// JSON lines; warnings are lines of their own.
+    Job,
+}
+
+/// How to write.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// JSON instead of text.
+    pub json: bool,
+    /// Errors only.
+    pub quiet: bool,
+    /// How much more to tell.
+    pub verbose: u8,
+    /// Colours on standard output.
+    pub colours_out: bool,
+    /// Colours on standard error.
+    pub colours_err: bool,
+}
+
+impl Manner {
+    /// Text without colours, for tests.
+    #[cfg(test)]
+    pub const PLAIN: Manner = Manner {
+        json: false,
+        quiet: false,
+        verbose: 0,
+        colours_out: false,
+        colours_err: false,
+    };
+
+    /// Decides about colours from what the user said, NO_COLOR and the terminals.
+    pub fn new(json: bool, quiet: bool, verbose: u8, color: ColorWhen) -> Self {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+        let decide = |terminal: bool| match color {
+            ColorWhen::Always => true,
+            ColorWhen::Never => false,
+            ColorWhen::Auto => terminal && !refused,
+        };
+        Manner {
+            json,
+            quiet,
+            verbose,
+            colours_out: decide(io::stdout().is_terminal()),
+            colours_err: decide(io::stderr().is_terminal()),
+        }
+    }
+}
+
+/// Writes results, warnings, progress and errors.
+pub struct Output {
+    manner: Manner,
+    shape: Shape,
+    verb: &'static str,
+    held_warnings: Vec<String>,
+    failure: Option<io::Error>,
+    bars: MultiProgress,
+    out: Box<dyn Write>,
+    err: Box<dyn Write>,
+}
+
+#[derive(Serialize)]
+struct Line<'a, T: Serialize> {
+    message_type: &'a str,
+    verb: &'a str,
+    #[serde(flatten)]
+    body: T,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct ErrorLine<'a> {
+    message_type: &'static str,
+    verb: Option<&'static str>,
+    kind: &'static str,
+    exit_code: u8,
+    message: &'a str,
+    object: Option<&'a str>,
+    cause: Option<String>,
+    hint: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct WarningLine<'a> {
+    message: &'a str,
+}
+
+impl Output {
+    /// Writes to the standard streams of the process.
+    pub fn standard(manner: Manner) -> Self {
+        // Bars hide themselves where standard error is not a terminal.
+        let target = if manner.quiet || manner.json {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        Self::to(
+            manner,
+            Box::new(io::stdout()),
+            Box::new(io::stderr()),
+            target,
+        )
+    }
+
+    fn to(
+        manner: Manner,
+        out: Box<dyn Write>,
+        err: Box<dyn Write>,
+        target: ProgressDrawTarget,
+    ) -> Self {
+        Output {
+            manner,
+            shape: Shape::Query,
+            verb: "",
+            held_warnings: Vec::new(),
+            failure: None,
+            bars: MultiProgress::with_draw_target(target),
+            out,
+            err,
+        }
+    }
+
+    /// Names the verb and says what its JSON looks like.
+    pub fn begin(&mut self, verb: &'static str, shape: Shape) {
+        self.verb = verb;
+        self.shape = shape;
+    }
+
+    /// Whether JSON is wanted.
+    pub fn is_json(&self) -> bool {
+        self.manner.json
+    }
+
+    /// How much more to tell.
+    pub fn verbosity(&self) -> u8 {
+        if self.manner.quiet {
+            0
+        } else {
+            self.manner.verbose
+        }
+    }
+
+    /// Where progress bars live; lines written here pass above them.
+    pub fn bars(&self) -> &MultiProgress {
+        &self.bars
+    }
+
+    /// `text` in `style` if standard output has colours.
+    pub fn paint(&self, text: &str, style: Style) -> String {
+        paint(text, Some(style).filter(|_| self.manner.colours_out))
+    }
+
+    /// A line of the human result; nothing with `--json` or `--quiet`.
+    pub fn line(&mut self, text: impl AsRef<str>) {
+        if !self.manner.json && !self.manner.quiet {
+            self.write_out(format!("{}\n", text.as_ref()));
+        }
+    }
+
+    /// A table of the human result; nothing with `--json` or `--quiet`.
+    pub fn table(&mut self, table: &Table) {
+        if !self.manner.json && !self.manner.quiet {
+            self.write_out(table.render(self.manner.colours_out));
+        }
+    }
+
+    /// Text that is the result itself (a script, a key), printed in every manner.
+    pub fn verbatim(&mut self, text: &str) {
+        self.write_out(text.to_owned());
+    }
+
+    /// The document that ends a verb; only with `--json`.
+    pub fn summary(&mut self, body: impl Serialize) {
+        let warnings = std::mem::take(&mut self.held_warnings);
+        self.json_line("summary", body, &warnings);
+    }
+
+    /// One line of a running job; only with `--json`.
+    pub fn status(&mut self, body: impl Serialize) {
+        self.json_line("status", body, &[]);
+    }
+
+    fn json_line(&mut self, message_type: &str, body: impl Serialize, warnings: &[String]) {
+        if !self.manner.json {
+            return;
+        }
+        let line = Line {
+            message_type,
+            verb: self.verb,
+            body,
+            warnings,
+        };
+        match serde_json::to_string(&line) {
+            Ok(text) => self.write_out(text + "\n"),
+            Err(error) => self.failure = Some(io::Error::other(error)),
+        }
+    }
+
+    /// Something that the user should know and that does not stop the verb.
+    pub fn warning(&mut self, message: &str) {
+        if self.manner.json {
+            match self.shape {
+                Shape::Query => self.held_warnings.push(message.to_owned()),
+                Shape::Job => self.json_line("warning", WarningLine { message }, &[]),
+            }
+        } else if !self.manner.quiet {
+            let title = self.paint_err("warning:", YELLOW);
+            self.write_err(&format!("{title} {}\n", clean(message)));
+        }
+    }
+
+    /// A line about what goes on, to standard error; nothing with `--json` or `--quiet`.
+    pub fn note(&mut self, text: &str) {
+        if !self.manner.json && !self.manner.quiet {
+            self.write_err(&format!("{}\n", clean(text)));
+        }
+    }
+
+    /// The error that ends the verb.
+    pub fn error(&mut self, error: &Error) {
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        if self.manner.json {
+            let line = ErrorLine {
+                message_type: "error",
+                verb: Some(self.verb).filter(|verb| !verb.is_empty()),
+                kind: error.kind().name(),
+                exit_code: error.kind().exit_code(),
+                message: error.message(),
+                object: error.object_name(),
+                cause,
+                hint: error.hint_text(),
+            };
+            match serde_json::to_string(&line) {
+                Ok(text) => self.write_out(text + "\n"),
+                Err(error) => self.failure = Some(io::Error::other(error)),
+            }
+            return;
+        }
+        let mut text = format!(
+            "{} {}",
+            self.paint_err("error:", RED),
+            clean(error.message())
+        );
+        for part in error
+            .object_name()
+            .map(str::to_owned)
+            .into_iter()
+            .chain(cause)
+        {
+            text += &format!(": {}", clean(&part));
+        }
+        text.push('\n');
+        if let Some(hint) = error.hint_text() {
+            text += &format!("{}  {}\n", self.paint_err("hint:", CYAN), clean(hint));
+        }
+        self.write_err(&text);
+    }
+
+    fn paint_err(&self, text: &str, style: Style) -> String {
+        paint(text, Some(style).filter(|_| self.manner.colours_err))
+    }
+
+    fn write_out(&mut self, text: String) {
+        let Output { out, bars, .. } = self;
+        let written = bars.suspend(|| out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    fn write_err(&mut self, text: &str) {
+        let Output { err, bars, .. } = self;
+        // Nobody is left to tell when standard error fails.
+        let _ = bars.suspend(|| err.write_all(text.as_bytes()));
+    }
+
+    /// Whether everything written arrived; a reader that went away counts as arrived.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.failure.take() {
+            None => Ok(()),
+            Some(error) => {
+                Err(Error::new(Kind::Target, "standard output cannot be written").cause(error))
+            }
+        }
+    }
+}
+
+/// Log lines, written above the progress bars.
+#[derive(Clone)]
+pub struct LogWriter(pub MultiProgress);
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// Bytes that a test reads back.
+    #[derive(Clone, Default)]
+    pub struct Sink(Rc<RefCell<Vec<u8>>>);
+
+    impl Sink {
+        /// What was written.
+        pub fn text(&self) -> String {
+            String::from_utf8(self.0.borrow().clone()).unwrap()
+        }
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// An output into memory.
+    pub fn captured(manner: Manner) -> (Output, Sink, Sink) {
+        let (out, err) = (Sink::default(), Sink::default());
+        let output = Output::to(
+            manner,
+            Box::new(out.clone()),
+            Box::new(err.clone()),
+            ProgressDrawTarget::hidden(),
+        );
+        (output, out, err)
+    }
+
+    const JSON: Manner = Manner {
+        json: true,
+        ..Manner::PLAIN
+    };
+
+    #[derive(Serialize)]
+    struct Body {
+        backups: u64,
+    }
+
+    fn error() -> Error {
+        Error::new(Kind::Key, "the passphrase is wrong")
+            .object("file:///r")
+            .hint("try another")
+            .cause("why")
+    }
+
+    #[test]
+    fn human_errors_name_object_cause_and_hint() {
+        let (mut output, out, err) = captured(Manner::PLAIN);
+        output.error(&error());
+        assert_eq!(out.text(), "");
+        assert_eq!(
+            err.text(),
+            "error: the passphrase is wrong: file:///r: why\nhint:  try another\n"
+        );
+    }
+
+    #[test]
+    fn json_error_is_one_line_on_standard_output() {
+        let (mut output, out, err) = captured(JSON);
+        output.begin("list", Shape::Query);
+        output.error(&error());
+        let value: serde_json::Value = serde_json::from_str(out.text().trim_end()).unwrap();
+        assert_eq!(value["message_type"], "error");
+        assert_eq!(
+            (&value["kind"], &value["exit_code"]),
+            (&"key".into(), &40.into())
+        );
+        assert_eq!(
+            (&value["cause"], &value["hint"]),
+            (&"why".into(), &"try another".into())
+        );
+        assert_eq!(err.text(), "");
+    }
+
+    #[test]
+    fn a_query_is_one_document_with_its_warnings_inside() {
+        let (mut output, out, err) = captured(JSON);
+        output.begin("list", Shape::Query);
+        output.warning("careful");
+        output.line("not for machines");
+        output.summary(Body { backups: 2 });
+        assert_eq!(
+            out.text(),
+            "{\"message_type\":\"summary\",\"verb\":\"list\",\"backups\":2,\"warnings\":[\"careful\"]}\n"
+        );
+        assert_eq!(err.text(), "");
+    }
+
+    #[test]
+    fn a_job_warns_in_lines_of_their_own() {
+        let (mut output, out, _) = captured(JSON);
+        output.begin("backup", Shape::Job);
+        output.warning("careful");
+        output.summary(Body { backups: 2 });
+        assert_eq!(
+            out.text(),
+            "{\"message_type\":\"warning\",\"verb\":\"backup\",\"message\":\"careful\"}\n\
+             {\"message_type\":\"summary\",\"verb\":\"backup\",\"backups\":2}\n"
+        );
+    }
+
+    #[test]
+    fn quiet_leaves_errors_only() {
+        let (mut output, out, err) = captured(Manner {
+            quiet: true,
+            ..Manner::PLAIN
+        });
+        output.line("result");
+        output.warning("careful");
+        output.note("going on");
+        assert_eq!((out.text(), err.text()), (String::new(), String::new()));
+        output.error(&error());
+        assert!(err.text().starts_with("error: "));
+    }
+
+    #[test]
+    fn a_broken_pipe_is_no_failure_and_a_full_disk_is() {
+        let sink = || Box::new(Sink::default());
+        let broken = |kind| {
+            let mut output = Output::to(
+                Manner::PLAIN,
+                Box::new(Broken(kind)),
+                sink(),
+                ProgressDrawTarget::hidden(),
+            );
+            output.line("x");
+            output.finish()
+        };
+        assert!(broken(io::ErrorKind::BrokenPipe).is_ok());
+        assert_eq!(
+            broken(io::ErrorKind::StorageFull).unwrap_err().kind(),
+            Kind::Target
+        );
+    }
+
+    #[test]
+    fn text_from_outside_cannot_drive_the_terminal() {
+        let (mut output, _, err) = captured(Manner::PLAIN);
+        output.warning("a\u{1b}[2Jb");
+        assert_eq!(err.text(), "warning: a\\u{1b}[2Jb\n");
+    }
+}

@@ -1,0 +1,55 @@
+//! SIGINT and SIGTERM.
+//!
+//! Invariants: during a job the first signal asks it to end in order and the second ends the process at once;
+//! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use mover_base::{Error, Kind, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Whether a signal has come.
+#[derive(Debug, Clone)]
+pub struct Signals {
+    raised: Arc<AtomicBool>,
+    at_once: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Takes the signals over; until [`Signals::in_order`] the first one ends the process.
+    pub fn install() -> Result<Self> {
+        let raised = Arc::new(AtomicBool::new(false));
+        let at_once = Arc::new(AtomicBool::new(true));
+        let cannot = |error: std::io::Error| {
+            Error::new(Kind::Internal, "the signal handlers cannot be installed").cause(error)
+        };
+        for signal in [SIGINT, SIGTERM] {
+            // Handlers run in this order: end if armed, else note the signal, then arm for the next one.
+            let code = i32::from(Kind::Cancelled.exit_code());
+            signal_hook::flag::register_conditional_shutdown(signal, code, at_once.clone())
+                .map_err(cannot)?;
+            signal_hook::flag::register(signal, raised.clone()).map_err(cannot)?;
+            signal_hook::flag::register(signal, at_once.clone()).map_err(cannot)?;
+        }
+        Ok(Signals { raised, at_once })
+    }
+
+    /// From now on a job polls [`Signals::raised`] and ends in order.
+    pub fn in_order(&self) {
+        self.at_once.store(false, Relaxed);
+    }
+
+    /// Whether a signal has come.
+    pub fn raised(&self) -> bool {
+        self.raised.load(Relaxed)
+    }
+
+    /// `Err(Cancelled)` once a signal has come.
+    pub fn check(&self) -> Result<()> {
+        if self.raised() {
+            return Err(Error::new(Kind::Cancelled, "cancelled by a signal"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! Wishes against current values, and setting the sysctls among them.
+//!
+//! Invariants: only sysctls that no profile reserves for people are ever set; each is read back, and what was
+//! there before is told so that it can be undone.
+
+use std::fs;
+
+use mover_base::{Error, Kind, Result};
+use serde::Serialize;
+
+use super::probe::{self, sysctl_path};
+use super::profile::{Probe, Profile, Setting, Want};
+
+/// How a value compares with its wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As wanted.
+    Ok,
+    /// Not as wanted.
+    Differs,
+    /// Only shown.
+    Information,
+    /// Cannot be read here.
+    NotAvailable,
+}
+
+/// One value of this machine beside its wish.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// The profile it belongs to.
+    pub profile: String,
+    /// `vda/scheduler`, `vm.swappiness`
+    pub name: String,
+    /// The current value.
+    pub current: Option<String>,
+    /// Why there is none.
+    pub unavailable: Option<String>,
+    /// What it should be.
+    pub wanted: String,
+    /// How the two compare.
+    pub verdict: Verdict,
+    /// Why it should be that.
+    pub reason: String,
+    /// The command that sets it.
+    pub apply: String,
+    /// How it survives a restart.
+    pub persist: String,
+    /// Whether `--apply` leaves it to people.
+    pub manual: bool,
+    #[serde(skip)]
+    sysctl: Option<(String, String)>,
+}
+
+/// Compares a profile with the machine.
+pub fn compare(profile: &Profile) -> Vec<Finding> {
+    profile
+        .settings
+        .iter()
+        .flat_map(|setting| findings(profile, setting))
+        .collect()
+}
+
+fn findings(profile: &Profile, setting: &Setting) -> Vec<Finding> {
+    let finding = |current: probe::Current| {
+        let verdict = match &current.value {
+            Err(_) => Verdict::NotAvailable,
+            Ok(_) if setting.want == Want::Information => Verdict::Information,
+            Ok(value) if setting.want.fits(value) => Verdict::Ok,
+            Ok(_) => Verdict::Differs,
+        };
+        let device = current.device.as_deref();
+        Finding {
+            profile: profile.name.clone(),
+            name: device.map_or(setting.key.clone(), |device| {
+                format!("{device}/{}", setting.key)
+            }),
+            unavailable: current.value.as_ref().err().cloned(),
+            current: current.value.ok(),
+            wanted: setting.want.to_string(),
+            verdict,
+            reason: setting.reason.clone(),
+            apply: setting
+                .apply
+                .replace("{device}", device.unwrap_or("<device>")),
+            persist: setting.persist.clone(),
+            manual: setting.manual,
+            sysctl: (setting.probe == Probe::Sysctl)
+                .then(|| Some((setting.key.clone(), sysctl_value(setting)?)))
+                .flatten(),
+        }
+    };
+    probe::read(setting.probe, &setting.key)
+        .into_iter()
+        .map(finding)
+        .collect()
+}
+
+/// The value in the command of a sysctl.
+pub fn sysctl_value(setting: &Setting) -> Option<String> {
+    let prefix = format!("sysctl -w {}=", setting.key);
+    setting.apply.strip_prefix(&prefix).map(str::to_owned)
+}
+
+/// A sysctl that was set.
+#[derive(Debug, Clone, Serialize)]
+pub struct Applied {
+    /// Its name.
+    pub name: String,
+    /// What was there.
+    pub before: String,
+    /// What is there now.
+    pub now: String,
+    /// The command that undoes it.
+    pub undo: String,
+}
+
+/// Sets the sysctls among `findings` that differ.
+pub fn apply(findings: &[Finding]) -> Result<Vec<Applied>> {
+    let mut out = Vec::new();
+    for finding in findings {
+        let (Some((key, value)), Some(before), Verdict::Differs, false) = (
+            &finding.sysctl,
+            &finding.current,
+            finding.verdict,
+            finding.manual,
+        ) else {
+            continue;
+        };
+        let path = sysctl_path(key);
+        let cannot = |error: std::io::Error| {
+            Error::new(Kind::Target, "the sysctl cannot be set")
+                .object(key)
+                .hint("run it as root")
+                .cause(error)
+        };
+        // The undo of a byte limit is the ratio that ruled before: the kernel zeroes one when the other is set.
+        let undo = undo(key, before);
+        fs::write(&path, value).map_err(cannot)?;
+        let now = fs::read_to_string(&path).map_err(cannot)?.trim().to_owned();
+        if now != *value {
+            return Err(Error::new(
+                Kind::Target,
+                format!("the kernel took {now} instead of {value}"),
+            )
+            .object(key));
+        }
+        out.push(Applied {
+            name: key.clone(),
+            before: before.clone(),
+            now,
+            undo,
+        });
+    }
+    Ok(out)
+}
+
+fn undo(key: &str, before: &str) -> String {
+    if let Some(stem) = key
+        .strip_suffix("_bytes")
+        .filter(|_| before == "0" && key.starts_with("vm.dirty"))
+    {
+        let ratio = format!("{stem}_ratio");
+        if let Ok(text) = fs::read_to_string(sysctl_path(&ratio)) {
+            return format!("sysctl -w {ratio}={}", text.trim());
+        }
+    }
+    format!("sysctl -w {key}={before}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::profile;
+
+    #[test]
+    fn every_setting_yields_at_least_one_finding() {
+        for profile in profile::all().unwrap() {
+            for setting in &profile.settings {
+                let found = findings(&profile, setting);
+                assert!(!found.is_empty(), "{}", setting.key);
+                for finding in found {
+                    let available = finding.verdict != Verdict::NotAvailable;
+                    assert_eq!(finding.current.is_some(), available, "{}", finding.name);
+                    assert_eq!(finding.unavailable.is_none(), available, "{}", finding.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn undoing_a_byte_limit_brings_the_ratio_back() {
+        assert!(undo("vm.dirty_bytes", "0").starts_with("sysctl -w vm.dirty_ratio="));
+        assert_eq!(
+            undo("vm.dirty_bytes", "4096"),
+            "sysctl -w vm.dirty_bytes=4096"
+        );
+        assert_eq!(undo("vm.swappiness", "60"), "sysctl -w vm.swappiness=60");
+    }
+}

@@ -1,0 +1,121 @@
+//! Values of options, from text: sizes, rates, annotations.
+//!
+//! Invariants: a bad value is refused with a message that says how a good one looks; the caller names where
+//! the value came from (flag, variable or file).
+
+use mover_base::units::{format_bytes, parse_bytes};
+
+/// Least memory for I/O buffers: one buffer. How many a job really needs, the job says.
+const ARENA_BYTES_MIN: u64 = 1 << 20;
+/// Most memory for I/O buffers; above it a mistyped unit is likelier than a need.
+const ARENA_BYTES_MAX: u64 = 64 << 30;
+/// Least memory for the deduplication index, enough for a few gigabytes of unique blocks.
+const INDEX_BYTES_MIN: u64 = 1 << 20;
+/// Most memory for the deduplication index; above it a mistyped unit is likelier than a need.
+const INDEX_BYTES_MAX: u64 = 256 << 30;
+
+/// A limit in bytes per second; `None` is no limit, which a flag can say to win over a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
+/// One `key=value` note.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Annotation {
+    /// Not empty, without control characters.
+    pub key: String,
+    /// Anything without control characters.
+    pub value: String,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    parse_bytes(text).map_err(|error| error.hint_text().unwrap_or(error.message()).to_owned())
+}
+
+fn within(bytes: u64, min: u64, max: u64) -> Result<u64, String> {
+    if (min..=max).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!(
+            "must be between {} and {}",
+            format_bytes(min),
+            format_bytes(max)
+        ))
+    }
+}
+
+/// `--arena`
+pub fn parse_arena(text: &str) -> Result<u64, String> {
+    within(parse_size(text)?, ARENA_BYTES_MIN, ARENA_BYTES_MAX)
+}
+
+/// `--index`
+pub fn parse_index(text: &str) -> Result<u64, String> {
+    within(parse_size(text)?, INDEX_BYTES_MIN, INDEX_BYTES_MAX)
+}
+
+/// `--limit-read`, `--limit-write`: `200MiB/s`, `200MiB` or `none`.
+pub fn parse_rate(text: &str) -> Result<Rate, String> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(Rate(None));
+    }
+    let size = text.strip_suffix("/s").unwrap_or(text);
+    let wrong = "write a rate such as 200MiB/s, 1.5GB/s, or `none`";
+    match parse_bytes(size) {
+        Ok(0) => Err("a rate of 0 would never end; write `none` for no limit".into()),
+        Ok(bytes) => Ok(Rate(Some(bytes))),
+        Err(_) => Err(wrong.into()),
+    }
+}
+
+/// `--annotation`
+pub fn parse_annotation(text: &str) -> Result<Annotation, String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    let key = key.trim();
+    if key.is_empty() {
+        return Err("the key before `=` is empty".into());
+    }
+    if text.chars().any(char::is_control) {
+        return Err("control characters are not allowed".into());
+    }
+    Ok(Annotation {
+        key: key.into(),
+        value: value.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_take_an_optional_per_second() {
+        assert_eq!(parse_rate("200MiB/s"), Ok(Rate(Some(200 << 20))));
+        assert_eq!(parse_rate("200MiB"), Ok(Rate(Some(200 << 20))));
+        assert_eq!(parse_rate(" None "), Ok(Rate(None)));
+        for bad in ["", "0", "0/s", "fast", "1MiB/min", "-1"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn arena_and_index_are_bounded() {
+        assert_eq!(parse_arena("1MiB"), Ok(1 << 20));
+        assert!(parse_arena("1023KiB").is_err());
+        assert!(parse_arena("65GiB").is_err());
+        assert_eq!(parse_index("48MiB"), Ok(48 << 20));
+        assert!(parse_index("1").is_err());
+    }
+
+    #[test]
+    fn annotation_splits_at_the_first_equals_sign() {
+        let parsed = parse_annotation("ticket=a=b").unwrap();
+        assert_eq!(
+            (parsed.key.as_str(), parsed.value.as_str()),
+            ("ticket", "a=b")
+        );
+        for bad in ["", "ticket", "=b", " =b", "a=\u{1b}[31m"] {
+            assert!(parse_annotation(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `backup`: plans, then executes; with `--dry-run` prints the plan.
+
+use std::collections::BTreeMap;
+
+use mover_base::units::format_bytes;
+use mover_base::{Error, Kind, Result};
+use mover_jobs::BackupType;
+use mover_jobs::backup::{self, BackupOptions, BackupPlan};
+use serde::Serialize;
+
+use super::{Context, backup_table, missing};
+use crate::args::{BackupArgs, TypeArg};
+use crate::config::absolute;
+use crate::figures;
+use crate::output::BOLD;
+use crate::progress::Ticker;
+use crate::table::{Align, Table};
+use crate::values::Annotation;
+
+/// zstd level of a backup.
+pub const LEVEL_DEFAULT: i32 = 3;
+
+#[derive(Serialize)]
+struct DryRun<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    plan: &'a BackupPlan,
+}
+
+/// Runs the verb.
+pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
+    let options = options(context, &args)?;
+    let engine = &context.settings.engine;
+    let mut ticker = Ticker::start(context.out, context.signals, None);
+    let plan = backup::plan(engine, &options, &mut |progress, stop| {
+        ticker.tick(progress, stop)
+    })?;
+    if args.dry_run {
+        drop(ticker);
+        return tell_plan(context, &plan);
+    }
+    let summary = backup::execute(engine, plan, &mut |progress, stop| {
+        ticker.tick(progress, stop)
+    })?;
+    drop(ticker);
+    context.tell_warnings(&summary.warnings);
+    let title = context
+        .out
+        .paint(&format!("backup {}", summary.backup_id), BOLD);
+    context.out.line(title);
+    context.out.table(&backup_table(&summary));
+    context.out.summary(&summary);
+    Ok(())
+}
+
+fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions> {
+    let source = args.source.as_deref().ok_or_else(|| {
+        missing("source", "--source dir:///path, HELIOS_MOVER_BACKUP_SOURCE, or `source` in [backup] of the configuration file")
+    })?;
+    let source = absolute("source", "dir://", source)?;
+    Ok(BackupOptions {
+        backup_type: backup_type(args.backup_type.unwrap_or(TypeArg::Full), &source)?,
+        repo: context.repo_access()?,
+        source,
+        level: args.level.unwrap_or(LEVEL_DEFAULT),
+        annotations: annotations(&args.annotation)?,
+        exclude: args.exclude.clone(),
+        one_file_system: args.one_file_system,
+    })
+}
+
+fn backup_type(typed: TypeArg, source: &str) -> Result<BackupType> {
+    let asked = match typed {
+        TypeArg::Full => return Ok(BackupType::Full),
+        TypeArg::Incr => "incr",
+        TypeArg::Diff => "diff",
+    };
+    Err(Error::new(
+        Kind::Usage,
+        format!("a directory has no log to take changes from, so --type {asked} is not possible"),
+    )
+    .object(source)
+    .hint("use --type full: blocks that an earlier backup holds are not stored again"))
+}
+
+fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
+    let mut out = BTreeMap::new();
+    for Annotation { key, value } in list {
+        if out.insert(key.clone(), value.clone()).is_some() {
+            return Err(Error::new(Kind::Usage, "an annotation is given twice").object(key));
+        }
+    }
+    Ok(out)
+}
+
+fn tell_plan(context: &mut Context<'_>, plan: &BackupPlan) -> Result<()> {
+    context.tell_warnings(&plan.warnings);
+    let title = context
+        .out
+        .paint("plan of a backup (nothing was stored)", BOLD);
+    context.out.line(title);
+    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    table.pair("source", &plan.source);
+    table.pair("repository", &plan.repository);
+    table.pair(
+        "parent",
+        plan.parent.map_or("none".into(), |id| id.to_string()),
+    );
+    table.pair(
+        "content",
+        format!(
+            "{}, {}",
+            figures::counted(plan.files, "file"),
+            figures::counted(plan.dirs, "directory")
+        ),
+    );
+    table.pair(
+        "to read",
+        format!(
+            "{} of {}",
+            format_bytes(plan.data_bytes),
+            format_bytes(plan.source_bytes)
+        ),
+    );
+    let sample = format_bytes(plan.sampled_bytes);
+    let estimate = |about: String| format!("about {about}, by a sample of {sample}");
+    let unknown = || "not known".to_owned();
+    let stored = plan.estimated_stored_bytes.map(format_bytes);
+    table.pair("to store", stored.map_or_else(unknown, &estimate));
+    let seconds = plan.estimated_seconds.map(figures::duration);
+    table.pair("to take", seconds.map_or_else(unknown, &estimate));
+    context.out.table(&table);
+    context.out.summary(DryRun {
+        dry_run: true,
+        plan,
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_backed_up_in_full_only() {
+        for typed in [TypeArg::Incr, TypeArg::Diff] {
+            let error = backup_type(typed, "dir:///srv").err().unwrap();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.hint_text().unwrap().contains("--type full"));
+        }
+        assert!(backup_type(TypeArg::Full, "dir:///srv").is_ok());
+    }
+
+    #[test]
+    fn an_annotation_given_twice_is_refused() {
+        let note = |value: &str| Annotation {
+            key: "ticket".into(),
+            value: value.into(),
+        };
+        assert_eq!(annotations(&[note("1")]).unwrap()["ticket"], "1");
+        assert_eq!(
+            annotations(&[note("1"), note("2")]).unwrap_err().kind(),
+            Kind::Usage
+        );
+    }
+}

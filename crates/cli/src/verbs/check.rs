@@ -1,0 +1,71 @@
+//! `check`: is this machine, the repository and the source fit for a job.
+
+use mover_base::{Error, Kind, Result};
+use mover_jobs::check::{self, CheckItem, CheckOptions, Status};
+
+use super::Context;
+use crate::args::CheckArgs;
+use crate::config::absolute;
+use crate::figures;
+use crate::output::{BOLD, DIM, GREEN, RED, YELLOW};
+use crate::table::{Align, Cell, Table};
+
+/// Runs the verb.
+pub fn run(context: &mut Context<'_>, args: CheckArgs) -> Result<()> {
+    let options = CheckOptions {
+        repo: if context.settings.repo.is_some() {
+            Some(context.repo_access()?)
+        } else {
+            None
+        },
+        source: args
+            .source
+            .map(|source| absolute("source", "dir://", &source))
+            .transpose()?,
+    };
+    let report = check::run(&context.settings.engine, &options)?;
+    tell(context, &report.items);
+    context.out.summary(&report);
+    if report.ok {
+        return Ok(());
+    }
+    let failed = report
+        .items
+        .iter()
+        .filter(|item| matches!(item.status, Status::Fail))
+        .count();
+    Err(Error::new(Kind::CheckFailed, "a job would fail here")
+        .object(figures::counted(failed as u64, "failed check")))
+}
+
+fn tell(context: &mut Context<'_>, items: &[CheckItem]) {
+    let mut area = "";
+    let mut table = Table::plain(&[Align::Left, Align::Left, Align::Left]).indent(2);
+    for item in items {
+        if item.area != area {
+            flush(context, &mut table);
+            area = item.area;
+            let title = context.out.paint(area, BOLD);
+            context.out.line(title);
+        }
+        let status = match item.status {
+            Status::Ok => Cell::styled("ok", GREEN),
+            Status::Warn => Cell::styled("warn", YELLOW),
+            Status::Fail => Cell::styled("FAIL", RED),
+        };
+        table.row([status, Cell::from(&item.name), Cell::from(&item.detail)]);
+        if let Some(hint) = &item.hint {
+            table.row([
+                "".into(),
+                "".into(),
+                Cell::styled(format!("hint: {hint}"), DIM),
+            ]);
+        }
+    }
+    flush(context, &mut table);
+}
+
+fn flush(context: &mut Context<'_>, table: &mut Table) {
+    context.out.table(table);
+    *table = Table::plain(&[Align::Left, Align::Left, Align::Left]).indent(2);
+}

@@ -1,0 +1,203 @@
+//! `key list|add|remove|generate`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use mover_base::{Error, Kind, Result};
+use mover_jobs::key::{self, SlotInfo};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{Context, missing};
+use crate::args::{KeyAddArgs, KeyGenerateArgs, KeyRemoveArgs};
+use crate::config::secrets;
+use crate::output::GREEN;
+use crate::table::{Align, Cell, Table};
+
+#[derive(Serialize)]
+struct Slots<'a> {
+    slots: &'a [SlotInfo],
+}
+
+#[derive(Serialize)]
+struct OneSlot<'a> {
+    slot: &'a SlotInfo,
+}
+
+#[derive(Serialize)]
+struct Generated<'a> {
+    recipient: &'a str,
+    file: String,
+}
+
+/// A slot in one line.
+pub fn describe(slot: &SlotInfo) -> String {
+    let mut out = format!("{} {}", slot.slot_id, slot.kind);
+    if !slot.label.is_empty() {
+        out += &format!(" ({})", slot.label);
+    }
+    out
+}
+
+/// `key list`
+pub fn list(context: &mut Context<'_>) -> Result<()> {
+    let repo = context.repo_access()?;
+    let slots = key::list(&context.settings.engine, &repo)?;
+    let mut table = Table::with_header(&[
+        ("SLOT", Align::Left),
+        ("KIND", Align::Left),
+        ("CREATED", Align::Left),
+        ("LABEL", Align::Left),
+    ]);
+    for slot in &slots {
+        table.row([
+            Cell::from(slot.slot_id.to_string()),
+            Cell::from(slot.kind.to_string()),
+            Cell::from(slot.created.to_string()),
+            Cell::from(&slot.label),
+        ]);
+    }
+    if slots.is_empty() {
+        context
+            .out
+            .line("no key slots: the repository is not encrypted");
+    } else {
+        context.out.table(&table);
+    }
+    context.out.summary(Slots { slots: &slots });
+    Ok(())
+}
+
+/// `key add`
+pub fn add(context: &mut Context<'_>, args: KeyAddArgs) -> Result<()> {
+    let repo = context.repo_access()?;
+    let label = args.label.unwrap_or_default();
+    let engine = &context.settings.engine;
+    let slot = match (args.new_passphrase_file, args.recipient) {
+        (Some(_), Some(_)) => {
+            return Err(Error::new(
+                Kind::Usage,
+                "both a passphrase file and a recipient are given for the new slot",
+            )
+            .hint("add two slots, one after the other"));
+        }
+        (Some(path), None) => {
+            let out = &mut *context.out;
+            let passphrase = secrets::read_passphrase(&path, &mut |warning| out.warning(&warning))?;
+            key::add_passphrase(engine, &repo, &passphrase, &label)?
+        }
+        (None, Some(recipient)) => key::add_recipient(engine, &repo, &recipient, &label)?,
+        (None, None) => {
+            return Err(missing(
+                "new key",
+                "--new-passphrase-file FILE or --recipient age1...",
+            ));
+        }
+    };
+    tell_slot(context, "added", &slot);
+    Ok(())
+}
+
+/// `key remove`
+pub fn remove(context: &mut Context<'_>, args: KeyRemoveArgs) -> Result<()> {
+    if !args.confirm {
+        return Err(Error::new(Kind::Usage, "removing a key slot needs a confirmation")
+            .object(args.slot)
+            .hint("whoever has only this key loses the repository; if that is meant, add --confirm"));
+    }
+    let repo = context.repo_access()?;
+    let slot = key::remove(&context.settings.engine, &repo, &args.slot)?;
+    tell_slot(context, "removed", &slot);
+    Ok(())
+}
+
+fn tell_slot(context: &mut Context<'_>, done: &str, slot: &SlotInfo) {
+    let done = context.out.paint(done, GREEN);
+    let text = crate::table::clean(&describe(slot));
+    context.out.line(format!("{done} key slot {text}"));
+    context.out.summary(OneSlot { slot });
+}
+
+/// `key generate`
+pub fn generate(context: &mut Context<'_>, args: KeyGenerateArgs) -> Result<()> {
+    let (identity, recipient) = key::generate_identity();
+    let text = Zeroizing::new(format!(
+        "# public key: {recipient}\n{}\n",
+        identity.expose()
+    ));
+    let Some(path) = args.output else {
+        if context.out.is_json() {
+            return Err(Error::new(
+                Kind::Usage,
+                "with --json the identity is not printed, so that no log keeps it",
+            )
+            .hint("add --output FILE"));
+        }
+        context.out.verbatim(&text);
+        return Ok(());
+    };
+    write_new(&path, text.as_bytes()).map_err(|error| cannot_write(&path, error))?;
+    context.out.line(format!("identity   {}", path.display()));
+    context.out.line(format!("recipient  {recipient}"));
+    context.out.summary(Generated {
+        recipient: &recipient,
+        file: path.display().to_string(),
+    });
+    Ok(())
+}
+
+fn cannot_write(path: &Path, error: std::io::Error) -> Error {
+    let (kind, hint) = match error.kind() {
+        std::io::ErrorKind::AlreadyExists => (
+            Kind::Conflict,
+            "a key is never overwritten: name a new file",
+        ),
+        _ => (
+            Kind::Target,
+            "name a file in a directory that can be written",
+        ),
+    };
+    Error::new(kind, "the identity file cannot be created")
+        .object(path.display().to_string())
+        .hint(hint)
+        .cause(error)
+}
+
+/// Creates `path` for its owner alone, never over something that exists, and makes it durable.
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    std::fs::File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_identity_file_is_private_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity");
+        write_new(&path, b"first").unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let error = cannot_write(&path, write_new(&path, b"second").unwrap_err());
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+    }
+}

@@ -1,0 +1,103 @@
+//! `verify`: reads the repository and proves its backups; damage is the verb's result and its exit code.
+
+use mover_base::units::format_bytes;
+use mover_base::{Error, Kind, Result};
+use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
+
+use super::{Context, engine_rows};
+use crate::args::{LevelArg, VerifyArgs};
+use crate::figures;
+use crate::output::{GREEN, RED};
+use crate::progress::Ticker;
+use crate::table::{Align, Cell, Table};
+
+/// Runs the verb.
+pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
+    let options = VerifyOptions {
+        repo: context.repo_access()?,
+        level: match args.level.unwrap_or(LevelArg::Checksum) {
+            LevelArg::Checksum => Level::Checksum,
+        },
+        set: args.set,
+    };
+    let mut ticker = Ticker::start(context.out, context.signals, None);
+    let summary = verify::execute(&context.settings.engine, &options, &mut |progress, stop| {
+        ticker.tick(progress, stop)
+    })?;
+    drop(ticker);
+    tell(context, &summary);
+    context.out.summary(&summary);
+    if summary.ok {
+        return Ok(());
+    }
+    Err(Error::new(Kind::VerifyFailed, "verification found damage")
+        .object(figures::counted(summary.findings.len() as u64, "finding"))
+        .hint("restore none of the backups named; make a new backup, and look at the storage"))
+}
+
+fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
+    let title = if summary.ok {
+        context.out.paint("verified", GREEN)
+    } else {
+        context.out.paint("DAMAGED", RED)
+    };
+    context.out.line(format!(
+        "{title}  {}",
+        figures::counted(summary.backups.len() as u64, "backup")
+    ));
+    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    for backup in &summary.backups {
+        let state = if backup.ok {
+            Cell::styled("ok", GREEN)
+        } else {
+            Cell::styled("DAMAGED", RED)
+        };
+        table.pair(&backup.backup_id.to_string(), state);
+    }
+    context.out.table(&table);
+    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    table.pair(
+        "read",
+        format!(
+            "{} in {}",
+            format_bytes(summary.bytes),
+            figures::counted(summary.objects, "object")
+        ),
+    );
+    table.pair("checked", figures::counted(summary.blocks, "block"));
+    if summary.unreferenced_packs > 0 {
+        let packs = figures::counted(summary.unreferenced_packs, "pack");
+        table.pair(
+            "unreferenced",
+            format!(
+                "{packs}, {}: left by backups that did not end",
+                format_bytes(summary.unreferenced_bytes)
+            ),
+        );
+    }
+    if summary.stale_temporaries > 0 {
+        table.pair(
+            "temporary",
+            format!(
+                "{} left by writers that did not end",
+                figures::counted(summary.stale_temporaries, "file")
+            ),
+        );
+    }
+    engine_rows(&summary.engine, &mut table);
+    context.out.table(&table);
+    for finding in &summary.findings {
+        let hit: Vec<String> = finding.backups.iter().map(ToString::to_string).collect();
+        let title = context.out.paint("finding", RED);
+        context.out.line(format!(
+            "{title}  {}: {}",
+            crate::table::clean(&finding.object),
+            crate::table::clean(&finding.what)
+        ));
+        if !hit.is_empty() {
+            context
+                .out
+                .line(format!("         hits {}", hit.join(", ")));
+        }
+    }
+}
