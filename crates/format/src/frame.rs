@@ -10,7 +10,7 @@ use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
-use crate::seal::{ObjectSealer, TAG_BYTES};
+use crate::seal::{Cipher, ObjectSealer, TAG_BYTES};
 use crate::wire::{Reader, corrupt};
 
 /// Bytes of the header before each payload.
@@ -377,13 +377,13 @@ impl FrameEncoder {
     }
 
     /// What [`seal`](Self::seal) will append for the frame that was compressed last.
-    pub fn stored_bytes(&self, sealer: &ObjectSealer) -> Option<usize> {
+    pub fn stored_bytes(&self, cipher: Cipher) -> Option<usize> {
         let staged = self.staged?;
         let encoded = match staged.codec {
             Codec::Raw => staged.plain_bytes,
             Codec::Zstd => self.compressed.len(),
         };
-        Some(FRAME_HEADER_BYTES + encoded + sealer.overhead_bytes())
+        Some(FRAME_HEADER_BYTES + encoded + cipher.overhead_bytes())
     }
 
     /// Third step: appends header and sealed payload to `out`, opens what it sealed and compares it with what
@@ -396,7 +396,7 @@ impl FrameEncoder {
         out: &mut Vec<u8>,
     ) -> Result<usize> {
         let begin = out.len();
-        let stored = self.stored_bytes(sealer).ok_or_else(out_of_order)?;
+        let stored = self.stored_bytes(sealer.cipher()).ok_or_else(out_of_order)?;
         out.resize(begin + stored, 0);
         let sealed = self.seal_into(sealer, piece, plain, &mut out[begin..]);
         if sealed.is_err() {
@@ -413,7 +413,7 @@ impl FrameEncoder {
         plain: &[u8],
         out: &mut [u8],
     ) -> Result<usize> {
-        let stored = self.stored_bytes(sealer).ok_or_else(out_of_order)?;
+        let stored = self.stored_bytes(sealer.cipher()).ok_or_else(out_of_order)?;
         let staged = self.staged.take().ok_or_else(out_of_order)?;
         if staged.stage != Stage::Compared || staged.plain_bytes != plain.len() {
             return Err(out_of_order());

@@ -171,7 +171,8 @@ impl PackDirectory {
     }
 
     /// Checks the directory against the rest of the pack: where its preamble ends and where its trailer says
-    /// that the directory begins. The trailer's piece index needs no check: no other one opens the directory.
+    /// that the directory begins. The trailer's piece index must be
+    /// the number of frames; whoever holds both compares them.
     pub fn check_span(&self, preamble_bytes: usize, directory_offset: u64) -> Result<()> {
         if self.frames.first().map(|f| f.offset) != Some(preamble_bytes as u64) {
             return Err(corrupt(
