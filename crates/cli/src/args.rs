@@ -26,11 +26,14 @@ const ENGINE: &str = "Engine";
                   TOML file (repo = \"...\", [backup] level = 3). Flags win over the environment, the environment \
                   over the file.",
     after_help = "Examples:\n  \
-        helios-mover demo                        see a backup and a restore of a small database, end to end\n  \
-        helios-mover init    --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase\n  \
-        helios-mover backup  --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase --source dir:///srv/heliosdb\n  \
-        helios-mover restore --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase --set latest --to /srv/restored\n\n\
-        Exit codes are listed in docs/exit-codes.md; 0 means that everything asked for was done.",
+        helios-mover demo          a backup and a restore of a small database, end to end\n\n  \
+        export HELIOS_MOVER_REPO=file:///backup/helios\n  \
+        export HELIOS_MOVER_PASSPHRASE_FILE=/etc/helios-mover/passphrase\n  \
+        helios-mover init\n  \
+        helios-mover backup --source dir:///srv/heliosdb\n  \
+        helios-mover list\n  \
+        helios-mover restore --set latest --to /srv/restored\n\n\
+        0 means that everything asked for was done; docs/exit-codes.md lists the other exit codes.",
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 110
@@ -56,7 +59,7 @@ pub struct GlobalArgs {
     /// File with an age identity (AGE-SECRET-KEY-1...) that opens the repository
     #[arg(long, global = true, value_name = "FILE", help_heading = REPOSITORY)]
     pub identity_file: Option<PathBuf>,
-    /// Configuration file [default: ~/.config/helios-mover/config.toml, then /etc/helios-mover/helios-mover.toml]
+    /// TOML file with options [default: ~/.config/helios-mover/config.toml, else /etc/helios-mover/helios-mover.toml]
     #[arg(long, global = true, value_name = "FILE", help_heading = REPOSITORY)]
     pub config: Option<PathBuf>,
 

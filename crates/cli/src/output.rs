@@ -13,7 +13,7 @@ use mover_base::{Error, Kind, Result};
 use serde::Serialize;
 
 use crate::args::ColorWhen;
-use crate::table::{Table, clean, paint};
+use crate::table::{Table, TableLine, clean, paint};
 
 /// Style of `error:`.
 pub const RED: Style = AnsiColor::Red.on_default().bold();
@@ -198,6 +198,12 @@ impl Output {
         if !self.manner.json && !self.manner.quiet {
             self.write_out(table.render(self.manner.colours_out));
         }
+    }
+
+    /// One line of a table that is printed with other lines between.
+    pub fn table_line(&mut self, line: &TableLine) {
+        let text = line.render(self.manner.colours_out);
+        self.line(text);
     }
 
     /// Text that is the result itself (a script, a key), printed in every manner.

@@ -90,52 +90,71 @@ impl Table {
         self.row([Cell::from(name), value.into()])
     }
 
-    /// The lines, each with its newline.
+    /// All lines in one text.
     pub fn render(&self, colours: bool) -> String {
+        self.lines()
+            .iter()
+            .map(|line| line.render(colours) + "\n")
+            .collect()
+    }
+
+    /// The lines, the header first, all to the same widths.
+    pub fn lines(&self) -> Vec<TableLine> {
         let header: Vec<Cell> = self
             .header
             .iter()
             .map(|title| Cell::styled(title, Style::new().bold()))
             .collect();
-        let lines: Vec<&Vec<Cell>> = (!header.is_empty())
+        let rows: Vec<&Vec<Cell>> = (!header.is_empty())
             .then_some(&header)
             .into_iter()
             .chain(&self.rows)
             .collect();
         let width = |column: usize| {
-            let widths = lines.iter().filter_map(|line| line.get(column));
+            let widths = rows.iter().filter_map(|row| row.get(column));
             widths
                 .map(|cell| cell.text.chars().count())
                 .max()
                 .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.aligns.len()).map(width).collect();
-        let mut out = String::new();
-        for line in lines {
-            self.render_line(line, &widths, colours, &mut out);
-        }
-        out
+        rows.iter().map(|row| self.line(row, &widths)).collect()
     }
 
-    fn render_line(&self, line: &[Cell], widths: &[usize], colours: bool, out: &mut String) {
+    fn line(&self, row: &[Cell], widths: &[usize]) -> TableLine {
         let mut pending = self.indent;
-        for ((cell, align), width) in line.iter().zip(&self.aligns).zip(widths) {
+        let mut parts = Vec::new();
+        for ((cell, align), width) in row.iter().zip(&self.aligns).zip(widths) {
             let missing = width - cell.text.chars().count();
             if *align == Align::Right {
                 pending += missing;
             }
             if !cell.text.is_empty() {
                 // Spaces are written only before text, so that no line ends in them.
-                out.extend(std::iter::repeat_n(' ', pending));
-                pending = 0;
-                out.push_str(&paint(&cell.text, cell.style.filter(|_| colours)));
+                parts.push((std::mem::take(&mut pending), cell.clone()));
             }
             if *align == Align::Left {
                 pending += missing;
             }
             pending += GAP;
         }
-        out.push('\n');
+        TableLine(parts)
+    }
+}
+
+/// One line of a table: cells, each after a number of spaces.
+#[derive(Debug, Clone)]
+pub struct TableLine(Vec<(usize, Cell)>);
+
+impl TableLine {
+    /// The line, without its newline.
+    pub fn render(&self, colours: bool) -> String {
+        let mut out = String::new();
+        for (spaces, cell) in &self.0 {
+            out.extend(std::iter::repeat_n(' ', *spaces));
+            out.push_str(&paint(&cell.text, cell.style.filter(|_| colours)));
+        }
+        out
     }
 }
 

@@ -119,11 +119,8 @@ fn value_in(layered: &Layered, key: &str) -> Option<String> {
     } else {
         id
     };
-    loop {
-        match at.subcommand() {
-            Some((_, next)) => at = next,
-            None => break,
-        }
+    while let Some((_, next)) = at.subcommand() {
+        at = next;
     }
     let raw = at.get_raw(&id)?;
     Some(

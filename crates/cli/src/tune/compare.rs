@@ -72,9 +72,7 @@ fn findings(profile: &Profile, setting: &Setting) -> Vec<Finding> {
         let device = current.device.as_deref();
         Finding {
             profile: profile.name.clone(),
-            name: device.map_or(setting.key.clone(), |device| {
-                format!("{device}/{}", setting.key)
-            }),
+            name: name(setting, device),
             unavailable: current.value.as_ref().err().cloned(),
             current: current.value.ok(),
             wanted: setting.want.to_string(),
@@ -94,6 +92,25 @@ fn findings(profile: &Profile, setting: &Setting) -> Vec<Finding> {
         .into_iter()
         .map(finding)
         .collect()
+}
+
+/// What people call it: a file by its last two names, a value of a disk after the disk.
+fn name(setting: &Setting, device: Option<&str>) -> String {
+    let key = &setting.key;
+    match (setting.probe, device) {
+        (_, Some(device)) => format!("{device}/{key}"),
+        (Probe::File, None) => {
+            let parts: Vec<&str> = key.rsplitn(3, '/').collect();
+            parts
+                .iter()
+                .take(2)
+                .rev()
+                .copied()
+                .collect::<Vec<_>>()
+                .join("/")
+        }
+        _ => key.clone(),
+    }
 }
 
 /// The value in the command of a sysctl.

@@ -171,8 +171,8 @@ pub fn engine_line(engine: &EngineReport) -> String {
     rungs.sort();
     rungs.dedup();
     let registered = !shards.is_empty() && shards.iter().all(|shard| shard.buffers_registered);
-    let direct: u64 = shards.iter().map(|shard| shard.direct_files as u64).sum();
-    let buffered: u64 = shards.iter().map(|shard| shard.buffered_files as u64).sum();
+    let direct: u64 = shards.iter().map(|shard| shard.direct_files).sum();
+    let buffered: u64 = shards.iter().map(|shard| shard.buffered_files).sum();
     let files = match (direct, buffered) {
         (0, 0) => "no files".to_owned(),
         (_, 0) => "O_DIRECT".to_owned(),

@@ -1,6 +1,7 @@
 //! `tune`: the machine beside the tuning profiles, and the commands that close the difference.
 
 use mover_base::Result;
+use mover_base::units::format_bytes;
 use serde::Serialize;
 
 use super::Context;
@@ -24,10 +25,9 @@ pub fn run(context: &mut Context<'_>, args: TuneArgs) -> Result<()> {
     let profiles = profile::choose(&args.profile)?;
     let mut all = Vec::new();
     for profile in &profiles {
-        let findings = compare::compare(profile);
-        tell(context, profile, &findings);
-        all.extend(findings);
+        all.extend(compare::compare(profile));
     }
+    tell(context, &profiles, &all);
     let applied = if args.apply {
         compare::apply(&all)?
     } else {
@@ -49,52 +49,90 @@ pub fn run(context: &mut Context<'_>, args: TuneArgs) -> Result<()> {
     Ok(())
 }
 
-fn tell(context: &mut Context<'_>, profile: &Profile, findings: &[Finding]) {
-    let title = context.out.paint(&profile.title, BOLD);
-    context.out.line(format!("{title} ({})", profile.name));
-    let reasons = context.out.verbosity() > 0;
-    if reasons {
-        for line in wrap(&profile.about, 96) {
-            context.out.line(format!("  {line}"));
-        }
-    }
-    let columns = [Align::Left, Align::Left, Align::Left, Align::Left];
-    let mut table = Table::plain(&columns).indent(2);
+fn tell(context: &mut Context<'_>, profiles: &[Profile], findings: &[Finding]) {
+    let mut table = Table::with_header(&[
+        ("STATE", Align::Left),
+        ("VALUE", Align::Left),
+        ("NOW", Align::Left),
+        ("WANTED", Align::Left),
+    ])
+    .indent(2);
     for finding in findings {
-        let verdict = match finding.verdict {
-            Verdict::Ok => Cell::styled("ok", GREEN),
-            Verdict::Differs => Cell::styled("differs", YELLOW),
-            Verdict::Information => Cell::from("info"),
-            Verdict::NotAvailable => Cell::styled("n/a", DIM),
-        };
-        let current = finding.current.as_ref().or(finding.unavailable.as_ref());
-        let current = current
-            .map(String::as_str)
-            .filter(|text| !text.is_empty())
-            .unwrap_or(UNKNOWN);
-        table.row([
-            verdict,
-            Cell::from(&finding.name),
-            Cell::from(current),
-            Cell::styled(&finding.wanted, DIM),
-        ]);
+        table.row(row(finding));
     }
-    context.out.table(&table);
-    if reasons {
-        let mut last = "";
-        for finding in findings {
-            if finding.reason != last {
-                last = &finding.reason;
-                let name = context.out.paint(&finding.name, BOLD);
-                context.out.line(format!("  {name}"));
-                for line in wrap(&finding.reason, 92) {
-                    context.out.line(format!("    {line}"));
-                }
-                context
-                    .out
-                    .line(format!("    to keep: {}", finding.persist));
-            }
+    // One table, so that all groups line up; its lines are printed group by group.
+    let mut lines = table.lines();
+    let header = lines.remove(0);
+    context.out.table_line(&header);
+    let mut lines = lines.into_iter();
+    for profile in profiles {
+        let title = context.out.paint(&profile.title, BOLD);
+        context.out.line(format!("{title} ({})", profile.name));
+        let reasons = context.out.verbosity() > 0;
+        if reasons {
+            tell_text(context, &profile.about, "  ");
         }
+        let own: Vec<&Finding> = findings
+            .iter()
+            .filter(|finding| finding.profile == profile.name)
+            .collect();
+        for line in lines.by_ref().take(own.len()) {
+            context.out.table_line(&line);
+        }
+        if reasons {
+            tell_reasons(context, &own);
+        }
+    }
+}
+
+fn row(finding: &Finding) -> [Cell; 4] {
+    let verdict = match finding.verdict {
+        Verdict::Ok => Cell::styled("ok", GREEN),
+        Verdict::Differs => Cell::styled("differs", YELLOW),
+        Verdict::Information => Cell::from("info"),
+        Verdict::NotAvailable => Cell::styled("n/a", DIM),
+    };
+    let now = match (&finding.current, &finding.unavailable) {
+        (Some(text), _) if text.is_empty() => Cell::from("none"),
+        (Some(text), _) => Cell::from(with_unit(text, &finding.wanted)),
+        (None, why) => Cell::styled(why.as_deref().unwrap_or(UNKNOWN), DIM),
+    };
+    [
+        verdict,
+        Cell::from(&finding.name),
+        now,
+        Cell::from(&finding.wanted),
+    ]
+}
+
+/// A number of bytes as people read it, where the wish is in such units.
+fn with_unit(current: &str, wanted: &str) -> String {
+    match current.parse::<u64>() {
+        Ok(bytes) if wanted.contains("iB") => format_bytes(bytes),
+        _ => current.to_owned(),
+    }
+}
+
+fn tell_reasons(context: &mut Context<'_>, findings: &[&Finding]) {
+    let mut last = "";
+    for finding in findings.iter().filter(|finding| !finding.reason.is_empty()) {
+        if finding.reason == last {
+            continue;
+        }
+        last = &finding.reason;
+        let name = context.out.paint(&finding.name, BOLD);
+        context.out.line(format!("  {name}"));
+        tell_text(context, &finding.reason, "    ");
+        context.out.line(format!("    to set:  {}", finding.apply));
+        context
+            .out
+            .line(format!("    to keep: {}", finding.persist));
+    }
+}
+
+fn tell_text(context: &mut Context<'_>, text: &str, indent: &str) {
+    for line in wrap(text, 96 - indent.len()) {
+        context.out.line(format!("{indent}{line}"));
     }
 }
 
@@ -123,9 +161,12 @@ fn tell_commands(context: &mut Context<'_>, findings: &[Finding], applied: &[App
     }
     let title = context.out.paint("To change what differs", BOLD);
     let values = figures::counted(commands.len() as u64, "value");
-    context
-        .out
-        .line(format!("{title} ({values}; -v for the reasons)"));
+    let more = if context.out.verbosity() > 0 {
+        ""
+    } else {
+        "; -v for the reasons"
+    };
+    context.out.line(format!("{title} ({values}{more})"));
     for finding in commands {
         context.out.line(format!("  {}", finding.apply));
     }
@@ -149,6 +190,13 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_readable_where_the_wish_is() {
+        assert_eq!(with_unit("8388608", "at least 128MiB"), "8.00 MiB");
+        assert_eq!(with_unit("60", "at most 10"), "60");
+        assert_eq!(with_unit("unlimited", "at least 128MiB"), "unlimited");
+    }
 
     #[test]
     fn text_wraps_at_words() {
