@@ -369,7 +369,7 @@ impl Repo {
                     open.push(path);
                 } else {
                     let name = path
-                        .strip_prefix(&self.dir)
+                        .strip_prefix(root)
                         .expect("below the repository")
                         .to_path_buf();
                     out.push((name, fs::read(&path).expect("object is readable")));
