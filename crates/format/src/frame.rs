@@ -396,7 +396,9 @@ impl FrameEncoder {
         out: &mut Vec<u8>,
     ) -> Result<usize> {
         let begin = out.len();
-        let stored = self.stored_bytes(sealer.cipher()).ok_or_else(out_of_order)?;
+        let stored = self
+            .stored_bytes(sealer.cipher())
+            .ok_or_else(out_of_order)?;
         out.resize(begin + stored, 0);
         let sealed = self.seal_into(sealer, piece, plain, &mut out[begin..]);
         if sealed.is_err() {
@@ -413,7 +415,9 @@ impl FrameEncoder {
         plain: &[u8],
         out: &mut [u8],
     ) -> Result<usize> {
-        let stored = self.stored_bytes(sealer.cipher()).ok_or_else(out_of_order)?;
+        let stored = self
+            .stored_bytes(sealer.cipher())
+            .ok_or_else(out_of_order)?;
         let staged = self.staged.take().ok_or_else(out_of_order)?;
         if staged.stage != Stage::Compared || staged.plain_bytes != plain.len() {
             return Err(out_of_order());

@@ -108,11 +108,14 @@ pub fn build_pack(preamble: &Preamble, plains: &[Vec<u8>]) -> Vec<u8> {
     let mut append = |kind, piece: usize, plain: &[u8], out: &mut Vec<u8>| {
         encoder.compress(kind, plain).unwrap();
         encoder.compare(plain).unwrap();
-        assert_eq!(encoder.stored_bytes(sealer.cipher()).unwrap() + out.len(), {
-            let stored = encoder.seal(&sealer, piece as u32, plain, out).unwrap();
-            assert!(stored > 16);
-            out.len()
-        });
+        assert_eq!(
+            encoder.stored_bytes(sealer.cipher()).unwrap() + out.len(),
+            {
+                let stored = encoder.seal(&sealer, piece as u32, plain, out).unwrap();
+                assert!(stored > 16);
+                out.len()
+            }
+        );
     };
     for (piece, plain) in plains.iter().enumerate() {
         let offset = out.len();
