@@ -377,7 +377,7 @@ fn wrong_or_missing_keys_and_repositories_are_told_apart() {
         absent.backup(&source).expect(exit::NOT_FOUND).error();
         let empty = repo.moved_to(&scratch.dir("empty"));
         empty.list().expect(exit::NOT_FOUND);
-        repo.restore("20261122T181409-7f3a9c2e", &target)
+        repo.restore("20261122-181409-7f3a9c2e", &target)
             .expect(exit::NOT_FOUND)
             .error();
         repo.restore("no such id", &target)

@@ -152,6 +152,20 @@ fn existing_target_is_kept() {
 }
 
 #[test]
+fn root_of_a_new_file_system_is_a_fine_target() {
+    let scratch = Scratch::new("mount-root");
+    let source = random_source(&scratch, "source", 8 * MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    let disk = SmallDisk::new(&scratch, "disk", 64 * MIB);
+    repo.restore("latest", disk.path()).summary();
+    let mut restored = Tree::read(disk.path());
+    // What mkfs made stays; it is not part of the backup.
+    restored.0.retain(|path, _| path != b"lost+found");
+    Tree::read(&source).assert_same(&restored, "root of a file system");
+}
+
+#[test]
 fn missing_source_and_wrong_type_of_source_are_source_errors() {
     let scratch = Scratch::new("no-source");
     let repo = Repo::create(&scratch, "repo", Protection::None);

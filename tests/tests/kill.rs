@@ -54,6 +54,17 @@ fn time_of(mut job: impl FnMut()) -> Duration {
     start.elapsed()
 }
 
+/// Names in a directory, but for that of the target.
+fn entries(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir)
+        .expect("directory")
+        .map(|entry| entry.expect("entry").file_name());
+    names
+        .map(|name| name.into_string().expect("UTF-8"))
+        .filter(|name| name != "target")
+        .collect()
+}
+
 fn restores_to(repo: &Repo, id: &str, truth: &Tree, scratch: &Scratch) {
     let target = scratch.join("check");
     repo.restore(id, &target).summary();
@@ -158,19 +169,28 @@ fn killed_restores_leave_no_half_target() {
         if target.exists() && !empty() {
             fs::remove_dir_all(&target).expect("target");
         }
-        // Beside whatever the killed one left behind.
-        repo.restore("latest", &target).summary();
+        // Beside whatever the killed one left behind, which is told.
+        let left = entries(&parent);
+        let summary = repo.restore("latest", &target).summary();
         truth.assert_same(&Tree::read(&target), &format!("restore after kill {kill}"));
         fs::remove_dir_all(&target).expect("target");
+        for name in left {
+            assert!(
+                name.starts_with(".target.helios-mover-partial-"),
+                "left behind: {name}"
+            );
+            assert!(
+                summary["warnings"].to_string().contains(&name),
+                "{name} is not told of: {summary}"
+            );
+            fs::remove_dir_all(parent.join(name)).expect("left behind");
+        }
     }
     stored.assert_same(&Tree::read(&repo.dir), "the repository after restores");
-    let left: Vec<_> = fs::read_dir(&parent)
-        .expect("parent")
-        .map(|entry| entry.expect("entry").file_name())
-        .collect();
     assert!(
-        left.is_empty(),
-        "left behind by killed restores, and not removed by later ones: {left:?}"
+        entries(&parent).is_empty(),
+        "{:?} left behind by restores that ended",
+        entries(&parent)
     );
     eprintln!("{before_end} of {kills} kills before the end");
     assert!(
