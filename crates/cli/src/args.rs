@@ -229,9 +229,9 @@ pub struct ListArgs {}
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     helios-mover show                                    the latest backup\n  \
-    helios-mover show --set 20261122T181409-7f3a9c2e --json")]
+    helios-mover show --set 20261122-181409-7f3a9c2e --json")]
 pub struct ShowArgs {
-    /// Backup: an id or `latest` [default: latest]
+    /// Backup: an id, its beginning, or `latest` [default: latest]
     #[arg(long, value_name = "ID")]
     pub set: Option<String>,
 }
@@ -240,12 +240,12 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     helios-mover restore --to /srv/restored\n  \
-    helios-mover restore --set 20261122T181409-7f3a9c2e --to /srv/restored --dry-run\n  \
+    helios-mover restore --set 20261122-181409-7f3a9c2e --to /srv/restored --dry-run\n  \
     helios-mover restore --set latest --to /srv/heliosdb --delta\n\n\
     Without --delta the target must be empty or absent. With --delta, what is there is compared block by \
     block, only differences are written, and files that the backup does not hold are removed.")]
 pub struct RestoreArgs {
-    /// Backup: an id or `latest` [default: latest]
+    /// Backup: an id, its beginning, or `latest` [default: latest]
     #[arg(long, value_name = "ID")]
     pub set: Option<String>,
     /// Directory to restore into
@@ -276,7 +276,7 @@ pub struct VerifyArgs {
     /// How deep to look [default: checksum]
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub level: Option<LevelArg>,
-    /// Verify this backup only: an id or `latest` [default: all backups]
+    /// Verify this backup only: an id, its beginning, or `latest` [default: all backups]
     #[arg(long, value_name = "ID")]
     pub set: Option<String>,
 }

@@ -18,7 +18,7 @@ use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::init::{self, InitOptions};
 use mover_jobs::restore::{self, RestoreOptions, RestoreSummary};
 use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
-use mover_jobs::{BackupType, Credentials, RepoAccess, Secret};
+use mover_jobs::{BackupType, COMPRESSION_LEVEL_DEFAULT, Credentials, RepoAccess, Secret};
 use serde::Serialize;
 
 use crate::args::DemoArgs;
@@ -74,7 +74,13 @@ pub fn run(context: &mut Context<'_>, args: DemoArgs) -> Result<()> {
         context,
         steps: Table::plain(&[Align::Left, Align::Left]).indent(3),
     };
-    let mut summary = demo.play(args.seed.unwrap_or(1))?;
+    let played = demo.play(args.seed.unwrap_or(1));
+    if played.is_err() && args.keep {
+        context
+            .out
+            .note(&format!("kept in {}", dir.path().display()));
+    }
+    let mut summary = played?;
     summary.seconds = began.elapsed().as_secs_f64();
     summary.kept_in = args.keep.then(|| dir.path().to_owned());
     tell_end(context, &summary);
@@ -250,7 +256,7 @@ impl Demo<'_, '_> {
             repo: access.clone(),
             source: format!("dir://{}", home.display()),
             backup_type: BackupType::Full,
-            level: crate::verbs::LEVEL_DEFAULT,
+            level: COMPRESSION_LEVEL_DEFAULT,
             annotations: [("made-by".to_owned(), "demo".to_owned())].into(),
             exclude: Vec::new(),
             one_file_system: false,

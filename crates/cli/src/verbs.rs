@@ -3,7 +3,7 @@
 //! Invariants: a verb prints only through [`Output`], calls only the jobs crate, and returns an error instead
 //! of reporting it.
 
-pub mod backup;
+mod backup;
 mod check;
 mod completions;
 mod figures_of;
@@ -18,7 +18,6 @@ mod verify;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::RepoAccess;
 
-pub use backup::LEVEL_DEFAULT;
 pub use figures_of::{backup_table, engine_line, engine_rows, restore_table};
 
 use crate::args::{KeyVerb, Verb};

@@ -379,10 +379,13 @@ fn unknown_key(
         })
         .filter_map(|name| name.arg.get_long())
         .collect();
+    let has_options = |verb: &&Command| {
+        verb.has_subcommands() || verb.get_arguments().any(|arg| arg.get_long().is_some())
+    };
     known.extend(
         command
             .get_subcommands()
-            .filter(|verb| verb.has_subcommands() || verb.get_arguments().next().is_some())
+            .filter(has_options)
             .map(Command::get_name),
     );
     Error::new(Kind::Usage, "unknown key in the configuration file")

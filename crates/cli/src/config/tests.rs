@@ -468,6 +468,14 @@ fn the_defaults_told_are_those_used() {
         let help = find(&command, key).get_help().unwrap().to_string();
         assert!(help.ends_with(&format!("[default: {told}]")), "{help}");
     }
+    let level = doc
+        .lines()
+        .find(|line| line.starts_with("| `backup.level` |"))
+        .unwrap();
+    assert!(
+        level.ends_with(&format!("| {} |", mover_jobs::COMPRESSION_LEVEL_DEFAULT)),
+        "{level}"
+    );
     assert!(engine.pin && engine.direct && engine.shards == 0);
     assert!(matches!(engine.top_rung, Rung::DeferTaskrun));
     assert_eq!((engine.limit_read, engine.limit_write), (None, None));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use mover_jobs::BackupType;
 use mover_jobs::backup::{self, BackupOptions, BackupPlan};
+use mover_jobs::{BackupType, COMPRESSION_LEVEL_DEFAULT};
 use serde::Serialize;
 
 use super::{Context, backup_table, missing};
@@ -16,9 +16,6 @@ use crate::output::BOLD;
 use crate::progress::Ticker;
 use crate::table::{Align, Table};
 use crate::values::Annotation;
-
-/// zstd level of a backup.
-pub const LEVEL_DEFAULT: i32 = 3;
 
 #[derive(Serialize)]
 struct DryRun<'a> {
@@ -62,7 +59,7 @@ fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions
         backup_type: backup_type(args.backup_type.unwrap_or(TypeArg::Full), &source)?,
         repo: context.repo_access()?,
         source,
-        level: args.level.unwrap_or(LEVEL_DEFAULT),
+        level: args.level.unwrap_or(COMPRESSION_LEVEL_DEFAULT),
         annotations: annotations(&args.annotation)?,
         exclude: args.exclude.clone(),
         one_file_system: args.one_file_system,

@@ -105,8 +105,8 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
 /// What a restore did.
 pub fn restore_table(summary: &RestoreSummary) -> Table {
     let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
-    table.pair("target", summary.target.to_string());
-    table.pair("mode", name_of(&summary.mode));
+    table.pair("target", summary.target.display().to_string());
+    table.pair("mode", summary.mode);
     table.pair(
         "content",
         content(

@@ -65,8 +65,8 @@ fn tell_plan(context: &mut Context<'_>, plan: &RestorePlan) -> Result<()> {
     let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
     table.pair("backup", plan.backup_id.to_string());
     table.pair("repository", &plan.repository);
-    table.pair("target", plan.target.to_string());
-    table.pair("mode", figures_of::name_of(&plan.mode));
+    table.pair("target", plan.target.display().to_string());
+    table.pair("mode", plan.mode);
     table.pair(
         "content",
         figures_of::content(plan.files, plan.dirs, plan.symlinks, plan.hardlinks),

@@ -65,23 +65,14 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
         ),
     );
     table.pair("checked", figures::counted(summary.blocks, "block"));
-    if summary.unreferenced_packs > 0 {
-        let packs = figures::counted(summary.unreferenced_packs, "pack");
+    if let (Some(packs), Some(bytes)) = (summary.unreferenced_packs, summary.unreferenced_bytes)
+        && packs > 0
+    {
+        let packs = figures::counted(packs, "pack");
+        let why = "left by backups that did not end, or of one that runs";
         table.pair(
             "unreferenced",
-            format!(
-                "{packs}, {}: left by backups that did not end",
-                format_bytes(summary.unreferenced_bytes)
-            ),
-        );
-    }
-    if summary.stale_temporaries > 0 {
-        table.pair(
-            "temporary",
-            format!(
-                "{} left by writers that did not end",
-                figures::counted(summary.stale_temporaries, "file")
-            ),
+            format!("{packs}, {}: {why}", format_bytes(bytes)),
         );
     }
     engine_rows(&summary.engine, &mut table);
