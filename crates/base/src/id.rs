@@ -91,7 +91,7 @@ hex_id!(
     "A pack, drawn at random when it is begun."
 );
 
-/// A backup: its start in whole seconds (UTC) and 32 random bits, as `20261122T181409-7f3a9c2e`.
+/// A backup: its start in whole seconds (UTC) and 32 random bits, as `20261122-181409-7f3a9c2e`.
 ///
 /// The text form sorts by time. As an [`ObjectId`] it is the seconds since 1970 (u64, big-endian), four
 /// zero bytes and the random part (u32, big-endian).
@@ -138,7 +138,7 @@ impl FromStr for BackupId {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let parse = || {
-            let (time, random) = text.split_once('-')?;
+            let (time, random) = text.rsplit_once('-')?;
             let random = u32::from_be_bytes(unhex::<4>(random)?);
             let start = Timestamp::parse_compact(time)?;
             let id = BackupId::new(start, random);
@@ -147,7 +147,7 @@ impl FromStr for BackupId {
         parse().ok_or_else(|| {
             Error::new(
                 Kind::Usage,
-                "not a backup id (such as 20261122T181409-7f3a9c2e)",
+                "not a backup id (such as 20261122-181409-7f3a9c2e)",
             )
             .object(text)
         })
@@ -194,11 +194,11 @@ mod tests {
         for text in [
             "",
             "latest",
-            "20261122T181409",
-            "20261122T181409-7F3A9C2E",
-            "20261322T181409-7f3a9c2e",
-            "20261122T181409-7f3a9c2e ",
-            "../20261122T181409-7f3a9c2e",
+            "20261122-181409",
+            "20261122-181409-7F3A9C2E",
+            "20261322-181409-7f3a9c2e",
+            "20261122-181409-7f3a9c2e ",
+            "../20261122-181409-7f3a9c2e",
         ] {
             assert!(text.parse::<BackupId>().is_err(), "{text}");
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
-const COMPACT: &str = "%Y%m%dT%H%M%S";
+const COMPACT: &str = "%Y%m%d-%H%M%S";
 
 impl Timestamp {
     /// Reads the system's clock.
@@ -35,7 +35,7 @@ impl Timestamp {
         jiff::Timestamp::from_microsecond(self.0).unwrap_or(limit)
     }
 
-    /// `20261122T181409`, UTC, whole seconds.
+    /// `20261122-181409`, UTC, whole seconds.
     pub fn compact(self) -> String {
         self.jiff().strftime(COMPACT).to_string()
     }

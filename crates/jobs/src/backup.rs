@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mover_base::tree::EntryKind;
 use mover_base::{BackupId, Error, Kind, Result, Timestamp};
 use mover_io::{Shard, ShardReport};
 use mover_repo::{
-    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, MapNode, Repository, ShardWriter,
-    SizeInfo, SourceInfo, StageSeconds, StorageInfo, VerificationInfo, WriterOutcome, find_parent, lap,
+    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, MapNode, Repository,
+    ShardWriter, SizeInfo, SourceInfo, StageSeconds, StorageInfo, VerificationInfo, WriterOutcome,
+    find_parent, lap,
 };
 use mover_source::{DirSource, ScanOptions, Totals, Tree};
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::estimate::{self, Estimate};
 use crate::feed::{Event, Extent, ExtentQueue, Feed};
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
-use crate::report::{EngineReport, Stages};
+use crate::report::EngineReport;
 use crate::settings::{Engine, Limits, RepoAccess, Tick};
 
 /// Warnings about skipped names that are spelled out; the rest is counted.
@@ -159,9 +159,12 @@ struct Part {
 /// Looks at source and repository and says what a backup would do. Changes nothing.
 pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
     if options.backup_type != BackupType::Full {
-        return Err(Error::new(Kind::Usage, "a directory has no log, so it can only be backed up in full")
-            .object(options.source.clone())
-            .hint("use --type full; blocks that did not change are not stored again"));
+        return Err(Error::new(
+            Kind::Usage,
+            "a directory has no log, so it can only be backed up in full",
+        )
+        .object(options.source.clone())
+        .hint("use --type full; blocks that did not change are not stored again"));
     }
     let started = Timestamp::now();
     let progress = Progress::default();
@@ -174,21 +177,33 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     let tree = Arc::new(source.scan(&scan_options)?);
     let host = host_name();
     let look = async |shard: Shard| {
-        let repository = Repository::open(&shard, &options.repo.url, &options.repo.credentials).await?;
+        let repository =
+            Repository::open(&shard, &options.repo.url, &options.repo.credentials).await?;
         let found = find_parent(&shard, &repository, source.url(), &host).await?;
         let reads = repository.can_read();
         let estimate = estimate::sample(&shard, &source, &tree, options.level).await?;
         Ok((repository.url().to_owned(), reads, found, estimate))
     };
     let (repository, reads, (parent, mut warnings), estimate) =
-        only(mover_io::run(&engine.single(), look, |stop| tick(&progress, stop))?)?;
+        only(mover_io::run(&engine.single(), look, |stop| {
+            tick(&progress, stop)
+        })?)?;
     warnings.extend(skipped_warnings(&tree));
     if !reads {
         warnings.push(
-            "no key was given: earlier backups cannot be read, so every block is stored again".to_owned(),
+            "no key was given: earlier backups cannot be read, so every block is stored again"
+                .to_owned(),
         );
     }
-    let Totals { files, dirs, symlinks, hardlinks, bytes, allocated_bytes, .. } = tree.totals;
+    let Totals {
+        files,
+        dirs,
+        symlinks,
+        hardlinks,
+        bytes,
+        allocated_bytes,
+        ..
+    } = tree.totals;
     let data_bytes = allocated_bytes.min(bytes);
     let Estimate { sampled_bytes, .. } = estimate;
     Ok(BackupPlan {
@@ -207,7 +222,12 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         estimated_seconds: estimate.seconds(data_bytes, engine.wide()?.shard_count()),
         sampled_bytes,
         warnings,
-        prepared: Prepared { options: options.clone(), source, tree, started },
+        prepared: Prepared {
+            options: options.clone(),
+            source,
+            tree,
+            started,
+        },
     })
 }
 
@@ -215,7 +235,12 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
 pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<BackupSummary> {
     let clock = Clock::start();
     let progress = Progress::default();
-    let Prepared { options, source, tree, started } = plan.prepared;
+    let Prepared {
+        options,
+        source,
+        tree,
+        started,
+    } = plan.prepared;
     let host = host_name();
 
     progress.begin(Phase::Prepare, 0, 0);
@@ -232,14 +257,20 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         let run = BackupRun::begin(&shard, &repository, &request, limits.write.clone()).await?;
         Ok((repository, run))
     };
-    let (repository, run) = only(mover_io::run(&engine.single(), begin, |stop| tick(&progress, stop))?)?;
+    let (repository, run) = only(mover_io::run(&engine.single(), begin, |stop| {
+        tick(&progress, stop)
+    })?)?;
     let mut warnings = plan.warnings;
     add_new(&mut warnings, &run.warnings);
 
     progress.begin(Phase::Copy, tree.totals.bytes, tree.totals.files);
     let job = CopyJob::new(&source, &tree, &run, &progress, limits);
     let wide = engine.wide()?;
-    let parts = mover_io::run(&wide, async |shard| copy(&shard, &job).await, |stop| tick(&progress, stop))?;
+    let parts = mover_io::run(
+        &wide,
+        async |shard| copy(&shard, &job).await,
+        |stop| tick(&progress, stop),
+    )?;
 
     progress.begin(Phase::Commit, 0, 0);
     source.check_tree_unchanged(&tree)?;
@@ -251,24 +282,26 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     }
     let parent = run.parent();
     let mut stages = StageSeconds::default();
-    let (mut outcomes, mut nodes, mut reports, mut bytes_read) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let (mut outcomes, mut nodes, mut reports, mut bytes_read) =
+        (Vec::new(), Vec::new(), Vec::new(), 0);
     for part in parts {
-        add_stages(&mut stages, &part.stages);
+        stages.add(&part.stages);
         outcomes.push(part.outcome);
         nodes.extend(part.nodes);
         reports.push(part.report);
         bytes_read += part.read_bytes;
     }
     let draft = draft(&options, &source, &tree, &repository, started, host.clone());
-    let committed =
-        publish(engine, run, outcomes, nodes, &tree, draft, &mut |stop| tick(&progress, stop))?;
+    let committed = publish(engine, run, outcomes, nodes, &tree, draft, &mut |stop| {
+        tick(&progress, stop)
+    })?;
     Ok(summary(Ended {
         committed,
         parent,
         bytes_read,
         warnings,
         repository: &repository,
-        engine: clock.report(Stages::from(stages), reports),
+        engine: clock.report(stages, reports),
         totals: tree.totals,
     }))
 }
@@ -291,9 +324,20 @@ impl<'a> CopyJob<'a> {
         progress: &'a Progress,
         limits: Limits,
     ) -> Self {
-        let files = tree.items.iter().enumerate().map(|(at, item)| (at as u32, item.entry.content_bytes()));
+        let files = tree
+            .items
+            .iter()
+            .enumerate()
+            .map(|(at, item)| (at as u32, item.entry.content_bytes()));
         let extents = Arc::new(ExtentQueue::new(files));
-        CopyJob { source, tree, run, progress, limits, extents }
+        CopyJob {
+            source,
+            tree,
+            run,
+            progress,
+            limits,
+            extents,
+        }
     }
 }
 
@@ -321,7 +365,11 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
                 writer.hole(blocks)?;
                 job.progress.add_bytes(mover_repo::block_bytes(blocks));
             }
-            Some(Event::Data { buf, bytes, first_block }) => {
+            Some(Event::Data {
+                buf,
+                bytes,
+                first_block,
+            }) => {
                 writer.blocks(&buf[..bytes], first_block).await?;
                 job.progress.add_bytes(bytes as u64);
             }
@@ -331,7 +379,13 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
     let read_bytes = feed.read_bytes;
     let outcome = writer.finish().await?;
     job.progress.add_stored(outcome.counts.stored_bytes);
-    Ok(Part { stages: outcome.stages, outcome, nodes, read_bytes, report: shard.report() })
+    Ok(Part {
+        stages: outcome.stages,
+        outcome,
+        nodes,
+        read_bytes,
+        report: shard.report(),
+    })
 }
 
 /// Joins what the shards made into the tree and publishes the manifest.
@@ -383,7 +437,11 @@ fn draft(
         history: None,
         started,
         ended: started,
-        source: SourceInfo { url: source.url().to_owned(), kind: "dir".to_owned(), host },
+        source: SourceInfo {
+            url: source.url().to_owned(),
+            kind: "dir".to_owned(),
+            host,
+        },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         annotations: options.annotations.clone(),
         size_info: SizeInfo {
@@ -399,7 +457,10 @@ fn draft(
             primary: format!("repository {}", repository.id()),
             ..StorageInfo::default()
         },
-        verification_info: VerificationInfo { decoded_and_compared: true, ..VerificationInfo::default() },
+        verification_info: VerificationInfo {
+            decoded_and_compared: true,
+            ..VerificationInfo::default()
+        },
         replication_info: Default::default(),
     }
 }
@@ -416,7 +477,15 @@ struct Ended<'a> {
 }
 
 fn summary(ended: Ended<'_>) -> BackupSummary {
-    let Ended { committed, parent, bytes_read, warnings, repository, engine, totals } = ended;
+    let Ended {
+        committed,
+        parent,
+        bytes_read,
+        warnings,
+        repository,
+        engine,
+        totals,
+    } = ended;
     let Committed { metadata, counts } = committed;
     let content_blocks = counts.blocks - counts.zero_blocks;
     let bytes_new = mover_repo::block_bytes(counts.new_blocks);
@@ -452,10 +521,14 @@ fn summary(ended: Ended<'_>) -> BackupSummary {
 
 fn skipped_warnings(tree: &Tree) -> Vec<String> {
     let named = tree.skipped.iter().take(SKIPPED_NAMED_MAX);
-    let mut warnings: Vec<String> =
-        named.map(|skipped| format!("not backed up, {}: {}", skipped.reason, skipped.path)).collect();
+    let mut warnings: Vec<String> = named
+        .map(|skipped| format!("not backed up, {}: {}", skipped.reason, skipped.path))
+        .collect();
     if tree.skipped.len() > SKIPPED_NAMED_MAX {
-        warnings.push(format!("not backed up: {} names more", tree.skipped.len() - SKIPPED_NAMED_MAX));
+        warnings.push(format!(
+            "not backed up: {} names more",
+            tree.skipped.len() - SKIPPED_NAMED_MAX
+        ));
     }
     warnings
 }
@@ -468,21 +541,11 @@ fn add_new(warnings: &mut Vec<String>, more: &[String]) {
     }
 }
 
-/// Adds one shard's seconds.
-pub(crate) fn add_stages(sum: &mut StageSeconds, part: &StageSeconds) {
-    sum.hash += part.hash;
-    sum.dedup += part.dedup;
-    sum.compress += part.compress;
-    sum.compare += part.compare;
-    sum.seal += part.seal;
-    sum.decode += part.decode;
-    sum.read_wait += part.read_wait;
-    sum.write_wait += part.write_wait;
-}
-
 /// The one result of a run with one shard.
 pub(crate) fn only<T>(mut results: Vec<T>) -> Result<T> {
-    results.pop().ok_or_else(|| Error::new(Kind::Internal, "a shard brought no result"))
+    results
+        .pop()
+        .ok_or_else(|| Error::new(Kind::Internal, "a shard brought no result"))
 }
 
 #[cfg(test)]
@@ -492,7 +555,10 @@ mod tests {
     #[test]
     fn a_directory_is_only_backed_up_in_full() {
         let options = BackupOptions {
-            repo: RepoAccess { url: "file:///nowhere".into(), credentials: Default::default() },
+            repo: RepoAccess {
+                url: "file:///nowhere".into(),
+                credentials: Default::default(),
+            },
             source: "dir:///nowhere".into(),
             backup_type: BackupType::Incremental,
             level: 3,
@@ -500,7 +566,9 @@ mod tests {
             exclude: Vec::new(),
             one_file_system: false,
         };
-        let error = plan(&Engine::default(), &options, &mut |_, _| {}).map(|_| ()).unwrap_err();
+        let error = plan(&Engine::default(), &options, &mut |_, _| {})
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
     }
 }

@@ -37,7 +37,12 @@ impl Estimate {
 }
 
 /// Reads up to 16 MiB of the source, spread over its files, and packs them into nothing.
-pub(crate) async fn sample(shard: &Shard, source: &DirSource, tree: &Tree, level: i32) -> Result<Estimate> {
+pub(crate) async fn sample(
+    shard: &Shard,
+    source: &DirSource,
+    tree: &Tree,
+    level: i32,
+) -> Result<Estimate> {
     let mut estimate = Estimate::default();
     let total = tree.totals.bytes;
     if total == 0 {
@@ -53,7 +58,9 @@ pub(crate) async fn sample(shard: &Shard, source: &DirSource, tree: &Tree, level
             let offset = (next - before) / piece * piece;
             let begun = Instant::now();
             let fd = source.open_file(item)?;
-            let Ok(file) = shard.file(fd, Access::Direct) else { break };
+            let Ok(file) = shard.file(fd, Access::Direct) else {
+                break;
+            };
             let (read, mut buf) = file.read_at(shard.buffer().await, offset, BUF_BYTES).await;
             // What cannot be read is found out, and reported, by the backup itself.
             let Ok(read) = read else { break };

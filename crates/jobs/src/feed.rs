@@ -42,15 +42,16 @@ impl ExtentQueue {
     pub fn new(files: impl Iterator<Item = (u32, u64)>) -> Self {
         let extents = files
             .flat_map(|(item, bytes)| {
-                (0..bytes.div_ceil(EXTENT_BYTES)).map(move |index| Extent { item, index: index as u32 })
+                (0..bytes.div_ceil(EXTENT_BYTES)).map(move |index| Extent {
+                    item,
+                    index: index as u32,
+                })
             })
             .collect();
-        ExtentQueue { extents, next: AtomicUsize::new(0) }
-    }
-
-    /// Extents in all.
-    pub fn len(&self) -> usize {
-        self.extents.len()
+        ExtentQueue {
+            extents,
+            next: AtomicUsize::new(0),
+        }
     }
 
     /// The next extent that nobody has.
@@ -82,8 +83,17 @@ type Read = Pin<Box<dyn Future<Output = (io::Result<usize>, Buf)>>>;
 
 enum Queued {
     Event(Event),
-    Read { read: Read, item: u32, offset: u64, bytes: usize, first_block: u64 },
-    End { extent: Extent, file: Rc<File> },
+    Read {
+        read: Read,
+        item: u32,
+        offset: u64,
+        bytes: usize,
+        first_block: u64,
+    },
+    End {
+        extent: Extent,
+        file: Rc<File>,
+    },
 }
 
 /// The extent whose reads are being queued.
@@ -145,13 +155,23 @@ impl Feed {
         match self.queue.pop_front() {
             None => Ok(None),
             Some(Queued::Event(event)) => Ok(Some(event)),
-            Some(Queued::Read { read, item, offset, bytes, first_block }) => {
+            Some(Queued::Read {
+                read,
+                item,
+                offset,
+                bytes,
+                first_block,
+            }) => {
                 self.reads -= 1;
                 let (result, mut buf) = read.await;
                 let whole = self.check_read(item, offset, bytes, result)?;
                 buf[bytes..whole].fill(0);
                 self.read_bytes += bytes as u64;
-                Ok(Some(Event::Data { buf, bytes: whole, first_block }))
+                Ok(Some(Event::Data {
+                    buf,
+                    bytes: whole,
+                    first_block,
+                }))
             }
             Some(Queued::End { extent, file }) => {
                 let item = self.item(extent.item)?;
@@ -169,7 +189,13 @@ impl Feed {
     }
 
     /// Whole bytes of the piece, if exactly what was scanned was read.
-    fn check_read(&self, item: u32, offset: u64, bytes: usize, result: io::Result<usize>) -> Result<usize> {
+    fn check_read(
+        &self,
+        item: u32,
+        offset: u64,
+        bytes: usize,
+        result: io::Result<usize>,
+    ) -> Result<usize> {
         let item = self.item(item)?;
         let read = result.map_err(|error| {
             Error::new(Kind::Source, format!("the source cannot be read at byte {offset}"))
@@ -178,9 +204,12 @@ impl Feed {
                 .cause(error)
         })?;
         if read != bytes {
-            return Err(Error::new(Kind::SourceChanged, "a file changed its size while it was read")
-                .object(item.entry.display_path())
-                .hint("stop the database first, or back up a snapshot (LVM, btrfs, ZFS)"));
+            return Err(Error::new(
+                Kind::SourceChanged,
+                "a file changed its size while it was read",
+            )
+            .object(item.entry.display_path())
+            .hint("stop the database first, or back up a snapshot (LVM, btrfs, ZFS)"));
         }
         Ok(blocks_of(bytes as u64) as usize * BLOCK_BYTES)
     }
@@ -212,9 +241,20 @@ impl Feed {
         let begin = u64::from(extent.index) * EXTENT_BYTES;
         let end = (begin + EXTENT_BYTES).min(size);
         let is_dense = item.stamp.allocated_bytes >= size;
-        let ranges = if is_dense { vec![begin..end] } else { data_ranges(file.as_fd(), begin..end)? };
+        let ranges = if is_dense {
+            vec![begin..end]
+        } else {
+            data_ranges(file.as_fd(), begin..end)?
+        };
         self.queue.push_back(Queued::Event(Event::Begin(extent)));
-        self.cursor = Some(Cursor { extent, file, ranges: ranges.into(), at: begin, begin, end });
+        self.cursor = Some(Cursor {
+            extent,
+            file,
+            ranges: ranges.into(),
+            at: begin,
+            begin,
+            end,
+        });
         Ok(())
     }
 
@@ -227,7 +267,9 @@ impl Feed {
         let item = self.item(at)?;
         let fd = self.source.open_file(item)?;
         let failed = |error| {
-            Error::new(Kind::Source, "a file cannot be read").object(item.entry.display_path()).cause(error)
+            Error::new(Kind::Source, "a file cannot be read")
+                .object(item.entry.display_path())
+                .cause(error)
         };
         let file = Rc::new(self.shard.file(fd, Access::Direct).map_err(failed)?);
         self.open = Some((at, file.clone()));
@@ -265,7 +307,13 @@ impl Feed {
         self.reads += 1;
         let first_block = (cursor.at - cursor.begin) / BLOCK_BYTES as u64;
         let item = cursor.extent.item;
-        self.queue.push_back(Queued::Read { read, item, offset: cursor.at, bytes, first_block });
+        self.queue.push_back(Queued::Read {
+            read,
+            item,
+            offset: cursor.at,
+            bytes,
+            first_block,
+        });
         cursor.at += bytes as u64;
         if cursor.at >= range.end {
             cursor.ranges.pop_front();
@@ -281,14 +329,25 @@ mod tests {
 
     #[test]
     fn extents_cover_each_file_once() {
-        let sizes = [0, 1, EXTENT_BYTES - 1, EXTENT_BYTES, EXTENT_BYTES + 1, 3 * EXTENT_BYTES];
-        let queue = ExtentQueue::new(sizes.iter().enumerate().map(|(i, bytes)| (i as u32, *bytes)));
+        let sizes = [
+            0,
+            1,
+            EXTENT_BYTES - 1,
+            EXTENT_BYTES,
+            EXTENT_BYTES + 1,
+            3 * EXTENT_BYTES,
+        ];
+        let queue = ExtentQueue::new(
+            sizes
+                .iter()
+                .enumerate()
+                .map(|(i, bytes)| (i as u32, *bytes)),
+        );
         let mut counts = [0; 6];
         while let Some(extent) = queue.claim() {
             assert_eq!(extent.index, counts[extent.item as usize]);
             counts[extent.item as usize] += 1;
         }
         assert_eq!(counts, [0, 1, 1, 1, 2, 3]);
-        assert_eq!(queue.len(), 8);
     }
 }

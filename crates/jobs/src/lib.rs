@@ -1,1 +1,26 @@
-//! Placeholder header, replaced by the crate's author.
+//! The verbs of the mover, one module each: plan what would be done, then execute the plan.
+//!
+//! Invariants: a plan changes nothing; an execution that fails or is cancelled leaves nothing half-visible; every
+//! figure in a summary was measured.
+
+pub mod backup;
+pub mod catalogue;
+pub mod check;
+mod estimate;
+mod feed;
+mod fill;
+pub mod init;
+pub mod key;
+pub mod machine;
+pub mod progress;
+pub mod report;
+pub mod restore;
+pub mod settings;
+pub mod verify;
+
+pub use mover_io::{Rung, ShardReport, Stop};
+pub use mover_repo::{
+    BackupMetadata, BackupType, COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS, Credentials, Secret,
+};
+pub use progress::Progress;
+pub use settings::{Engine, RepoAccess, Tick};

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use mover_io::ShardReport;
+use mover_repo::StageSeconds;
 
-use crate::report::{EngineReport, Stages};
+use crate::report::EngineReport;
 
 /// Largest resident set of this process so far, in bytes (`VmHWM` of proc(5)); 0 where it is not told.
 pub fn peak_rss_bytes() -> u64 {
@@ -22,7 +23,10 @@ pub fn cpu_seconds() -> f64 {
 
 /// The name of this host, as it stands in manifests.
 pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Measures a job from here on.
@@ -33,7 +37,10 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub fn start() -> Self {
-        Clock { wall: Instant::now(), cpu_seconds: cpu_seconds() }
+        Clock {
+            wall: Instant::now(),
+            cpu_seconds: cpu_seconds(),
+        }
     }
 
     /// Wall seconds so far.
@@ -42,7 +49,7 @@ impl Clock {
     }
 
     /// The report of the job that ends now.
-    pub fn report(&self, stages: Stages, shards: Vec<ShardReport>) -> EngineReport {
+    pub fn report(&self, stages: StageSeconds, shards: Vec<ShardReport>) -> EngineReport {
         EngineReport {
             seconds: self.seconds(),
             cpu_seconds: cpu_seconds() - self.cpu_seconds,

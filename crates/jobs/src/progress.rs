@@ -25,7 +25,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 5] = [Phase::Prepare, Phase::Copy, Phase::Restore, Phase::Verify, Phase::Commit];
+    const ALL: [Phase; 5] = [
+        Phase::Prepare,
+        Phase::Copy,
+        Phase::Restore,
+        Phase::Verify,
+        Phase::Commit,
+    ];
 }
 
 /// Counters of one job, shared between its shards and whoever shows them.

@@ -17,8 +17,13 @@ pub const INDEX_BYTES_DEFAULT: usize = 48 << 20;
 /// Buffers that a shard needs beside those it reads ahead into: one pack of blocks and one of nodes being
 /// filled, the writes of either under way, and one for reading a parent's directory.
 pub(crate) const BUFFERS_RESERVED: usize = 7;
-/// Fewest buffers of a shard: the reserve and two to read ahead into.
-const BUFFERS_MIN: usize = BUFFERS_RESERVED + 2;
+/// Buffers that a restoring shard needs beside its writes: stored frames read ahead, the one being decoded, a
+/// directory, and the unit being put together.
+const BUFFERS_RESTORE: usize = mover_repo::READS_AHEAD + 3;
+/// Fewest buffers of a shard: enough to go forward in either direction.
+const BUFFERS_MIN: usize = BUFFERS_RESTORE + 3;
+/// Most writes of a restoring shard under way.
+const WRITES_MAX: usize = 8;
 /// Most buffers that a shard reads ahead into: 16 MiB in flight cover the time in which it compresses.
 const READ_AHEAD_MAX: usize = 16;
 
@@ -111,11 +116,21 @@ impl Engine {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { read: RateBudget::new(self.limit_read), write: RateBudget::new(self.limit_write) }
+        Limits {
+            read: RateBudget::new(self.limit_read),
+            write: RateBudget::new(self.limit_write),
+        }
     }
 }
 
 /// Buffers that a shard with `total` of them may read ahead into.
 pub(crate) fn read_ahead(total: usize) -> usize {
-    total.saturating_sub(BUFFERS_RESERVED).clamp(1, READ_AHEAD_MAX)
+    total
+        .saturating_sub(BUFFERS_RESERVED)
+        .clamp(1, READ_AHEAD_MAX)
+}
+
+/// Writes that a restoring shard with `total` buffers may have under way.
+pub(crate) fn writes_max(total: usize) -> usize {
+    total.saturating_sub(BUFFERS_RESTORE).clamp(1, WRITES_MAX)
 }

@@ -33,10 +33,11 @@ pub use backup::{BackupRequest, BackupRun, Committed, find_parent};
 pub use keys::{SlotInfo, generate_identity};
 pub use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS};
 pub use mover_format::manifest::{
-    BackupMetadata, BackupType, ReplicationInfo, SizeInfo, SourceInfo, StorageInfo,
+    BackupMetadata, BackupType, PackInfo, ReplicationInfo, SizeInfo, SourceInfo, StorageInfo,
     VerificationInfo,
 };
 pub use mover_format::seal::Origin;
+pub use reader::READS_AHEAD;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, block_bytes};
 pub use sample::SampleEncoder;

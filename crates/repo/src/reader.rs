@@ -21,7 +21,7 @@ use mover_format::manifest::PackInfo;
 use mover_format::node::NodeRef;
 use mover_format::pack::{PackDirectory, PackTrailer, TRAILER_BYTES};
 use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
-use mover_format::seal::{ObjectSealer, Origin};
+use mover_format::seal::ObjectSealer;
 use mover_io::Shard;
 use mover_store::{Key, READ_BYTES_MAX, Reader, Slice};
 use tokio::task::JoinHandle;
@@ -35,7 +35,7 @@ const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
 /// Decoded frames that a reader keeps, at most 1 MiB each.
 const FRAMES_MAX: usize = 4;
 /// Ranged reads under way ahead of the decoder.
-const READS_AHEAD: usize = 6;
+pub const READS_AHEAD: usize = 6;
 
 /// The packs that a backup needs, by id.
 pub(crate) type PackInfos = HashMap<PackId, PackInfo>;
@@ -46,7 +46,6 @@ pub(crate) struct OpenPack {
     pub key: Key,
     pub sealer: ObjectSealer,
     pub directory: PackDirectory,
-    pub origin: Origin,
 }
 
 impl OpenPack {
@@ -501,7 +500,7 @@ pub(crate) async fn open_pack(
     let head = store.read(key, 0, head_bytes).await?;
     let object_type = info.object_type;
     let (preamble, preamble_bytes) = Preamble::decode(&head)?;
-    let (sealer, origin) = repository.open_object(&preamble, object_type, info.id.0)?;
+    let (sealer, _) = repository.open_object(&preamble, object_type, info.id.0)?;
     let tail_bytes = info
         .bytes
         .checked_sub(info.directory_offset)
@@ -548,7 +547,6 @@ pub(crate) async fn open_pack(
         key: key.clone(),
         sealer,
         directory,
-        origin,
     })
 }
 

@@ -246,7 +246,16 @@ impl Repository {
         Ok(slot)
     }
 
-    /// Adds a slot for a passphrase or a recipient. Needs the secret.
+    /// The key slots as listings show them; a damaged one is an error.
+    pub async fn slots(&self, shard: &Shard) -> Result<Vec<SlotInfo>> {
+        let slots = self.read_slots(shard).await?;
+        slots
+            .into_iter()
+            .map(|(_, slot)| slot.map(|slot| keys::slot_info(&slot)))
+            .collect()
+    }
+
+    /// Adds a slot for a passphrase. Needs the secret.
     pub async fn add_passphrase(
         &self,
         shard: &Shard,
@@ -389,6 +398,24 @@ impl Repository {
         }
         sessions.insert(preamble.session_id, opened.clone());
         Ok(opened)
+    }
+
+    /// Begins an upload and throws it away: can the place be written? Leaves nothing behind.
+    pub async fn check_writable(&self, shard: &Shard) -> Result<()> {
+        let key = layout::pack(mover_base::PackId(keys::random()?))?;
+        let mut upload = self.store.upload(shard, &key).await?;
+        let pushed = upload.push(shard.buffer().await, 1).await;
+        upload.abort().await?;
+        pushed
+    }
+
+    /// An error that says what to do if earlier backups cannot be read.
+    pub fn require_reading(&self) -> Result<()> {
+        if self.can_read() {
+            Ok(())
+        } else {
+            self.require_secret().map(|_| ())
+        }
     }
 
     /// Whether earlier backups can be read with the credentials given.

@@ -1,0 +1,425 @@
+//! Filling files with the blocks of a backup, extent by extent, for one shard.
+//!
+//! Fresh: space is allocated first, then every block that is not in a hole is written. Delta: what lies there is
+//! read and hashed, and only what differs is fetched and written; data where the backup has a hole is punched
+//! out.
+//!
+//! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
+//! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mover_base::checksum::sha256;
+use mover_base::tree::Entry;
+use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
+use mover_repo::{
+    BackupView, Content, EXTENT_BYTES, ExtentReader, FileMap, Segment, StageSeconds, block_bytes,
+    lap,
+};
+use mover_source::{DirTarget, TargetMode, data_ranges, target_error};
+use rustix::fs::FallocateFlags;
+
+use crate::progress::Progress;
+use crate::settings::{Limits, writes_max};
+
+/// Blocks in one write.
+const WRITE_BLOCKS_MAX: u64 = (BUF_BYTES / BLOCK_BYTES) as u64;
+/// Ranges below this are written without being allocated first: the call would cost more than it saves.
+const ALLOCATE_BYTES_MIN: u64 = 256 << 10;
+
+/// What one shard did to the target.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FillCounts {
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub unchanged_bytes: u64,
+    pub hole_bytes: u64,
+}
+
+impl FillCounts {
+    /// Adds another shard's counts.
+    pub fn add(&mut self, other: &FillCounts) {
+        self.read_bytes += other.read_bytes;
+        self.written_bytes += other.written_bytes;
+        self.unchanged_bytes += other.unchanged_bytes;
+        self.hole_bytes += other.hole_bytes;
+    }
+}
+
+type Write = Pin<Box<dyn Future<Output = (io::Result<()>, Buf)>>>;
+
+/// The file that is being filled.
+struct Open {
+    item: u32,
+    path: Vec<u8>,
+    file: Rc<File>,
+}
+
+/// Fills files for one shard.
+pub(crate) struct Filler {
+    shard: Shard,
+    reader: ExtentReader,
+    mode: TargetMode,
+    limits: Limits,
+    open: Option<Open>,
+    writes: VecDeque<Write>,
+    writes_max: usize,
+    counts: FillCounts,
+    throttled_bytes: u64,
+    stages: StageSeconds,
+}
+
+impl Filler {
+    pub fn new(shard: &Shard, view: &Arc<BackupView>, mode: TargetMode, limits: &Limits) -> Self {
+        Filler {
+            shard: shard.clone(),
+            reader: view.reader(shard),
+            mode,
+            limits: limits.clone(),
+            open: None,
+            writes: VecDeque::new(),
+            writes_max: writes_max(shard.buffers_total()),
+            counts: FillCounts::default(),
+            throttled_bytes: 0,
+            stages: StageSeconds::default(),
+        }
+    }
+
+    /// Opens the file of the next extent, if it is not open.
+    pub fn open(&mut self, target: &DirTarget, item: u32, entry: &Entry) -> Result<()> {
+        if self.open.as_ref().is_some_and(|open| open.item == item) {
+            return Ok(());
+        }
+        let fd = target.open_existing(&entry.path)?.ok_or_else(|| {
+            Error::new(
+                Kind::Target,
+                "a file vanished from the target while it was restored",
+            )
+            .object(entry.display_path())
+            .hint("keep other programs out of the target and restore again")
+        })?;
+        let failed = |error| target_error("a file cannot be written", &entry.path, error);
+        let file = Rc::new(self.shard.file(fd, Access::Direct).map_err(failed)?);
+        self.open = Some(Open {
+            item,
+            path: entry.path.clone(),
+            file,
+        });
+        Ok(())
+    }
+
+    fn current(&self) -> Result<&Open> {
+        self.open
+            .as_ref()
+            .ok_or_else(|| Error::new(Kind::Internal, "no file is open to be filled"))
+    }
+
+    /// Brings extent `index` of the open file to the backup's state.
+    pub async fn extent(&mut self, map: &FileMap, index: u64, progress: &Progress) -> Result<()> {
+        let segments = self.reader.segments(map, index).await?;
+        let base = index * EXTENT_BYTES;
+        for segment in segments
+            .iter()
+            .filter(|segment| segment.content == Content::Hole)
+        {
+            self.counts.hole_bytes += block_bytes(segment.count);
+        }
+        let wanted = match self.mode {
+            TargetMode::Fresh => {
+                let data = segments
+                    .into_iter()
+                    .filter(|segment| segment.content != Content::Hole);
+                data.collect()
+            }
+            TargetMode::Delta => self.differing(base, segments).await?,
+        };
+        if self.mode == TargetMode::Fresh {
+            self.allocate(base, &wanted).await?;
+        }
+        self.reader.announce(&wanted).await?;
+        for unit in units(&wanted) {
+            self.shard.stop()?;
+            self.write_unit(base, &unit).await?;
+        }
+        self.drain(0).await?;
+        progress.add_bytes(block_bytes(map.extent_blocks(index)));
+        Ok(())
+    }
+
+    /// Allocates each run of neighbouring segments: writes into space that is allocated do not wait for each
+    /// other in the file system.
+    async fn allocate(&self, base: u64, wanted: &[Segment]) -> Result<()> {
+        let open = self.current()?;
+        let mut rest = wanted;
+        while let Some(first) = rest.first() {
+            let mut end = first.end();
+            let mut taken = 1;
+            while let Some(next) = rest.get(taken).filter(|next| next.first_block == end) {
+                end = next.end();
+                taken += 1;
+            }
+            let bytes = block_bytes(end - first.first_block);
+            if bytes >= ALLOCATE_BYTES_MIN {
+                let offset = base + block_bytes(first.first_block);
+                open.file.allocate(offset, bytes).await.map_err(|error| {
+                    target_error("space cannot be allocated", &open.path, error)
+                })?;
+            }
+            rest = &rest[taken..];
+        }
+        Ok(())
+    }
+
+    /// Reads and writes one unit: neighbouring segments of at most 1 MiB.
+    async fn write_unit(&mut self, base: u64, unit: &[Segment]) -> Result<()> {
+        let Some(first) = unit.first() else {
+            return Ok(());
+        };
+        self.drain(self.writes_max - 1).await?;
+        let clock = Instant::now();
+        let mut buf = self.shard.buffer().await;
+        lap(&mut self.stages.write_wait, clock);
+        let mut at = 0;
+        for segment in unit {
+            let bytes = block_bytes(segment.count) as usize;
+            let out = &mut buf[at..at + bytes];
+            match segment.content {
+                Content::Stored { pack, ordinal } => self.reader.blocks(pack, ordinal, out).await?,
+                Content::Zeros | Content::Hole => out.fill(0),
+            }
+            at += bytes;
+        }
+        let read_bytes = self.reader.read_bytes();
+        let unpaid = read_bytes - std::mem::replace(&mut self.throttled_bytes, read_bytes);
+        self.shard.throttle(&self.limits.read, unpaid).await;
+        self.shard.throttle(&self.limits.write, at as u64).await;
+        let offset = base + block_bytes(first.first_block);
+        let write = Box::pin(self.current()?.file.write_at(buf, offset, at));
+        self.writes.push_back(write);
+        self.counts.written_bytes += at as u64;
+        self.shard.turn().await;
+        Ok(())
+    }
+
+    /// Waits until at most `left` writes are under way.
+    async fn drain(&mut self, left: usize) -> Result<()> {
+        while self.writes.len() > left {
+            let Some(write) = self.writes.pop_front() else {
+                return Ok(());
+            };
+            let clock = Instant::now();
+            let (result, _) = write.await;
+            lap(&mut self.stages.write_wait, clock);
+            result.map_err(|error| match self.current() {
+                Ok(open) => target_error("a file cannot be written", &open.path, error),
+                Err(error) => error,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The parts of the segments that the target does not hold yet; data in holes is punched out.
+    async fn differing(&mut self, base: u64, segments: Vec<Segment>) -> Result<Vec<Segment>> {
+        let file = self.current()?.file.clone();
+        let path = self.current()?.path.clone();
+        let failed = |error| target_error("a file of the target cannot be read", &path, error);
+        let end = segments.last().map_or(0, Segment::end);
+        let length = file.len().map_err(failed)?;
+        let limit = (base + block_bytes(end)).min(length.max(base));
+        let allocated = if base < limit {
+            data_ranges(file.as_fd(), base..limit)?
+        } else {
+            Vec::new()
+        };
+        let is_allocated = |block: u64| {
+            let at = base + block_bytes(block);
+            let behind = allocated.partition_point(|range| range.end <= at);
+            allocated.get(behind).is_some_and(|range| range.start <= at)
+        };
+        let mut wanted: Vec<Segment> = Vec::new();
+        for segment in segments {
+            if segment.content == Content::Hole {
+                self.punch(&file, &path, base, &segment, &is_allocated)?;
+                continue;
+            }
+            let mut from = segment.first_block;
+            while from < segment.end() {
+                let to = (from + WRITE_BLOCKS_MAX).min(segment.end());
+                if let Some(part) = segment.clip(from, to) {
+                    self.compare(&file, &path, base, &part, &is_allocated, &mut wanted)
+                        .await?;
+                }
+                from = to;
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn punch(
+        &self,
+        file: &File,
+        path: &[u8],
+        base: u64,
+        hole: &Segment,
+        is_allocated: &dyn Fn(u64) -> bool,
+    ) -> Result<()> {
+        if !(hole.first_block..hole.end()).any(is_allocated) {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let offset = base + block_bytes(hole.first_block);
+        rustix::fs::fallocate(file.as_fd(), flags, offset, block_bytes(hole.count))
+            .map_err(|error| target_error("a hole cannot be made", path, error))
+    }
+
+    /// Compares at most 1 MiB of the target with what the backup has there.
+    async fn compare(
+        &mut self,
+        file: &File,
+        path: &[u8],
+        base: u64,
+        part: &Segment,
+        is_allocated: &dyn Fn(u64) -> bool,
+        wanted: &mut Vec<Segment>,
+    ) -> Result<()> {
+        let bytes = block_bytes(part.count) as usize;
+        let expected = match part.content {
+            Content::Stored { pack, ordinal } => {
+                Some(self.reader.hashes(pack, ordinal, part.count).await?)
+            }
+            Content::Zeros | Content::Hole => None,
+        };
+        let clock = Instant::now();
+        let offset = base + block_bytes(part.first_block);
+        let (read, mut buf) = file.read_at(self.shard.buffer().await, offset, bytes).await;
+        let read =
+            read.map_err(|error| target_error("a file of the target cannot be read", path, error))?;
+        buf[read..bytes].fill(0);
+        let clock = lap(&mut self.stages.read_wait, clock);
+        for (i, block) in buf[..bytes].chunks_exact(BLOCK_BYTES).enumerate() {
+            let at = part.first_block + i as u64;
+            let same = match &expected {
+                Some(hashes) => hashes[i] == sha256(block),
+                None => is_allocated(at) && block.iter().all(|byte| *byte == 0),
+            };
+            if same && i * BLOCK_BYTES < read {
+                self.counts.unchanged_bytes += BLOCK_BYTES as u64;
+            } else if let Some(block) = part.clip(at, at + 1) {
+                push_merged(wanted, block);
+            }
+        }
+        lap(&mut self.stages.hash, clock);
+        self.shard.turn().await;
+        Ok(())
+    }
+
+    /// All extents of the open file are written: gives it its length and its metadata.
+    pub fn complete(&mut self, target: &DirTarget, entry: &Entry) -> Result<()> {
+        let open = self.current()?;
+        open.file.set_len(entry.content_bytes()).map_err(|error| {
+            target_error("a file cannot be cut to its length", &open.path, error)
+        })?;
+        target.apply_metadata(entry, Some(open.file.as_fd().as_fd()))
+    }
+
+    /// What was done, and where the time went.
+    pub fn finish(mut self) -> (FillCounts, StageSeconds) {
+        self.counts.read_bytes = self.reader.read_bytes();
+        let mut stages = self.stages;
+        stages.add(self.reader.stages());
+        (self.counts, stages)
+    }
+}
+
+/// Appends a segment, joined with the last one where it continues it.
+fn push_merged(segments: &mut Vec<Segment>, next: Segment) {
+    if let Some(last) = segments.last_mut() {
+        let follows = last.end() == next.first_block;
+        let same = match (last.content, next.content) {
+            (
+                Content::Stored { pack, ordinal },
+                Content::Stored {
+                    pack: next_pack,
+                    ordinal: next_ordinal,
+                },
+            ) => pack == next_pack && u64::from(ordinal) + last.count == u64::from(next_ordinal),
+            (content, next_content) => content == next_content,
+        };
+        if follows && same {
+            last.count += next.count;
+            return;
+        }
+    }
+    segments.push(next);
+}
+
+/// Cuts segments into units of neighbours, at most 1 MiB each.
+fn units(segments: &[Segment]) -> Vec<Vec<Segment>> {
+    let mut units: Vec<Vec<Segment>> = Vec::new();
+    let mut unit: Vec<Segment> = Vec::new();
+    let mut blocks = 0;
+    for segment in segments {
+        let mut from = segment.first_block;
+        while from < segment.end() {
+            let gap = unit.last().is_some_and(|last| last.end() != from);
+            if gap || blocks == WRITE_BLOCKS_MAX {
+                units.push(std::mem::take(&mut unit));
+                blocks = 0;
+            }
+            let to = segment.end().min(from + WRITE_BLOCKS_MAX - blocks);
+            unit.extend(segment.clip(from, to));
+            blocks += to - from;
+            from = to;
+        }
+    }
+    if !unit.is_empty() {
+        units.push(unit);
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zeros(first_block: u64, count: u64) -> Segment {
+        Segment {
+            first_block,
+            count,
+            content: Content::Zeros,
+        }
+    }
+
+    #[test]
+    fn units_split_at_gaps_and_at_one_mebibyte() {
+        let cut = units(&[zeros(0, 100), zeros(100, 200), zeros(400, 1)]);
+        let shape: Vec<Vec<(u64, u64)>> = cut
+            .iter()
+            .map(|unit| unit.iter().map(|s| (s.first_block, s.count)).collect())
+            .collect();
+        assert_eq!(
+            shape,
+            [vec![(0, 100), (100, 156)], vec![(256, 44)], vec![(400, 1)]]
+        );
+        assert!(units(&[]).is_empty());
+        assert_eq!(units(&[zeros(5, 256)]).len(), 1);
+        assert_eq!(units(&[zeros(5, 257)]).len(), 2);
+    }
+
+    #[test]
+    fn differing_blocks_join_only_where_they_continue() {
+        let mut wanted = Vec::new();
+        push_merged(&mut wanted, zeros(0, 1));
+        push_merged(&mut wanted, zeros(1, 1));
+        push_merged(&mut wanted, zeros(3, 1));
+        assert_eq!(wanted, [zeros(0, 2), zeros(3, 1)]);
+    }
+}

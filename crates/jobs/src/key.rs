@@ -1,0 +1,60 @@
+//! `key`: who can open a repository.
+
+use mover_base::Result;
+use mover_io::Shard;
+use mover_repo::{Repository, Secret};
+
+use crate::backup::only;
+use crate::settings::{Engine, RepoAccess};
+
+pub use mover_repo::{SlotInfo, generate_identity};
+
+/// The key slots. Needs no key.
+pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<Vec<SlotInfo>> {
+    with(engine, repo, async |shard, repository| {
+        repository.slots(&shard).await
+    })
+}
+
+/// Adds a slot for a passphrase.
+pub fn add_passphrase(
+    engine: &Engine,
+    repo: &RepoAccess,
+    new: &Secret,
+    label: &str,
+) -> Result<SlotInfo> {
+    with(engine, repo, async |shard, repository| {
+        repository.add_passphrase(&shard, new, label).await
+    })
+}
+
+/// Adds a slot for whoever holds the identity of an age recipient.
+pub fn add_recipient(
+    engine: &Engine,
+    repo: &RepoAccess,
+    recipient: &str,
+    label: &str,
+) -> Result<SlotInfo> {
+    with(engine, repo, async |shard, repository| {
+        repository.add_recipient(&shard, recipient, label).await
+    })
+}
+
+/// Removes the slot whose id begins so; never the last one.
+pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<SlotInfo> {
+    with(engine, repo, async |shard, repository| {
+        repository.remove_slot(&shard, slot_prefix).await
+    })
+}
+
+fn with<T: Send>(
+    engine: &Engine,
+    repo: &RepoAccess,
+    work: impl AsyncFn(Shard, Repository) -> Result<T> + Sync,
+) -> Result<T> {
+    let body = async |shard: Shard| {
+        let repository = Repository::open(&shard, &repo.url, &repo.credentials).await?;
+        work(shard, repository).await
+    };
+    only(mover_io::run(&engine.single(), body, |_| {})?)
+}

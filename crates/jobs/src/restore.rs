@@ -1,0 +1,395 @@
+//! `restore`: a backup becomes a directory again. Plan, then execute.
+//!
+//! Invariants: without `--delta` the target appears at its name only when it is complete and durable; with
+//! `--delta` it carries a marker until then. Every block that is written matched its SHA-256, and every block
+//! that is left alone was read and matched it too. Names and metadata are put back beneath the target's root,
+//! whatever the backup's entries say.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use mover_base::tree::EntryKind;
+use mover_base::{BackupId, Error, Kind, Result};
+use mover_io::{Shard, ShardReport};
+use mover_repo::{BackupView, Repository, StageSeconds, TreeItem, catalogue};
+use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
+use serde::Serialize;
+
+use crate::backup::only;
+use crate::feed::ExtentQueue;
+use crate::fill::{FillCounts, Filler};
+use crate::machine::Clock;
+use crate::progress::{Phase, Progress};
+use crate::report::EngineReport;
+use crate::settings::{Engine, Limits, RepoAccess, Tick};
+
+/// What to restore, and where to.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// Where from.
+    pub repo: RepoAccess,
+    /// Which backup: an id, the beginning of one, or `latest`.
+    pub set: String,
+    /// The directory that shall hold it.
+    pub to: PathBuf,
+    /// Bring an existing directory to the backup's state, writing only blocks that differ.
+    pub delta: bool,
+}
+
+/// What a restore would do.
+#[derive(Serialize)]
+pub struct RestorePlan {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// URL of the repository.
+    pub repository: String,
+    /// The directory that will hold it.
+    pub target: PathBuf,
+    /// `fresh` or `delta`.
+    pub mode: &'static str,
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub dirs: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Further names of files.
+    pub hardlinks: u64,
+    /// Sizes of all files.
+    pub bytes: u64,
+    /// What they need on disk: less where there are holes.
+    pub data_bytes: u64,
+    /// Packs that will be read.
+    pub packs: u64,
+    /// Their bytes.
+    pub pack_bytes: u64,
+    /// Free bytes at the target.
+    pub free_bytes: u64,
+    /// How long it will take, if it goes as fast as the backup went.
+    pub estimated_seconds: Option<f64>,
+    /// Things to know.
+    pub warnings: Vec<String>,
+    #[serde(skip)]
+    prepared: Prepared,
+}
+
+struct Prepared {
+    view: Arc<BackupView>,
+    target: TargetPlan,
+}
+
+/// What a restore did.
+#[derive(Debug, Serialize)]
+pub struct RestoreSummary {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// The directory.
+    pub target: PathBuf,
+    /// `fresh` or `delta`.
+    pub mode: &'static str,
+    /// Sizes of all files.
+    pub bytes: u64,
+    /// Bytes read from the repository.
+    pub bytes_read: u64,
+    /// Bytes written to the target.
+    pub bytes_written: u64,
+    /// Bytes of the target that were right already (delta only).
+    pub bytes_unchanged: u64,
+    /// Bytes in holes.
+    pub hole_bytes: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub dirs: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Further names of files.
+    pub hardlinks: u64,
+    /// Names that were not in the backup and were removed (delta only).
+    pub removed: u64,
+    /// `bytes` per second of the whole job, with everything durable at its end.
+    pub bytes_per_second: f64,
+    /// What could not be put back.
+    pub warnings: Vec<String>,
+    /// The machinery.
+    pub engine: EngineReport,
+}
+
+/// Looks at backup and target and says what a restore would do. Changes nothing.
+pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result<RestorePlan> {
+    let progress = Progress::default();
+    let mode = if options.delta {
+        TargetMode::Delta
+    } else {
+        TargetMode::Fresh
+    };
+    let look = async |shard: Shard| {
+        let access = &options.repo;
+        let repository =
+            Arc::new(Repository::open(&shard, &access.url, &access.credentials).await?);
+        repository.require_reading()?;
+        let id = catalogue::find(&shard, &repository, &options.set).await?;
+        let view = BackupView::open(&shard, &repository, id).await?;
+        Ok((repository.url().to_owned(), Arc::new(view)))
+    };
+    let (repository, view) = only(mover_io::run(&engine.single(), look, |stop| {
+        tick(&progress, stop)
+    })?)?;
+    let target = DirTarget::plan(&options.to, mode)?;
+    let size = view.metadata.size_info.clone();
+    if mode == TargetMode::Fresh {
+        target.check_space(size.data_bytes)?;
+    }
+    let made_in =
+        (view.metadata.ended.as_micros() - view.metadata.started.as_micros()) as f64 / 1e6;
+    let warnings = target
+        .leftovers()
+        .iter()
+        .map(|path| {
+            format!(
+                "an earlier restore did not finish; what it left can be removed: {}",
+                path.display()
+            )
+        })
+        .collect();
+    let (packs, pack_bytes) = view.pack_totals();
+    Ok(RestorePlan {
+        backup_id: view.id,
+        repository,
+        target: target.path().to_owned(),
+        mode: mode_name(mode),
+        files: size.files,
+        dirs: size.dirs,
+        symlinks: size.symlinks,
+        hardlinks: size.hardlinks,
+        bytes: size.original_bytes,
+        data_bytes: size.data_bytes,
+        packs,
+        pack_bytes,
+        free_bytes: target.free_bytes()?,
+        estimated_seconds: (made_in > 0.0).then_some(made_in),
+        warnings,
+        prepared: Prepared { view, target },
+    })
+}
+
+/// Makes the restore that was planned.
+pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<RestoreSummary> {
+    let clock = Clock::start();
+    let progress = Progress::default();
+    let Prepared { view, target } = plan.prepared;
+    let mode = target.mode();
+    progress.begin(Phase::Prepare, 0, 0);
+    let target = DirTarget::begin(target)?;
+    let filled = fill(engine, &view, &target, mode, &progress, tick);
+    let (parts, removed) = match filled {
+        Ok(filled) => filled,
+        Err(error) => {
+            // The first error is the one to tell; what is left behind is recognisable as unfinished.
+            if let Err(left) = target.abandon() {
+                tracing::warn!(%left, "the unfinished restore could not be removed");
+            }
+            return Err(error);
+        }
+    };
+    progress.begin(Phase::Commit, 0, 0);
+    let Finished {
+        warnings: unset,
+        warnings_more,
+    } = target.finish()?;
+
+    let mut counts = FillCounts::default();
+    let mut stages = StageSeconds::default();
+    let mut reports = Vec::new();
+    for part in parts {
+        counts.add(&part.counts);
+        stages.add(&part.stages);
+        reports.push(part.report);
+    }
+    let mut warnings = plan.warnings;
+    warnings.extend(unset);
+    if warnings_more > 0 {
+        warnings.push(format!("{warnings_more} warnings more"));
+    }
+    let engine = clock.report(stages, reports);
+    Ok(RestoreSummary {
+        backup_id: view.id,
+        target: plan.target,
+        mode: plan.mode,
+        bytes: plan.bytes,
+        bytes_read: counts.read_bytes,
+        bytes_written: counts.written_bytes,
+        bytes_unchanged: counts.unchanged_bytes,
+        hole_bytes: counts.hole_bytes,
+        files: plan.files,
+        dirs: plan.dirs,
+        symlinks: plan.symlinks,
+        hardlinks: plan.hardlinks,
+        removed,
+        bytes_per_second: plan.bytes as f64 / engine.seconds.max(1e-9),
+        warnings,
+        engine,
+    })
+}
+
+/// What one shard brings back.
+struct Part {
+    counts: FillCounts,
+    stages: StageSeconds,
+    report: ShardReport,
+}
+
+/// What the shards share.
+struct FillJob<'a> {
+    view: &'a Arc<BackupView>,
+    target: &'a DirTarget,
+    mode: TargetMode,
+    progress: &'a Progress,
+    limits: Limits,
+    extents: ExtentQueue,
+    /// Extents of each file that are not written yet.
+    open_extents: Vec<AtomicU32>,
+}
+
+/// Makes all names and fills the files; the metadata of directories is left to the end.
+fn fill(
+    engine: &Engine,
+    view: &Arc<BackupView>,
+    target: &DirTarget,
+    mode: TargetMode,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<(Vec<Part>, u64)> {
+    let removed = match mode {
+        TargetMode::Fresh => 0,
+        TargetMode::Delta => {
+            let names: HashSet<&[u8]> = view
+                .items
+                .iter()
+                .map(|item| item.entry.path.as_slice())
+                .collect();
+            target.remove_extra(&|path| names.contains(path))?
+        }
+    };
+    make_names(engine, view, target, progress, &mut *tick)?;
+    let bytes = view.metadata.size_info.original_bytes;
+    progress.begin(Phase::Restore, bytes, view.metadata.size_info.files);
+    let files = || {
+        view.items
+            .iter()
+            .enumerate()
+            .map(|(at, item)| (at as u32, item.entry.content_bytes()))
+    };
+    let job = FillJob {
+        view,
+        target,
+        mode,
+        progress,
+        limits: engine.limits(),
+        extents: ExtentQueue::new(files()),
+        open_extents: view
+            .items
+            .iter()
+            .map(|item| AtomicU32::new(item.map.as_ref().map_or(0, |map| map.extents() as u32)))
+            .collect(),
+    };
+    let work = async |shard: Shard| fill_shard(&shard, &job).await;
+    let parts = mover_io::run(&engine.wide()?, work, |stop| tick(progress, stop))?;
+    Ok((parts, removed))
+}
+
+/// Makes every name in path order, so that directories come before what they hold and files before their
+/// further names. Empty files are complete then.
+fn make_names(
+    engine: &Engine,
+    view: &BackupView,
+    target: &DirTarget,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<()> {
+    let body = async |shard: Shard| {
+        for (at, item) in view.items.iter().enumerate() {
+            shard.stop()?;
+            make_name(item, target)?;
+            if at % 256 == 0 {
+                shard.turn().await;
+            }
+        }
+        Ok(())
+    };
+    mover_io::run(&engine.single(), body, |stop| tick(progress, stop)).map(|_| ())
+}
+
+fn make_name(item: &TreeItem, target: &DirTarget) -> Result<()> {
+    let entry = &item.entry;
+    match &entry.kind {
+        EntryKind::Dir => {
+            if !entry.path.is_empty() {
+                target.make_dir(entry)?;
+            }
+            target.apply_metadata(entry, None)
+        }
+        EntryKind::File { bytes } => {
+            let fd = target.make_file(entry)?;
+            if *bytes > 0 {
+                return Ok(());
+            }
+            rustix::fs::ftruncate(&fd, 0).map_err(|error| {
+                mover_source::target_error("a file cannot be cut", &entry.path, error)
+            })?;
+            target.apply_metadata(entry, Some(std::os::fd::AsFd::as_fd(&fd)))
+        }
+        EntryKind::Symlink { .. } => {
+            target.make_symlink(entry)?;
+            target.apply_metadata(entry, None)
+        }
+        EntryKind::Hardlink { .. } => target.make_hardlink(entry),
+        EntryKind::Fifo => {
+            target.make_fifo(entry)?;
+            target.apply_metadata(entry, None)
+        }
+    }
+}
+
+async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
+    let mut filler = Filler::new(shard, job.view, job.mode, &job.limits);
+    while let Some(extent) = job.extents.claim() {
+        shard.stop()?;
+        let missing = || {
+            Error::new(
+                Kind::Internal,
+                "an extent of a file that is not in the backup",
+            )
+        };
+        let item = job
+            .view
+            .items
+            .get(extent.item as usize)
+            .ok_or_else(missing)?;
+        let map = item.map.as_ref().ok_or_else(missing)?;
+        filler.open(job.target, extent.item, &item.entry)?;
+        filler
+            .extent(map, u64::from(extent.index), job.progress)
+            .await?;
+        let open = &job.open_extents[extent.item as usize];
+        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            filler.complete(job.target, &item.entry)?;
+            job.progress.add_files(1);
+        }
+    }
+    let (counts, stages) = filler.finish();
+    Ok(Part {
+        counts,
+        stages,
+        report: shard.report(),
+    })
+}
+
+fn mode_name(mode: TargetMode) -> &'static str {
+    match mode {
+        TargetMode::Fresh => "fresh",
+        TargetMode::Delta => "delta",
+    }
+}

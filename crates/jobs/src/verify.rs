@@ -1,0 +1,234 @@
+//! `verify`: is what is stored what was stored?
+//!
+//! Level `checksum` reads every byte that the backups need: preambles, seals, CRC-32 of frames, SHA-256 of every
+//! block and node, and that every map names blocks that exist.
+//!
+//! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
+//! pack is read once, however many backups share it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use mover_base::{BackupId, Result};
+use mover_io::{Shard, ShardReport};
+use mover_repo::verify::{Damage, Inventory, check_map, check_pack, finding};
+use mover_repo::{Repository, StageSeconds, catalogue};
+use serde::Serialize;
+
+use crate::backup::only;
+use crate::machine::Clock;
+use crate::progress::{Phase, Progress};
+use crate::report::EngineReport;
+use crate::settings::{Engine, RepoAccess, Tick};
+
+/// How deeply to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Every stored byte, by its checksums and seals.
+    Checksum,
+}
+
+/// What to verify.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// Which repository.
+    pub repo: RepoAccess,
+    /// How deeply.
+    pub level: Level,
+    /// One backup (an id, the beginning of one, or `latest`), or all.
+    pub set: Option<String>,
+}
+
+/// Damage to one object.
+#[derive(Debug, Clone, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// The object.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// The backups that need it.
+    pub backups: Vec<BackupId>,
+}
+
+/// Whether one backup is sound.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackupVerdict {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// No finding concerns it.
+    pub ok: bool,
+}
+
+/// What a verification found.
+#[derive(Debug, Serialize)]
+pub struct VerifySummary {
+    /// How deeply it looked.
+    pub level: Level,
+    /// Nothing is wrong.
+    pub ok: bool,
+    /// Every backup that was to be verified.
+    pub backups: Vec<BackupVerdict>,
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Blocks whose SHA-256 was checked.
+    pub blocks: u64,
+    /// Packs that no backup needs: an interrupted job left them, or one is running. Counted for all backups only.
+    pub unreferenced_packs: Option<u64>,
+    /// Their bytes.
+    pub unreferenced_bytes: Option<u64>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// The machinery.
+    pub engine: EngineReport,
+}
+
+/// One thing to check.
+enum Task {
+    Pack(mover_repo::PackInfo, Vec<BackupId>),
+    Map(BackupId),
+}
+
+#[derive(Default)]
+struct Part {
+    findings: Vec<Finding>,
+    objects: u64,
+    bytes: u64,
+    blocks: u64,
+    stages: StageSeconds,
+    report: Option<ShardReport>,
+}
+
+/// Verifies one backup or all. Damage is in the summary; an error means that the run could not be finished.
+pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Result<VerifySummary> {
+    let clock = Clock::start();
+    let progress = Progress::default();
+    progress.begin(Phase::Prepare, 0, 0);
+    let prepare = async |shard: Shard| {
+        let access = &options.repo;
+        let repository =
+            Arc::new(Repository::open(&shard, &access.url, &access.credentials).await?);
+        repository.require_reading()?;
+        let ids = match &options.set {
+            Some(set) => vec![catalogue::find(&shard, &repository, set).await?],
+            None => catalogue::list(&shard, &repository).await?,
+        };
+        let inventory = Inventory::take(&shard, &repository, &ids).await?;
+        let unreferenced = match options.set {
+            Some(_) => None,
+            None => Some(inventory.unreferenced(&shard, &repository).await?),
+        };
+        Ok((repository, ids, inventory, unreferenced))
+    };
+    let (repository, ids, inventory, unreferenced) =
+        only(mover_io::run(&engine.single(), prepare, |stop| {
+            tick(&progress, stop)
+        })?)?;
+
+    let bytes = inventory.packs.values().map(|(pack, _)| pack.bytes).sum();
+    progress.begin(Phase::Verify, bytes, inventory.packs.len() as u64);
+    let mut findings: Vec<Finding> = inventory
+        .findings
+        .into_iter()
+        .map(|(damage, backups)| Finding::new(damage, backups))
+        .collect();
+    // Maps first: they are few, and each is one task however large.
+    let maps = inventory.backups.iter().map(|id| Task::Map(*id));
+    let packs = inventory
+        .packs
+        .into_values()
+        .map(|(pack, users)| Task::Pack(pack, users));
+    let tasks: Vec<Task> = maps.chain(packs).collect();
+    let next = AtomicUsize::new(0);
+    let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
+    let parts = mover_io::run(&engine.wide()?, work, |stop| tick(&progress, stop))?;
+
+    let mut sum = Part {
+        objects: inventory.objects,
+        bytes: inventory.bytes,
+        ..Part::default()
+    };
+    let mut reports = Vec::new();
+    for part in parts {
+        findings.extend(part.findings);
+        sum.objects += part.objects;
+        sum.bytes += part.bytes;
+        sum.blocks += part.blocks;
+        sum.stages.add(&part.stages);
+        reports.extend(part.report);
+    }
+    findings.sort();
+    findings.dedup();
+    let damaged: BTreeSet<BackupId> = findings
+        .iter()
+        .flat_map(|finding| finding.backups.iter().copied())
+        .collect();
+    Ok(VerifySummary {
+        level: options.level,
+        ok: findings.is_empty(),
+        backups: ids
+            .iter()
+            .map(|id| BackupVerdict {
+                backup_id: *id,
+                ok: !damaged.contains(id),
+            })
+            .collect(),
+        objects: sum.objects,
+        bytes: sum.bytes,
+        blocks: sum.blocks,
+        unreferenced_packs: unreferenced.map(|(packs, _)| packs),
+        unreferenced_bytes: unreferenced.map(|(_, bytes)| bytes),
+        findings,
+        engine: clock.report(sum.stages, reports),
+    })
+}
+
+impl Finding {
+    fn new(damage: Damage, backups: Vec<BackupId>) -> Self {
+        Finding {
+            object: damage.object,
+            what: damage.what,
+            backups,
+        }
+    }
+}
+
+async fn check(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    tasks: &[Task],
+    next: &AtomicUsize,
+    progress: &Progress,
+) -> Result<Part> {
+    let mut part = Part::default();
+    while let Some(task) = tasks.get(next.fetch_add(1, Relaxed)) {
+        shard.stop()?;
+        match task {
+            Task::Map(id) => {
+                if let Err(error) = check_map(shard, repository, *id).await {
+                    part.findings.push(Finding::new(finding(error)?, vec![*id]));
+                }
+            }
+            Task::Pack(pack, users) => {
+                part.objects += 1;
+                match check_pack(shard, repository, pack).await {
+                    Ok(checked) => {
+                        part.bytes += checked.bytes;
+                        part.blocks += checked.blocks;
+                        part.stages.add(&checked.stages);
+                    }
+                    Err(error) => part
+                        .findings
+                        .push(Finding::new(finding(error)?, users.clone())),
+                }
+                progress.add_bytes(pack.bytes);
+                progress.add_files(1);
+            }
+        }
+    }
+    part.report = Some(shard.report());
+    Ok(part)
+}
