@@ -119,9 +119,17 @@ impl RepositoryConfig {
     }
 }
 
-/// Lower-case hex digits.
+/// Lower-case hex digits, written in place: the bytes may be a secret, of which no copies may stay behind.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
+    let mut out = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        out.push(DIGITS[usize::from(byte >> 4)]);
+        out.push(DIGITS[usize::from(byte & 15)]);
+    }
+    out
 }
 
 /// Exactly 32 bytes from lower-case hex digits.

@@ -9,7 +9,7 @@ use std::fmt;
 use mover_base::checksum::Sha256;
 use mover_base::{Error, Kind, ObjectId, RepoId, Result, Timestamp, checksum};
 use serde::Deserialize;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::config::{hex, unhex32};
 use crate::preamble::FORMAT_VERSION;
@@ -199,7 +199,7 @@ impl SlotSecret {
             ));
         }
         let mut out = Zeroizing::new(Vec::with_capacity(512 + self.identity.len()));
-        let mut text = Zeroizing::new(hex(self.master_key.expose()));
+        let master_key = Zeroizing::new(hex(self.master_key.expose()));
         for part in [
             "{\"repository_id\":\"",
             &self.repo_id.to_string(),
@@ -208,12 +208,11 @@ impl SlotSecret {
             "\",\"identity\":\"",
             &self.identity,
             "\",\"master_key\":\"",
-            &text,
+            &master_key,
             "\"}",
         ] {
             out.extend_from_slice(part.as_bytes());
         }
-        text.zeroize();
         Ok(out)
     }
 
