@@ -199,6 +199,7 @@ impl Plan<'_> {
             task_panic: RefCell::new(None),
             task_panicked: tokio::sync::Notify::new(),
         }));
+        let inner = Rc::clone(&shard.0);
         let tasks = LocalSet::new();
         tasks.spawn_local(Rc::clone(&driver).reap_loop(wake_fd));
         let index = self.index;
@@ -210,9 +211,11 @@ impl Plan<'_> {
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(tasks)));
         driver.drain();
         runtime.shutdown_background();
-        match dropped {
-            Ok(()) => result,
-            Err(payload) => result.and(Err(panicked(index, &*payload))),
+        // A panic says more than an error that it may have caused; a body may also end without looking at its tasks.
+        match (inner.task_panic.take(), dropped) {
+            (Some(panic), _) => Err(panic),
+            (None, Ok(())) => result,
+            (None, Err(payload)) => result.and(Err(panicked(index, &*payload))),
         }
     }
 
@@ -244,7 +247,7 @@ where
         stop.raised().await;
         tokio::time::sleep(STOP_GRACE).await;
     };
-    let result = tokio::select! {
+    tokio::select! {
         biased;
         result = body(shard) => result,
         error = inner.task_panic() => Err(error),
@@ -254,10 +257,5 @@ where
                 .cause(error),
         ),
         () = overdue => Err(cancelled()),
-    };
-    // A body may have ended because of a task's panic, or without looking at its task.
-    match inner.task_panic.borrow_mut().take() {
-        Some(panic) => Err(panic),
-        None => result,
     }
 }

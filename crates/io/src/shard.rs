@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use mover_base::{Error, Kind, Result};
@@ -98,20 +98,10 @@ impl Shard {
 
     /// Starts a task on this shard. It is dropped when the shard's body ends; a panic in it ends the run.
     pub fn spawn<T: 'static>(&self, f: impl Future<Output = T> + 'static) -> JoinHandle<T> {
-        let shard = Rc::downgrade(&self.0);
-        let mut task: Pin<Box<dyn Future<Output = T>>> = Box::pin(f);
-        tokio::task::spawn_local(std::future::poll_fn(move |cx| {
-            match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
-                Ok(polled) => polled,
-                Err(payload) => {
-                    if let Some(shard) = shard.upgrade() {
-                        shard.note_panic(panicked(shard.index, payload.as_ref()));
-                    }
-                    // The task's handle shall tell, too.
-                    resume_unwind(payload)
-                }
-            }
-        }))
+        tokio::task::spawn_local(Task {
+            future: Some(Box::pin(f)),
+            shard: Rc::downgrade(&self.0),
+        })
     }
 
     /// Submits what is queued, takes in completions and lets other tasks run. Call it between slices of CPU work.
@@ -201,6 +191,44 @@ impl Inner {
             }
             self.task_panicked.notified().await;
         }
+    }
+}
+
+/// A spawned future whose panics, also those of its destructor, end the run. The runtime alone would keep them for
+/// whoever waits for the task, and nobody might.
+struct Task<T> {
+    future: Option<Pin<Box<dyn Future<Output = T>>>>,
+    shard: Weak<Inner>,
+}
+
+impl<T> Task<T> {
+    /// Runs `step` and notes its panic before it goes on to the task's handle.
+    fn noting<R>(shard: &Weak<Inner>, step: impl FnOnce() -> R) -> R {
+        catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|payload| {
+            if let Some(shard) = shard.upgrade() {
+                shard.note_panic(panicked(shard.index, payload.as_ref()));
+            }
+            resume_unwind(payload)
+        })
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let Task { future, shard } = &mut *self;
+        match future {
+            Some(future) => Self::noting(shard, || future.as_mut().poll(cx)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        let future = self.future.take();
+        Self::noting(&self.shard, || drop(future));
     }
 }
 
