@@ -90,7 +90,8 @@ impl Shard {
     }
 
     /// Takes a file over. `Access::Direct` falls back to buffered where the file system or the settings forbid it;
-    /// [`File::is_direct`] and the report say which it is. Errors: the flags of `fd` cannot be read or set.
+    /// [`File::is_direct`] and the report say which it is. O_DIRECT is a flag of the opening, so duplicates of `fd`
+    /// change with it. Errors: the flags of `fd` cannot be read or set.
     pub fn file(&self, fd: OwnedFd, access: Access) -> io::Result<File> {
         let direct = access == Access::Direct && self.0.direct;
         File::new(Rc::clone(&self.0.driver), fd, direct)
