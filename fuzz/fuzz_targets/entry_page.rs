@@ -9,6 +9,10 @@ use mover_format::EntryPage;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(page) = EntryPage::decode(bytes) {
         assert_eq!(page.encode().unwrap(), bytes);
-        assert!(page.entries.iter().all(|stored| is_safe_path(&stored.entry.path)));
+        assert!(
+            page.entries
+                .iter()
+                .all(|stored| is_safe_path(&stored.entry.path))
+        );
     }
 });

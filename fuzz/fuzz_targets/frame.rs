@@ -22,7 +22,12 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let sealer = ObjectSealer::new(&preamble, None).unwrap();
     let mut decoder = FrameDecoder::new();
-    for kind in [FrameKind::Blocks, FrameKind::Nodes, FrameKind::Directory, FrameKind::Manifest] {
+    for kind in [
+        FrameKind::Blocks,
+        FrameKind::Nodes,
+        FrameKind::Directory,
+        FrameKind::Manifest,
+    ] {
         if let Ok(plain) = decoder.open_vec(&sealer, 0, kind, &bytes, 4 << 20) {
             assert!(kind.allows_plain_bytes(plain.len()));
         }

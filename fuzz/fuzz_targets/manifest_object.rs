@@ -6,7 +6,9 @@ use libfuzzer_sys::fuzz_target;
 use mover_format::{FrameDecoder, Manifest, ObjectSealer, Preamble};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok((preamble, _)) = Preamble::decode(bytes) else { return };
+    let Ok((preamble, _)) = Preamble::decode(bytes) else {
+        return;
+    };
     if let Ok(sealer) = ObjectSealer::new(&preamble, None) {
         let _ = Manifest::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new());
     }
