@@ -1,0 +1,81 @@
+//! The loop on glommio: one pinned executor per core, its own registered buffers.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use glommio::io::DmaFile;
+use glommio::{LocalExecutorPoolBuilder, PoolPlacement};
+use mover_base::Result;
+
+use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, short_read};
+
+/// Memory for buffers of an executor: twice what is in flight, because its allocator splits it in powers of two.
+const IO_MEMORY_BYTES: usize = 2 * DEPTH * PIECE_BYTES;
+
+/// Runs the loop on one executor per core.
+pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
+    let cores = crate::work::cores().len();
+    let shared = Arc::clone(work);
+    let handles = LocalExecutorPoolBuilder::new(PoolPlacement::MaxSpread(cores, None))
+        .io_memory(IO_MEMORY_BYTES)
+        .on_all_shards(move || shard(shared))
+        .map_err(|e| failed("glommio did not start", e.to_string()))?;
+    let mut all = Tally::new();
+    for joined in handles.join_all() {
+        all.add(&joined.map_err(|e| failed("an executor failed", e.to_string()))??);
+    }
+    Ok((all, "its own ring flags and buffers".to_owned()))
+}
+
+async fn shard(work: Arc<Work>) -> Result<Tally> {
+    let mut files = Vec::new();
+    for path in &work.paths {
+        let file = DmaFile::open(path).await;
+        files.push(file.map_err(|e| failed("a file cannot be opened", e.to_string()))?);
+    }
+    let files = Rc::new(files);
+    let tally = Rc::new(RefCell::new(Tally::new()));
+    let tasks: Vec<_> = (0..DEPTH)
+        .map(|_| {
+            glommio::spawn_local(task(
+                Arc::clone(&work),
+                Rc::clone(&files),
+                Rc::clone(&tally),
+            ))
+        })
+        .collect();
+    for task in tasks {
+        task.await?;
+    }
+    for file in Rc::into_inner(files).unwrap_or_default() {
+        file.close()
+            .await
+            .map_err(|e| failed("a file cannot be closed", e.to_string()))?;
+    }
+    Ok(tally.replace(Tally::new()))
+}
+
+async fn task(work: Arc<Work>, files: Rc<Vec<DmaFile>>, tally: Rc<RefCell<Tally>>) -> Result<()> {
+    while let Some(piece) = work.claim() {
+        let start = Instant::now();
+        let read = files[piece.file]
+            .read_at_aligned(piece.offset, piece.len)
+            .await;
+        let read = read.map_err(|e| failed("a read failed", e.to_string()))?;
+        if read.len() != piece.len {
+            return Err(short_read());
+        }
+        tally.borrow_mut().count(piece.len, start.elapsed());
+        if !work.hash {
+            tally.borrow_mut().see(&read, false);
+            continue;
+        }
+        for slice in read.chunks(SLICE_BYTES) {
+            tally.borrow_mut().see(slice, true);
+            glommio::yield_if_needed().await;
+        }
+    }
+    Ok(())
+}

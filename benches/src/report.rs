@@ -1,0 +1,401 @@
+//! The readable tables of a date's results.
+//!
+//! Invariants: every figure comes from a result file; medians are shown with the smallest and largest repetition;
+//! a ratio is printed only if both of its sides were measured.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use mover_base::units::format_bytes;
+
+use crate::data::Dataset;
+use crate::disk::DiskFigure;
+use crate::machine::Machine;
+use crate::results::{BakeoffRun, Measured, Part, ResultFile, Rooflines};
+use crate::stats::Spread;
+use crate::tools::{Step, Tool, ToolRun};
+
+/// Repetitions of one step of one tool.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Program.
+    pub tool: Tool,
+    /// Step.
+    pub step: Step,
+    /// Wall seconds.
+    pub wall_seconds: Spread,
+    /// Source bytes per second.
+    pub bytes_per_second: Spread,
+    /// CPU seconds per gigabyte.
+    pub cpu_seconds_per_gb: Spread,
+    /// Largest resident set.
+    pub rss_bytes: Spread,
+    /// Seconds of the `sync` after it.
+    pub sync_seconds: Spread,
+    /// Bytes of the repository.
+    pub stored_bytes: u64,
+    /// Bytes of the source.
+    pub source_bytes: u64,
+}
+
+/// The rows of all runs, by step, then tool.
+pub fn rows<'a>(runs: impl IntoIterator<Item = &'a ToolRun>) -> Vec<Row> {
+    let mut groups: BTreeMap<(Step, Tool), Vec<&ToolRun>> = BTreeMap::new();
+    for run in runs {
+        groups.entry((run.step, run.tool)).or_default().push(run);
+    }
+    let row = |((step, tool), runs): ((Step, Tool), Vec<&ToolRun>)| {
+        let of = |figure: fn(&ToolRun) -> f64| Spread::of(runs.iter().map(|run| figure(run)));
+        Some(Row {
+            tool,
+            step,
+            wall_seconds: of(|run| run.usage.wall_seconds)?,
+            bytes_per_second: of(ToolRun::bytes_per_second)?,
+            cpu_seconds_per_gb: of(ToolRun::cpu_seconds_per_gb)?,
+            rss_bytes: of(|run| run.usage.rss_bytes as f64)?,
+            sync_seconds: of(|run| run.sync_seconds)?,
+            stored_bytes: runs.first()?.stored_bytes,
+            source_bytes: runs.first()?.source_bytes,
+        })
+    };
+    groups.into_iter().filter_map(row).collect()
+}
+
+/// The rooflines of a data set, if they were measured.
+pub fn rooflines(files: &[ResultFile], dataset: Dataset) -> Option<&Rooflines> {
+    files.iter().find_map(|file| match &file.measured {
+        Measured::Rooflines(rooflines) if file.dataset == dataset => Some(&**rooflines),
+        _ => None,
+    })
+}
+
+/// Runs of the mover and of its peers on a data set.
+pub fn runs(files: &[ResultFile], dataset: Dataset) -> Vec<&ToolRun> {
+    let mut runs = Vec::new();
+    for file in files.iter().filter(|file| file.dataset == dataset) {
+        if let (Part::Mover | Part::Peers, Measured::Tools(own)) = (file.part, &file.measured) {
+            runs.extend(own);
+        }
+    }
+    runs
+}
+
+/// Megabytes (10^6) per second, without decimals.
+fn mb(bytes_per_second: f64) -> String {
+    format!("{:.0}", bytes_per_second / 1e6)
+}
+
+fn spread(spread: Spread, show: impl Fn(f64) -> String) -> String {
+    let (low, middle, high) = (show(spread.min), show(spread.median), show(spread.max));
+    if low == high {
+        middle
+    } else {
+        format!("{middle} ({low}-{high})")
+    }
+}
+
+fn step_title(step: Step) -> &'static str {
+    match step {
+        Step::Init => "init",
+        Step::Backup => "backup",
+        Step::BackupUnchanged => "second backup, unchanged",
+        Step::Restore => "restore",
+        Step::Verify => "verify",
+    }
+}
+
+/// Writing to a string cannot fail; this says so once.
+macro_rules! line {
+    ($out:expr, $($arg:tt)*) => { let _ = writeln!($out, $($arg)*); };
+}
+
+/// The whole report as Markdown.
+pub fn markdown(files: &[ResultFile], date: &str) -> String {
+    let mut out = format!("# Measurements of {date}\n\n");
+    let Some(first) = files.first() else {
+        out.push_str("Nothing was measured.\n");
+        return out;
+    };
+    if files.iter().any(|file| file.smoke) {
+        out.push_str("**Tiny data, to try the harness: no figure here is worth quoting.**\n\n");
+    }
+    machine(&mut out, &first.machine, files);
+    for dataset in [Dataset::Pg, Dataset::Rows] {
+        let of_set = files.iter().find(|file| file.dataset == dataset);
+        if let Some(file) = of_set {
+            line!(out, "## {}\n", dataset.title());
+            line!(
+                out,
+                "{} in {} files.\n",
+                format_bytes(file.dataset_bytes),
+                file.dataset_files
+            );
+            if let Some(limits) = rooflines(files, dataset) {
+                roofline_tables(&mut out, limits);
+            }
+            tools_table(
+                &mut out,
+                &rows(runs(files, dataset)),
+                rooflines(files, dataset),
+            );
+            mover_stages(&mut out, &runs(files, dataset));
+        }
+    }
+    for file in files {
+        match &file.measured {
+            Measured::Bakeoff(runs) => bakeoff(&mut out, runs, file.dataset),
+            Measured::Tools(runs) if file.part == Part::Memory => memory(&mut out, runs),
+            _ => {}
+        }
+    }
+    out
+}
+
+fn machine(out: &mut String, machine: &Machine, files: &[ResultFile]) {
+    line!(out, "| | |\n|---|---|");
+    line!(
+        out,
+        "| processor | {}, {} cores ({}) |",
+        machine.cpu,
+        machine.cores,
+        machine.cpu_flags.join(" ")
+    );
+    line!(out, "| memory | {} |", format_bytes(machine.memory_bytes));
+    line!(out, "| disk | {} |", machine.disk);
+    line!(out, "| file system | {} |", machine.mount);
+    line!(
+        out,
+        "| system | {}, Linux {} |",
+        machine.system,
+        machine.kernel
+    );
+    line!(out, "| compiler | {} |", machine.rustc);
+    let mut commits: Vec<&str> = files
+        .iter()
+        .map(|file| file.machine.commit.as_str())
+        .collect();
+    commits.dedup();
+    line!(out, "| commit | {} |", commits.join(", "));
+    line!(out, "| programs | {} |\n", machine.versions.join("; "));
+    out.push_str(
+        "Rates are bytes of the source per second of wall time, MB = 10^6 bytes; the median, with the smallest and \
+         the largest repetition in brackets. Caches are emptied before every step. CPU is user and kernel time of the \
+         whole process tree. Peak memory is that of the largest single process.\n\n",
+    );
+}
+
+fn disk_row(out: &mut String, title: &str, figure: &DiskFigure) {
+    let latency = figure.latency;
+    line!(
+        out,
+        "| {title} | {} | {:.2} | {} | {} | {} | {} |",
+        mb(figure.bytes_per_second),
+        figure.cpu_seconds_per_gb,
+        latency.p50_us,
+        latency.p99_us,
+        latency.p999_us,
+        latency.max_us
+    );
+}
+
+fn roofline_tables(out: &mut String, limits: &Rooflines) {
+    line!(out, "### What the hardware allows\n");
+    line!(
+        out,
+        "| disk alone | MB/s | CPU s/GB | p50 us | p99 us | p99.9 us | max us |\n|---|---|---|---|---|---|---|"
+    );
+    disk_row(
+        out,
+        "O_DIRECT read, 1 MiB, 16 in flight per shard",
+        &limits.read,
+    );
+    disk_row(out, "O_DIRECT write, preallocated, fsync", &limits.write);
+    disk_row(
+        out,
+        "the same, after open, decode and SHA-256 of each frame",
+        &limits.restore_write,
+    );
+    line!(out, "\nEngine: {}.\n", limits.read.engine);
+    line!(
+        out,
+        "| CPU stage alone | MB/s on 1 core | MB/s on all | CPU s per GB of source |\n|---|---|---|---|"
+    );
+    for figure in &limits.stages {
+        line!(
+            out,
+            "| {} | {} | {} | {:.2} |",
+            figure.stage.title(),
+            mb(figure.one_core_bytes_per_second),
+            mb(figure.all_cores_bytes_per_second),
+            figure.cpu_seconds_per_gb
+        );
+    }
+    let sample = limits.sample;
+    line!(
+        out,
+        "\nSample: {} of the source, {:.1} % zero blocks, compression {:.2}:1. Stage rates are in bytes that go into the stage.\n",
+        format_bytes(sample.source_bytes),
+        100.0 * sample.zero_share,
+        sample.compression_ratio
+    );
+    line!(
+        out,
+        "Roofline of a backup: **{} MB/s** ({}); of a restore: **{} MB/s** ({}).\n",
+        mb(limits.backup_bytes_per_second),
+        limits.backup_limit,
+        mb(limits.restore_bytes_per_second),
+        limits.restore_limit
+    );
+}
+
+/// The limit that a step is held against.
+fn limit_of(step: Step, limits: Option<&Rooflines>) -> Option<f64> {
+    match step {
+        Step::Backup => limits.map(|limits| limits.backup_bytes_per_second),
+        Step::Restore => limits.map(|limits| limits.restore_bytes_per_second),
+        _ => None,
+    }
+}
+
+fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
+    if rows.is_empty() {
+        return;
+    }
+    line!(out, "### The mover and its peers\n");
+    line!(
+        out,
+        "| step | program | wall s | MB/s | of roofline | mover is faster by | CPU s/GB | peak memory MiB | stored | ratio | sync after, s |"
+    );
+    line!(out, "|---|---|---|---|---|---|---|---|---|---|---|");
+    for row in rows.iter().filter(|row| row.step != Step::Init) {
+        let mover = rows
+            .iter()
+            .find(|other| other.step == row.step && other.tool == Tool::Mover);
+        let faster = match mover {
+            Some(mover) if row.tool != Tool::Mover => {
+                format!(
+                    "{:.2}x",
+                    mover.bytes_per_second.median / row.bytes_per_second.median
+                )
+            }
+            _ => String::new(),
+        };
+        let share = limit_of(row.step, limits).map_or_else(String::new, |limit| {
+            format!("{:.0} %", 100.0 * row.bytes_per_second.median / limit)
+        });
+        let ratio = row.source_bytes as f64 / row.stored_bytes.max(1) as f64;
+        line!(
+            out,
+            "| {} | {} | {} | {} | {share} | {faster} | {:.2} | {:.0} | {} | {ratio:.2} | {:.2} |",
+            step_title(row.step),
+            row.tool.title(),
+            spread(row.wall_seconds, |s| format!("{s:.2}")),
+            spread(row.bytes_per_second, mb),
+            row.cpu_seconds_per_gb.median,
+            row.rss_bytes.max / f64::from(1 << 20),
+            format_bytes(row.stored_bytes),
+            row.sync_seconds.median
+        );
+    }
+    line!(out, "");
+    for tool in Tool::ALL
+        .into_iter()
+        .filter(|tool| rows.iter().any(|row| row.tool == *tool))
+    {
+        line!(out, "- {}: {}.", tool.title(), tool.settings());
+    }
+    line!(out, "");
+}
+
+/// Stage seconds of the mover's own summary, of the run in the middle.
+fn mover_stages(out: &mut String, runs: &[&ToolRun]) {
+    for step in [Step::Backup, Step::Restore] {
+        let mut of_step: Vec<&&ToolRun> = runs
+            .iter()
+            .filter(|run| run.tool == Tool::Mover && run.step == step)
+            .collect();
+        of_step.sort_by(|a, b| a.usage.wall_seconds.total_cmp(&b.usage.wall_seconds));
+        let middle = of_step.get(of_step.len() / 2);
+        let stages =
+            middle.and_then(|run| run.detail.as_ref()?.pointer("/engine/stages")?.as_object());
+        if let Some(stages) = stages {
+            let list: Vec<String> = stages
+                .iter()
+                .filter_map(|(name, seconds)| Some(format!("{name} {:.2}", seconds.as_f64()?)))
+                .collect();
+            line!(
+                out,
+                "Seconds in each stage of the {}, added over shards: {}.\n",
+                step_title(step),
+                list.join(", ")
+            );
+        }
+    }
+}
+
+fn bakeoff(out: &mut String, runs: &[BakeoffRun], dataset: Dataset) {
+    line!(
+        out,
+        "## Runtimes, the same loop on each ({})\n",
+        dataset.title()
+    );
+    out.push_str(
+        "Per core 16 reads of 1 MiB in flight with O_DIRECT; `hash` also takes the SHA-256 of every 4 KiB block. Latency \
+         is from the call of a read until its task has the data, with the wait for the core in it; the median over repetitions.\n\n",
+    );
+    line!(
+        out,
+        "| loop | engine | MB/s | CPU s/GB | peak memory MiB | p50 us | p99 us | p99.9 us | max us | settings |"
+    );
+    line!(out, "|---|---|---|---|---|---|---|---|---|---|");
+    let mut groups: BTreeMap<(&str, usize), Vec<&BakeoffRun>> = BTreeMap::new();
+    for run in runs {
+        let place = runs
+            .iter()
+            .position(|other| other.engine == run.engine)
+            .unwrap_or(0);
+        groups.entry((&run.variant, place)).or_default().push(run);
+    }
+    for ((variant, _), runs) in groups {
+        let of = |figure: fn(&BakeoffRun) -> f64| {
+            Spread::of(runs.iter().map(|run| figure(run))).unwrap_or_default()
+        };
+        let micros = |figure: fn(&BakeoffRun) -> u64| {
+            Spread::of(runs.iter().map(|run| figure(run) as f64))
+                .map_or(0.0, |spread| spread.median)
+        };
+        line!(
+            out,
+            "| {variant} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} |",
+            runs[0].engine,
+            spread(of(BakeoffRun::bytes_per_second), mb),
+            spread(of(BakeoffRun::cpu_seconds_per_gb), |s| format!("{s:.3}")),
+            of(|run| run.usage.rss_bytes as f64).max / f64::from(1 << 20),
+            micros(|run| run.latency.p50_us),
+            micros(|run| run.latency.p99_us),
+            micros(|run| run.latency.p999_us),
+            micros(|run| run.latency.max_us),
+            runs[0].note
+        );
+    }
+    line!(out, "");
+}
+
+fn memory(out: &mut String, runs: &[ToolRun]) {
+    line!(out, "## Memory against the size of the data\n");
+    line!(
+        out,
+        "| source | step | MB/s | peak memory MiB |\n|---|---|---|---|"
+    );
+    for run in runs.iter().filter(|run| run.step != Step::Init) {
+        line!(
+            out,
+            "| {} | {} | {} | {:.0} |",
+            format_bytes(run.source_bytes),
+            step_title(run.step),
+            mb(run.bytes_per_second()),
+            run.usage.rss_bytes as f64 / f64::from(1 << 20)
+        );
+    }
+    line!(out, "");
+}

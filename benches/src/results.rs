@@ -1,0 +1,199 @@
+//! Result files: what they hold, where they are, how they are read back.
+//!
+//! Invariants: one file per date, part and data set, so a part can be measured again without the others; a file is
+//! written whole or not at all.
+
+use std::path::{Path, PathBuf};
+
+use mover_base::{Error, Kind, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::command::Usage;
+use crate::data::Dataset;
+use crate::disk::{DiskFigure, Quantiles};
+use crate::machine::Machine;
+use crate::stages::{SampleFacts, StageFigure};
+use crate::tools::ToolRun;
+
+/// A part of the whole measurement.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Disk alone, CPU stages alone.
+    Rooflines,
+    /// The mover.
+    Mover,
+    /// Its peers.
+    Peers,
+    /// The extraction loop on four runtimes.
+    Bakeoff,
+    /// Peak memory of the mover on 1 GB and 10 GB.
+    Memory,
+}
+
+impl Part {
+    /// All, in the order in which they run.
+    pub const ALL: [Part; 5] = [
+        Part::Rooflines,
+        Part::Mover,
+        Part::Peers,
+        Part::Bakeoff,
+        Part::Memory,
+    ];
+
+    /// Name in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Rooflines => "rooflines",
+            Part::Mover => "mover",
+            Part::Peers => "peers",
+            Part::Bakeoff => "bakeoff",
+            Part::Memory => "memory",
+        }
+    }
+}
+
+/// The limits that the hardware sets on one data set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rooflines {
+    /// O_DIRECT reads of the data set.
+    pub read: DiskFigure,
+    /// O_DIRECT writes with fsync.
+    pub write: DiskFigure,
+    /// The same, with what a restore does to each frame first.
+    pub restore_write: DiskFigure,
+    /// The data in memory that the stages ran on.
+    pub sample: SampleFacts,
+    /// CPU stages alone.
+    pub stages: Vec<StageFigure>,
+    /// Highest possible rate of a backup, in source bytes per second: the slower of disk and CPU.
+    pub backup_bytes_per_second: f64,
+    /// What sets it.
+    pub backup_limit: String,
+    /// Highest possible rate of a restore.
+    pub restore_bytes_per_second: f64,
+    /// What sets it.
+    pub restore_limit: String,
+}
+
+/// One run of one engine in the bake-off.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BakeoffRun {
+    /// Engine, as the bake-off names it.
+    pub engine: String,
+    /// `read` or `hash`.
+    pub variant: String,
+    /// Counted from 1.
+    pub repetition: u32,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Time of the loop, in seconds.
+    pub loop_seconds: f64,
+    /// What the process used.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// From the call of a read until its task has the data.
+    pub latency: Quantiles,
+    /// Equal for all engines of a variant.
+    pub check: String,
+    /// What the engine says about its settings.
+    pub note: String,
+}
+
+impl BakeoffRun {
+    /// Bytes per second of the loop.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.loop_seconds
+    }
+
+    /// CPU seconds of the process per gigabyte.
+    pub fn cpu_seconds_per_gb(&self) -> f64 {
+        self.usage.cpu_seconds() * 1e9 / self.bytes.max(1) as f64
+    }
+}
+
+/// What a part measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measured {
+    /// Limits of the hardware.
+    Rooflines(Box<Rooflines>),
+    /// Runs of programs.
+    Tools(Vec<ToolRun>),
+    /// Runs of engines.
+    Bakeoff(Vec<BakeoffRun>),
+}
+
+/// A result file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResultFile {
+    /// Which part.
+    pub part: Part,
+    /// On which data.
+    pub dataset: Dataset,
+    /// Files of the data set.
+    pub dataset_files: usize,
+    /// Bytes of the data set's files.
+    pub dataset_bytes: u64,
+    /// Tiny data, to try the harness: no figure to quote.
+    pub smoke: bool,
+    /// When the part began.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Timestamp,
+    /// Where.
+    pub machine: Machine,
+    /// Figures.
+    pub measured: Measured,
+}
+
+fn path_of(dir: &Path, date: &str, part: Part, dataset: Dataset) -> PathBuf {
+    dir.join(format!("{date}-{}-{}.json", part.name(), dataset.name()))
+}
+
+fn cannot(
+    what: &str,
+    path: &Path,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Error {
+    Error::new(Kind::Target, what)
+        .object(path.display().to_string())
+        .cause(error)
+}
+
+impl ResultFile {
+    /// Writes it into `dir` and returns its path.
+    pub fn write(&self, dir: &Path, date: &str) -> Result<PathBuf> {
+        let path = path_of(dir, date, self.part, self.dataset);
+        let write = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            std::fs::create_dir_all(dir)?;
+            let part = path.with_extension("json.part");
+            std::fs::write(&part, serde_json::to_string_pretty(self)? + "\n")?;
+            std::fs::rename(&part, &path)?;
+            Ok(())
+        };
+        write().map_err(|e| cannot("a result cannot be written", &path, e))?;
+        Ok(path)
+    }
+
+    /// All result files of a date.
+    pub fn read_all(dir: &Path, date: &str) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for part in Part::ALL {
+            for dataset in [Dataset::Pg, Dataset::Rows, Dataset::Rows10g] {
+                let path = path_of(dir, date, part, dataset);
+                let text = match std::fs::read_to_string(&path) {
+                    Ok(text) => text,
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(cannot("a result cannot be read", &path, error)),
+                };
+                let file = serde_json::from_str(&text)
+                    .map_err(|e| cannot("a result is not as it was written", &path, e))?;
+                all.push(file);
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,412 @@
+//! The measurements in order: each part on each data set, a result file after each.
+//!
+//! Invariants: everything temporary is below one working directory, which is removed at the end; a part that fails
+//! leaves the files of the parts before it; the mover and its peers take turns within each repetition.
+
+use std::path::{Path, PathBuf};
+
+use mover_base::units::format_bytes;
+use mover_base::{Error, Kind, Result, Timestamp};
+use serde_json::Value;
+
+use crate::command::{Program, drop_caches};
+use crate::data::{Dataset, Files, Sample, Scale};
+use crate::disk::{self, Fill, Quantiles};
+use crate::machine::Machine;
+use crate::results::{BakeoffRun, Measured, Part, ResultFile, Rooflines};
+use crate::stages::{self, Prepared, Stage};
+use crate::tools::{self, Tool, ToolRun};
+
+/// Free space for the largest working set: data, a repository and a restore of 10 GB, and room to spare.
+const FREE_BYTES_MIN: u64 = 30_000_000_000;
+/// The same for tiny data.
+const FREE_BYTES_MIN_SMOKE: u64 = 3_000_000_000;
+/// Data in memory for CPU stages: large against the caches of the processor.
+const SAMPLE_BYTES: u64 = 192 << 20;
+/// Written for the write roofline.
+const WRITE_BYTES: u64 = 2 << 30;
+/// Files of the bake-off are at least so large, so that it reads and does not open.
+const BAKEOFF_FILE_BYTES_MIN: u64 = 1 << 20;
+/// Engines of the bake-off, as its program names them.
+const ENGINES: [&str; 5] = [
+    "mover_io",
+    "tokio_uring",
+    "glommio",
+    "pread_threads",
+    "mover_io_threads",
+];
+/// Longest time for one run in the bake-off: an engine that hangs is a result, too.
+const BAKEOFF_TIMEOUT_SECONDS: &str = "120";
+
+/// What to measure, and with what.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Parts.
+    pub parts: Vec<Part>,
+    /// Data sets.
+    pub datasets: Vec<Dataset>,
+    /// Repetitions of tools and engines.
+    pub repetitions: u32,
+    /// Size of the data.
+    pub scale: Scale,
+    /// Date in file names, such as 2026-11-22.
+    pub date: String,
+    /// The checkout.
+    pub root: PathBuf,
+    /// Data sets and working directory.
+    pub cache: PathBuf,
+    /// Result files.
+    pub results: PathBuf,
+    /// Binary of the mover.
+    pub mover: PathBuf,
+    /// Binary of the bake-off.
+    pub bakeoff: PathBuf,
+}
+
+/// A data set that is there.
+struct Ready {
+    dataset: Dataset,
+    path: PathBuf,
+    files: Files,
+}
+
+impl Plan {
+    fn smoke(&self) -> bool {
+        self.scale == Scale::Smoke
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+
+    fn ready(&self, dataset: Dataset) -> Result<Ready> {
+        let path = dataset.ensure(&self.cache, &self.root.join("benches/scripts"), self.scale)?;
+        let files = Files::list(&path)?;
+        Ok(Ready {
+            dataset,
+            path,
+            files,
+        })
+    }
+
+    fn check_space(&self) -> Result<()> {
+        let needed = if self.smoke() {
+            FREE_BYTES_MIN_SMOKE
+        } else {
+            FREE_BYTES_MIN
+        };
+        let found = rustix::fs::statvfs(&self.cache).map_err(|e| {
+            Error::new(Kind::CheckFailed, "the free space cannot be read")
+                .object(self.cache.display().to_string())
+                .cause(e)
+        })?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if free < needed {
+            return Err(Error::new(
+                Kind::CheckFailed,
+                format!(
+                    "{} are free and {} are needed",
+                    format_bytes(free),
+                    format_bytes(needed)
+                ),
+            )
+            .object(self.cache.display().to_string())
+            .hint("free some space, or set XDG_CACHE_HOME to a directory on a larger disk"));
+        }
+        Ok(())
+    }
+
+    fn save(
+        &self,
+        part: Part,
+        ready: &Ready,
+        started: Timestamp,
+        measured: Measured,
+    ) -> Result<()> {
+        let file = ResultFile {
+            part,
+            dataset: ready.dataset,
+            dataset_files: ready.files.0.len(),
+            dataset_bytes: ready.files.bytes(),
+            smoke: self.smoke(),
+            started,
+            ended: Timestamp::now(),
+            machine: Machine::read(&self.cache, &self.root),
+            measured,
+        };
+        let path = file.write(&self.results, &self.date)?;
+        eprintln!("wrote {}", path.display());
+        Ok(())
+    }
+}
+
+/// Makes the data sets that the plan needs.
+pub fn prepare(plan: &Plan) -> Result<()> {
+    std::fs::create_dir_all(&plan.cache).map_err(|e| {
+        Error::new(Kind::Target, "the cache directory cannot be made")
+            .object(plan.cache.display().to_string())
+            .cause(e)
+    })?;
+    plan.check_space()?;
+    for dataset in &plan.datasets {
+        let ready = plan.ready(*dataset)?;
+        eprintln!(
+            "{}: {} in {} files",
+            ready.dataset.name(),
+            format_bytes(ready.files.bytes()),
+            ready.files.0.len()
+        );
+    }
+    if plan.has(Part::Memory) {
+        plan.ready(Dataset::Rows)?;
+        plan.ready(Dataset::Rows10g)?;
+    }
+    Ok(())
+}
+
+/// Runs the plan.
+pub fn run(plan: &Plan) -> Result<()> {
+    prepare(plan)?;
+    let work = tempfile::Builder::new()
+        .prefix("work-")
+        .tempdir_in(&plan.cache)
+        .map_err(|e| {
+            Error::new(Kind::Target, "a working directory cannot be made")
+                .object(plan.cache.display().to_string())
+                .cause(e)
+        })?;
+    for dataset in &plan.datasets {
+        let ready = plan.ready(*dataset)?;
+        if plan.has(Part::Rooflines) {
+            eprintln!("== rooflines, {}", dataset.name());
+            let started = Timestamp::now();
+            let rooflines = measure_rooflines(plan, &ready, work.path())?;
+            plan.save(
+                Part::Rooflines,
+                &ready,
+                started,
+                Measured::Rooflines(Box::new(rooflines)),
+            )?;
+        }
+        measure_tools(plan, &ready, work.path())?;
+        if plan.has(Part::Bakeoff) {
+            eprintln!("== bake-off, {}", dataset.name());
+            let started = Timestamp::now();
+            let runs = measure_bakeoff(plan, &ready)?;
+            plan.save(Part::Bakeoff, &ready, started, Measured::Bakeoff(runs))?;
+        }
+    }
+    if plan.has(Part::Memory) {
+        measure_memory(plan, work.path())?;
+    }
+    Ok(())
+}
+
+fn measure_rooflines(plan: &Plan, ready: &Ready, work: &Path) -> Result<Rooflines> {
+    let sample = Sample::load(&ready.files, SAMPLE_BYTES)?;
+    let prepared = Prepared::new(&sample)?;
+    drop_caches()?;
+    let read = disk::read(&ready.files)?;
+    eprintln!("disk read {:.0} MB/s", read.bytes_per_second / 1e6);
+    let bytes = if plan.smoke() { 64 << 20 } else { WRITE_BYTES };
+    drop_caches()?;
+    let write = disk::write(work, bytes, Fill::Bytes(&sample.frames[0]))?;
+    eprintln!("disk write {:.0} MB/s", write.bytes_per_second / 1e6);
+    drop_caches()?;
+    let restore_write = disk::write(work, bytes, Fill::Frames(&prepared))?;
+    eprintln!(
+        "disk write after restore stages {:.0} MB/s",
+        restore_write.bytes_per_second / 1e6
+    );
+    let mut figures = Vec::new();
+    for stage in Stage::ALL {
+        let figure = stages::measure(&sample, &prepared, stage)?;
+        eprintln!(
+            "{}: {:.0} MB/s on one core, {:.0} on all",
+            stage.title(),
+            figure.one_core_bytes_per_second / 1e6,
+            figure.all_cores_bytes_per_second / 1e6
+        );
+        figures.push(figure);
+    }
+    let cpu = |stage| {
+        let found = figures.iter().find(|figure| figure.stage == stage);
+        found.map_or(f64::INFINITY, |figure| figure.source_bytes_per_second)
+    };
+    let backup = lower(
+        (read.bytes_per_second, "disk read"),
+        (cpu(Stage::BackupPipeline), "CPU"),
+    );
+    let restore = lower(
+        (write.bytes_per_second, "disk write"),
+        (cpu(Stage::RestorePipeline), "CPU"),
+    );
+    Ok(Rooflines {
+        read,
+        write,
+        restore_write,
+        sample: prepared.facts(&sample),
+        stages: figures,
+        backup_bytes_per_second: backup.0,
+        backup_limit: backup.1.into(),
+        restore_bytes_per_second: restore.0,
+        restore_limit: restore.1.into(),
+    })
+}
+
+fn lower<'a>(one: (f64, &'a str), other: (f64, &'a str)) -> (f64, &'a str) {
+    if one.0 <= other.0 { one } else { other }
+}
+
+fn show(run: &ToolRun) {
+    eprintln!(
+        "{} {:?} {}: {:.2} s, {:.0} MB/s, {:.2} CPU s/GB, {}, sync {:.2} s",
+        run.tool.title(),
+        run.step,
+        run.repetition,
+        run.usage.wall_seconds,
+        run.bytes_per_second() / 1e6,
+        run.cpu_seconds_per_gb(),
+        format_bytes(run.usage.rss_bytes),
+        run.sync_seconds
+    );
+}
+
+fn measure_tools(plan: &Plan, ready: &Ready, work: &Path) -> Result<()> {
+    let tools: Vec<Tool> = Tool::ALL
+        .into_iter()
+        .filter(|tool| plan.has(part_of(*tool)) && tool.takes(ready.dataset))
+        .collect();
+    if tools.is_empty() {
+        return Ok(());
+    }
+    eprintln!("== tools, {}", ready.dataset.name());
+    let started = Timestamp::now();
+    let mut runs = Vec::new();
+    for repetition in 1..=plan.repetitions {
+        for tool in &tools {
+            runs.extend(tools::round(
+                *tool,
+                repetition,
+                &plan.mover,
+                &ready.path,
+                work,
+                show,
+            )?);
+        }
+    }
+    for part in [Part::Mover, Part::Peers]
+        .into_iter()
+        .filter(|part| plan.has(*part))
+    {
+        let own = runs
+            .iter()
+            .filter(|run| part_of(run.tool) == part)
+            .cloned()
+            .collect();
+        plan.save(part, ready, started, Measured::Tools(own))?;
+    }
+    Ok(())
+}
+
+fn part_of(tool: Tool) -> Part {
+    match tool {
+        Tool::Mover => Part::Mover,
+        _ => Part::Peers,
+    }
+}
+
+fn measure_bakeoff(plan: &Plan, ready: &Ready) -> Result<Vec<BakeoffRun>> {
+    let large = ready
+        .files
+        .0
+        .iter()
+        .filter(|(_, bytes)| *bytes >= BAKEOFF_FILE_BYTES_MIN);
+    let files: Vec<String> = large.map(|(path, _)| path.display().to_string()).collect();
+    let mut runs = Vec::new();
+    for repetition in 1..=plan.repetitions {
+        for variant in ["read", "hash"] {
+            for engine in ENGINES {
+                let run = bakeoff_run(plan, engine, variant, repetition, &files)?;
+                eprintln!(
+                    "{variant} {engine} {repetition}: {:.0} MB/s, {:.3} CPU s/GB, p99 {} us",
+                    run.bytes_per_second() / 1e6,
+                    run.cpu_seconds_per_gb(),
+                    run.latency.p99_us
+                );
+                runs.push(run);
+            }
+        }
+    }
+    for variant in ["read", "hash"] {
+        let mut checks = runs
+            .iter()
+            .filter(|run| run.variant == variant)
+            .map(|run| &run.check);
+        let first = checks.next();
+        if checks.any(|check| Some(check) != first) {
+            return Err(
+                Error::new(Kind::CheckFailed, "engines saw different bytes").object(variant)
+            );
+        }
+    }
+    Ok(runs)
+}
+
+fn bakeoff_run(
+    plan: &Plan,
+    engine: &str,
+    variant: &str,
+    repetition: u32,
+    files: &[String],
+) -> Result<BakeoffRun> {
+    drop_caches()?;
+    let (usage, printed) = Program::new("timeout")
+        .args([BAKEOFF_TIMEOUT_SECONDS])
+        .path(&plan.bakeoff)
+        .args([engine, variant])
+        .args(files.iter().cloned())
+        .timed()?;
+    let strange = || {
+        Error::new(
+            Kind::Internal,
+            "the bake-off printed something else than its figures",
+        )
+        .object(engine)
+    };
+    let said: Value = serde_json::from_str(&printed).map_err(|e| strange().cause(e))?;
+    let latency: Quantiles =
+        serde_json::from_value(said["latency"].clone()).map_err(|e| strange().cause(e))?;
+    let text = |name: &str| said[name].as_str().map(str::to_owned).ok_or_else(strange);
+    Ok(BakeoffRun {
+        engine: text("engine")?,
+        variant: text("variant")?,
+        repetition,
+        bytes: said["bytes"].as_u64().ok_or_else(strange)?,
+        loop_seconds: said["wall_seconds"].as_f64().ok_or_else(strange)?,
+        usage,
+        latency,
+        check: text("check")?,
+        note: text("note")?,
+    })
+}
+
+/// One round of the mover on 1.3 GB and on 10.7 GB.
+fn measure_memory(plan: &Plan, work: &Path) -> Result<()> {
+    eprintln!("== memory");
+    let started = Timestamp::now();
+    let mut runs = Vec::new();
+    for dataset in [Dataset::Rows, Dataset::Rows10g] {
+        let ready = plan.ready(dataset)?;
+        runs.extend(tools::round(
+            Tool::Mover,
+            1,
+            &plan.mover,
+            &ready.path,
+            work,
+            show,
+        )?);
+    }
+    let ready = plan.ready(Dataset::Rows10g)?;
+    plan.save(Part::Memory, &ready, started, Measured::Tools(runs))
+}

@@ -1,0 +1,78 @@
+//! Helios Mover at its defaults.
+
+use mover_base::Result;
+use serde_json::Value;
+
+use super::{PASSPHRASE, Round, Step, cannot_make};
+use crate::command::Program;
+
+pub(super) fn program(step: Step, round: &Round<'_>) -> Result<Program> {
+    let secret = round.scratch.join("passphrase");
+    if step == Step::Init {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(&secret, PASSPHRASE)
+            .and_then(|()| std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)))
+            .map_err(|e| cannot_make(&secret, e))?;
+    }
+    let verb = match step {
+        Step::Init => "init",
+        Step::Backup | Step::BackupUnchanged => "backup",
+        Step::Restore => "restore",
+        Step::Verify => "verify",
+    };
+    let program = Program::new(round.mover)
+        .args([verb, "--json", "--repo"])
+        .args([format!("file://{}", round.repo.display())])
+        .args(["--passphrase-file"])
+        .path(&secret)
+        // The user's own configuration must not change what is measured.
+        .env("XDG_CONFIG_HOME", round.scratch.display().to_string());
+    Ok(match step {
+        Step::Init => program,
+        Step::Backup | Step::BackupUnchanged => program.args(["--source"]).path(round.source),
+        Step::Restore => program
+            .args(["--set", "latest", "--to"])
+            .path(&round.target),
+        Step::Verify => program,
+    })
+}
+
+/// The summary line of its JSON output, without what names directories.
+pub(super) fn detail(printed: &str) -> Option<Value> {
+    let parsed = |line| serde_json::from_str::<Value>(line).ok();
+    let mut documents = printed.lines().rev().filter_map(parsed);
+    let mut summary = documents.find(|document| document["message_type"] == "summary")?;
+    drop_paths(&mut summary);
+    Some(summary)
+}
+
+/// Directories of the machine are of no use to a reader of the results.
+fn drop_paths(value: &mut Value) {
+    let names_path = |value: &Value| value.as_str().is_some_and(|text| text.contains('/'));
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !names_path(field));
+            fields.values_mut().for_each(drop_paths);
+        }
+        Value::Array(items) => {
+            items.retain(|item| !names_path(item));
+            items.iter_mut().for_each(drop_paths);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_summary_is_kept_without_paths() {
+        let printed = "{\"message_type\":\"status\"}\nnoise\n\
+            {\"message_type\":\"summary\",\"repo\":\"file:///a/b\",\"engine\":{\"seconds\":1.5,\"at\":\"/x\"}}\n";
+        let detail = detail(printed).unwrap();
+        assert_eq!(detail["engine"]["seconds"], 1.5);
+        assert!(detail.get("repo").is_none() && detail["engine"].get("at").is_none());
+        assert!(super::detail("nothing").is_none());
+    }
+}
