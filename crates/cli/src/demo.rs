@@ -27,7 +27,7 @@ use crate::figures;
 use crate::output::{BOLD, GREEN};
 use crate::progress::Ticker;
 use crate::table::{Align, Cell, Table};
-use crate::verbs::{Context, engine_line};
+use crate::verbs::{Context, engine_line, stored};
 use database::{Comparison, Database, Expected};
 
 /// Free space that the demo needs: database, repository and a restored copy, with room to spare.
@@ -294,14 +294,7 @@ impl Demo<'_, '_> {
                 format_bytes(summary.hole_bytes)
             ),
         );
-        self.pair(
-            "stored",
-            format!(
-                "{}, compressed {}, encrypted",
-                format_bytes(summary.bytes_stored),
-                figures::ratio(summary.compression_ratio.unwrap_or(f64::NAN))
-            ),
-        );
+        self.pair("stored", stored(&summary));
         self.pair("engine", engine_line(&summary.engine)).flush();
         Ok(summary)
     }

@@ -18,7 +18,7 @@ mod verify;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::RepoAccess;
 
-pub use figures_of::{backup_table, engine_line, engine_rows, restore_table};
+pub use figures_of::{backup_table, engine_line, engine_rows, restore_table, stored};
 
 use crate::args::{KeyVerb, Verb};
 use crate::config::{Call, Settings};

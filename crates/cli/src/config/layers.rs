@@ -6,6 +6,7 @@
 //! layer is validated before it becomes a default, and an error names the variable or the file's key; an
 //! unknown key of the file is an error, an unknown variable a warning. An empty variable counts as unset.
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,14 @@ pub struct OptionName {
     pub variable: String,
     takes_list: bool,
     arg: Arg,
+}
+
+impl OptionName {
+    /// Whether any text will do, so that clap has nothing to refuse.
+    fn is_text(&self) -> bool {
+        let parsed = self.arg.get_value_parser().type_id();
+        parsed == TypeId::of::<String>() || parsed == TypeId::of::<PathBuf>()
+    }
 }
 
 /// Every long option of `command` and of its verbs.
@@ -348,11 +357,11 @@ fn read_table(
             return Err(unknown_key(command, names, verbs, &full, file));
         };
         let place = || format!("`{full}` in {file}");
-        let values = texts(value, name.takes_list).ok_or_else(|| {
-            let what = if name.takes_list {
-                "the value is not a list of texts"
-            } else {
-                "the value is not a single value"
+        let values = texts(value, name.takes_list, name.is_text()).ok_or_else(|| {
+            let what = match (name.takes_list, name.is_text()) {
+                (true, _) => "the value is not a list of texts",
+                (false, true) => "the value is not a text",
+                (false, false) => "the value is not a single value",
             };
             Error::new(Kind::Usage, what).object(place())
         })?;
@@ -394,16 +403,16 @@ fn unknown_key(
 }
 
 /// The value as one text per element; `None` when its shape does not fit the option.
-fn texts(value: &toml::Value, takes_list: bool) -> Option<Vec<OsString>> {
-    fn scalar(value: &toml::Value) -> Option<String> {
-        match value {
-            toml::Value::String(text) => Some(text.clone()),
-            toml::Value::Integer(number) => Some(number.to_string()),
-            toml::Value::Float(number) => Some(number.to_string()),
-            toml::Value::Boolean(switch) => Some(switch.to_string()),
-            _ => None,
-        }
-    }
+fn texts(value: &toml::Value, takes_list: bool, is_text: bool) -> Option<Vec<OsString>> {
+    let scalar = |value: &toml::Value| match value {
+        toml::Value::String(text) => Some(text.clone()),
+        // A URL or a path is a text: a number there is a slip.
+        _ if is_text => None,
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(switch) => Some(switch.to_string()),
+        _ => None,
+    };
     match value {
         toml::Value::Array(items) if takes_list => items
             .iter()

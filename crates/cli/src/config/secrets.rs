@@ -24,16 +24,19 @@ pub fn read_passphrase(path: &Path, warn: &mut dyn FnMut(String)) -> Result<Secr
         return Err(wrong(path, "the passphrase file is empty")
             .hint("write a passphrase into it, on one line"));
     }
+    if passphrase
+        .lines()
+        .any(|line| line.starts_with(IDENTITY_PREFIX))
+    {
+        return Err(wrong(path, "the passphrase file holds an age identity")
+            .with_kind(Kind::Key)
+            .hint("use --identity-file"));
+    }
     if passphrase.contains(['\n', '\r', '\0']) {
         return Err(
             wrong(path, "the passphrase file has more than one line").hint(
                 "the passphrase is the file's only line; an age identity goes with --identity-file",
             ),
-        );
-    }
-    if passphrase.starts_with(IDENTITY_PREFIX) {
-        return Err(
-            wrong(path, "the passphrase file holds an age identity").hint("use --identity-file")
         );
     }
     Ok(Secret::new(passphrase.to_owned()))

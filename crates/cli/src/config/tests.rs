@@ -316,6 +316,9 @@ fn a_bad_value_names_the_variable_or_the_key() {
     assert!(error.hint_text().unwrap().contains("defer-taskrun"));
 
     for text in [
+        "repo = 5",
+        "passphrase-file = true",
+        "[init]\nrecipient = [5]",
         "shards = [1]",
         "repo = { a = 1 }",
         "[backup]\nexclude = [[1]]",
@@ -532,7 +535,6 @@ fn a_passphrase_loses_one_newline_and_nothing_else() {
         b"a\nb\n",
         b"secret\n\n",
         b"\xff\xfe",
-        b"AGE-SECRET-KEY-1X",
         &[b'a'; 65_537],
     ] {
         let (_dir, path) = secret_file(bytes, 0o600);
@@ -540,6 +542,15 @@ fn a_passphrase_loses_one_newline_and_nothing_else() {
         assert_eq!(error.kind(), Kind::Usage, "{error}");
         assert!(!error.to_string().contains("secret\n"), "{error}");
     }
+}
+
+#[test]
+fn the_wrong_kind_of_key_file_is_told() {
+    let (_dir, path) = secret_file(b"# public key: age1x\nAGE-SECRET-KEY-1X\n", 0o600);
+    let error = secrets::read_passphrase(&path, &mut |_| {}).unwrap_err();
+    assert_eq!(error.kind(), Kind::Key);
+    assert!(error.hint_text().unwrap().contains("--identity-file"));
+    assert!(!error.to_string().contains("AGE-SECRET-KEY"));
 }
 
 #[test]

@@ -89,17 +89,29 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
     } else {
         "NOT encrypted"
     };
-    table.pair(
-        "stored",
-        format!(
-            "{} in {}, compressed {}, {sealed}",
-            format_bytes(summary.bytes_stored),
-            figures::counted(summary.packs, "pack"),
-            figures::ratio(summary.compression_ratio.unwrap_or(f64::NAN))
-        ),
-    );
+    table.pair("stored", stored(summary));
     engine_rows(&summary.engine, &mut table);
     table
+}
+
+/// What a backup added to the repository, in one line.
+pub fn stored(summary: &BackupSummary) -> String {
+    let bytes = format_bytes(summary.bytes_stored);
+    let packs = match (summary.packs, summary.compression_ratio) {
+        (0, _) => "no new packs".to_owned(),
+        (packs, None) => figures::counted(packs, "pack"),
+        (packs, Some(ratio)) => format!(
+            "{}, compressed {}",
+            figures::counted(packs, "pack"),
+            figures::ratio(ratio)
+        ),
+    };
+    let sealed = if summary.encrypted {
+        "encrypted"
+    } else {
+        "NOT encrypted"
+    };
+    format!("{bytes}, {packs}, {sealed}")
 }
 
 /// What a restore did.
