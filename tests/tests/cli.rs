@@ -189,8 +189,8 @@ fn secrets_reach_no_output() {
                 .arg(&identity),
         )
         .expect(exit::OK),
-        // The secret in the place of the file's name: the name is shown, the content of no file is.
-        open(identity.to_str().expect("path"), &["list"]).expect(exit::KEY),
+        // The wrong kind of file: its name is shown, its content is not.
+        open(identity.to_str().expect("path"), &["list"]).expect(exit::USAGE),
     ];
     for outcome in &outcomes {
         for text in [&outcome.stdout, &outcome.stderr] {
@@ -374,13 +374,15 @@ fn commands_of_the_readme_work() {
     let bin = scratch.dir("bin");
     fs::copy(mover::binary(), bin.join("helios-mover")).expect("binary can be copied");
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("PATH"));
+    let temporary = scratch.dir("tmp");
     let mut blocks = 0;
     for block in text.split("```sh\n").skip(1) {
         let script = block.split("```").next().expect("a block ends");
         let mut bash = mover::isolated(Command::new("bash"), &scratch.dir("home"));
         let outcome = Outcome::of(
             bash.args(["-euo", "pipefail", "-c", script])
-                .env("PATH", &path),
+                .env("PATH", &path)
+                .env("TMPDIR", &temporary),
         );
         assert_eq!(
             outcome.code,

@@ -78,6 +78,7 @@ fn target_disk_that_fills_during_a_restore_is_a_target_error() {
     let piece = vec![1; 1 << 16];
     while filler.write_all(&piece).is_ok() {}
     let outcome = ended(restore);
+    drop(filler);
     fs::remove_file(disk.path().join("filler")).expect("filler");
 
     if outcome.code == Some(exit::OK) {
@@ -443,7 +444,6 @@ fn hostile_settings_are_usage_errors() {
         ("HELIOS_MOVER_COLOR", "\u{1b}[31m"),
         ("HELIOS_MOVER_REPO", "ftp://example.org/x"),
         ("HELIOS_MOVER_REPO", "file://relative"),
-        ("HELIOS_MOVER_REPO", "file:///a/../../b"),
         ("HELIOS_MOVER_CONFIG", "/absent/config.toml"),
         ("HELIOS_MOVER_PASSPHRASE_FILE", "/absent/passphrase"),
         ("HELIOS_MOVER_BACKUP_LEVEL", "1000"),

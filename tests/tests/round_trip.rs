@@ -223,6 +223,8 @@ fn delta_restore_repairs_any_difference_and_writes_no_more() {
     let source = scratch.dir("source");
     let mut random = Random::new(SEED);
     plant::mixed(&source, &mut random, 24 << 20);
+    // A file with several names is always written anew: its other names could lie outside of the target.
+    fs::remove_file(source.join("again")).expect("second name");
     let truth = Tree::read(&source);
     let repo = Repo::create(&scratch, "repo", Protection::Identity);
     repo.backup(&source).summary();
@@ -249,7 +251,13 @@ fn delta_restore_repairs_any_difference_and_writes_no_more() {
     truth.assert_same(&Tree::read(&target), "delta over an exact target");
 
     damage(&target, &mut random);
-    let outside = fs::read("/etc/passwd").expect("a file outside");
+    // A name of a file that lies elsewhere: that file must not be written through it.
+    let outside = scratch.join("outside");
+    fs::write(&outside, "outside").expect("file");
+    fs::remove_file(target.join("base/1/index")).expect("index");
+    fs::hard_link(&outside, target.join("base/1/index")).expect("hard link");
+    fs::remove_file(target.join("link")).expect("link");
+    symlink(&outside, target.join("link")).expect("symbolic link");
     let summary = delta(&target);
     truth.assert_same(&Tree::read(&target), "delta over a damaged target");
     let written = summary["bytes_written"].as_u64().expect("bytes_written");
@@ -259,9 +267,9 @@ fn delta_restore_repairs_any_difference_and_writes_no_more() {
         truth.bytes()
     );
     assert_eq!(
-        fs::read("/etc/passwd").expect("a file outside"),
-        outside,
-        "nothing outside was touched"
+        fs::read(&outside).expect("file"),
+        b"outside",
+        "a file outside of the target was written"
     );
 
     let summary = delta(&target);
@@ -280,11 +288,38 @@ fn every_shape_survives_a_delta_restore_over_another() {
     for (name, planter) in SHAPES {
         let source = scratch.dir(format!("source-{name}"));
         planter(&source, &mut Random::new(SEED));
-        repo.backup(&source).summary();
+        let made = repo.backup(&source).summary();
+        let id = made["backup_id"].as_str().expect("id");
         // The target holds the shape before this one.
-        Outcome::of(repo.restore_command("latest", &target).arg("--delta")).summary();
+        Outcome::of(repo.restore_command(id, &target).arg("--delta")).summary();
         Tree::read(&source).assert_same(&Tree::read(&target), name);
     }
+}
+
+#[test]
+fn latest_is_the_backup_made_last() {
+    let scratch = Scratch::new("latest");
+    let source = scratch.dir("source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let mut made = Vec::new();
+    // Several of them within one second.
+    for round in 0..12 {
+        fs::write(source.join("round"), [round]).expect("file");
+        let summary = repo.backup(&source).summary();
+        made.push(summary["backup_id"].as_str().expect("id").to_string());
+        let shown = Outcome::of(repo.command("show").args(["--set", "latest", "--json"]))
+            .expect(exit::OK)
+            .stdout;
+        assert!(
+            shown.contains(&made[made.len() - 1]),
+            "{made:?}, but latest is {shown}"
+        );
+    }
+    assert_eq!(
+        repo.ids(),
+        made,
+        "backups are listed in the order in which they were made"
+    );
 }
 
 #[test]
