@@ -117,7 +117,7 @@ fn draw_group(out: &mut String, top: f64, group: &Group, scale: f64) -> f64 {
             bars_top - 6.0,
             y - BAR_PITCH + BAR_HEIGHT + 6.0
         );
-        let words = format!("hardware limit {:.0} MB/s", limit / 1e6);
+        let words = format!("roofline {:.0} MB/s", limit / 1e6);
         let style = format!(r#"font-size="12" fill="{LIMIT}" text-anchor="end""#);
         text(
             out,

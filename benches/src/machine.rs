@@ -127,7 +127,6 @@ fn versions() -> Vec<String> {
         ("restic", "version"),
         ("borg", "--version"),
         ("pgbackrest", "version"),
-        ("fio", "--version"),
     ]
     .into_iter()
     .filter_map(|(name, arg)| first_line(&Program::new(name).args([arg])))

@@ -9,7 +9,7 @@ use glommio::io::DmaFile;
 use glommio::{LocalExecutorPoolBuilder, PoolPlacement};
 use mover_base::Result;
 
-use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, short_read};
+use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, huge_mib, short_read};
 
 /// Memory for buffers of an executor: twice what is in flight, because its allocator splits it in powers of two.
 const IO_MEMORY_BYTES: usize = 2 * DEPTH * PIECE_BYTES;
@@ -23,13 +23,20 @@ pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
         .on_all_shards(move || shard(shared))
         .map_err(|e| failed("glommio did not start", e.to_string()))?;
     let mut all = Tally::new();
+    let mut huge = 0;
     for joined in handles.join_all() {
-        all.add(&joined.map_err(|e| failed("an executor failed", e.to_string()))??);
+        let joined = joined.map_err(|e| failed("an executor failed", e.to_string()))?;
+        let (tally, had) = joined?;
+        all.add(&tally);
+        huge = huge.max(had);
     }
-    Ok((all, "its own ring flags and buffers".to_owned()))
+    Ok((
+        all,
+        format!("its own ring flags and buffers, huge pages {huge} MiB"),
+    ))
 }
 
-async fn shard(work: Arc<Work>) -> Result<Tally> {
+async fn shard(work: Arc<Work>) -> Result<(Tally, u64)> {
     let mut files = Vec::new();
     for path in &work.paths {
         let file = DmaFile::open(path).await;
@@ -54,7 +61,7 @@ async fn shard(work: Arc<Work>) -> Result<Tally> {
             .await
             .map_err(|e| failed("a file cannot be closed", e.to_string()))?;
     }
-    Ok(tally.replace(Tally::new()))
+    Ok((tally.replace(Tally::new()), huge_mib()))
 }
 
 async fn task(work: Arc<Work>, files: Rc<Vec<DmaFile>>, tally: Rc<RefCell<Tally>>) -> Result<()> {

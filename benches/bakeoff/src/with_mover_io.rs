@@ -8,7 +8,7 @@ use std::time::Instant;
 use mover_base::Result;
 use mover_io::{Access, File, Rung, Shard, ShardConfig};
 
-use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, short_read};
+use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, huge_mib, short_read};
 
 /// Runs the loop with `rung` as the highest to try; the note says what was in use.
 pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
@@ -41,8 +41,10 @@ pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
         }
         let report = shard.report();
         let note = format!(
-            "{:?}, registered {}",
-            report.rung, report.buffers_registered
+            "{:?}, registered {}, huge pages {} MiB",
+            report.rung,
+            report.buffers_registered,
+            huge_mib()
         );
         Ok((tally.replace(Tally::new()), note))
     };
@@ -52,8 +54,9 @@ pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
         all.add(&tally);
         notes.push(note);
     }
-    notes.dedup();
-    Ok((all, notes.join("; ")))
+    // One shard's words: the settings are the same, and the process has the most huge pages at the end.
+    notes.sort_by_key(String::len);
+    Ok((all, notes.pop().unwrap_or_default()))
 }
 
 async fn task(

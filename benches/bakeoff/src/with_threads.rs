@@ -4,9 +4,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_base::{Error, Kind, Result};
 
-use crate::work::{DEPTH, PIECE_BYTES, Tally, Work, failed, short_read};
+use crate::work::{DEPTH, ROOM_BYTES, Tally, Work, failed, huge_begin, huge_mib, short_read};
 
 /// Runs the loop on [`DEPTH`] threads per core.
 pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
@@ -18,21 +18,24 @@ pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
         })
         .collect();
     let mut all = Tally::new();
+    let mut huge = 0;
     for thread in threads {
         let joined = thread
             .join()
             .map_err(|_| Error::new(Kind::Internal, "a thread panicked"))?;
-        all.add(&joined?);
+        let (tally, had) = joined?;
+        all.add(&tally);
+        huge = huge.max(had);
     }
-    Ok((all, format!("{count} threads")))
+    Ok((all, format!("{count} threads, huge pages {huge} MiB")))
 }
 
-fn one(work: &Work) -> Result<Tally> {
+/// One thread's share, and the huge pages of the process at its end.
+fn one(work: &Work) -> Result<(Tally, u64)> {
     let files = work.open()?;
     let mut tally = Tally::new();
-    let mut room = vec![0_u8; PIECE_BYTES + BLOCK_BYTES];
-    let address = room.as_ptr() as usize;
-    let begin = address.next_multiple_of(BLOCK_BYTES) - address;
+    let mut room = vec![0_u8; ROOM_BYTES];
+    let begin = huge_begin(room.as_ptr());
     while let Some(piece) = work.claim() {
         let buf = &mut room[begin..begin + piece.len];
         let start = Instant::now();
@@ -43,5 +46,5 @@ fn one(work: &Work) -> Result<Tally> {
         tally.count(piece.len, start.elapsed());
         tally.see(buf, work.hash);
     }
-    Ok(tally)
+    Ok((tally, huge_mib()))
 }

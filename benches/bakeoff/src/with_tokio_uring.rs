@@ -7,12 +7,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_base::{Error, Kind, Result};
 use tokio_uring::buf::fixed::{FixedBuf, FixedBufRegistry};
 use tokio_uring::buf::{BoundedBuf, IoBuf};
 use tokio_uring::fs::File;
 
-use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, short_read};
+use crate::work::{
+    DEPTH, ROOM_BYTES, SLICE_BYTES, Tally, Work, failed, huge_begin, huge_mib, short_read,
+};
 
 /// Entries of a shard's ring.
 const RING_ENTRIES: u32 = 64;
@@ -48,8 +50,8 @@ pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
 }
 
 async fn shard(work: Arc<Work>) -> Result<(Tally, String)> {
-    // Vectors are not aligned for direct reads, so each has room for a block more and an aligned window is used.
-    let registry = FixedBufRegistry::new((0..DEPTH).map(|_| vec![0_u8; PIECE_BYTES + BLOCK_BYTES]));
+    // Vectors are not aligned, so each has room to spare and a window on a huge page is used.
+    let registry = FixedBufRegistry::new((0..DEPTH).map(|_| vec![0_u8; ROOM_BYTES]));
     let registered = registry.register();
     let note = match &registered {
         Ok(()) => "CoopTaskrun, registered true".to_owned(),
@@ -75,6 +77,7 @@ async fn shard(work: Arc<Work>) -> Result<(Tally, String)> {
     registry
         .unregister()
         .map_err(|e| failed("buffers cannot be unregistered", e))?;
+    let note = format!("{note}, huge pages {} MiB", huge_mib());
     Ok((tally.replace(Tally::new()), note))
 }
 
@@ -85,8 +88,7 @@ async fn task(
     tally: Rc<RefCell<Tally>>,
 ) -> Result<()> {
     let mut buf = buf.ok_or_else(|| Error::new(Kind::Internal, "a buffer is in use"))?;
-    let address = IoBuf::stable_ptr(&buf) as usize;
-    let begin = address.next_multiple_of(BLOCK_BYTES) - address;
+    let begin = huge_begin(IoBuf::stable_ptr(&buf));
     while let Some(piece) = work.claim() {
         let start = Instant::now();
         let (read, window) = files[piece.file]

@@ -16,6 +16,10 @@ use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 
 /// One read.
 pub const PIECE_BYTES: usize = 1 << 20;
+/// Size and alignment of a huge page.
+pub const HUGE_BYTES: usize = 2 << 20;
+/// A vector of so many bytes holds a whole huge page, wherever it begins.
+pub const ROOM_BYTES: usize = 2 * HUGE_BYTES;
 /// Reads in flight per shard.
 pub const DEPTH: usize = 16;
 /// Hashed between two looks at the ring: 64 blocks take about 0.15 ms.
@@ -167,4 +171,20 @@ pub fn short_read() -> Error {
 /// Cores that this process may use.
 pub fn cores() -> Vec<core_affinity::CoreId> {
     core_affinity::get_core_ids().unwrap_or_default()
+}
+
+/// First byte of a huge page in a vector of [`ROOM_BYTES`] that begins at `address`.
+pub fn huge_begin(address: *const u8) -> usize {
+    let address = address as usize;
+    address.next_multiple_of(HUGE_BYTES) - address
+}
+
+/// Huge pages of this process, in MiB: they decide more than the engine does, so each run says what it had.
+pub fn huge_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("AnonHugePages:"));
+    let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }
