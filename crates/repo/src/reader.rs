@@ -172,7 +172,8 @@ impl PackReader {
     pub(crate) async fn announce(&mut self, needs: Vec<FrameNeed>) -> Result<()> {
         self.ahead.clear();
         self.current = None;
-        self.needs = needs.into();
+        let is_kept = |need: &FrameNeed| self.frames.iter().any(|(kept, _)| kept == need);
+        self.needs = needs.into_iter().filter(|need| !is_kept(need)).collect();
         self.read_ahead().await
     }
 
