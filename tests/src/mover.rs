@@ -81,6 +81,15 @@ pub fn isolated(mut command: Command, home: &Path) -> Command {
     command
 }
 
+/// A command line without its environment, for messages.
+pub fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// What a run of the tool printed and how it ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -98,7 +107,7 @@ impl Outcome {
     /// Runs `command` to its end.
     pub fn of(command: &mut Command) -> Self {
         let output = run::output(command);
-        Outcome::new(format!("{command:?}"), &output)
+        Outcome::new(shown(command), &output)
     }
 
     /// From the output of a process that ended.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use mover_tests::mover::{Outcome, Protection, Repo, exit};
+use mover_tests::mover::{Outcome, Protection, Repo, exit, shown};
 use mover_tests::plant;
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
@@ -25,16 +25,13 @@ fn two_at_once(name: &str, sources: impl Fn(&Scratch, u64) -> [PathBuf; 2]) {
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
-            (
-                format!("{command:?}"),
-                command.spawn().expect("the tool starts"),
-            )
+            (shown(&command), command.spawn().expect("the tool starts"))
         };
         let running: Vec<_> = sources.iter().map(start).collect();
         let mut made = Vec::new();
-        for (shown, child) in running {
+        for (line, child) in running {
             let output = child.wait_with_output().expect("the tool ends");
-            let summary = Outcome::new(shown, &output).summary();
+            let summary = Outcome::new(line, &output).summary();
             made.push(
                 summary["backup_id"]
                     .as_str()

@@ -18,8 +18,8 @@ const SEED: u64 = 0x6461_6d61;
 const WORKERS: usize = 4;
 /// Every so many damages are also restored from.
 const RESTORE_EVERY: usize = 8;
-/// One shard and small buffers: thousands of processes are started.
-const SMALL: [&str; 4] = ["--shards", "1", "--arena", "8MiB"];
+/// One shard, small buffers and no ring to set up: thousands of processes are started.
+const SMALL: [&str; 6] = ["--shards", "1", "--arena", "12MiB", "--rung", "threads"];
 /// The ways in which damage may end a verification. `key`: the object damaged is what the key is read from.
 const NOTICED: [i32; 3] = [exit::VERIFY_FAILED, exit::CORRUPT, exit::KEY];
 
@@ -32,7 +32,7 @@ enum Damage {
     Delete { object: usize },
 }
 
-/// A repository with two backups, and what they must restore to.
+/// A repository with a few backups, and what they must restore to.
 struct Sample {
     scratch: Scratch,
     repo: Repo,
@@ -41,12 +41,12 @@ struct Sample {
 }
 
 impl Sample {
-    fn new(name: &str, protection: Protection) -> Self {
+    fn new(name: &str, protection: Protection, backups: usize) -> Self {
         let scratch = Scratch::new(name);
         let repo = Repo::create(&scratch, "repo", protection);
         let mut random = Random::new(SEED);
         let mut truth = Vec::new();
-        for round in 0..2 {
+        for round in 0..backups {
             let source = scratch.dir(format!("source-{round}"));
             fs::write(source.join("rows"), random.rows(5000)).expect("file");
             fs::write(source.join("byte"), random.bytes(1)).expect("file");
@@ -215,7 +215,7 @@ impl Sample {
         let wrong = wrong.into_inner().expect("no worker panics");
         let shown = wrong
             .iter()
-            .take(5)
+            .take(4)
             .cloned()
             .collect::<Vec<_>>()
             .join("\n\n");
@@ -235,7 +235,7 @@ impl Sample {
 }
 
 fn every_flipped_byte_is_noticed(name: &str, protection: Protection) {
-    let sample = Sample::new(name, protection);
+    let sample = Sample::new(name, protection, 1);
     let mut random = Random::new(SEED);
     let mut damages = Vec::new();
     for (object, (_, bytes)) in sample.objects.iter().enumerate() {
@@ -262,7 +262,7 @@ fn every_flipped_byte_is_noticed_with_encryption() {
 }
 
 fn every_cut_swap_and_loss_is_noticed(name: &str, protection: Protection) {
-    let sample = Sample::new(name, protection);
+    let sample = Sample::new(name, protection, 2);
     let mut damages = Vec::new();
     for (object, (_, bytes)) in sample.objects.iter().enumerate() {
         for to in (0..bytes.len()).step_by(64).chain([bytes.len() - 1]) {
@@ -294,7 +294,7 @@ fn every_cut_swap_and_loss_is_noticed_with_encryption() {
 
 #[test]
 fn deleted_manifest_takes_its_backup_and_no_other() {
-    let sample = Sample::new("manifest", Protection::Identity);
+    let sample = Sample::new("manifest", Protection::Identity, 2);
     let (gone, kept) = (&sample.truth[1].0, &sample.truth[0]);
     fs::remove_file(sample.repo.dir.join("backups").join(gone)).expect("manifest");
     assert_eq!(sample.repo.ids(), [kept.0.as_str()]);
@@ -317,8 +317,8 @@ fn deleted_manifest_takes_its_backup_and_no_other() {
 #[test]
 fn objects_of_another_repository_are_refused() {
     for protection in [Protection::None, Protection::Identity] {
-        let sample = Sample::new("own", protection);
-        let foreign = Sample::new("foreign", protection);
+        let sample = Sample::new("own", protection, 1);
+        let foreign = Sample::new("foreign", protection, 1);
         // Its packs come along, so that nothing is missing: only the repository differs.
         for (name, bytes) in foreign
             .objects
@@ -381,7 +381,7 @@ fn wrong_or_missing_keys_and_repositories_are_told_apart() {
             .expect(exit::NOT_FOUND)
             .error();
         repo.restore("no such id", &target)
-            .expect(exit::USAGE)
+            .expect(exit::NOT_FOUND)
             .error();
         assert!(!target.exists());
     }
@@ -390,7 +390,7 @@ fn wrong_or_missing_keys_and_repositories_are_told_apart() {
 #[test]
 fn a_newer_format_is_refused_with_a_reason() {
     for protection in [Protection::None, Protection::Identity] {
-        let sample = Sample::new("future", protection);
+        let sample = Sample::new("future", protection, 1);
         let config = sample.repo.dir.join("config");
         let text = fs::read_to_string(&config).expect("config is text");
         let line = text.lines().next().expect("config has a line");

@@ -556,7 +556,7 @@ fn spawn(command: &mut Command) -> (String, Child) {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     (
-        format!("{command:?}"),
+        mover::shown(command),
         command.spawn().expect("the tool starts"),
     )
 }

@@ -215,7 +215,7 @@ fn killed_delta_restores_are_finished_by_the_next() {
     repo.backup(&source).summary();
     let truth = Tree::read(&source);
 
-    let target = scratch.join("target");
+    let target = scratch.dir("target");
     let delta = |set: &str| {
         let mut command = repo.restore_command(set, &target);
         command.arg("--delta");
