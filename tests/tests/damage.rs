@@ -125,6 +125,16 @@ impl Sample {
         })
     }
 
+    /// Whether the header or a key slot was taken away, without which nothing can be opened.
+    fn lost_entrance(&self, damage: &Damage) -> bool {
+        match damage {
+            Damage::Delete { object } => ["config", "keys"]
+                .iter()
+                .any(|kind| self.kind(*object) == Path::new(kind)),
+            _ => false,
+        }
+    }
+
     /// What is wrong with how the tool took `damage`, if anything.
     fn judge(&self, repo: &Repo, damage: &Damage, restore: bool) -> Option<String> {
         let outcome = Outcome::of(
@@ -138,11 +148,13 @@ impl Sample {
                 self.shown(damage)
             ))
         };
-        if !outcome.code.is_some_and(|code| NOTICED.contains(&code)) {
-            return shown("not noticed");
-        }
-        if !self.named(&outcome, damage) {
-            return shown("the object is not named");
+        let code = outcome.code.unwrap_or_default();
+        match self.lost_entrance(damage) {
+            // What is gone cannot be named: the repository, or the key to it, is not found.
+            true if [exit::NOT_FOUND, exit::KEY].contains(&code) => {}
+            false if !NOTICED.contains(&code) => return shown("not noticed"),
+            false if self.named(&outcome, damage) => {}
+            _ => return shown("the object is not named"),
         }
         if restore {
             self.judge_restore(repo, damage)
