@@ -190,7 +190,7 @@ fn secrets_reach_no_output() {
         )
         .expect(exit::OK),
         // The wrong kind of file: its name is shown, its content is not.
-        open(identity.to_str().expect("path"), &["list"]).expect(exit::USAGE),
+        open(identity.to_str().expect("path"), &["list"]).expect(exit::KEY),
     ];
     for outcome in &outcomes {
         for text in [&outcome.stdout, &outcome.stderr] {

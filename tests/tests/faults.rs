@@ -445,7 +445,6 @@ fn hostile_settings_are_usage_errors() {
         ("HELIOS_MOVER_REPO", "ftp://example.org/x"),
         ("HELIOS_MOVER_REPO", "file://relative"),
         ("HELIOS_MOVER_CONFIG", "/absent/config.toml"),
-        ("HELIOS_MOVER_PASSPHRASE_FILE", "/absent/passphrase"),
         ("HELIOS_MOVER_BACKUP_LEVEL", "1000"),
         ("HELIOS_MOVER_BACKUP_TYPE", "sideways"),
         ("HELIOS_MOVER_BACKUP_SOURCE", "s3://bucket"),
