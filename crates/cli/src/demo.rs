@@ -236,7 +236,7 @@ impl Demo<'_, '_> {
             label: "demo".into(),
         };
         let summary = init::run(&self.context.settings.engine, &options)?;
-        self.pair("cipher", &summary.cipher);
+        self.pair("cipher", summary.cipher);
         self.pair("key", "a passphrase drawn at random, in a file")
             .flush();
         Ok(RepoAccess {

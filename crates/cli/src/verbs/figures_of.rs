@@ -84,11 +84,6 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
             format_bytes(summary.hole_bytes)
         ),
     );
-    let sealed = if summary.encrypted {
-        "encrypted"
-    } else {
-        "NOT encrypted"
-    };
     table.pair("stored", stored(summary));
     engine_rows(&summary.engine, &mut table);
     table

@@ -57,7 +57,7 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
     context.out.line(format!("{done} {}", summary.repository));
     let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
     table.pair("repository id", summary.repository_id.to_string());
-    table.pair("cipher", &summary.cipher);
+    table.pair("cipher", summary.cipher);
     if let Some(recipient) = &summary.recipient {
         table.pair("recipient", recipient);
     }
