@@ -77,7 +77,8 @@ pub async fn find_parent(
                     return Ok((Some(open), warnings));
                 }
             }
-            Err(error) if error.kind() == Kind::Corrupt => {
+            // Over its cap is damaged too.
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
                 warnings.push(format!("backup {id} cannot serve as the parent: {error}"));
             }
             // It was deleted since it was listed.
@@ -245,10 +246,16 @@ impl BackupRun {
         for page in &self.parent_pages {
             tree.know(page);
         }
-        for root in self.parent_maps.values().filter_map(FileMap::stored_root) {
-            tree.know(root);
-        }
+        let mut reader = self
+            .shared
+            .parent
+            .as_ref()
+            .map(|parent| PackReader::new(shard, &self.shared.repository, &parent.infos));
         for (entry, extents) in entries {
+            let old = self.parent_map(&entry.path).filter(|_| extents.len() > 1);
+            if let (Some(reader), Some(old)) = (&mut reader, old) {
+                self.know_interiors(reader, old, &mut tree).await?;
+            }
             let map = tree.join(extents).await?;
             tree.entry(entry, map).await?;
         }
@@ -283,6 +290,27 @@ impl BackupRun {
             catalogue::publish(shard, repository, &self.shared.session, manifest).await?;
         counts.stored_bytes += bytes;
         Ok(Committed { metadata, counts })
+    }
+
+    /// Lets the tree refer to the nodes that a file's old map has above its leaves. They are read first: an
+    /// equal node in a damaged pack must be written anew.
+    async fn know_interiors(
+        &self,
+        reader: &mut PackReader,
+        old: &FileMap,
+        tree: &mut TreeWriter,
+    ) -> Result<()> {
+        let (names, damage) = old.interior_names(reader).await;
+        names.iter().for_each(|name| tree.know(name));
+        match (damage, &self.shared.parent) {
+            (Some(error), Some(parent)) if error.kind() == Kind::Corrupt => {
+                tracing::warn!(%error, "the parent backup is damaged; its nodes are written anew");
+                parent.damaged_extents.fetch_add(1, Relaxed);
+                Ok(())
+            }
+            (Some(error), _) => Err(error),
+            (None, _) => Ok(()),
+        }
     }
 
     /// Every pack that the maps reach, sorted by id.

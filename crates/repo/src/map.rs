@@ -206,7 +206,7 @@ impl TreeWriter {
     /// Adds the next entry in path order.
     pub async fn entry(&mut self, entry: Entry, map: Option<MapNode>) -> Result<()> {
         // A page ends where a path says so, not after a count: then an added file changes one page only.
-        let ends_page = crc32(&entry.path) % 128 == 0;
+        let ends_page = crc32(&entry.path).is_multiple_of(128);
         let stored = StoredEntry {
             entry,
             map: map.map(|node| node.0),

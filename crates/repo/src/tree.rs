@@ -47,12 +47,33 @@ impl FileMap {
             .min(LEAF_BLOCKS_MAX as u64)
     }
 
-    /// The root node's name, if it is not inline.
-    pub(crate) fn stored_root(&self) -> Option<&NodeRef> {
-        match &self.root {
-            Child::Node(node) => Some(node),
-            Child::Inline(_) => None,
+    /// The names of the stored nodes above the leaves, of those that can be read. A node that cannot is
+    /// passed over with all that is below it, and the error is the second value.
+    pub(crate) async fn interior_names(
+        &self,
+        reader: &mut PackReader,
+    ) -> (Vec<NodeRef>, Option<Error>) {
+        let mut names = Vec::new();
+        let mut damage = None;
+        let mut level = root_level(self.blocks).unwrap_or(0);
+        let mut nodes = vec![self.root.clone()];
+        while level > 0 && !nodes.is_empty() {
+            let mut below = Vec::new();
+            for node in &nodes {
+                match interior(reader, node).await {
+                    Ok((children, name)) => {
+                        names.extend(name);
+                        if level > 1 {
+                            below.extend(children);
+                        }
+                    }
+                    Err(error) => damage = Some(error),
+                }
+            }
+            nodes = below;
+            level -= 1;
         }
+        (names, damage)
     }
 
     /// The leaf of extent `index`, and its name if it is not inline.
@@ -91,6 +112,11 @@ impl FileMap {
         }
         Ok((leaf, name))
     }
+}
+
+async fn interior(reader: &mut PackReader, child: &Child) -> Result<(Vec<Child>, Option<NodeRef>)> {
+    let (bytes, name) = node_bytes(reader, child).await?;
+    Ok((Interior::decode(&bytes)?.children, name))
 }
 
 async fn node_bytes(reader: &mut PackReader, child: &Child) -> Result<(Vec<u8>, Option<NodeRef>)> {
