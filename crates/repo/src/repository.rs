@@ -164,7 +164,16 @@ impl Repository {
             secret: None,
             sessions: Mutex::default(),
         };
-        if repository.config.cipher != Cipher::None && !matches!(credentials, Credentials::None) {
+        if !matches!(credentials, Credentials::None) {
+            // Whoever gives a key expects a seal: a header that was replaced must not take it away.
+            if repository.config.cipher == Cipher::None {
+                return Err(Error::new(
+                    Kind::Key,
+                    "a key was given, and the repository's header says that it is not encrypted",
+                )
+                .object(url)
+                .hint("leave the key out if that is right; else `config` was replaced: copy it back from a replica"));
+            }
             repository.secret = Some(repository.unlock(shard, credentials).await?);
         }
         Ok(repository)
