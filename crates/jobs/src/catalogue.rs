@@ -50,7 +50,7 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<Vec<ListItem>> {
                     metadata: Some(open.manifest.metadata),
                     problem: None,
                 },
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key) => {
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key | Kind::Limit) => {
                     let problem = Some(error.to_string());
                     ListItem {
                         backup_id,

@@ -62,7 +62,8 @@ pub struct Inventory {
 /// A finding from an error about content; any other error ends the run.
 pub fn finding(error: Error) -> Result<Damage> {
     match error.kind() {
-        Kind::Corrupt | Kind::NotFound => Ok(Damage {
+        // An object over its cap is damaged too.
+        Kind::Corrupt | Kind::NotFound | Kind::Limit => Ok(Damage {
             object: error.object_name().unwrap_or("repository").to_owned(),
             what: match std::error::Error::source(&error) {
                 Some(cause) => format!("{}: {cause}", error.message()),
