@@ -32,8 +32,10 @@ use crate::timing::{StageSeconds, lap};
 
 /// Bytes of directories that a reader keeps (each at most 3 MiB; about 1 MiB for a pack of easy pages).
 const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
+/// Longest directory with its frame, and the trailer: more is refused before memory is taken for it.
+const TAIL_BYTES_MAX: u64 = (DIRECTORY_PLAIN_BYTES_MAX + 64 + TRAILER_BYTES) as u64;
 /// Decoded frames that a reader keeps, at most 1 MiB each.
-const FRAMES_MAX: usize = 4;
+pub(crate) const FRAMES_MAX: usize = 4;
 /// Ranged reads under way ahead of the decoder.
 pub const READS_AHEAD: usize = 6;
 
@@ -121,11 +123,10 @@ impl PackReader {
 
     /// Opens a pack, or gives the one that is open.
     pub(crate) async fn open(&mut self, id: PackId) -> Result<Rc<OpenPack>> {
-        if let Some(at) = self.packs.iter().rposition(|pack| pack.info.id == id) {
-            if let Some(pack) = self.packs.remove(at) {
-                self.packs.push_back(pack.clone());
-                return Ok(pack);
-            }
+        let kept = self.packs.iter().rposition(|pack| pack.info.id == id);
+        if let Some(pack) = kept.and_then(|at| self.packs.remove(at)) {
+            self.packs.push_back(pack.clone());
+            return Ok(pack);
         }
         let info = self.infos.get(&id).copied().ok_or_else(|| {
             Error::new(
@@ -506,6 +507,7 @@ pub(crate) async fn open_pack(
         .bytes
         .checked_sub(info.directory_offset)
         .filter(|bytes| *bytes == u64::from(info.directory_bytes) + TRAILER_BYTES as u64)
+        .filter(|bytes| *bytes <= TAIL_BYTES_MAX)
         .ok_or_else(|| {
             Error::new(
                 Kind::Corrupt,

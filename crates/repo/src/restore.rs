@@ -14,7 +14,7 @@ use mover_format::seal::Origin;
 use mover_io::Shard;
 
 use crate::catalogue;
-use crate::reader::{FrameNeed, PackInfos, PackReader};
+use crate::reader::{FRAMES_MAX, FrameNeed, PackInfos, PackReader};
 use crate::repository::Repository;
 use crate::timing::StageSeconds;
 use crate::tree::{FileMap, TreeItem, read_entries};
@@ -173,7 +173,13 @@ impl ExtentReader {
                 .await?
             {
                 let need = FrameNeed { pack, frame };
-                if needs.last() != Some(&need) {
+                // One that was named a moment ago will still be at hand when it is wanted again.
+                if !needs
+                    .iter()
+                    .rev()
+                    .take(FRAMES_MAX)
+                    .any(|named| *named == need)
+                {
                     needs.push(need);
                 }
             }

@@ -207,10 +207,10 @@ impl ShardWriter {
     /// backup, if it has one.
     pub async fn begin_extent(&mut self, parent: Option<&FileMap>, index: u64) -> Result<()> {
         self.extent_begins = true;
-        if let Some(reader) = &mut self.parent {
-            if let Some(node) = reader.begin_extent(parent, index).await? {
-                self.nodes.know(&node);
-            }
+        if let Some(reader) = &mut self.parent
+            && let Some(node) = reader.begin_extent(parent, index).await?
+        {
+            self.nodes.know(&node);
         }
         Ok(())
     }
