@@ -356,7 +356,7 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             Some(Event::Begin(extent)) => {
                 let entry = &job.tree.items[extent.item as usize].entry;
                 let parent = job.run.parent_map(&entry.path);
-                writer.begin_extent(parent, u64::from(extent.index)).await?;
+                writer.begin_extent(parent, extent.index).await?;
                 if extent.index == 0 {
                     job.progress.add_files(1);
                 }

@@ -58,12 +58,13 @@ pub(crate) async fn sample(
             let offset = (next - before) / piece * piece;
             let begun = Instant::now();
             let fd = source.open_file(item)?;
+            next += step;
             let Ok(file) = shard.file(fd, Access::Direct) else {
-                break;
+                continue;
             };
             let (read, mut buf) = file.read_at(shard.buffer().await, offset, BUF_BYTES).await;
             // What cannot be read is found out, and reported, by the backup itself.
-            let Ok(read) = read else { break };
+            let Ok(read) = read else { continue };
             if read > 0 {
                 let whole = blocks_of(read as u64) as usize * BLOCK_BYTES;
                 buf[read..whole].fill(0);
@@ -71,7 +72,6 @@ pub(crate) async fn sample(
                 estimate.sampled_bytes += read as u64;
                 estimate.seconds += begun.elapsed().as_secs_f64();
             }
-            next += step;
         }
         before += bytes;
     }

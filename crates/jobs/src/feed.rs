@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
@@ -28,35 +28,47 @@ pub(crate) struct Extent {
     /// Index of the file in the tree.
     pub item: u32,
     /// Number of the extent in the file.
-    pub index: u32,
+    pub index: u64,
 }
 
 /// The extents of all files of a tree, claimed one by one.
 pub(crate) struct ExtentQueue {
-    extents: Vec<Extent>,
-    next: AtomicUsize,
+    /// Files that are not empty: index, and the extents of all files up to its end. What a queue takes in memory
+    /// follows the number of files, not their sizes, which a sparse file may claim to be enormous.
+    files: Vec<(u32, u64)>,
+    next: AtomicU64,
 }
 
 impl ExtentQueue {
     /// Lists the extents of files with these sizes, given as (index, bytes).
     pub fn new(files: impl Iterator<Item = (u32, u64)>) -> Self {
-        let extents = files
-            .flat_map(|(item, bytes)| {
-                (0..bytes.div_ceil(EXTENT_BYTES)).map(move |index| Extent {
-                    item,
-                    index: index as u32,
-                })
+        let mut end = 0u64;
+        let files = files
+            .filter(|(_, bytes)| *bytes > 0)
+            .map(|(item, bytes)| {
+                end = end.saturating_add(bytes.div_ceil(EXTENT_BYTES));
+                (item, end)
             })
             .collect();
         ExtentQueue {
-            extents,
-            next: AtomicUsize::new(0),
+            files,
+            next: AtomicU64::new(0),
         }
     }
 
     /// The next extent that nobody has.
     pub fn claim(&self) -> Option<Extent> {
-        self.extents.get(self.next.fetch_add(1, Relaxed)).copied()
+        let next = self.next.fetch_add(1, Relaxed);
+        let at = self.files.partition_point(|(_, end)| *end <= next);
+        let (item, _) = *self.files.get(at)?;
+        let begin = at
+            .checked_sub(1)
+            .and_then(|before| self.files.get(before))
+            .map_or(0, |(_, end)| *end);
+        Some(Extent {
+            item,
+            index: next - begin,
+        })
     }
 }
 
@@ -238,7 +250,7 @@ impl Feed {
         let file = self.open_file(extent.item)?;
         let item = self.item(extent.item)?;
         let size = item.entry.content_bytes();
-        let begin = u64::from(extent.index) * EXTENT_BYTES;
+        let begin = extent.index * EXTENT_BYTES;
         let end = (begin + EXTENT_BYTES).min(size);
         let is_dense = item.stamp.allocated_bytes >= size;
         let ranges = if is_dense {
@@ -259,10 +271,10 @@ impl Feed {
     }
 
     fn open_file(&mut self, at: u32) -> Result<Rc<File>> {
-        if let Some((open, file)) = &self.open {
-            if *open == at {
-                return Ok(file.clone());
-            }
+        if let Some((open, file)) = &self.open
+            && *open == at
+        {
+            return Ok(file.clone());
         }
         let item = self.item(at)?;
         let fd = self.source.open_file(item)?;
@@ -343,7 +355,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, bytes)| (i as u32, *bytes)),
         );
-        let mut counts = [0; 6];
+        let mut counts = [0u64; 6];
         while let Some(extent) = queue.claim() {
             assert_eq!(extent.index, counts[extent.item as usize]);
             counts[extent.item as usize] += 1;

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mover_base::tree::EntryKind;
 use mover_base::{BackupId, Error, Kind, Result};
@@ -142,8 +142,8 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     if mode == TargetMode::Fresh {
         target.check_space(size.data_bytes)?;
     }
-    let made_in =
-        (view.metadata.ended.as_micros() - view.metadata.started.as_micros()) as f64 / 1e6;
+    let (started, ended) = (view.metadata.started, view.metadata.ended);
+    let made_in = ended.as_micros().saturating_sub(started.as_micros()) as f64 / 1e6;
     let warnings = target
         .leftovers()
         .iter()
@@ -250,7 +250,7 @@ struct FillJob<'a> {
     limits: Limits,
     extents: ExtentQueue,
     /// Extents of each file that are not written yet.
-    open_extents: Vec<AtomicU32>,
+    open_extents: Vec<AtomicU64>,
 }
 
 /// Makes all names and fills the files; the metadata of directories is left to the end.
@@ -292,7 +292,7 @@ fn fill(
         open_extents: view
             .items
             .iter()
-            .map(|item| AtomicU32::new(item.map.as_ref().map_or(0, |map| map.extents() as u32)))
+            .map(|item| AtomicU64::new(item.map.as_ref().map_or(0, |map| map.extents())))
             .collect(),
     };
     let work = async |shard: Shard| fill_shard(&shard, &job).await;
@@ -370,9 +370,7 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
             .ok_or_else(missing)?;
         let map = item.map.as_ref().ok_or_else(missing)?;
         filler.open(job.target, extent.item, &item.entry)?;
-        filler
-            .extent(map, u64::from(extent.index), job.progress)
-            .await?;
+        filler.extent(map, extent.index, job.progress).await?;
         let open = &job.open_extents[extent.item as usize];
         if open.fetch_sub(1, Ordering::AcqRel) == 1 {
             filler.complete(job.target, &item.entry)?;
