@@ -1,0 +1,185 @@
+//! Restoring over a directory that exists: what is right is left alone, everything else is put right.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+
+use mover_base::Kind;
+use mover_jobs::restore::RestoreSummary;
+
+use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, data_map, engine, punch, walk};
+
+/// A source with every kind of entry, its backup, and an exact copy of it in `out`.
+fn restored() -> Place {
+    let place = Place::sealed();
+    let mut random = Random(1);
+    fs::write(place.source("data"), random.bytes(6 * MIB + 123)).unwrap();
+    fs::write(place.source("zeros"), vec![0; 2 * MIB]).unwrap();
+    let holes = fs::File::create(place.source("holes")).unwrap();
+    holes.set_len(4 * MIB as u64).unwrap();
+    holes.write_all_at(&random.bytes(MIB), MIB as u64).unwrap();
+    fs::create_dir(place.source("dir")).unwrap();
+    fs::write(place.source("dir/small"), b"small").unwrap();
+    fs::write(place.source("dir/empty"), b"").unwrap();
+    symlink("small", place.source("dir/link")).unwrap();
+    fs::hard_link(place.source("dir/small"), place.source("dir/second")).unwrap();
+    let read_only = fs::Permissions::from_mode(0o444);
+    fs::write(place.source("read-only"), random.bytes(3 * BLOCK)).unwrap();
+    fs::set_permissions(place.source("read-only"), read_only).unwrap();
+    place.backup();
+    place.restore_is_exact("latest", "out");
+    place
+}
+
+fn again(place: &Place) -> RestoreSummary {
+    let options = place.restore_options("latest", "out", true);
+    let summary = place.try_restore(&engine(), &options).unwrap();
+    assert_same_trees(&place.path("source"), &place.path("out"));
+    for path in walk(&place.path("source")) {
+        let name = path.strip_prefix(place.path("source")).unwrap().to_owned();
+        if path.symlink_metadata().unwrap().is_file() {
+            assert_eq!(
+                data_map(&path),
+                data_map(&place.path("out").join(&name)),
+                "{}",
+                name.display()
+            );
+        }
+    }
+    summary
+}
+
+fn open(place: &Place, name: &str) -> fs::File {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(place.path("out").join(name))
+        .unwrap()
+}
+
+#[test]
+fn an_exact_target_is_not_written() {
+    let place = restored();
+    let summary = again(&place);
+    // A file of several names is made anew, so that nothing is written through a name elsewhere.
+    assert_eq!(summary.bytes_written, BLOCK as u64);
+    assert_eq!(summary.removed, 0);
+    fs::remove_file(place.source("dir/second")).unwrap();
+    place.backup();
+    again(&place);
+    assert_eq!(again(&place).bytes_written, 0);
+}
+
+#[test]
+fn flipped_bytes_cost_their_blocks() {
+    let place = restored();
+    let file = open(&place, "data");
+    for at in [
+        0,
+        5 * BLOCK as u64,
+        3 * MIB as u64 + 1,
+        6 * MIB as u64 + 122,
+    ] {
+        let mut byte = [0];
+        fs::File::open(place.path("out/data"))
+            .unwrap()
+            .read_exact_at(&mut byte, at)
+            .unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    }
+    // And the one of the file of two names.
+    assert_eq!(again(&place).bytes_written, 5 * BLOCK as u64);
+}
+
+#[test]
+fn cut_and_extended_files_get_their_length() {
+    let place = restored();
+    open(&place, "data").set_len(MIB as u64 + 1).unwrap();
+    open(&place, "holes").set_len(100).unwrap();
+    open(&place, "zeros").set_len(0).unwrap();
+    open(&place, "dir/small").set_len(2).unwrap();
+    again(&place);
+    for name in ["data", "holes", "zeros", "dir/small", "dir/empty"] {
+        let file = open(&place, name);
+        let len = file.metadata().unwrap().len();
+        file.write_all_at(&vec![9; 3 * MIB], len).unwrap();
+    }
+    again(&place);
+}
+
+#[test]
+fn missing_and_extra_names_are_put_right() {
+    let place = restored();
+    fs::remove_file(place.path("out/data")).unwrap();
+    fs::remove_file(place.path("out/dir/link")).unwrap();
+    fs::create_dir_all(place.path("out/extra/deep")).unwrap();
+    fs::write(place.path("out/extra/deep/file"), b"x").unwrap();
+    fs::write(place.path("out/dir/extra"), b"x").unwrap();
+    let summary = again(&place);
+    assert!(summary.removed >= 4, "{}", summary.removed);
+    fs::remove_dir_all(place.path("out/dir")).unwrap();
+    again(&place);
+}
+
+#[test]
+fn wrong_kinds_are_replaced() {
+    let place = restored();
+    let out = |name: &str| place.path("out").join(name);
+    fs::remove_file(out("data")).unwrap();
+    fs::create_dir(out("data")).unwrap();
+    fs::write(out("data/inside"), b"x").unwrap();
+    fs::remove_file(out("dir/link")).unwrap();
+    fs::write(out("dir/link"), b"a file").unwrap();
+    fs::remove_file(out("zeros")).unwrap();
+    symlink("/etc/hostname", out("zeros")).unwrap();
+    let host = fs::read("/etc/hostname").ok();
+    again(&place);
+    assert_eq!(fs::read("/etc/hostname").ok(), host, "a link was followed");
+    fs::remove_dir_all(out("dir")).unwrap();
+    fs::write(out("dir"), b"a file").unwrap();
+    again(&place);
+    // Another link where a hard link was, and a hard link where there was none.
+    fs::remove_file(out("dir/second")).unwrap();
+    fs::write(out("dir/second"), b"small").unwrap();
+    fs::remove_file(out("dir/small")).unwrap();
+    fs::hard_link(out("read-only"), out("dir/small")).unwrap();
+    again(&place);
+}
+
+#[test]
+fn holes_become_holes_and_zeros_become_zeros() {
+    let place = restored();
+    // The same bytes, differently allocated.
+    open(&place, "holes")
+        .write_all_at(&[0; 3 * BLOCK], 3 * MIB as u64)
+        .unwrap();
+    punch(&open(&place, "zeros"), MIB as u64, 5 * BLOCK as u64);
+    again(&place);
+    // Data in a hole, a hole in data.
+    open(&place, "holes").write_all_at(b"x", 10).unwrap();
+    punch(&open(&place, "data"), 2 * MIB as u64, MIB as u64);
+    again(&place);
+}
+
+#[test]
+fn read_only_files_of_the_target_are_written() {
+    let place = restored();
+    let path = place.path("out/read-only");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&path, b"another").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+    again(&place);
+}
+
+#[test]
+fn a_target_that_exists_is_refused_without_delta() {
+    let place = restored();
+    let options = place.restore_options("latest", "out", false);
+    let error = place
+        .try_restore(&engine(), &options)
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        matches!(error.kind(), Kind::Target | Kind::Usage | Kind::Conflict),
+        "{error}"
+    );
+    assert_same_trees(&place.path("source"), &place.path("out"));
+}

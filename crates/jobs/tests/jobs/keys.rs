@@ -1,0 +1,154 @@
+//! Key slots: who can be let in, who is kept out, and objects that were swapped.
+
+use std::fs;
+
+use mover_base::Kind;
+use mover_jobs::{Credentials, catalogue, key};
+
+use crate::fixture::{Place, engine, secret};
+
+fn passphrase(text: &str) -> Credentials {
+    Credentials::Passphrase(secret(text))
+}
+
+fn opens(place: &Place, credentials: Credentials) -> Result<(), Kind> {
+    catalogue::list(&engine(), &place.access_with(credentials))
+        .map(drop)
+        .map_err(|error| error.kind())
+}
+
+#[test]
+fn slots_come_and_go_and_the_last_one_stays() {
+    let place = Place::bare(passphrase("first"));
+    let made = place.init(Some("first"), &[]).unwrap();
+    assert_eq!(made.slots.len(), 1);
+    assert_eq!(opens(&place, passphrase("first")), Ok(()));
+    assert_eq!(opens(&place, passphrase("second")), Err(Kind::Key));
+
+    let (identity, recipient) = key::generate_identity();
+    let access = place.access();
+    let second = key::add_passphrase(&engine(), &access, &secret("second"), "two").unwrap();
+    let third = key::add_recipient(&engine(), &access, &recipient, "three").unwrap();
+    let identity = Credentials::Identity(identity);
+    let nothing = place.access_with(Credentials::None);
+    let listed = key::list(&engine(), &nothing).unwrap();
+    let mut kinds: Vec<&str> = listed.iter().map(|slot| slot.kind).collect();
+    kinds.sort();
+    assert_eq!(kinds, ["passphrase", "passphrase", "x25519"]);
+    for credentials in [passphrase("first"), passphrase("second"), identity.clone()] {
+        assert_eq!(opens(&place, credentials), Ok(()));
+    }
+    let (stranger, _) = key::generate_identity();
+    assert_eq!(
+        opens(&place, Credentials::Identity(stranger)),
+        Err(Kind::Key)
+    );
+
+    // Without a key nothing is added or removed.
+    let kind = |result: mover_base::Result<key::SlotInfo>| result.map(drop).unwrap_err().kind();
+    let added = key::add_recipient(&engine(), &nothing, &recipient, "");
+    assert_eq!(kind(added), Kind::Key);
+    assert_eq!(
+        kind(key::remove(&engine(), &nothing, &second.slot_id)),
+        Kind::Key
+    );
+    // A name must be one slot's.
+    assert_eq!(kind(key::remove(&engine(), &access, "zz")), Kind::NotFound);
+    assert_eq!(kind(key::remove(&engine(), &access, "")), Kind::Usage);
+
+    key::remove(&engine(), &access, &made.slots[0].slot_id).unwrap();
+    assert_eq!(opens(&place, passphrase("first")), Err(Kind::Key));
+    let access = place.access_with(identity.clone());
+    key::remove(&engine(), &access, &second.slot_id[..12]).unwrap();
+    let last = key::remove(&engine(), &access, &third.slot_id);
+    assert_eq!(kind(last), Kind::Conflict);
+    assert_eq!(opens(&place, identity), Ok(()));
+}
+
+#[test]
+fn init_needs_a_key_that_fits_and_a_free_place() {
+    let place = Place::bare(Credentials::None);
+    let kind = |result: mover_base::Result<_>| {
+        result
+            .map(|_: mover_jobs::init::InitSummary| ())
+            .unwrap_err()
+            .kind()
+    };
+    assert_eq!(
+        kind(place.init(None, &["age1nonsense".to_owned()])),
+        Kind::Usage
+    );
+    assert!(
+        !place.path("repo").exists(),
+        "something was made before the request was looked at"
+    );
+    place.init(None, &[]).unwrap();
+    assert_eq!(kind(place.init(None, &[])), Kind::Conflict);
+    let full = Place::bare(Credentials::None);
+    fs::create_dir(full.path("repo")).unwrap();
+    fs::write(full.path("repo/stray"), b"x").unwrap();
+    assert_eq!(kind(full.init(None, &[])), Kind::Conflict);
+}
+
+#[test]
+fn a_slot_of_another_repository_opens_nothing() {
+    let (place, other) = (Place::sealed(), Place::sealed());
+    let foreign = other.objects("keys/").remove(0);
+    fs::copy(other.object(&foreign), place.object(&foreign)).unwrap();
+    assert_eq!(opens(&place, other.credentials.clone()), Err(Kind::Corrupt));
+    // The right key still does.
+    assert_eq!(opens(&place, place.credentials.clone()), Ok(()));
+    let verified = place.try_verify(None).unwrap();
+    assert_eq!(verified.findings.len(), 1, "{:?}", verified.findings);
+    assert_eq!(verified.findings[0].object, foreign);
+}
+
+#[test]
+fn a_renamed_slot_is_refused() {
+    let place = Place::sealed();
+    let name = place.objects("keys/").remove(0);
+    let wrong = format!("keys/{}", "0".repeat(32));
+    fs::rename(place.object(&name), place.object(&wrong)).unwrap();
+    assert_eq!(opens(&place, place.credentials.clone()), Err(Kind::Corrupt));
+}
+
+#[test]
+fn a_header_of_another_repository_is_refused() {
+    let (place, other, plain) = (Place::sealed(), Place::sealed(), Place::plain());
+    fs::write(place.source("a"), b"a").unwrap();
+    place.backup();
+    for from in [&other, &plain] {
+        fs::copy(from.object("config"), place.object("config")).unwrap();
+        let result = opens(&place, place.credentials.clone());
+        assert!(
+            matches!(result, Err(Kind::Corrupt | Kind::Key)),
+            "{result:?}: a header was swapped unnoticed"
+        );
+        let options = place.backup_options();
+        assert!(place.try_backup(&engine(), &options).is_err());
+    }
+    // Another header together with its slots: the old packs do not belong to it.
+    fs::copy(other.object("config"), place.object("config")).unwrap();
+    for slot in place.objects("keys/") {
+        fs::remove_file(place.object(&slot)).unwrap();
+    }
+    let slot = other.objects("keys/").remove(0);
+    fs::copy(other.object(&slot), place.object(&slot)).unwrap();
+    let access = place.access_with(other.credentials.clone());
+    let listed = catalogue::list(&engine(), &access).unwrap();
+    assert!(listed.iter().all(|item| !item.readable));
+}
+
+#[test]
+fn messages_hold_no_secret() {
+    let place = Place::bare(passphrase("correct horse"));
+    place.init(Some("correct horse"), &[]).unwrap();
+    let wrong = place.access_with(passphrase("battery staple"));
+    let error = catalogue::list(&engine(), &wrong).map(drop).unwrap_err();
+    let shown = format!("{error} {error:?} {:?}", wrong);
+    assert!(!shown.contains("battery"), "{shown}");
+    let broken = place.access_with(Credentials::Identity(secret("AGE-SECRET-KEY-1XYZZY")));
+    let error = catalogue::list(&engine(), &broken).map(drop).unwrap_err();
+    let shown = format!("{error} {error:?} {:?}", broken);
+    assert!(!shown.contains("XYZZY"), "{shown}");
+}

@@ -1,0 +1,11 @@
+//! The jobs from end to end, in process, on a real disk: what comes back is compared with what the standard
+//! library read before, never with what the mover says of itself.
+
+mod dedup;
+mod delta;
+mod engine;
+mod fixture;
+mod hostile;
+mod keys;
+mod maps;
+mod sessions;
