@@ -32,7 +32,7 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     }
     Err(Error::new(Kind::VerifyFailed, "verification found damage")
         .object(figures::counted(summary.findings.len() as u64, "finding"))
-        .hint("restore none of the backups named; make a new backup, and look at the storage"))
+        .hint("put the objects named back from a copy, or back up into a new repository: here a new backup would build on the damaged blocks"))
 }
 
 fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
