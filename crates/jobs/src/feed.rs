@@ -254,15 +254,15 @@ impl Feed {
         let end = (begin + EXTENT_BYTES).min(size);
         let is_dense = item.stamp.allocated_bytes >= size;
         let ranges = if is_dense {
-            vec![begin..end]
+            std::iter::once(begin..end).collect()
         } else {
-            data_ranges(file.as_fd(), begin..end)?
+            data_ranges(file.as_fd(), begin..end)?.into()
         };
         self.queue.push_back(Queued::Event(Event::Begin(extent)));
         self.cursor = Some(Cursor {
             extent,
             file,
-            ranges: ranges.into(),
+            ranges,
             at: begin,
             begin,
             end,
