@@ -1,7 +1,7 @@
 //! Objects as files below one directory: `<root>/<key>`, unfinished ones in `<root>/tmp/`.
 //!
-//! Invariants: an object appears whole, synced and once (see [`upload`]); its name is durable before a
-//! writer is told so (see [`durable`]); no path leads out of the root (see [`root`]). The store itself is
+//! Invariants: an object appears whole, synced and once (see `upload`); its name is durable before a
+//! writer is told so (see `durable`); no path leads out of the root (see `root`). The store itself is
 //! shared by all shards and holds no data path: files and buffers belong to the shard that works on them.
 
 mod durable;
