@@ -6,7 +6,7 @@
 //! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
 //! pack is read once, however many backups share it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -160,8 +160,7 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         sum.stages.add(&part.stages);
         reports.extend(part.report);
     }
-    findings.sort();
-    findings.dedup();
+    let findings = merged(findings);
     let damaged: BTreeSet<BackupId> = findings
         .iter()
         .flat_map(|finding| finding.backups.iter().copied())
@@ -194,6 +193,23 @@ impl Finding {
             backups,
         }
     }
+}
+
+/// One finding per damage, with every backup that it concerns.
+fn merged(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut by_damage: BTreeMap<(String, String), BTreeSet<BackupId>> = BTreeMap::new();
+    for finding in findings {
+        let damage = (finding.object, finding.what);
+        by_damage.entry(damage).or_default().extend(finding.backups);
+    }
+    by_damage
+        .into_iter()
+        .map(|((object, what), backups)| Finding {
+            object,
+            what,
+            backups: backups.into_iter().collect(),
+        })
+        .collect()
 }
 
 async fn check(

@@ -59,9 +59,16 @@ impl DirSource {
             let what = match error {
                 Errno::NOENT => "the source does not exist",
                 Errno::NOTDIR => "the source is not a directory",
-                _ => "the source cannot be opened",
+                _ => {
+                    let path = path.as_os_str().as_bytes();
+                    return source_error("the source cannot be opened", path, error)
+                        .with_kind(Kind::Source);
+                }
             };
-            source_error(what, path.as_os_str().as_bytes(), error).with_kind(Kind::Source)
+            // Nothing was read yet, so nothing can have changed meanwhile.
+            Error::new(Kind::Source, what)
+                .object(path.display().to_string())
+                .hint("check the path: dir:///absolute/path of the database's directory")
         })?;
         if let Err(error) = rustix::fs::stat("/proc/self/fd") {
             return Err(Error::new(Kind::Source, "/proc is not mounted")
