@@ -1,7 +1,7 @@
 //! Settings that every verb shares, each beside its bound.
 //!
-//! Invariant: at the defaults the arenas, the block index and the lists that a job keeps stay together under
-//! 256 MiB for any size of database and any number of cores.
+//! Invariant: at the defaults the arenas and the block index take the same memory for any size of database and
+//! any number of cores; what follows the number of names and extents is stated in docs/architecture.md.
 
 use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, RateBudget, Rung, ShardConfig, Stop};
