@@ -146,7 +146,7 @@ pub fn svg(files: &[ResultFile], date: &str) -> Option<String> {
     let sub = format!(r#"font-size="13" fill="{MUTED}""#);
     let machine = files.first().map(|file| {
         format!(
-            "{}, {} cores, one disk; {date}",
+            "{}, {} cores, one disk; {date}. Dashed: the slower of disk alone and CPU stages alone.",
             file.machine.cpu, file.machine.cores
         )
     })?;
