@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use mover_base::checksum::{crc32, sha256, sha256_blocks};
+use mover_base::checksum::{crc32, sha256};
 use mover_base::{BLOCK_BYTES, Error, Kind, RepoId, Result, SessionId};
 use mover_format::frame::{
     COMPRESSION_LEVEL_DEFAULT, FRAME_BLOCKS_MAX, FRAME_STORED_BYTES_MAX, FrameDecoder,
@@ -29,9 +29,7 @@ const SEALED_HEADER: [u8; 12] = [0; 12];
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// SHA-256 of the 4 KiB blocks of a frame, interleaved, as a backup does.
-    Sha256Blocks,
-    /// SHA-256 of one 4 KiB block after the other, as a restore does.
+    /// SHA-256 of one 4 KiB block after the other.
     Sha256,
     /// zstd 3 of frames of 1 MiB.
     Compress,
@@ -51,8 +49,7 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in the order of the data path.
-    pub const ALL: [Stage; 9] = [
-        Stage::Sha256Blocks,
+    pub const ALL: [Stage; 8] = [
         Stage::Sha256,
         Stage::Compress,
         Stage::Compare,
@@ -66,8 +63,7 @@ impl Stage {
     /// What it does, for tables.
     pub fn title(self) -> &'static str {
         match self {
-            Stage::Sha256Blocks => "SHA-256 of 4 KiB blocks, interleaved",
-            Stage::Sha256 => "SHA-256 of 4 KiB blocks, one by one",
+            Stage::Sha256 => "SHA-256 of 4 KiB blocks",
             Stage::Compress => "zstd 3 in frames of 1 MiB",
             Stage::Compare => "zstd decode and compare",
             Stage::Seal => "AES-256-GCM seal",
@@ -232,20 +228,6 @@ fn hash(plain: &[u8]) {
     }
 }
 
-fn hash_interleaved(plain: &[u8]) -> Result<()> {
-    let blocks: Vec<&[u8]> = plain.chunks(BLOCK_BYTES).collect();
-    let mut hashes = [[0; 32]; FRAME_BLOCKS_MAX];
-    let same = sha256_blocks(&blocks, &mut hashes[..blocks.len()]);
-    black_box(&hashes);
-    match same {
-        true => Ok(()),
-        false => Err(Error::new(
-            Kind::Internal,
-            "two implementations of SHA-256 disagree",
-        )),
-    }
-}
-
 /// Every `count`-th element from `index` on.
 fn mine<T>(all: &[T], index: usize, count: usize) -> impl Iterator<Item = &T> {
     all.iter().skip(index).step_by(count.max(1))
@@ -299,7 +281,6 @@ impl Core {
         let payload = &stored.bytes[stored.bytes.len().min(16)..];
         let encoded = &payload[..payload.len() - TAG_BYTES];
         match stage {
-            Stage::Sha256Blocks => clock.time(frame.len(), || hash_interleaved(frame))?,
             Stage::Sha256 => clock.time(frame.len(), || hash(frame)),
             Stage::Compress => {
                 clock.time(frame.len(), || {
@@ -332,7 +313,7 @@ impl Core {
                     encoder, sealed, ..
                 } = self;
                 clock.time(frame.len(), || {
-                    hash_interleaved(frame)?;
+                    hash(frame);
                     encoder.compress(FrameKind::Blocks, frame)?;
                     encoder.compare(frame)?;
                     encoder.seal_into(seal, seal.next_piece(), frame, sealed)

@@ -12,7 +12,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::{Sha256, sha256_blocks};
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
@@ -226,7 +226,7 @@ impl ShardWriter {
             ));
         }
         let clock = Instant::now();
-        self.hash(bytes)?;
+        self.hash(bytes);
         lap(&mut self.stages.hash, clock);
         self.shard.turn().await;
 
@@ -436,29 +436,12 @@ impl ShardWriter {
     }
 
     /// Finds the blocks of zeros and hashes the others.
-    fn hash(&mut self, bytes: &[u8]) -> Result<()> {
-        let blocks = || bytes.chunks_exact(BLOCK_BYTES);
-        let is_data: Vec<bool> = blocks().map(|block| *block != ZERO_BLOCK).collect();
-        let data: Vec<&[u8]> = blocks()
-            .zip(&is_data)
-            .filter(|(_, is_data)| **is_data)
-            .map(|(block, _)| block)
-            .collect();
-        let mut hashes = [[0; 32]; FRAME_BLOCKS_MAX];
-        if !sha256_blocks(&data, &mut hashes[..data.len()]) {
-            return Err(
-                Error::new(Kind::Internal, "two implementations of SHA-256 disagree")
-                    .hint("check this machine's memory and processor; nothing wrong was stored"),
-            );
-        }
-        let mut hashes = hashes.into_iter();
+    fn hash(&mut self, bytes: &[u8]) {
         self.hashes.clear();
-        self.hashes.extend(
-            is_data
-                .into_iter()
-                .map(|is_data| if is_data { hashes.next() } else { None }),
-        );
-        Ok(())
+        for block in bytes.chunks_exact(BLOCK_BYTES) {
+            self.hashes
+                .push((*block != ZERO_BLOCK).then(|| sha256(block)));
+        }
     }
 }
 
