@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use mover_base::checksum::{crc32, sha256};
 use mover_base::{BLOCK_BYTES, Error, Kind, RepoId, Result, SessionId};
 use mover_format::frame::{
-    COMPRESSION_LEVEL_DEFAULT, FRAME_BLOCKS_MAX, FRAME_STORED_BYTES_MAX, FrameDecoder,
-    FrameEncoder, FrameKind,
+    COMPRESSION_LEVEL_DEFAULT, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameEncoder, FrameKind,
 };
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, SessionKey, TAG_BYTES};
