@@ -555,6 +555,17 @@ impl SmallDisk {
         self.kept.path().join("mounted")
     }
 
+    /// Waits until what was deleted is free. ext4 gives freed blocks back in a callback that runs just after
+    /// the commit of its journal was announced; commits follow one another, so a second one waits for it.
+    fn settle(&self) {
+        let root = fs::File::open(self.path()).expect("the mounted directory");
+        for mode in [0o700, 0o755] {
+            root.set_permissions(fs::Permissions::from_mode(mode))
+                .expect("something to commit");
+            rustix::fs::syncfs(&root).expect("a commit");
+        }
+    }
+
     fn remount(&self, options: &str) {
         run_tool(
             Command::new("mount")
@@ -623,6 +634,7 @@ fn a_full_disk_is_told_as_a_full_repository_and_leaves_nothing_half_written() {
         // An object that fits where the step of allocation ahead does not is still written.
         let last = kept.pop().expect("some objects were stored");
         store.delete(&shard, &last).await?;
+        disk.settle();
         let small = pattern(BUF_BYTES + 1, 7);
         assert_eq!(
             upload_all(store, &shard, &key("packs/small"), &small).await?,
