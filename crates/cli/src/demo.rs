@@ -260,6 +260,7 @@ impl Demo<'_, '_> {
             annotations: [("made-by".to_owned(), "demo".to_owned())].into(),
             exclude: Vec::new(),
             one_file_system: false,
+            estimate: false,
         };
         let Context {
             settings,

@@ -12,23 +12,15 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-
+use crate::mapping::Mapping;
 use crate::queue::{Permits, Take};
 
 /// Bytes of every buffer: large enough for full disk bandwidth at a modest depth, and the unit of pieces.
 pub const BUF_BYTES: usize = 1 << 20;
 
-/// The arena starts on a huge page, so that the kernel can back it with huge pages.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
-
 /// Owner of the mapping and of the list of free buffers.
 pub(crate) struct Arena {
-    /// First byte of the first buffer, aligned to [`HUGE_PAGE_BYTES`].
-    first: NonNull<u8>,
-    /// The mapping as the kernel returned it.
-    mapping: NonNull<u8>,
-    mapping_bytes: usize,
+    mapping: Mapping,
     count: usize,
     free: RefCell<Vec<u16>>,
     permits: Rc<Permits>,
@@ -37,34 +29,8 @@ pub(crate) struct Arena {
 impl Arena {
     /// Maps `count` buffers.
     pub(crate) fn new(count: u16) -> io::Result<Rc<Self>> {
-        let mapping_bytes = usize::from(count) * BUF_BYTES + HUGE_PAGE_BYTES;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no existing memory.
-        let mapping = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                mapping_bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }?;
-        let mapping = NonNull::new(mapping.cast::<u8>())
-            .ok_or_else(|| io::Error::other("the kernel mapped the arena at address zero"))?;
-        let skip = mapping.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        // SAFETY: the mapping is HUGE_PAGE_BYTES longer than the buffers, and skip is less than that.
-        let first = unsafe { mapping.add(skip) };
-        // Huge pages are a wish: without them only the TLB suffers, so a refusal is no error.
-        // SAFETY: the range lies in the mapping made above, and the advice does not change its contents.
-        let _ = unsafe {
-            madvise(
-                first.as_ptr().cast(),
-                usize::from(count) * BUF_BYTES,
-                Advice::LinuxHugepage,
-            )
-        };
         Ok(Rc::new(Arena {
-            first,
-            mapping,
-            mapping_bytes,
+            mapping: Mapping::new(usize::from(count) * BUF_BYTES)?,
             count: usize::from(count),
             free: RefCell::new((0..count).rev().collect()),
             permits: Permits::new(usize::from(count)),
@@ -75,7 +41,12 @@ impl Arena {
     pub(crate) fn iovecs(&self) -> Vec<libc::iovec> {
         (0..self.count)
             .map(|index| libc::iovec {
-                iov_base: self.first.as_ptr().wrapping_add(index * BUF_BYTES).cast(),
+                iov_base: self
+                    .mapping
+                    .first()
+                    .as_ptr()
+                    .wrapping_add(index * BUF_BYTES)
+                    .cast(),
                 iov_len: BUF_BYTES,
             })
             .collect()
@@ -116,15 +87,6 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by new() with these values, and no Buf is left, since each holds an Rc
-        // of the arena. The kernel does not write to it either: requests own their Buf until they complete.
-        let unmapped = unsafe { munmap(self.mapping.as_ptr().cast(), self.mapping_bytes) };
-        debug_assert!(unmapped.is_ok());
-    }
-}
-
 /// One buffer of [`BUF_BYTES`], aligned for direct I/O; goes back to its arena on drop.
 ///
 /// Its contents are unspecified when it is handed out. It never leaves its shard.
@@ -146,7 +108,12 @@ impl Buf {
 
     fn address(&self) -> NonNull<u8> {
         // SAFETY: index < count, so the buffer lies inside the mapping.
-        unsafe { self.arena.first.add(usize::from(self.index) * BUF_BYTES) }
+        unsafe {
+            self.arena
+                .mapping
+                .first()
+                .add(usize::from(self.index) * BUF_BYTES)
+        }
     }
 }
 

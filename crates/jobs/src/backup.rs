@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mover_base::{BackupId, Error, Kind, Result, Timestamp};
+use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Result, Timestamp};
 use mover_io::{Shard, ShardReport};
 use mover_repo::{
     BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, MapNode, Repository,
@@ -44,6 +44,8 @@ pub struct BackupOptions {
     pub exclude: Vec<String>,
     /// Do not descend into other file systems.
     pub one_file_system: bool,
+    /// Let the plan read and pack a sample of the source, to say what the backup would take.
+    pub estimate: bool,
 }
 
 /// What a backup would do.
@@ -72,7 +74,7 @@ pub struct BackupPlan {
     /// What they take on disk: less where there are holes.
     pub data_bytes: u64,
     /// What the backup would add to the repository, by a sample of the source; without regard to blocks that
-    /// are known already.
+    /// are known already. Absent where no estimate was asked for.
     pub estimated_stored_bytes: Option<u64>,
     /// How long it would take, by the same sample.
     pub estimated_seconds: Option<f64>,
@@ -87,6 +89,8 @@ pub struct BackupPlan {
 /// What planning found and executing needs.
 struct Prepared {
     options: BackupOptions,
+    /// Opening it costs a passphrase's key derivation, so it is opened once.
+    repository: Arc<Repository>,
     source: Arc<DirSource>,
     tree: Arc<Tree>,
     started: Timestamp,
@@ -180,16 +184,18 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         let repository =
             Repository::open(&shard, &options.repo.url, &options.repo.credentials).await?;
         let found = find_parent(&shard, &repository, source.url(), &host).await?;
-        let reads = repository.can_read();
-        let estimate = estimate::sample(&shard, &source, &tree, options.level).await?;
-        Ok((repository.url().to_owned(), reads, found, estimate))
+        let estimate = match options.estimate {
+            true => estimate::sample(&shard, &source, &tree, options.level).await?,
+            false => Estimate::default(),
+        };
+        Ok((Arc::new(repository), found, estimate))
     };
-    let (repository, reads, (parent, mut warnings), estimate) =
+    let (repository, (parent, mut warnings), estimate) =
         only(mover_io::run(&engine.single(), look, |stop| {
             tick(&progress, stop)
         })?)?;
     warnings.extend(skipped_warnings(&tree));
-    if !reads {
+    if !repository.can_read() {
         warnings.push(
             "no key was given: earlier backups cannot be read, so every block is stored again"
                 .to_owned(),
@@ -208,10 +214,10 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     let Estimate { sampled_bytes, .. } = estimate;
     Ok(BackupPlan {
         source: source.url().to_owned(),
-        repository,
+        repository: repository.url().to_owned(),
         backup_type: options.backup_type,
         parent: parent.map(|parent| parent.id),
-        reads_earlier_backups: reads,
+        reads_earlier_backups: repository.can_read(),
         files,
         dirs,
         symlinks,
@@ -224,6 +230,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         warnings,
         prepared: Prepared {
             options: options.clone(),
+            repository,
             source,
             tree,
             started,
@@ -237,6 +244,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let progress = Progress::default();
     let Prepared {
         options,
+        repository,
         source,
         tree,
         started,
@@ -249,15 +257,13 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         host: &host,
         level: options.level,
         index_bytes: engine.index_bytes,
+        source_blocks: tree.totals.bytes / BLOCK_BYTES as u64 + tree.totals.files,
     };
     let limits = engine.limits();
     let begin = async |shard: Shard| {
-        let repository =
-            Arc::new(Repository::open(&shard, &options.repo.url, &options.repo.credentials).await?);
-        let run = BackupRun::begin(&shard, &repository, &request, limits.write.clone()).await?;
-        Ok((repository, run))
+        BackupRun::begin(&shard, &repository, &request, limits.write.clone()).await
     };
-    let (repository, run) = only(mover_io::run(&engine.single(), begin, |stop| {
+    let run = only(mover_io::run(&engine.single(), begin, |stop| {
         tick(&progress, stop)
     })?)?;
     let mut warnings = plan.warnings;
@@ -565,6 +571,7 @@ mod tests {
             annotations: BTreeMap::new(),
             exclude: Vec::new(),
             one_file_system: false,
+            estimate: false,
         };
         let error = plan(&Engine::default(), &options, &mut |_, _| {})
             .map(|_| ())

@@ -22,6 +22,10 @@ use mover_source::{DirSource, Item, Tree, data_ranges};
 
 use crate::settings::read_ahead;
 
+/// Reads are queued this many at a time, as one submission: on a virtual disk each costs the kernel an exit to
+/// the host, however many requests it brings.
+const READS_BATCH: usize = 4;
+
 /// A part of a file that one shard works on: it becomes one leaf of the file's map.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
@@ -33,7 +37,8 @@ pub(crate) struct Extent {
 
 /// The extents of all files of a tree, claimed one by one.
 pub(crate) struct ExtentQueue {
-    /// Files that are not empty: index, and the extents of all files up to its end. What a queue takes in memory
+    /// Files that are not empty: index, and the extents of all files up to its end. Those of several extents come
+    /// first, so that shards end on small pieces of work and hardly wait for the last. What a queue takes in memory
     /// follows the number of files, not their sizes, which a sparse file may claim to be enormous.
     files: Vec<(u32, u64)>,
     next: AtomicU64,
@@ -43,8 +48,12 @@ impl ExtentQueue {
     /// Lists the extents of files with these sizes, given as (index, bytes).
     pub fn new(files: impl Iterator<Item = (u32, u64)>) -> Self {
         let mut end = 0u64;
-        let files = files
+        let (long, short): (Vec<_>, Vec<_>) = files
             .filter(|(_, bytes)| *bytes > 0)
+            .partition(|(_, bytes)| *bytes > EXTENT_BYTES);
+        let files = long
+            .into_iter()
+            .chain(short)
             .map(|(item, bytes)| {
                 end = end.saturating_add(bytes.div_ceil(EXTENT_BYTES));
                 (item, end)
@@ -227,6 +236,10 @@ impl Feed {
     }
 
     async fn fill(&mut self) -> Result<()> {
+        let batch = READS_BATCH.min(self.reads_max);
+        if self.reads + batch > self.reads_max {
+            return Ok(());
+        }
         while self.reads < self.reads_max {
             match self.cursor.take() {
                 None if self.exhausted => return Ok(()),

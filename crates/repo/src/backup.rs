@@ -33,8 +33,10 @@ pub struct BackupRequest<'a> {
     pub host: &'a str,
     /// zstd level.
     pub level: i32,
-    /// Budget of the block index, in bytes.
+    /// Most bytes for the block index; small sources get a smaller one.
     pub index_bytes: usize,
+    /// Blocks that the source may have.
+    pub source_blocks: u64,
 }
 
 /// A backup under way.
@@ -147,10 +149,13 @@ impl BackupRun {
                 Err(error) => return Err(error),
             }
         }
+        let parent_blocks = shared_parent.as_ref().map_or(0, Parent::blocks);
+        let blocks = request.source_blocks.saturating_add(parent_blocks);
+        let index_bytes = BlockIndex::bytes_for(blocks).min(request.index_bytes);
         let shared = Arc::new(WriteShared {
             session: repository.begin_session()?,
             repository: repository.clone(),
-            index: BlockIndex::new(request.index_bytes),
+            index: BlockIndex::new(index_bytes)?,
             packs,
             parent: shared_parent,
             level: request.level,

@@ -29,6 +29,13 @@ pub(crate) struct Parent {
     pub damaged_extents: AtomicU64,
 }
 
+impl Parent {
+    /// Blocks in all its packs.
+    pub fn blocks(&self) -> u64 {
+        self.infos.values().map(|info| u64::from(info.blocks)).sum()
+    }
+}
+
 /// One shard's view of the parent.
 pub(crate) struct ParentReader {
     reader: PackReader,

@@ -263,9 +263,10 @@ impl ShardWriter {
     pub async fn finish(mut self) -> Result<WriterOutcome> {
         self.flush_gathered().await?;
         self.end_pack().await?;
+        // The last packs of blocks are committed while that of the nodes is.
+        let nodes = self.nodes.finish(&mut self.encoder).await?;
         self.commits.drain().await?;
         let mut new_packs = self.commits.done;
-        let nodes = self.nodes.finish(&mut self.encoder).await?;
         new_packs.extend(nodes);
         let mut used_packs = self.packs.used;
         used_packs.extend(&self.nodes.used_packs);
@@ -315,6 +316,7 @@ impl ShardWriter {
         };
         let mut ordinal = open.writer.blocks() + self.gathered_hashes.len() as u32;
         self.new.clear();
+        self.shared.index.fetch(self.hashes.iter().flatten());
         self.counts.blocks += self.hashes.len() as u64;
         for (i, hash) in self.hashes.iter().enumerate() {
             let Some(hash) = hash else {

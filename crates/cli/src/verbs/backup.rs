@@ -63,6 +63,7 @@ fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions
         annotations: annotations(&args.annotation)?,
         exclude: args.exclude.clone(),
         one_file_system: args.one_file_system,
+        estimate: args.dry_run,
     })
 }
 

@@ -95,6 +95,7 @@ impl Place {
             annotations: BTreeMap::new(),
             exclude: Vec::new(),
             one_file_system: false,
+            estimate: false,
         }
     }
 
