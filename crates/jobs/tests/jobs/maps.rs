@@ -102,7 +102,6 @@ fn fragmented_generations_all_come_back_with_the_smallest_arena() {
         shards: 1,
         arena_bytes: 12 * MIB,
         index_bytes: 1 << 16,
-        source_blocks: 1 << 20,
         ..engine()
     };
     let blocks = 6000;
