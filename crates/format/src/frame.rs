@@ -25,8 +25,8 @@ pub const FRAME_BLOCKS_MAX: usize = FRAME_PLAIN_BYTES_MAX / BLOCK_BYTES;
 pub const FRAME_STORED_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_PLAIN_BYTES_MAX + TAG_BYTES;
 /// Most plain bytes of a pack's directory; the counts' caps need a little over 3 MiB.
 pub const DIRECTORY_PLAIN_BYTES_MAX: usize = 4 << 20;
-/// Most plain bytes of a manifest; 1,000,000 packs (10 TB) need 48 MiB.
-pub const MANIFEST_PLAIN_BYTES_MAX: usize = 64 << 20;
+/// Most plain bytes of a manifest; 1,000,000 packs (10 TB) need 77 MiB.
+pub const MANIFEST_PLAIN_BYTES_MAX: usize = 96 << 20;
 /// The level that the data path uses unless it is told otherwise.
 pub const COMPRESSION_LEVEL_DEFAULT: i32 = 3;
 /// The levels that may be asked for. Above 19 zstd needs windows that readers may refuse.

@@ -1,11 +1,13 @@
 //! Manifests: what a backup is, which entries it has and which packs it needs.
 //!
 //! Invariants: a manifest is logically complete: with its packs and nothing else the backup restores. Packs
-//! are sorted by id and stand once each. The manifest's object id is that of its backup id, so a manifest
+//! are sorted by id and stand once each, and each is named by the hash of its directory, so that whoever trusts
+//! the manifest trusts every block through it. The manifest's object id is that of its backup id, so a manifest
 //! cannot be shown under another name. Metadata is JSON, in which a reader passes over members it does not know.
 
 use std::collections::BTreeMap;
 
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BackupId, Error, Kind, LsnRange, PackId, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +31,7 @@ pub const MANIFEST_BYTES_MAX: usize = PREAMBLE_BYTES_MAX
     + TAG_BYTES
     + TRAILER_BYTES;
 
-const PACK_INFO_BYTES: usize = 48;
+const PACK_INFO_BYTES: usize = 80;
 /// A manifest object has one piece.
 const BODY_PIECE: u32 = 0;
 
@@ -166,9 +168,22 @@ pub struct PackInfo {
     pub directory_bytes: u32,
     /// How many blocks it holds; 0 for a meta pack.
     pub blocks: u32,
+    /// SHA-256 of the directory's frame as it is stored. The directory holds the hash of every block, so another
+    /// pack cannot take this one's place, whoever sealed it.
+    pub directory_sha256: Sha256,
 }
 
 impl PackInfo {
+    /// Checks the stored bytes of the directory's frame. A pack that was put in the place of this one ends here.
+    pub fn check_directory(&self, stored: &[u8]) -> Result<()> {
+        if sha256(stored) == self.directory_sha256 {
+            return Ok(());
+        }
+        Err(corrupt(
+            "the pack's directory is not the one that the manifest names",
+        ))
+    }
+
     fn check(&self) -> Result<()> {
         let wrong = |what: &str| Err(corrupt(format!("manifest: pack {}: {what}", self.id)));
         let blocks_ok = match self.object_type {
@@ -195,6 +210,7 @@ impl PackInfo {
         out.extend_from_slice(&self.directory_offset.to_le_bytes());
         out.extend_from_slice(&self.directory_bytes.to_le_bytes());
         out.extend_from_slice(&self.blocks.to_le_bytes());
+        out.extend_from_slice(&self.directory_sha256);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self> {
@@ -209,6 +225,7 @@ impl PackInfo {
             directory_offset: reader.u64("directory offset")?,
             directory_bytes: reader.u32("directory length")?,
             blocks: reader.u32("block count")?,
+            directory_sha256: reader.array("directory hash")?,
         };
         info.check()?;
         Ok(info)

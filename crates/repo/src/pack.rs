@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use mover_base::checksum::Sha256;
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{Error, Kind, PackId, Result};
 use mover_format::frame::{FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
@@ -159,6 +159,7 @@ impl PackWriter {
         encoder.compress(FrameKind::Directory, &plain)?;
         encoder.compare(&plain)?;
         let directory_bytes = encoder.seal(&self.sealer, self.frames(), &plain, &mut bytes)?;
+        let directory_sha256 = sha256(&bytes);
         let trailer = PackTrailer {
             directory_offset,
             directory_bytes: directory_bytes as u32,
@@ -174,6 +175,7 @@ impl PackWriter {
             directory_offset,
             directory_bytes: directory_bytes as u32,
             blocks: self.blocks(),
+            directory_sha256,
         };
         let upload = self
             .out

@@ -523,6 +523,7 @@ pub(crate) async fn open_pack(
             "the pack's trailer contradicts the manifest",
         ));
     }
+    info.check_directory(directory)?;
     let piece = trailer.directory_piece;
     let plain = decoder.open_vec(
         &sealer,

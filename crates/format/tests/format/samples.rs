@@ -348,6 +348,7 @@ pub fn manifest() -> Manifest {
         directory_offset: 9_999_000,
         directory_bytes: 968,
         blocks,
+        directory_sha256: [id.0[0]; 32],
     };
     Manifest {
         metadata: metadata(),

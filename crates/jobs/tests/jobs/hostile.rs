@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use mover_base::Kind;
+use mover_base::checksum::{crc32, sha256};
 
 use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, engine, write_sparse};
 
@@ -204,4 +205,47 @@ fn check_oversized(place: &Place, name: &str) {
             "{name}: {error}"
         ),
     }
+}
+
+/// Changes a byte of the first block of a plain data pack, and every checksum in the pack that covers it: what
+/// somebody does who may write to the storage and has read the format.
+fn forge(pack: &mut [u8]) {
+    const HEADER: usize = 16;
+    let word = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+    };
+    let seal = |frame: &mut [u8]| {
+        let crc = crc32(&[&frame[..12], &frame[HEADER..]].concat());
+        frame[12..HEADER].copy_from_slice(&crc.to_le_bytes());
+    };
+    let trailer = pack.len() - 32;
+    let (directory, directory_bytes) = (word(pack, trailer), word(pack, trailer + 8));
+    let entries = directory + HEADER;
+    let frames = word(pack, entries);
+    let (frame, frame_bytes) = (word(pack, entries + 8), word(pack, entries + 16));
+    assert_eq!(pack[frame + 9], 0, "random bytes are stored as they are");
+    pack[frame + HEADER + 77] ^= 1;
+    let block = sha256(&pack[frame + HEADER..][..BLOCK]);
+    pack[entries + 8 + 16 * frames..][..32].copy_from_slice(&block);
+    seal(&mut pack[frame..frame + frame_bytes]);
+    seal(&mut pack[directory..directory + directory_bytes]);
+}
+
+#[test]
+fn a_forged_pack_whose_own_checksums_hold_is_found_and_never_restored() {
+    let place = Place::plain();
+    let content = Random(4).bytes(20 * BLOCK);
+    fs::write(place.source("a"), &content).unwrap();
+    let set = place.backup().backup_id.to_string();
+    let packs = place.objects("packs/");
+    let holds_content =
+        |name: &String| fs::metadata(place.object(name)).unwrap().len() > content.len() as u64;
+    let name = packs.into_iter().find(holds_content).unwrap();
+    let mut pack = fs::read(place.object(&name)).unwrap();
+    forge(&mut pack);
+    put(&place, &name, Some(&pack));
+    check(&place, &set, &name, "forged");
+    // What it pretends to hold is not built upon either.
+    place.backup();
+    place.restore_is_exact("latest", "after");
 }
