@@ -18,10 +18,12 @@ use mover_io::{Access, BUF_BYTES, File, LatencySummary, Shard, ShardConfig, Shar
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Files, Piece};
-use crate::stages::{Opener, Prepared};
+use crate::stages::{Opener, Packer, Prepared};
 
 /// Requests in flight per shard.
 pub const DEPTH: usize = 16;
+/// Files that a shard writes side by side, so that the disk has work while one is synced.
+const WRITERS: usize = 2;
 /// Files that a shard keeps open while it reads, which are those of its latest pieces.
 const OPEN_FILES_MAX: usize = 64;
 /// Size of a file that is written: what the mover's restore of a table segment would write.
@@ -131,8 +133,17 @@ struct ReadPlan {
     next: AtomicUsize,
 }
 
+/// What is done with the bytes that are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// Nothing: the disk alone.
+    Nothing,
+    /// What a backup does to each frame. Nothing is looked up and nothing is stored.
+    Pack,
+}
+
 /// Reads all files once, in pieces of 1 MiB.
-pub fn read(files: &Files) -> Result<DiskFigure> {
+pub fn read(files: &Files, drain: Drain) -> Result<DiskFigure> {
     let plan = Arc::new(ReadPlan {
         files: files.0.iter().map(|(path, _)| path.clone()).collect(),
         pieces: files.pieces(),
@@ -143,12 +154,17 @@ pub fn read(files: &Files) -> Result<DiskFigure> {
         &config(),
         async |shard| {
             let open = Rc::new(RefCell::new(BTreeMap::new()));
+            let packer = match drain {
+                Drain::Nothing => None,
+                Drain::Pack => Some(Rc::new(RefCell::new(Packer::new()?))),
+            };
             let tasks: Vec<_> = (0..DEPTH)
                 .map(|_| {
                     shard.spawn(read_pieces(
                         shard.clone(),
                         Arc::clone(&plan),
                         Rc::clone(&open),
+                        packer.clone(),
                     ))
                 })
                 .collect();
@@ -175,6 +191,7 @@ async fn read_pieces(
     shard: Shard,
     plan: Arc<ReadPlan>,
     open: Rc<RefCell<BTreeMap<usize, File>>>,
+    packer: Option<Rc<RefCell<Packer>>>,
 ) -> Result<u64> {
     let mut bytes = 0;
     while let Some(piece) = plan.pieces.get(plan.next.fetch_add(1, Ordering::Relaxed)) {
@@ -183,13 +200,19 @@ async fn read_pieces(
         let file = open_file(&shard, path, piece.file, &open)?;
         let buf = shard.buffer().await;
         let whole = piece.len.next_multiple_of(BLOCK_BYTES);
-        let (read, _) = file.read_at(buf, piece.offset, whole).await;
+        let (read, mut buf) = file.read_at(buf, piece.offset, whole).await;
         let read = read.map_err(|e| failed(Kind::Source, "a read failed", path, e))?;
         if read < piece.len {
             return Err(Error::new(Kind::SourceChanged, "a file became shorter")
                 .object(path.display().to_string()));
         }
         bytes += piece.len as u64;
+        if let Some(packer) = &packer {
+            buf[piece.len..whole].fill(0);
+            packer.borrow_mut().pack(&buf[..whole])?;
+            drop(buf);
+            shard.turn().await;
+        }
     }
     Ok(bytes)
 }
@@ -229,20 +252,24 @@ pub fn write(dir: &Path, bytes: u64, fill: Fill<'_>) -> Result<DiskFigure> {
     let file_bytes = (bytes / files as u64).next_multiple_of(BUF_BYTES as u64);
     let next = AtomicUsize::new(0);
     let path_of = |index: usize| dir.join(format!("write-{index}"));
+    let write_files = async |shard: &Shard| {
+        let mut bytes = 0;
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= files {
+                return Ok::<u64, Error>(bytes);
+            }
+            shard.stop()?;
+            write_file(shard, &path_of(index), file_bytes, fill).await?;
+            bytes += file_bytes;
+        }
+    };
     let start = Instant::now();
     let parts = mover_io::run(
         &config(),
         async |shard| {
-            let mut bytes = 0;
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= files {
-                    return Ok(part(&shard, bytes));
-                }
-                shard.stop()?;
-                write_file(&shard, &path_of(index), file_bytes, fill).await?;
-                bytes += file_bytes;
-            }
+            let (one, other) = tokio::join!(write_files(&shard), write_files(&shard));
+            Ok(part(&shard, one? + other?))
         },
         |_| {},
     );
@@ -268,7 +295,7 @@ async fn write_file(shard: &Shard, path: &Path, bytes: u64, fill: Fill<'_>) -> R
     let mut index = shard.index();
     while offset < bytes {
         shard.stop()?;
-        if writes.len() == DEPTH {
+        if writes.len() == DEPTH / WRITERS {
             finish(&mut writes).await?.map_err(wrong)?;
         }
         let mut buf = shard.buffer().await;
@@ -311,8 +338,10 @@ mod tests {
     fn reads_count_every_byte_and_writes_leave_nothing() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         std::fs::write(dir.path().join("a"), vec![1; (1 << 20) + 5]).unwrap();
-        let figure = read(&Files::list(dir.path()).unwrap()).unwrap();
-        assert_eq!(figure.bytes, (1 << 20) + 5);
+        for drain in [Drain::Nothing, Drain::Pack] {
+            let figure = read(&Files::list(dir.path()).unwrap(), drain).unwrap();
+            assert_eq!(figure.bytes, (1 << 20) + 5);
+        }
         let target = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let figure = write(target.path(), 3 << 20, Fill::Bytes(&[1; 4096])).unwrap();
         assert_eq!(figure.bytes, 3 << 20);

@@ -11,7 +11,7 @@ use mover_base::units::format_bytes;
 use crate::data::Dataset;
 use crate::disk::DiskFigure;
 use crate::machine::Machine;
-use crate::results::{BakeoffRun, Measured, Part, ResultFile, Rooflines};
+use crate::results::{BakeoffRun, LimitRound, Measured, Part, ResultFile, Rooflines};
 use crate::stats::Spread;
 use crate::tools::{Step, Tool, ToolRun};
 
@@ -184,12 +184,12 @@ fn machine(out: &mut String, machine: &Machine, files: &[ResultFile]) {
     );
 }
 
-fn disk_row(out: &mut String, title: &str, figure: &DiskFigure) {
+fn disk_row(out: &mut String, title: &str, figure: &DiskFigure, rates: Spread) {
     let latency = figure.latency;
     line!(
         out,
         "| {title} | {} | {:.2} | {} | {} | {} | {} |",
-        mb(figure.bytes_per_second),
+        spread(rates, mb),
         figure.cpu_seconds_per_gb,
         latency.p50_us,
         latency.p99_us,
@@ -202,20 +202,35 @@ fn roofline_tables(out: &mut String, limits: &Rooflines) {
     line!(out, "### What the hardware allows\n");
     line!(
         out,
-        "| disk alone | MB/s | CPU s/GB | p50 us | p99 us | p99.9 us | max us |\n|---|---|---|---|---|---|---|"
+        "| disk | MB/s | CPU s/GB | p50 us | p99 us | p99.9 us | max us |\n|---|---|---|---|---|---|---|"
     );
-    disk_row(
-        out,
-        "O_DIRECT read, 1 MiB, 16 in flight per shard",
-        &limits.read,
-    );
-    disk_row(out, "O_DIRECT write, preallocated, fsync", &limits.write);
-    disk_row(
-        out,
-        "the same, after open, decode and SHA-256 of each frame",
-        &limits.restore_write,
-    );
-    line!(out, "\nEngine: {}.\n", limits.read.engine);
+    type Figure = fn(&LimitRound) -> &DiskFigure;
+    let figures: [(&str, Figure); 4] = [
+        ("O_DIRECT read, 1 MiB, 16 in flight per shard", |round| {
+            &round.read
+        }),
+        (
+            "the same, with SHA-256, zstd, compare and seal of each frame",
+            |round| &round.read_and_pack,
+        ),
+        ("O_DIRECT write, preallocated, fsync", |round| &round.write),
+        (
+            "the same, after open, decode and SHA-256 of each frame",
+            |round| &round.open_and_write,
+        ),
+    ];
+    for (title, figure) in figures {
+        if let Some(middle) = limits.middle(figure) {
+            let rates = limits
+                .rounds
+                .iter()
+                .map(|round| figure(round).bytes_per_second);
+            disk_row(out, title, middle, Spread::of(rates).unwrap_or_default());
+        }
+    }
+    if let Some(read) = limits.middle(|round| &round.read) {
+        line!(out, "\nEngine: {}.\n", read.engine);
+    }
     line!(
         out,
         "| CPU stage alone | MB/s on 1 core | MB/s on all | CPU s per GB of source |\n|---|---|---|---|"
@@ -240,21 +255,30 @@ fn roofline_tables(out: &mut String, limits: &Rooflines) {
     );
     line!(
         out,
-        "Roofline of a backup: **{} MB/s** ({}); of a restore: **{} MB/s** ({}).\n",
+        "Roofline of a backup: **{} MB/s** ({}); of a restore: **{} MB/s** ({}). These are medians of {} rounds, one before each repetition of the programs.\n",
         mb(limits.backup_bytes_per_second),
         limits.backup_limit,
         mb(limits.restore_bytes_per_second),
-        limits.restore_limit
+        limits.restore_limit,
+        limits.rounds.len()
     );
 }
 
-/// The limit that a step is held against.
-fn limit_of(step: Step, limits: Option<&Rooflines>) -> Option<f64> {
-    match step {
-        Step::Backup => limits.map(|limits| limits.backup_bytes_per_second),
-        Step::Restore => limits.map(|limits| limits.restore_bytes_per_second),
-        _ => None,
-    }
+/// The limits that a step is held against: the slower of disk and CPU alone, and both at once.
+fn limits_of(step: Step, limits: Option<&Rooflines>) -> Option<(f64, f64)> {
+    let limits = limits?;
+    let (lower, both) = match step {
+        Step::Backup => (
+            limits.backup_bytes_per_second,
+            limits.middle(|round| &round.read_and_pack),
+        ),
+        Step::Restore => (
+            limits.restore_bytes_per_second,
+            limits.middle(|round| &round.open_and_write),
+        ),
+        _ => return None,
+    };
+    Some((lower, both?.bytes_per_second))
 }
 
 fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
@@ -264,9 +288,9 @@ fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
     line!(out, "### The mover and its peers\n");
     line!(
         out,
-        "| step | program | wall s | MB/s | of roofline | mover is faster by | CPU s/GB | peak memory MiB | stored | ratio | sync after, s |"
+        "| step | program | wall s | MB/s | of the lower roofline | of both at once | mover is faster by | CPU s/GB | peak memory MiB | stored | ratio | sync after, s |"
     );
-    line!(out, "|---|---|---|---|---|---|---|---|---|---|---|");
+    line!(out, "|---|---|---|---|---|---|---|---|---|---|---|---|");
     for row in rows.iter().filter(|row| row.step != Step::Init) {
         let mover = rows
             .iter()
@@ -280,13 +304,14 @@ fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
             }
             _ => String::new(),
         };
-        let share = limit_of(row.step, limits).map_or_else(String::new, |limit| {
-            format!("{:.0} %", 100.0 * row.bytes_per_second.median / limit)
-        });
+        let share = |limit: f64| format!("{:.0} %", 100.0 * row.bytes_per_second.median / limit);
+        let (of_lower, of_both) = limits_of(row.step, limits)
+            .map(|(lower, both)| (share(lower), share(both)))
+            .unwrap_or_default();
         let ratio = row.source_bytes as f64 / row.stored_bytes.max(1) as f64;
         line!(
             out,
-            "| {} | {} | {} | {} | {share} | {faster} | {:.2} | {:.0} | {} | {ratio:.2} | {:.2} |",
+            "| {} | {} | {} | {} | {of_lower} | {of_both} | {faster} | {:.2} | {:.0} | {} | {ratio:.2} | {:.2} |",
             step_title(row.step),
             row.tool.title(),
             spread(row.wall_seconds, |s| format!("{s:.2}")),

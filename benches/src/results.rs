@@ -55,20 +55,34 @@ impl Part {
     }
 }
 
-/// The limits that the hardware sets on one data set.
+/// The decisive limits, measured once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Rooflines {
+pub struct LimitRound {
     /// O_DIRECT reads of the data set.
     pub read: DiskFigure,
+    /// The same, with what a backup does to each frame.
+    pub read_and_pack: DiskFigure,
     /// O_DIRECT writes with fsync.
     pub write: DiskFigure,
     /// The same, with what a restore does to each frame first.
-    pub restore_write: DiskFigure,
+    pub open_and_write: DiskFigure,
+    /// All stages of a backup in memory, on all cores, in source bytes per second.
+    pub backup_stages: f64,
+    /// All stages of a restore in memory.
+    pub restore_stages: f64,
+}
+
+/// The limits that the hardware sets on one data set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rooflines {
+    /// One before each repetition of the programs, so that a machine whose speed drifts slows both sides.
+    pub rounds: Vec<LimitRound>,
     /// The data in memory that the stages ran on.
     pub sample: SampleFacts,
     /// CPU stages alone.
     pub stages: Vec<StageFigure>,
-    /// Highest possible rate of a backup, in source bytes per second: the slower of disk and CPU.
+    /// Highest possible rate of a backup, in source bytes per second: the slower of disk and CPU, each alone and
+    /// in the median of all rounds.
     pub backup_bytes_per_second: f64,
     /// What sets it.
     pub backup_limit: String,
@@ -76,6 +90,15 @@ pub struct Rooflines {
     pub restore_bytes_per_second: f64,
     /// What sets it.
     pub restore_limit: String,
+}
+
+impl Rooflines {
+    /// The round in the middle by one of its disk figures.
+    pub fn middle(&self, figure: fn(&LimitRound) -> &DiskFigure) -> Option<&DiskFigure> {
+        let mut figures: Vec<&DiskFigure> = self.rounds.iter().map(figure).collect();
+        figures.sort_by(|a, b| a.bytes_per_second.total_cmp(&b.bytes_per_second));
+        figures.get(figures.len() / 2).copied()
+    }
 }
 
 /// One run of one engine in the bake-off.

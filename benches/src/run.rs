@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::command::{Program, drop_caches};
 use crate::data::{Dataset, Files, Sample, Scale};
-use crate::disk::{self, Fill, Quantiles};
+use crate::disk::{self, Drain, Fill, Quantiles};
 use crate::machine::Machine;
-use crate::results::{BakeoffRun, Measured, Part, ResultFile, Rooflines};
+use crate::results::{BakeoffRun, LimitRound, Measured, Part, ResultFile, Rooflines};
 use crate::stages::{self, Prepared, Stage};
+use crate::stats::Spread;
 use crate::tools::{self, Tool, ToolRun};
 
 /// Free space for the largest working set: a repository and a restore of 10.7 GB, and room to spare.
@@ -192,19 +193,7 @@ pub fn run(plan: &Plan) -> Result<()> {
                 .cause(e)
         })?;
     for dataset in &plan.datasets {
-        let ready = plan.ready(*dataset)?;
-        if plan.has(Part::Rooflines) {
-            eprintln!("== rooflines, {}", dataset.name());
-            let started = Timestamp::now();
-            let rooflines = measure_rooflines(plan, &ready, work.path())?;
-            plan.save(
-                Part::Rooflines,
-                &ready,
-                started,
-                Measured::Rooflines(Box::new(rooflines)),
-            )?;
-        }
-        measure_tools(plan, &ready, work.path())?;
+        measure_dataset(plan, &plan.ready(*dataset)?, work.path())?;
     }
     if plan.has(Part::Bakeoff)
         && let Some(dataset) = plan.datasets.first()
@@ -221,56 +210,90 @@ pub fn run(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn measure_rooflines(plan: &Plan, ready: &Ready, work: &Path) -> Result<Rooflines> {
-    let sample = Sample::load(&ready.files, SAMPLE_BYTES)?;
-    let prepared = Prepared::new(&sample)?;
-    drop_caches()?;
-    let read = disk::read(&ready.files)?;
-    eprintln!("disk read {:.0} MB/s", read.bytes_per_second / 1e6);
-    let bytes = if plan.smoke() { 64 << 20 } else { WRITE_BYTES };
-    drop_caches()?;
-    let write = disk::write(work, bytes, Fill::Bytes(&sample.frames[0]))?;
-    eprintln!("disk write {:.0} MB/s", write.bytes_per_second / 1e6);
-    drop_caches()?;
-    let restore_write = disk::write(work, bytes, Fill::Frames(&prepared))?;
-    eprintln!(
-        "disk write after restore stages {:.0} MB/s",
-        restore_write.bytes_per_second / 1e6
-    );
-    let mut figures = Vec::new();
-    for stage in Stage::ALL {
-        let figure = stages::measure(&sample, &prepared, stage)?;
-        eprintln!(
-            "{}: {:.0} MB/s on one core, {:.0} on all",
-            stage.title(),
-            figure.one_core_bytes_per_second / 1e6,
-            figure.all_cores_bytes_per_second / 1e6
-        );
-        figures.push(figure);
+/// What rooflines are measured on.
+struct Limits {
+    sample: Sample,
+    prepared: Prepared,
+    rounds: Vec<LimitRound>,
+}
+
+impl Limits {
+    fn new(ready: &Ready) -> Result<Self> {
+        let sample = Sample::load(&ready.files, SAMPLE_BYTES)?;
+        let prepared = Prepared::new(&sample)?;
+        Ok(Limits {
+            sample,
+            prepared,
+            rounds: Vec::new(),
+        })
     }
-    let cpu = |stage| {
-        let found = figures.iter().find(|figure| figure.stage == stage);
-        found.map_or(f64::INFINITY, |figure| figure.source_bytes_per_second)
-    };
-    let backup = lower(
-        (read.bytes_per_second, "disk read"),
-        (cpu(Stage::BackupPipeline), "CPU"),
-    );
-    let restore = lower(
-        (write.bytes_per_second, "disk write"),
-        (cpu(Stage::RestorePipeline), "CPU"),
-    );
-    Ok(Rooflines {
-        read,
-        write,
-        restore_write,
-        sample: prepared.facts(&sample),
-        stages: figures,
-        backup_bytes_per_second: backup.0,
-        backup_limit: backup.1.into(),
-        restore_bytes_per_second: restore.0,
-        restore_limit: restore.1.into(),
-    })
+
+    fn round(&mut self, plan: &Plan, ready: &Ready, work: &Path) -> Result<()> {
+        let bytes = if plan.smoke() { 64 << 20 } else { WRITE_BYTES };
+        drop_caches()?;
+        let read = disk::read(&ready.files, Drain::Nothing)?;
+        drop_caches()?;
+        let read_and_pack = disk::read(&ready.files, Drain::Pack)?;
+        drop_caches()?;
+        let write = disk::write(work, bytes, Fill::Bytes(&self.sample.frames[0]))?;
+        drop_caches()?;
+        let open_and_write = disk::write(work, bytes, Fill::Frames(&self.prepared))?;
+        let cpu = |stage| stages::source_rate(&self.sample, &self.prepared, stage);
+        let round = LimitRound {
+            read,
+            read_and_pack,
+            write,
+            open_and_write,
+            backup_stages: cpu(Stage::BackupPipeline)?,
+            restore_stages: cpu(Stage::RestorePipeline)?,
+        };
+        eprintln!(
+            "limits, MB/s: disk read {:.0}, backup stages {:.0}, both {:.0}; disk write {:.0}, restore stages {:.0}, both {:.0}",
+            round.read.bytes_per_second / 1e6,
+            round.backup_stages / 1e6,
+            round.read_and_pack.bytes_per_second / 1e6,
+            round.write.bytes_per_second / 1e6,
+            round.restore_stages / 1e6,
+            round.open_and_write.bytes_per_second / 1e6,
+        );
+        self.rounds.push(round);
+        Ok(())
+    }
+
+    /// The single stages and the medians of the rounds.
+    fn finish(self) -> Result<Rooflines> {
+        let mut figures = Vec::new();
+        for stage in Stage::ALL {
+            let figure = stages::measure(&self.sample, &self.prepared, stage)?;
+            eprintln!(
+                "{}: {:.0} MB/s on one core, {:.0} on all",
+                stage.title(),
+                figure.one_core_bytes_per_second / 1e6,
+                figure.all_cores_bytes_per_second / 1e6
+            );
+            figures.push(figure);
+        }
+        let median = |figure: fn(&LimitRound) -> f64| {
+            Spread::of(self.rounds.iter().map(figure)).map_or(f64::INFINITY, |all| all.median)
+        };
+        let backup = lower(
+            (median(|round| round.read.bytes_per_second), "disk read"),
+            (median(|round| round.backup_stages), "CPU"),
+        );
+        let restore = lower(
+            (median(|round| round.write.bytes_per_second), "disk write"),
+            (median(|round| round.restore_stages), "CPU"),
+        );
+        Ok(Rooflines {
+            sample: self.prepared.facts(&self.sample),
+            rounds: self.rounds,
+            stages: figures,
+            backup_bytes_per_second: backup.0,
+            backup_limit: backup.1.into(),
+            restore_bytes_per_second: restore.0,
+            restore_limit: restore.1.into(),
+        })
+    }
 }
 
 fn lower<'a>(one: (f64, &'a str), other: (f64, &'a str)) -> (f64, &'a str) {
@@ -291,18 +314,26 @@ fn show(run: &ToolRun) {
     );
 }
 
-fn measure_tools(plan: &Plan, ready: &Ready, work: &Path) -> Result<()> {
+/// Rooflines and programs on one data set, in turn within each repetition.
+fn measure_dataset(plan: &Plan, ready: &Ready, work: &Path) -> Result<()> {
     let tools: Vec<Tool> = Tool::ALL
         .into_iter()
         .filter(|tool| plan.has(part_of(*tool)) && tool.takes(ready.dataset))
         .collect();
-    if tools.is_empty() {
+    let mut limits = match plan.has(Part::Rooflines) {
+        true => Some(Limits::new(ready)?),
+        false => None,
+    };
+    if limits.is_none() && tools.is_empty() {
         return Ok(());
     }
-    eprintln!("== tools, {}", ready.dataset.name());
+    eprintln!("== {}", ready.dataset.name());
     let started = Timestamp::now();
     let mut runs = Vec::new();
     for repetition in 1..=plan.repetitions {
+        if let Some(limits) = &mut limits {
+            limits.round(plan, ready, work)?;
+        }
         for tool in &tools {
             runs.extend(tools::round(
                 *tool,
@@ -314,16 +345,16 @@ fn measure_tools(plan: &Plan, ready: &Ready, work: &Path) -> Result<()> {
             )?);
         }
     }
-    for part in [Part::Mover, Part::Peers]
-        .into_iter()
-        .filter(|part| plan.has(*part))
-    {
-        let own = runs
-            .iter()
-            .filter(|run| part_of(run.tool) == part)
-            .cloned()
-            .collect();
-        plan.save(part, ready, started, Measured::Tools(own))?;
+    if let Some(limits) = limits {
+        let rooflines = Measured::Rooflines(Box::new(limits.finish()?));
+        plan.save(Part::Rooflines, ready, started, rooflines)?;
+    }
+    for part in [Part::Mover, Part::Peers] {
+        let of_part = |run: &&ToolRun| part_of(run.tool) == part;
+        let own: Vec<ToolRun> = runs.iter().filter(of_part).cloned().collect();
+        if !own.is_empty() {
+            plan.save(part, ready, started, Measured::Tools(own))?;
+        }
     }
     Ok(())
 }

@@ -221,6 +221,35 @@ impl Opener {
     }
 }
 
+/// Does to frames what a backup does to them.
+pub struct Packer {
+    encoder: FrameEncoder,
+    sealer: ObjectSealer,
+    sealed: Vec<u8>,
+}
+
+impl Packer {
+    /// One per shard.
+    pub fn new() -> Result<Self> {
+        Ok(Packer {
+            encoder: FrameEncoder::new(COMPRESSION_LEVEL_DEFAULT)?,
+            sealer: sealer()?,
+            sealed: vec![0; FRAME_STORED_BYTES_MAX],
+        })
+    }
+
+    /// Hashes, compresses, compares and seals a frame of whole blocks.
+    pub fn pack(&mut self, frame: &[u8]) -> Result<()> {
+        hash(frame);
+        self.encoder.compress(FrameKind::Blocks, frame)?;
+        self.encoder.compare(frame)?;
+        let piece = self.sealer.next_piece();
+        self.encoder
+            .seal_into(&self.sealer, piece, frame, &mut self.sealed)?;
+        Ok(())
+    }
+}
+
 fn hash(plain: &[u8]) {
     for block in plain.chunks(BLOCK_BYTES) {
         black_box(sha256(block));
@@ -251,6 +280,7 @@ impl Clock {
 
 /// Scratch space and state of a core.
 struct Core {
+    packer: Packer,
     encoder: FrameEncoder,
     opener: Opener,
     sealed: Vec<u8>,
@@ -260,6 +290,7 @@ struct Core {
 impl Core {
     fn new() -> Result<Self> {
         Ok(Core {
+            packer: Packer::new()?,
             encoder: FrameEncoder::new(COMPRESSION_LEVEL_DEFAULT)?,
             opener: Opener::new()?,
             sealed: vec![0; FRAME_STORED_BYTES_MAX],
@@ -308,15 +339,7 @@ impl Core {
                 clock.time(stored.bytes.len(), || crc32(&stored.bytes));
             }
             Stage::BackupPipeline => {
-                let Core {
-                    encoder, sealed, ..
-                } = self;
-                clock.time(frame.len(), || {
-                    hash(frame);
-                    encoder.compress(FrameKind::Blocks, frame)?;
-                    encoder.compare(frame)?;
-                    encoder.seal_into(seal, seal.next_piece(), frame, sealed)
-                })?;
+                clock.time(frame.len(), || self.packer.pack(frame))?;
             }
             Stage::RestorePipeline => {
                 let Core { opener, plain, .. } = self;
@@ -370,16 +393,25 @@ fn rate(sample: &Sample, prepared: &Prepared, stage: Stage, cores: usize) -> Res
     }
 }
 
+/// Bytes of the source per second of `stage` on all cores.
+pub fn source_rate(sample: &Sample, prepared: &Prepared, stage: Stage) -> Result<f64> {
+    Ok(rate(sample, prepared, stage, 0)? / input_share(sample, prepared, stage))
+}
+
+/// Bytes that go into the stage, as a share of the source's bytes.
+fn input_share(sample: &Sample, prepared: &Prepared, stage: Stage) -> f64 {
+    let input_bytes = match stage {
+        Stage::Seal | Stage::Open | Stage::Crc32 => prepared.stored_bytes(),
+        _ => sample.plain_bytes,
+    };
+    input_bytes as f64 / sample.source_bytes as f64
+}
+
 /// Measures one stage on one core and on all.
 pub fn measure(sample: &Sample, prepared: &Prepared, stage: Stage) -> Result<StageFigure> {
     let one = rate(sample, prepared, stage, 1)?;
     let all = rate(sample, prepared, stage, 0)?;
-    let stored_bytes = prepared.stored_bytes();
-    let input_bytes = match stage {
-        Stage::Seal | Stage::Open | Stage::Crc32 => stored_bytes,
-        _ => sample.plain_bytes,
-    };
-    let input_share = input_bytes as f64 / sample.source_bytes as f64;
+    let input_share = input_share(sample, prepared, stage);
     Ok(StageFigure {
         stage,
         input_share,
