@@ -6,6 +6,7 @@
 //!
 //! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
 //! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
+//! They may end while the next extent is decoded: a disk that is waited for at the end of every extent idles.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -56,11 +57,25 @@ impl FillCounts {
 
 type Write = Pin<Box<dyn Future<Output = (io::Result<()>, Buf)>>>;
 
-/// The file that is being filled.
-struct Open {
-    item: u32,
+/// A file that is being filled.
+pub(crate) struct Open {
+    /// Its index in the tree.
+    pub item: u32,
     path: Vec<u8>,
     file: Rc<File>,
+}
+
+/// What is under way, in order.
+enum Pending {
+    Write {
+        write: Write,
+        open: Rc<Open>,
+    },
+    /// Everything of an extent was begun before this.
+    End {
+        open: Rc<Open>,
+        bytes: u64,
+    },
 }
 
 /// Fills files for one shard.
@@ -69,9 +84,12 @@ pub(crate) struct Filler {
     reader: ExtentReader,
     mode: TargetMode,
     limits: Limits,
-    open: Option<Open>,
-    writes: VecDeque<Write>,
+    open: Option<Rc<Open>>,
+    pending: VecDeque<Pending>,
+    /// Writes among them.
+    writes: usize,
     writes_max: usize,
+    ended: Vec<Rc<Open>>,
     counts: FillCounts,
     throttled_bytes: u64,
     stages: StageSeconds,
@@ -85,8 +103,10 @@ impl Filler {
             mode,
             limits: limits.clone(),
             open: None,
-            writes: VecDeque::new(),
+            pending: VecDeque::new(),
+            writes: 0,
             writes_max: writes_max(shard.buffers_total()),
+            ended: Vec::new(),
             counts: FillCounts::default(),
             throttled_bytes: 0,
             stages: StageSeconds::default(),
@@ -108,21 +128,21 @@ impl Filler {
         })?;
         let failed = |error| target_error("a file cannot be written", &entry.path, error);
         let file = Rc::new(self.shard.file(fd, Access::Direct).map_err(failed)?);
-        self.open = Some(Open {
+        self.open = Some(Rc::new(Open {
             item,
             path: entry.path.clone(),
             file,
-        });
+        }));
         Ok(())
     }
 
-    fn current(&self) -> Result<&Open> {
+    fn current(&self) -> Result<&Rc<Open>> {
         self.open
             .as_ref()
             .ok_or_else(|| Error::new(Kind::Internal, "no file is open to be filled"))
     }
 
-    /// Brings extent `index` of the open file to the backup's state.
+    /// Brings extent `index` of the open file to the backup's state; its last writes may still be under way.
     pub async fn extent(&mut self, map: &FileMap, index: u64, progress: &Progress) -> Result<()> {
         let segments = self.reader.segments(map, index).await?;
         let base = index * EXTENT_BYTES;
@@ -147,11 +167,17 @@ impl Filler {
         self.reader.announce(&wanted).await?;
         for unit in units(&wanted) {
             self.shard.stop()?;
-            self.write_unit(base, &unit).await?;
+            self.write_unit(base, &unit, progress).await?;
         }
-        self.drain(0).await?;
-        progress.add_bytes(block_bytes(map.extent_blocks(index)));
+        let open = self.current()?.clone();
+        let bytes = block_bytes(map.extent_blocks(index));
+        self.pending.push_back(Pending::End { open, bytes });
         Ok(())
+    }
+
+    /// The files of which an extent has ended since this was last called, once for each.
+    pub fn take_ended(&mut self) -> Vec<Rc<Open>> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Allocates each run of neighbouring segments: writes into space that is allocated do not wait for each
@@ -179,11 +205,11 @@ impl Filler {
     }
 
     /// Reads and writes one unit: neighbouring segments of at most 1 MiB.
-    async fn write_unit(&mut self, base: u64, unit: &[Segment]) -> Result<()> {
+    async fn write_unit(&mut self, base: u64, unit: &[Segment], progress: &Progress) -> Result<()> {
         let Some(first) = unit.first() else {
             return Ok(());
         };
-        self.drain(self.writes_max - 1).await?;
+        self.drain(self.writes_max - 1, progress).await?;
         let clock = Instant::now();
         let mut buf = self.shard.buffer().await;
         lap(&mut self.stages.write_wait, clock);
@@ -202,26 +228,37 @@ impl Filler {
         self.shard.throttle(&self.limits.read, unpaid).await;
         self.shard.throttle(&self.limits.write, at as u64).await;
         let offset = base + block_bytes(first.first_block);
-        let write = Box::pin(self.current()?.file.write_at(buf, offset, at));
-        self.writes.push_back(write);
+        let open = self.current()?.clone();
+        let write = Box::pin(open.file.write_at(buf, offset, at));
+        self.pending.push_back(Pending::Write { write, open });
+        self.writes += 1;
         self.counts.written_bytes += at as u64;
         self.shard.turn().await;
         Ok(())
     }
 
-    /// Waits until at most `left` writes are under way.
-    async fn drain(&mut self, left: usize) -> Result<()> {
-        while self.writes.len() > left {
-            let Some(write) = self.writes.pop_front() else {
-                return Ok(());
-            };
-            let clock = Instant::now();
-            let (result, _) = write.await;
-            lap(&mut self.stages.write_wait, clock);
-            result.map_err(|error| match self.current() {
-                Ok(open) => target_error("a file cannot be written", &open.path, error),
-                Err(error) => error,
-            })?;
+    /// Waits until at most `left` writes are under way, and takes note of the extents that have ended.
+    pub async fn drain(&mut self, left: usize, progress: &Progress) -> Result<()> {
+        while let Some(next) = self.pending.pop_front() {
+            match next {
+                Pending::Write { write, open } if self.writes > left => {
+                    let clock = Instant::now();
+                    let (result, _) = write.await;
+                    lap(&mut self.stages.write_wait, clock);
+                    self.writes -= 1;
+                    result.map_err(|error| {
+                        target_error("a file cannot be written", &open.path, error)
+                    })?;
+                }
+                Pending::Write { .. } => {
+                    self.pending.push_front(next);
+                    break;
+                }
+                Pending::End { open, bytes } => {
+                    progress.add_bytes(bytes);
+                    self.ended.push(open);
+                }
+            }
         }
         Ok(())
     }
@@ -321,9 +358,8 @@ impl Filler {
         Ok(())
     }
 
-    /// All extents of the open file are written: gives it its length and its metadata.
-    pub fn complete(&mut self, target: &DirTarget, entry: &Entry) -> Result<()> {
-        let open = self.current()?;
+    /// All extents of a file are written: gives it its length and its metadata.
+    pub fn complete(&self, open: &Open, target: &DirTarget, entry: &Entry) -> Result<()> {
         open.file.set_len(entry.content_bytes()).map_err(|error| {
             target_error("a file cannot be cut to its length", &open.path, error)
         })?;

@@ -371,18 +371,28 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
         let map = item.map.as_ref().ok_or_else(missing)?;
         filler.open(job.target, extent.item, &item.entry)?;
         filler.extent(map, extent.index, job.progress).await?;
-        let open = &job.open_extents[extent.item as usize];
-        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            filler.complete(job.target, &item.entry)?;
-            job.progress.add_files(1);
-        }
+        complete_files(&mut filler, job)?;
     }
+    filler.drain(0, job.progress).await?;
+    complete_files(&mut filler, job)?;
     let (counts, stages) = filler.finish();
     Ok(Part {
         counts,
         stages,
         report: shard.report(),
     })
+}
+
+/// Completes the files whose last extent has ended.
+fn complete_files(filler: &mut Filler, job: &FillJob<'_>) -> Result<()> {
+    for open in filler.take_ended() {
+        let at = open.item as usize;
+        if job.open_extents[at].fetch_sub(1, Ordering::AcqRel) == 1 {
+            filler.complete(&open, job.target, &job.view.items[at].entry)?;
+            job.progress.add_files(1);
+        }
+    }
+    Ok(())
 }
 
 fn mode_name(mode: TargetMode) -> &'static str {

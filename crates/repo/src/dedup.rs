@@ -29,6 +29,8 @@ const ENTRY_WORDS: usize = ENTRY_BYTES / 8;
 const SET_WORDS: usize = WAYS * ENTRY_WORDS;
 /// Words of a cache line.
 const LINE_WORDS: usize = 8;
+/// An index that is made in no time and in which a small source forgets nothing.
+const SMALL_BYTES: usize = 4 << 20;
 /// Locks; far more than shards, so that two rarely meet.
 const STRIPES: usize = 256;
 
@@ -91,9 +93,13 @@ impl BlockIndex {
         })
     }
 
-    /// Bytes that are enough to hold this many blocks with few sets overflowing: twice what they take.
+    /// Bytes that hold this many blocks with hardly any set overflowing: with eight times what they take, one block
+    /// in ten thousand is forgotten. A larger index only takes longer to make.
     pub fn bytes_for(blocks: u64) -> usize {
-        usize::try_from(blocks.saturating_mul(2 * ENTRY_BYTES as u64)).unwrap_or(usize::MAX)
+        let bytes = blocks.saturating_mul(8 * ENTRY_BYTES as u64);
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .max(SMALL_BYTES)
     }
 
     /// How many blocks fit.

@@ -242,7 +242,7 @@ fn damaged_packs_of_the_parent_are_stored_anew() {
     damage_and_back_up("cut", |place| {
         let path = place.object(&place.packs(true)[0]);
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
-        file.set_len(1000).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     });
 }
 
