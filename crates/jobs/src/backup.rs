@@ -160,16 +160,33 @@ struct Part {
     report: ShardReport,
 }
 
+/// What all shards bring back.
+#[derive(Default)]
+struct Gathered {
+    outcomes: Vec<WriterOutcome>,
+    nodes: Vec<(Extent, MapNode)>,
+    read_bytes: u64,
+    stages: StageSeconds,
+    reports: Vec<ShardReport>,
+}
+
+impl Gathered {
+    fn of(parts: Vec<Part>) -> Self {
+        let mut all = Gathered::default();
+        for part in parts {
+            all.outcomes.push(part.outcome);
+            all.nodes.extend(part.nodes);
+            all.read_bytes += part.read_bytes;
+            all.stages.add(&part.stages);
+            all.reports.push(part.report);
+        }
+        all
+    }
+}
+
 /// Looks at source and repository and says what a backup would do. Changes nothing.
 pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
-    if options.backup_type != BackupType::Full {
-        return Err(Error::new(
-            Kind::Usage,
-            "a directory has no log, so it can only be backed up in full",
-        )
-        .object(options.source.clone())
-        .hint("use --type full; blocks that did not change are not stored again"));
-    }
+    require_full(options)?;
     let started = Timestamp::now();
     let progress = Progress::default();
     let source = Arc::new(DirSource::open(&options.source)?);
@@ -179,21 +196,15 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         ..ScanOptions::default()
     };
     let tree = Arc::new(source.scan(&scan_options)?);
-    let host = host_name();
-    let look = async |shard: Shard| {
-        let repository =
-            Repository::open(&shard, &options.repo.url, &options.repo.credentials).await?;
-        let found = find_parent(&shard, &repository, source.url(), &host).await?;
-        let estimate = match options.estimate {
-            true => estimate::sample(&shard, &source, &tree, options.level).await?,
-            false => Estimate::default(),
-        };
-        Ok((Arc::new(repository), found, estimate))
-    };
-    let (repository, (parent, mut warnings), estimate) =
-        only(mover_io::run(&engine.single(), look, |stop| {
-            tick(&progress, stop)
-        })?)?;
+    let look = async |shard: Shard| look(&shard, options, &source, &tree).await;
+    let Outlook {
+        repository,
+        parent,
+        estimate,
+        mut warnings,
+    } = only(mover_io::run(&engine.single(), look, |stop| {
+        tick(&progress, stop)
+    })?)?;
     warnings.extend(skipped_warnings(&tree));
     if !repository.can_read() {
         warnings.push(
@@ -216,7 +227,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         source: source.url().to_owned(),
         repository: repository.url().to_owned(),
         backup_type: options.backup_type,
-        parent: parent.map(|parent| parent.id),
+        parent,
         reads_earlier_backups: repository.can_read(),
         files,
         dirs,
@@ -235,6 +246,48 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             tree,
             started,
         },
+    })
+}
+
+/// A directory can only be backed up in full.
+fn require_full(options: &BackupOptions) -> Result<()> {
+    if options.backup_type == BackupType::Full {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Usage,
+        "a directory has no log, so it can only be backed up in full",
+    )
+    .object(options.source.clone())
+    .hint("use --type full; blocks that did not change are not stored again"))
+}
+
+/// What the repository holds already, and what a sample of the source says.
+struct Outlook {
+    repository: Arc<Repository>,
+    parent: Option<BackupId>,
+    estimate: Estimate,
+    warnings: Vec<String>,
+}
+
+async fn look(
+    shard: &Shard,
+    options: &BackupOptions,
+    source: &Arc<DirSource>,
+    tree: &Arc<Tree>,
+) -> Result<Outlook> {
+    let access = &options.repo;
+    let repository = Arc::new(Repository::open(shard, &access.url, &access.credentials).await?);
+    let (parent, warnings) = find_parent(shard, &repository, source.url(), &host_name()).await?;
+    let estimate = match options.estimate {
+        true => estimate::sample(shard, source, tree, options.level).await?,
+        false => Estimate::default(),
+    };
+    Ok(Outlook {
+        repository,
+        parent: parent.map(|parent| parent.id),
+        estimate,
+        warnings,
     })
 }
 
@@ -287,24 +340,21 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         ));
     }
     let parent = run.parent();
-    let mut stages = StageSeconds::default();
-    let (mut outcomes, mut nodes, mut reports, mut bytes_read) =
-        (Vec::new(), Vec::new(), Vec::new(), 0);
-    for part in parts {
-        stages.add(&part.stages);
-        outcomes.push(part.outcome);
-        nodes.extend(part.nodes);
-        reports.push(part.report);
-        bytes_read += part.read_bytes;
-    }
-    let draft = draft(&options, &source, &tree, &repository, started, host.clone());
+    let draft = draft(&options, &source, &tree, &repository, started, host);
+    let Gathered {
+        outcomes,
+        nodes,
+        read_bytes,
+        stages,
+        reports,
+    } = Gathered::of(parts);
     let committed = publish(engine, run, outcomes, nodes, &tree, draft, &mut |stop| {
         tick(&progress, stop)
     })?;
     Ok(summary(Ended {
         committed,
         parent,
-        bytes_read,
+        bytes_read: read_bytes,
         warnings,
         repository: &repository,
         engine: clock.report(stages, reports),

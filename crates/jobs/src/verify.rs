@@ -92,14 +92,33 @@ enum Task {
     Map(BackupId),
 }
 
+/// What the run works on.
+struct Scope {
+    repository: Arc<Repository>,
+    ids: Vec<BackupId>,
+    inventory: Inventory,
+    /// Packs that no backup needs, and their bytes.
+    unreferenced: Option<(u64, u64)>,
+}
+
+/// What was read and what is wrong with it: by one shard, or by the whole run.
 #[derive(Default)]
-struct Part {
+struct Found {
     findings: Vec<Finding>,
     objects: u64,
     bytes: u64,
     blocks: u64,
     stages: StageSeconds,
-    report: Option<ShardReport>,
+}
+
+impl Found {
+    fn add(&mut self, other: Found) {
+        self.findings.extend(other.findings);
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.blocks += other.blocks;
+        self.stages.add(&other.stages);
+    }
 }
 
 /// Verifies one backup or all. Damage is in the summary; an error means that the run could not be finished.
@@ -107,82 +126,97 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     let clock = Clock::start();
     let progress = Progress::default();
     progress.begin(Phase::Prepare, 0, 0);
-    let prepare = async |shard: Shard| {
-        let access = &options.repo;
-        let repository =
-            Arc::new(Repository::open(&shard, &access.url, &access.credentials).await?);
-        repository.require_reading()?;
-        let ids = match &options.set {
-            Some(set) => vec![catalogue::find(&shard, &repository, set).await?],
-            None => catalogue::list(&shard, &repository).await?,
-        };
-        let inventory = Inventory::take(&shard, &repository, &ids).await?;
-        let unreferenced = match options.set {
-            Some(_) => None,
-            None => Some(inventory.unreferenced(&shard, &repository).await?),
-        };
-        Ok((repository, ids, inventory, unreferenced))
-    };
-    let (repository, ids, inventory, unreferenced) =
-        only(mover_io::run(&engine.single(), prepare, |stop| {
-            tick(&progress, stop)
-        })?)?;
+    let prepare = async |shard: Shard| survey(&shard, options).await;
+    let Scope {
+        repository,
+        ids,
+        inventory,
+        unreferenced,
+    } = only(mover_io::run(&engine.single(), prepare, |stop| {
+        tick(&progress, stop)
+    })?)?;
 
     let bytes = inventory.packs.values().map(|(pack, _)| pack.bytes).sum();
     progress.begin(Phase::Verify, bytes, inventory.packs.len() as u64);
-    let mut findings: Vec<Finding> = inventory
-        .findings
-        .into_iter()
-        .map(|(damage, backups)| Finding::new(damage, backups))
-        .collect();
+    let (mut found, tasks) = begin(inventory);
+    let next = AtomicUsize::new(0);
+    let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
+    let parts = mover_io::run(&engine.wide()?, work, |stop| tick(&progress, stop))?;
+    let mut reports = Vec::new();
+    for (part, report) in parts {
+        found.add(part);
+        reports.push(report);
+    }
+
+    let findings = merged(found.findings);
+    Ok(VerifySummary {
+        level: options.level,
+        ok: findings.is_empty(),
+        backups: verdicts(&ids, &findings),
+        objects: found.objects,
+        bytes: found.bytes,
+        blocks: found.blocks,
+        unreferenced_packs: unreferenced.map(|(packs, _)| packs),
+        unreferenced_bytes: unreferenced.map(|(_, bytes)| bytes),
+        findings,
+        engine: clock.report(found.stages, reports),
+    })
+}
+
+/// Opens the repository and reads what the backups say that they need.
+async fn survey(shard: &Shard, options: &VerifyOptions) -> Result<Scope> {
+    let access = &options.repo;
+    let repository = Arc::new(Repository::open(shard, &access.url, &access.credentials).await?);
+    repository.require_reading()?;
+    let ids = match &options.set {
+        Some(set) => vec![catalogue::find(shard, &repository, set).await?],
+        None => catalogue::list(shard, &repository).await?,
+    };
+    let inventory = Inventory::take(shard, &repository, &ids).await?;
+    let unreferenced = match options.set {
+        Some(_) => None,
+        None => Some(inventory.unreferenced(shard, &repository).await?),
+    };
+    Ok(Scope {
+        repository,
+        ids,
+        inventory,
+        unreferenced,
+    })
+}
+
+/// What taking the inventory already found, and what is left to check.
+fn begin(inventory: Inventory) -> (Found, Vec<Task>) {
+    let findings = inventory.findings.into_iter();
+    let found = Found {
+        findings: findings
+            .map(|(damage, backups)| Finding::new(damage, backups))
+            .collect(),
+        objects: inventory.objects,
+        bytes: inventory.bytes,
+        ..Found::default()
+    };
     // Maps first: they are few, and each is one task however large.
-    let maps = inventory.backups.iter().map(|id| Task::Map(*id));
+    let maps = inventory.backups.into_iter().map(Task::Map);
     let packs = inventory
         .packs
         .into_values()
         .map(|(pack, users)| Task::Pack(pack, users));
-    let tasks: Vec<Task> = maps.chain(packs).collect();
-    let next = AtomicUsize::new(0);
-    let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
-    let parts = mover_io::run(&engine.wide()?, work, |stop| tick(&progress, stop))?;
+    (found, maps.chain(packs).collect())
+}
 
-    let mut sum = Part {
-        objects: inventory.objects,
-        bytes: inventory.bytes,
-        ..Part::default()
-    };
-    let mut reports = Vec::new();
-    for part in parts {
-        findings.extend(part.findings);
-        sum.objects += part.objects;
-        sum.bytes += part.bytes;
-        sum.blocks += part.blocks;
-        sum.stages.add(&part.stages);
-        reports.extend(part.report);
-    }
-    let findings = merged(findings);
+/// One verdict per backup, from all findings.
+fn verdicts(ids: &[BackupId], findings: &[Finding]) -> Vec<BackupVerdict> {
     let damaged: BTreeSet<BackupId> = findings
         .iter()
         .flat_map(|finding| finding.backups.iter().copied())
         .collect();
-    Ok(VerifySummary {
-        level: options.level,
-        ok: findings.is_empty(),
-        backups: ids
-            .iter()
-            .map(|id| BackupVerdict {
-                backup_id: *id,
-                ok: !damaged.contains(id),
-            })
-            .collect(),
-        objects: sum.objects,
-        bytes: sum.bytes,
-        blocks: sum.blocks,
-        unreferenced_packs: unreferenced.map(|(packs, _)| packs),
-        unreferenced_bytes: unreferenced.map(|(_, bytes)| bytes),
-        findings,
-        engine: clock.report(sum.stages, reports),
-    })
+    ids.iter()
+        .map(|id| BackupVerdict {
+            backup_id: *id,
+            ok: !damaged.contains(id),
+        })
+        .collect()
 }
 
 impl Finding {
@@ -218,8 +252,8 @@ async fn check(
     tasks: &[Task],
     next: &AtomicUsize,
     progress: &Progress,
-) -> Result<Part> {
-    let mut part = Part::default();
+) -> Result<(Found, ShardReport)> {
+    let mut part = Found::default();
     while let Some(task) = tasks.get(next.fetch_add(1, Relaxed)) {
         shard.stop()?;
         match task {
@@ -245,6 +279,5 @@ async fn check(
             }
         }
     }
-    part.report = Some(shard.report());
-    Ok(part)
+    Ok((part, shard.report()))
 }
