@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use mover_base::tree::Entry;
 use mover_base::{BackupId, Error, Kind, PackId, Result};
 use mover_format::manifest::{BackupMetadata, Manifest, PackInfo};
+use mover_format::node::NodeRef;
 use mover_format::preamble::ObjectType;
 use mover_io::{RateBudget, Shard};
 
@@ -42,13 +43,20 @@ pub struct BackupRequest<'a> {
 /// A backup under way.
 pub struct BackupRun {
     shared: Arc<WriteShared>,
-    parent_id: Option<BackupId>,
-    parent_maps: HashMap<Vec<u8>, FileMap>,
-    parent_pages: Vec<mover_format::node::NodeRef>,
-    preload: Vec<PackId>,
+    parent: ParentTree,
     next_preload: AtomicUsize,
     /// Why an earlier backup could not serve as the parent.
     pub warnings: Vec<String>,
+}
+
+/// The parent's names and maps; empty where there is no parent.
+#[derive(Default)]
+struct ParentTree {
+    id: Option<BackupId>,
+    maps: HashMap<Vec<u8>, FileMap>,
+    pages: Vec<NodeRef>,
+    /// Its data packs, whose blocks go into the index.
+    preload: Vec<PackId>,
 }
 
 /// What was published.
@@ -81,7 +89,7 @@ pub async fn find_parent(
             }
             // Over its cap is damaged too.
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
-                warnings.push(format!("backup {id} cannot serve as the parent: {error}"));
+                warnings.push(no_parent(id, &error));
             }
             // It was deleted since it was listed.
             Err(error) if error.kind() == Kind::NotFound => {}
@@ -89,6 +97,46 @@ pub async fn find_parent(
         }
     }
     Ok((None, warnings))
+}
+
+/// The warning that an earlier backup is damaged.
+fn no_parent(id: BackupId, error: &Error) -> String {
+    format!("backup {id} cannot serve as the parent: {error}")
+}
+
+impl ParentTree {
+    /// Reads the names and maps of `open`. Its packs enter `packs` once all of them are read.
+    async fn read(
+        shard: &Shard,
+        repository: &Arc<Repository>,
+        open: &catalogue::OpenManifest,
+        packs: &PackTable,
+    ) -> Result<(ParentTree, Parent)> {
+        let manifest = &open.manifest;
+        let infos: PackInfos = manifest.packs.iter().map(|pack| (pack.id, *pack)).collect();
+        let infos = Arc::new(infos);
+        let mut reader = PackReader::new(shard, repository, &infos);
+        let (items, pages) = read_entries(&mut reader, &manifest.pages).await?;
+        let maps = items
+            .into_iter()
+            .filter_map(|item| Some((item.entry.path, item.map?)))
+            .collect();
+        let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;
+        let data_packs = manifest.packs.iter().filter(data);
+        let tree = ParentTree {
+            id: Some(open.id),
+            maps,
+            pages,
+            preload: data_packs.map(|pack| pack.id).collect(),
+        };
+        let numbers = infos.keys().map(|id| (*id, packs.add(*id))).collect();
+        let shared = Parent {
+            infos,
+            numbers,
+            damaged_extents: AtomicU64::new(0),
+        };
+        Ok((tree, shared))
+    }
 }
 
 impl BackupRun {
@@ -99,57 +147,24 @@ impl BackupRun {
         request: &BackupRequest<'_>,
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
-        let (parent, mut warnings) =
+        let (found, mut warnings) =
             find_parent(shard, repository, request.source, request.host).await?;
         let packs = PackTable::default();
-        let mut maps = HashMap::new();
-        let mut pages = Vec::new();
-        let mut preload = Vec::new();
-        let mut parent_id = None;
-        let mut shared_parent = None;
-        if let Some(open) = parent {
-            let infos: Arc<PackInfos> = Arc::new(
-                open.manifest
-                    .packs
-                    .iter()
-                    .map(|pack| (pack.id, *pack))
-                    .collect(),
-            );
-            let mut reader = PackReader::new(shard, repository, &infos);
-            match read_entries(&mut reader, &open.manifest.pages).await {
-                Ok((items, names)) => {
-                    maps = items
-                        .into_iter()
-                        .filter_map(|item| Some((item.entry.path, item.map?)))
-                        .collect();
-                    pages = names;
-                    parent_id = Some(open.id);
-                    let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;
-                    preload = open
-                        .manifest
-                        .packs
-                        .iter()
-                        .filter(data)
-                        .map(|pack| pack.id)
-                        .collect();
-                    let numbers = infos.keys().map(|id| (*id, packs.add(*id))).collect();
-                    let damaged_extents = AtomicU64::new(0);
-                    shared_parent = Some(Parent {
-                        infos,
-                        numbers,
-                        damaged_extents,
-                    });
+        let mut tree = ParentTree::default();
+        let mut parent = None;
+        if let Some(open) = found {
+            match ParentTree::read(shard, repository, &open, &packs).await {
+                Ok((read, shared)) => {
+                    tree = read;
+                    parent = Some(shared);
                 }
                 Err(error) if error.kind() == Kind::Corrupt => {
-                    warnings.push(format!(
-                        "backup {} cannot serve as the parent: {error}",
-                        open.id
-                    ));
+                    warnings.push(no_parent(open.id, &error));
                 }
                 Err(error) => return Err(error),
             }
         }
-        let parent_blocks = shared_parent.as_ref().map_or(0, Parent::blocks);
+        let parent_blocks = parent.as_ref().map_or(0, Parent::blocks);
         let blocks = request.source_blocks.saturating_add(parent_blocks);
         let index_bytes = BlockIndex::bytes_for(blocks).min(request.index_bytes);
         let shared = Arc::new(WriteShared {
@@ -157,16 +172,13 @@ impl BackupRun {
             repository: repository.clone(),
             index: BlockIndex::new(index_bytes)?,
             packs,
-            parent: shared_parent,
+            parent,
             level: request.level,
             write_limit,
         });
         Ok(BackupRun {
             shared,
-            parent_id,
-            parent_maps: maps,
-            parent_pages: pages,
-            preload,
+            parent: tree,
             next_preload: AtomicUsize::new(0),
             warnings,
         })
@@ -174,7 +186,7 @@ impl BackupRun {
 
     /// The backup whose blocks this one builds on.
     pub fn parent(&self) -> Option<BackupId> {
-        self.parent_id
+        self.parent.id
     }
 
     /// What the shards share.
@@ -184,7 +196,7 @@ impl BackupRun {
 
     /// The map that a file had in the parent.
     pub fn parent_map(&self, path: &[u8]) -> Option<&FileMap> {
-        self.parent_maps.get(path)
+        self.parent.maps.get(path)
     }
 
     /// Puts the parent's blocks into the index, as far as its budget goes. Every shard calls this; they share
@@ -195,7 +207,7 @@ impl BackupRun {
         };
         let mut reader = PackReader::new(shard, &self.shared.repository, &parent.infos);
         let mut room = self.shared.index.capacity_blocks();
-        for (at, id) in self.preload.iter().enumerate() {
+        for (at, id) in self.parent.preload.iter().enumerate() {
             shard.stop()?;
             let blocks = parent
                 .infos
@@ -248,7 +260,7 @@ impl BackupRun {
         mut draft: BackupMetadata,
     ) -> Result<Committed> {
         let mut tree = TreeWriter::new(shard, &self.shared)?;
-        for page in &self.parent_pages {
+        for page in &self.parent.pages {
             tree.know(page);
         }
         let mut reader = self
