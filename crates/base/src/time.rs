@@ -26,6 +26,11 @@ impl Timestamp {
         self.0
     }
 
+    /// Seconds from `earlier` to here; negative if it is later.
+    pub fn seconds_since(self, earlier: Timestamp) -> f64 {
+        self.0.saturating_sub(earlier.0) as f64 / 1e6
+    }
+
     fn jiff(self) -> jiff::Timestamp {
         let limit = if self.0 < 0 {
             jiff::Timestamp::MIN

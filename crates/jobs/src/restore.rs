@@ -142,8 +142,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     if mode == TargetMode::Fresh {
         target.check_space(size.data_bytes)?;
     }
-    let (started, ended) = (view.metadata.started, view.metadata.ended);
-    let made_in = ended.as_micros().saturating_sub(started.as_micros()) as f64 / 1e6;
+    let made_in = view.metadata.ended.seconds_since(view.metadata.started);
     let warnings = target
         .leftovers()
         .iter()

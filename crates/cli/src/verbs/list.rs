@@ -61,7 +61,7 @@ fn table(items: &[ListItem]) -> Table {
             continue;
         };
         let size = &metadata.size_info;
-        let seconds = (metadata.ended.as_micros() - metadata.started.as_micros()) as f64 / 1e6;
+        let seconds = metadata.ended.seconds_since(metadata.started);
         let notes: Vec<String> = metadata
             .annotations
             .iter()
