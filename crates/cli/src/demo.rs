@@ -25,9 +25,9 @@ use crate::args::DemoArgs;
 use crate::config::secrets;
 use crate::figures;
 use crate::output::{BOLD, GREEN};
-use crate::progress::Ticker;
-use crate::table::{Align, Cell, Table};
-use crate::verbs::{Context, engine_line, stored};
+use crate::signals::Signals;
+use crate::table::{Cell, Table};
+use crate::verbs::{Context, figures_of};
 use database::{Comparison, Database, Expected};
 
 /// Free space that the demo needs: database, repository and a restored copy, with room to spare.
@@ -72,7 +72,7 @@ pub fn run(context: &mut Context<'_>, args: DemoArgs) -> Result<()> {
         dir: dir.path().to_owned(),
         step: 0,
         context,
-        steps: Table::plain(&[Align::Left, Align::Left]).indent(3),
+        steps: Table::pairs().indent(3),
     };
     let played = demo.play(args.seed.unwrap_or(1));
     if played.is_err() && args.keep {
@@ -195,19 +195,12 @@ impl Demo<'_, '_> {
 
     fn flush(&mut self) {
         self.context.out.table(&self.steps);
-        self.steps = Table::plain(&[Align::Left, Align::Left]).indent(3);
+        self.steps = Table::pairs().indent(3);
     }
 
     fn make_database(&mut self, home: &Path, seed: u64) -> Result<Database> {
         self.say("make a database of 4 KiB pages, each with its position (LSN) and CRC");
-        let signals = self.context.signals.clone();
-        let mut go_on = || {
-            if signals.raised() {
-                Err(io::ErrorKind::Interrupted.into())
-            } else {
-                Ok(())
-            }
-        };
+        let mut go_on = go_on(self.context.signals);
         let began = Instant::now();
         let database = Database::create(home, seed, 1, &mut go_on)
             .map_err(|error| failed("the database cannot be made", home, error))?;
@@ -262,41 +255,18 @@ impl Demo<'_, '_> {
             one_file_system: false,
             estimate: false,
         };
-        let Context {
-            settings,
-            out,
-            signals,
-        } = &mut *self.context;
-        let mut ticker = Ticker::start(out, signals, Some("backup"));
-        let plan = backup::plan(&settings.engine, &options, &mut |progress, stop| {
-            ticker.tick(progress, stop)
+        let summary = self.context.watch(Some("backup"), |engine, tick| {
+            let plan = backup::plan(engine, &options, &mut *tick)?;
+            backup::execute(engine, plan, tick)
         })?;
-        let summary = backup::execute(&settings.engine, plan, &mut |progress, stop| {
-            ticker.tick(progress, stop)
-        })?;
-        drop(ticker);
         self.pair("backup", summary.backup_id.to_string());
-        self.pair(
-            "read",
-            format!(
-                "{} in {}, {}",
-                format_bytes(summary.bytes_read),
-                figures::duration(summary.engine.seconds),
-                figures::rate(summary.bytes_per_second)
-            ),
-        );
-        self.pair(
-            "new",
-            format!(
-                "{}; {} deduplicated, {} of zeros, {} in holes",
-                format_bytes(summary.bytes_new),
-                figures::percent(summary.deduplicated_share),
-                format_bytes(summary.zero_bytes),
-                format_bytes(summary.hole_bytes)
-            ),
-        );
-        self.pair("stored", stored(&summary));
-        self.pair("engine", engine_line(&summary.engine)).flush();
+        let read = format_bytes(summary.bytes_read);
+        let read = figures_of::timed(&read, &summary.engine, summary.bytes_per_second);
+        self.pair("read", read);
+        self.pair("new", figures_of::new(&summary));
+        self.pair("stored", figures_of::stored(&summary));
+        let engine = figures_of::engine_line(&summary.engine);
+        self.pair("engine", engine).flush();
         Ok(summary)
     }
 
@@ -327,16 +297,9 @@ impl Demo<'_, '_> {
             level: Level::Checksum,
             set: None,
         };
-        let Context {
-            settings,
-            out,
-            signals,
-        } = &mut *self.context;
-        let mut ticker = Ticker::start(out, signals, Some("verify"));
-        let summary = verify::execute(&settings.engine, &options, &mut |progress, stop| {
-            ticker.tick(progress, stop)
+        let summary = self.context.watch(Some("verify"), |engine, tick| {
+            verify::execute(engine, &options, tick)
         })?;
-        drop(ticker);
         if !summary.ok {
             let what = summary
                 .findings
@@ -375,28 +338,11 @@ impl Demo<'_, '_> {
             to: to.to_owned(),
             delta: false,
         };
-        let Context {
-            settings,
-            out,
-            signals,
-        } = &mut *self.context;
-        let mut ticker = Ticker::start(out, signals, Some("restore"));
-        let plan = restore::plan(&settings.engine, &options, &mut |progress, stop| {
-            ticker.tick(progress, stop)
+        let summary = self.context.watch(Some("restore"), |engine, tick| {
+            let plan = restore::plan(engine, &options, &mut *tick)?;
+            restore::execute(engine, plan, tick)
         })?;
-        let summary = restore::execute(&settings.engine, plan, &mut |progress, stop| {
-            ticker.tick(progress, stop)
-        })?;
-        drop(ticker);
-        self.pair(
-            "restored",
-            format!(
-                "{} in {}, {}",
-                format_bytes(summary.bytes),
-                figures::duration(summary.engine.seconds),
-                figures::rate(summary.bytes_per_second)
-            ),
-        );
+        self.pair("restored", figures_of::restored(&summary));
         let comparison = self.compare(to, truth)?;
         let equal = format!(
             "{} in {}: every byte as it was",
@@ -408,14 +354,7 @@ impl Demo<'_, '_> {
     }
 
     fn compare(&mut self, root: &Path, truth: &Expected) -> Result<Comparison> {
-        let signals = self.context.signals.clone();
-        let mut go_on = || {
-            if signals.raised() {
-                Err(io::ErrorKind::Interrupted.into())
-            } else {
-                Ok(())
-            }
-        };
+        let mut go_on = go_on(self.context.signals);
         let comparison = truth
             .compare(root, &mut go_on)
             .map_err(|error| failed("the restored database cannot be read", root, error))?;
@@ -428,6 +367,15 @@ impl Demo<'_, '_> {
         )
         .object(comparison.differences.join("; "))
         .hint("this must not happen: please report it"))
+    }
+}
+
+/// For the demo's own reading and writing: fails once a signal has come.
+fn go_on(signals: &Signals) -> impl FnMut() -> io::Result<()> + use<> {
+    let signals = signals.clone();
+    move || match signals.raised() {
+        true => Err(io::ErrorKind::Interrupted.into()),
+        false => Ok(()),
     }
 }
 

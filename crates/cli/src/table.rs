@@ -73,6 +73,11 @@ impl Table {
         }
     }
 
+    /// A table of names and values, for [`Table::pair`].
+    pub fn pairs() -> Self {
+        Table::plain(&[Align::Left, Align::Left])
+    }
+
     /// Puts `spaces` before each line.
     pub fn indent(mut self, spaces: usize) -> Self {
         self.indent = spaces;
@@ -232,7 +237,7 @@ mod tests {
 
     #[test]
     fn short_rows_and_indent() {
-        let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+        let mut table = Table::pairs().indent(2);
         table.pair("stored", "1 GiB");
         table.row(["x".into()]);
         assert_eq!(table.render(false), "  stored  1 GiB\n  x\n");

@@ -6,7 +6,7 @@
 mod backup;
 mod check;
 mod completions;
-mod figures_of;
+pub mod figures_of;
 mod init;
 mod key;
 mod list;
@@ -16,14 +16,15 @@ mod tune;
 mod verify;
 
 use mover_base::{Error, Kind, Result};
-use mover_jobs::RepoAccess;
-
-pub use figures_of::{backup_table, engine_line, engine_rows, restore_table, stored};
+use mover_jobs::{Engine, RepoAccess, Tick};
+use serde::Serialize;
 
 use crate::args::{KeyVerb, Verb};
 use crate::config::{Call, Settings};
-use crate::output::{Output, Shape};
+use crate::output::{BOLD, Output, Shape};
+use crate::progress::Ticker;
 use crate::signals::Signals;
+use crate::table::Table;
 
 /// What a verb works with.
 pub struct Context<'a> {
@@ -43,12 +44,55 @@ impl Context<'_> {
             .repo_access(&mut |warning| out.warning(&warning))
     }
 
+    /// Runs a job with its progress shown; `step` names the part of a verb that runs several jobs.
+    pub fn watch<T>(
+        &mut self,
+        step: Option<&'static str>,
+        job: impl FnOnce(&Engine, Tick<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut ticker = Ticker::start(self.out, self.signals, step);
+        job(&self.settings.engine, &mut |progress, stop| {
+            ticker.tick(progress, stop)
+        })
+    }
+
+    /// Prints a result: a title over its figures, or the document.
+    fn tell(&mut self, title: &str, table: &Table, document: impl Serialize) {
+        let title = self.out.paint(title, BOLD);
+        self.out.line(title);
+        self.out.table(table);
+        self.out.summary(document);
+    }
+
     /// Prints the warnings of a plan or a summary in human output; in JSON they stand in the document.
-    pub fn tell_warnings(&mut self, warnings: &[String]) {
+    fn tell_warnings(&mut self, warnings: &[String]) {
         if !self.out.is_json() {
             for warning in warnings {
                 self.out.warning(warning);
             }
+        }
+    }
+}
+
+/// How a verb ended that plans before it executes.
+enum Ended<P, S> {
+    Planned(P),
+    Done(S),
+}
+
+/// The document of a plan that is not carried out.
+#[derive(Serialize)]
+struct DryRun<P> {
+    dry_run: bool,
+    #[serde(flatten)]
+    plan: P,
+}
+
+impl<P> DryRun<P> {
+    fn of(plan: P) -> Self {
+        DryRun {
+            dry_run: true,
+            plan,
         }
     }
 }

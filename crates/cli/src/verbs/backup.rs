@@ -6,47 +6,36 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::backup::{self, BackupOptions, BackupPlan};
 use mover_jobs::{BackupType, COMPRESSION_LEVEL_DEFAULT};
-use serde::Serialize;
 
-use super::{Context, backup_table, missing};
+use super::{Context, DryRun, Ended, figures_of, missing};
 use crate::args::{BackupArgs, TypeArg};
 use crate::config::absolute;
 use crate::figures;
-use crate::output::BOLD;
-use crate::progress::Ticker;
-use crate::table::{Align, Table};
+use crate::table::Table;
 use crate::values::Annotation;
-
-#[derive(Serialize)]
-struct DryRun<'a> {
-    dry_run: bool,
-    #[serde(flatten)]
-    plan: &'a BackupPlan,
-}
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
     let options = options(context, &args)?;
-    let engine = &context.settings.engine;
-    let mut ticker = Ticker::start(context.out, context.signals, None);
-    let plan = backup::plan(engine, &options, &mut |progress, stop| {
-        ticker.tick(progress, stop)
+    let ended = context.watch(None, |engine, tick| {
+        let plan = backup::plan(engine, &options, &mut *tick)?;
+        if args.dry_run {
+            return Ok(Ended::Planned(plan));
+        }
+        backup::execute(engine, plan, tick).map(Ended::Done)
     })?;
-    if args.dry_run {
-        drop(ticker);
-        return tell_plan(context, &plan);
+    match ended {
+        Ended::Planned(plan) => {
+            context.tell_warnings(&plan.warnings);
+            let title = "plan of a backup (nothing was stored)";
+            context.tell(title, &plan_table(&plan), DryRun::of(&plan));
+        }
+        Ended::Done(summary) => {
+            context.tell_warnings(&summary.warnings);
+            let title = format!("backup {}", summary.backup_id);
+            context.tell(&title, &figures_of::backup_table(&summary), &summary);
+        }
     }
-    let summary = backup::execute(engine, plan, &mut |progress, stop| {
-        ticker.tick(progress, stop)
-    })?;
-    drop(ticker);
-    context.tell_warnings(&summary.warnings);
-    let title = context
-        .out
-        .paint(&format!("backup {}", summary.backup_id), BOLD);
-    context.out.line(title);
-    context.out.table(&backup_table(&summary));
-    context.out.summary(&summary);
     Ok(())
 }
 
@@ -91,13 +80,8 @@ fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
-fn tell_plan(context: &mut Context<'_>, plan: &BackupPlan) -> Result<()> {
-    context.tell_warnings(&plan.warnings);
-    let title = context
-        .out
-        .paint("plan of a backup (nothing was stored)", BOLD);
-    context.out.line(title);
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+fn plan_table(plan: &BackupPlan) -> Table {
+    let mut table = Table::pairs().indent(2);
     table.pair("source", &plan.source);
     table.pair("repository", &plan.repository);
     table.pair(
@@ -127,12 +111,7 @@ fn tell_plan(context: &mut Context<'_>, plan: &BackupPlan) -> Result<()> {
     table.pair("to store", stored.map_or_else(unknown, &estimate));
     let seconds = plan.estimated_seconds.map(figures::duration);
     table.pair("to take", seconds.map_or_else(unknown, &estimate));
-    context.out.table(&table);
-    context.out.summary(DryRun {
-        dry_run: true,
-        plan,
-    });
-    Ok(())
+    table
 }
 
 #[cfg(test)]

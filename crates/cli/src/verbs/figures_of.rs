@@ -8,10 +8,10 @@ use mover_jobs::restore::RestoreSummary;
 use serde::Serialize;
 
 use crate::figures;
-use crate::table::{Align, Table};
+use crate::table::Table;
 
 /// The name that JSON has for a unit value.
-pub fn name_of(value: &impl Serialize) -> String {
+fn name_of(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(name)) => name,
         _ => figures::UNKNOWN.into(),
@@ -25,6 +25,12 @@ pub fn type_name(backup_type: BackupType) -> &'static str {
         BackupType::Incremental => "incremental",
         BackupType::Differential => "differential",
     }
+}
+
+/// The same, with the reason where it is not the type that was asked for.
+pub fn type_text(backup_type: BackupType, reason: Option<&str>) -> String {
+    let kind = type_name(backup_type);
+    reason.map_or(kind.to_owned(), |reason| format!("{kind}: {reason}"))
 }
 
 /// `1,204 files, 12 directories, 3 symlinks`; what there is none of is left out, except files.
@@ -44,15 +50,9 @@ pub fn content(files: u64, dirs: u64, symlinks: u64, hardlinks: u64) -> String {
 
 /// What a backup did.
 pub fn backup_table(summary: &BackupSummary) -> Table {
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
-    let kind = type_name(summary.backup_type);
-    table.pair(
-        "type",
-        summary
-            .reason
-            .as_ref()
-            .map_or(kind.to_owned(), |reason| format!("{kind}: {reason}")),
-    );
+    let mut table = Table::pairs().indent(2);
+    let kind = type_text(summary.backup_type, summary.reason.as_deref());
+    table.pair("type", kind);
     table.pair("source", &summary.source);
     table.pair("repository", &summary.repository);
     table.pair(
@@ -64,29 +64,48 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
             summary.hardlinks,
         ),
     );
+    let read = format!(
+        "{} of {}",
+        format_bytes(summary.bytes_read),
+        format_bytes(summary.bytes_source)
+    );
     table.pair(
         "read",
-        format!(
-            "{} of {} in {}, {}",
-            format_bytes(summary.bytes_read),
-            format_bytes(summary.bytes_source),
-            figures::duration(summary.engine.seconds),
-            figures::rate(summary.bytes_per_second)
-        ),
+        timed(&read, &summary.engine, summary.bytes_per_second),
     );
-    table.pair(
-        "new",
-        format!(
-            "{}; {} deduplicated, {} of zeros, {} in holes",
-            format_bytes(summary.bytes_new),
-            figures::percent(summary.deduplicated_share),
-            format_bytes(summary.zero_bytes),
-            format_bytes(summary.hole_bytes)
-        ),
-    );
+    table.pair("new", new(summary));
     table.pair("stored", stored(summary));
     engine_rows(&summary.engine, &mut table);
     table
+}
+
+/// `1.20 GiB in 3.10 s, 396 MiB/s`: what a job moved, how long all of it took, and its rate.
+pub fn timed(moved: &str, engine: &EngineReport, bytes_per_second: f64) -> String {
+    format!(
+        "{moved} in {}, {}",
+        figures::duration(engine.seconds),
+        figures::rate(bytes_per_second)
+    )
+}
+
+/// What a backup found that the repository did not hold, and what it need not store.
+pub fn new(summary: &BackupSummary) -> String {
+    format!(
+        "{}; {} deduplicated, {} of zeros, {} in holes",
+        format_bytes(summary.bytes_new),
+        figures::percent(summary.deduplicated_share),
+        format_bytes(summary.zero_bytes),
+        format_bytes(summary.hole_bytes)
+    )
+}
+
+/// `1.20 GiB, 1.10 GiB without holes`.
+pub fn size(bytes: u64, data_bytes: u64) -> String {
+    format!(
+        "{}, {} without holes",
+        format_bytes(bytes),
+        format_bytes(data_bytes)
+    )
 }
 
 /// What a backup added to the repository, in one line.
@@ -111,7 +130,7 @@ pub fn stored(summary: &BackupSummary) -> String {
 
 /// What a restore did.
 pub fn restore_table(summary: &RestoreSummary) -> Table {
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    let mut table = Table::pairs().indent(2);
     table.pair("target", summary.target.display().to_string());
     table.pair("mode", summary.mode);
     table.pair(
@@ -123,15 +142,7 @@ pub fn restore_table(summary: &RestoreSummary) -> Table {
             summary.hardlinks,
         ),
     );
-    table.pair(
-        "restored",
-        format!(
-            "{} in {}, {}",
-            format_bytes(summary.bytes),
-            figures::duration(summary.engine.seconds),
-            figures::rate(summary.bytes_per_second)
-        ),
-    );
+    table.pair("restored", restored(summary));
     table.pair(
         "read",
         format!("{} from the repository", format_bytes(summary.bytes_read)),
@@ -156,6 +167,12 @@ pub fn restore_table(summary: &RestoreSummary) -> Table {
     }
     engine_rows(&summary.engine, &mut table);
     table
+}
+
+/// How much a restore brought back, in one line.
+pub fn restored(summary: &RestoreSummary) -> String {
+    let bytes = format_bytes(summary.bytes);
+    timed(&bytes, &summary.engine, summary.bytes_per_second)
 }
 
 /// What the machinery did, in two rows.

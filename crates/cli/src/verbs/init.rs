@@ -7,7 +7,7 @@ use super::Context;
 use crate::args::InitArgs;
 use crate::config::{KeyFile, secrets};
 use crate::output::GREEN;
-use crate::table::{Align, Table};
+use crate::table::Table;
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
@@ -55,7 +55,7 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
 
     let done = context.out.paint("created", GREEN);
     context.out.line(format!("{done} {}", summary.repository));
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    let mut table = Table::pairs().indent(2);
     table.pair("repository id", summary.repository_id.to_string());
     table.pair("cipher", summary.cipher);
     if let Some(recipient) = &summary.recipient {

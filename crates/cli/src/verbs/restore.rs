@@ -3,21 +3,11 @@
 use mover_base::Result;
 use mover_base::units::format_bytes;
 use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
-use serde::Serialize;
 
-use super::{Context, figures_of, missing, restore_table};
+use super::{Context, DryRun, Ended, figures_of, missing};
 use crate::args::RestoreArgs;
 use crate::figures;
-use crate::output::BOLD;
-use crate::progress::Ticker;
-use crate::table::{Align, Table};
-
-#[derive(Serialize)]
-struct DryRun<'a> {
-    dry_run: bool,
-    #[serde(flatten)]
-    plan: &'a RestorePlan,
-}
+use crate::table::Table;
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
@@ -33,36 +23,30 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         to,
         delta: args.delta,
     };
-    let engine = &context.settings.engine;
-    let mut ticker = Ticker::start(context.out, context.signals, None);
-    let plan = restore::plan(engine, &options, &mut |progress, stop| {
-        ticker.tick(progress, stop)
+    let ended = context.watch(None, |engine, tick| {
+        let plan = restore::plan(engine, &options, &mut *tick)?;
+        if args.dry_run {
+            return Ok(Ended::Planned(plan));
+        }
+        restore::execute(engine, plan, tick).map(Ended::Done)
     })?;
-    if args.dry_run {
-        drop(ticker);
-        return tell_plan(context, &plan);
+    match ended {
+        Ended::Planned(plan) => {
+            context.tell_warnings(&plan.warnings);
+            let title = "plan of a restore (nothing was written)";
+            context.tell(title, &plan_table(&plan), DryRun::of(&plan));
+        }
+        Ended::Done(summary) => {
+            context.tell_warnings(&summary.warnings);
+            let title = format!("restored {}", summary.backup_id);
+            context.tell(&title, &figures_of::restore_table(&summary), &summary);
+        }
     }
-    let summary = restore::execute(engine, plan, &mut |progress, stop| {
-        ticker.tick(progress, stop)
-    })?;
-    drop(ticker);
-    context.tell_warnings(&summary.warnings);
-    let title = context
-        .out
-        .paint(&format!("restored {}", summary.backup_id), BOLD);
-    context.out.line(title);
-    context.out.table(&restore_table(&summary));
-    context.out.summary(&summary);
     Ok(())
 }
 
-fn tell_plan(context: &mut Context<'_>, plan: &RestorePlan) -> Result<()> {
-    context.tell_warnings(&plan.warnings);
-    let title = context
-        .out
-        .paint("plan of a restore (nothing was written)", BOLD);
-    context.out.line(title);
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+fn plan_table(plan: &RestorePlan) -> Table {
+    let mut table = Table::pairs().indent(2);
     table.pair("backup", plan.backup_id.to_string());
     table.pair("repository", &plan.repository);
     table.pair("target", plan.target.display().to_string());
@@ -71,14 +55,7 @@ fn tell_plan(context: &mut Context<'_>, plan: &RestorePlan) -> Result<()> {
         "content",
         figures_of::content(plan.files, plan.dirs, plan.symlinks, plan.hardlinks),
     );
-    table.pair(
-        "size",
-        format!(
-            "{}, {} without holes",
-            format_bytes(plan.bytes),
-            format_bytes(plan.data_bytes)
-        ),
-    );
+    table.pair("size", figures_of::size(plan.bytes, plan.data_bytes));
     table.pair(
         "to read",
         format!(
@@ -94,10 +71,5 @@ fn tell_plan(context: &mut Context<'_>, plan: &RestorePlan) -> Result<()> {
             format!("about {}", figures::duration(seconds))
         });
     table.pair("to take", estimate);
-    context.out.table(&table);
-    context.out.summary(DryRun {
-        dry_run: true,
-        plan,
-    });
-    Ok(())
+    table
 }

@@ -2,65 +2,82 @@
 
 use mover_base::Result;
 use mover_base::units::format_bytes;
+use mover_jobs::BackupMetadata;
 use mover_jobs::catalogue::{self, ShowDetails};
 
 use super::{Context, figures_of};
 use crate::args::ShowArgs;
 use crate::figures;
-use crate::output::BOLD;
-use crate::table::{Align, Table};
+use crate::table::Table;
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: ShowArgs) -> Result<()> {
     let repo = context.repo_access()?;
     let set = args.set.as_deref().unwrap_or("latest");
     let details = catalogue::show(&context.settings.engine, &repo, set)?;
-    let title = context
-        .out
-        .paint(&format!("backup {}", details.metadata.backup_id), BOLD);
-    context.out.line(title);
-    context.out.table(&table(&details));
-    context.out.summary(&details);
+    let title = format!("backup {}", details.metadata.backup_id);
+    context.tell(&title, &table(&details), &details);
     Ok(())
 }
 
 fn table(details: &ShowDetails) -> Table {
     let metadata = &details.metadata;
-    let size = &metadata.size_info;
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
-    let kind = figures_of::type_name(metadata.backup_type);
+    let mut table = Table::pairs().indent(2);
+    origin_rows(metadata, &mut table);
+    size_rows(metadata, &mut table);
     table.pair(
-        "type",
-        metadata
-            .reason
-            .as_ref()
-            .map_or(kind.to_owned(), |reason| format!("{kind}: {reason}")),
+        "packs needed",
+        format!(
+            "{} of {} in all",
+            figures::count(details.packs),
+            format_bytes(details.pack_bytes)
+        ),
     );
+    table.pair("authenticity", authenticity(details));
+    table.pair(
+        "checked",
+        if metadata.verification_info.decoded_and_compared {
+            "decoded and compared with the source while it was made"
+        } else {
+            "not while it was made"
+        },
+    );
+    for (key, value) in &metadata.annotations {
+        table.pair("note", format!("{key}={value}"));
+    }
+    table
+}
+
+/// What the backup is of, and how and when it was made.
+fn origin_rows(metadata: &BackupMetadata, table: &mut Table) {
+    let kind = figures_of::type_text(metadata.backup_type, metadata.reason.as_deref());
+    table.pair("type", kind);
     if let Some(base) = metadata.base_id {
         table.pair("base", base.to_string());
     }
     if let Some(range) = &metadata.lsn_range {
         table.pair("positions", format!("{} to {}", range.start, range.end));
     }
-    let seconds = (metadata.ended.as_micros() - metadata.started.as_micros()) as f64 / 1e6;
     table.pair("started", metadata.started.to_string());
+    let seconds = metadata.ended.seconds_since(metadata.started);
     table.pair("took", figures::duration(seconds));
     table.pair(
         "source",
         format!("{} on {}", metadata.source.url, metadata.source.host),
     );
     table.pair("made by", format!("helios-mover {}", metadata.tool_version));
+}
+
+/// What the source held, and what of it was stored.
+fn size_rows(metadata: &BackupMetadata, table: &mut Table) {
+    let size = &metadata.size_info;
     table.pair(
         "content",
         figures_of::content(size.files, size.dirs, size.symlinks, size.hardlinks),
     );
     table.pair(
         "size",
-        format!(
-            "{}, {} without holes",
-            format_bytes(size.original_bytes),
-            format_bytes(size.data_bytes)
-        ),
+        figures_of::size(size.original_bytes, size.data_bytes),
     );
     table.pair(
         "new",
@@ -84,27 +101,6 @@ fn table(details: &ShowDetails) -> Table {
             figures::count(size.deduplicated_blocks)
         ),
     );
-    table.pair(
-        "packs needed",
-        format!(
-            "{} of {} in all",
-            figures::count(details.packs),
-            format_bytes(details.pack_bytes)
-        ),
-    );
-    table.pair("authenticity", authenticity(details));
-    table.pair(
-        "checked",
-        if metadata.verification_info.decoded_and_compared {
-            "decoded and compared with the source while it was made"
-        } else {
-            "not while it was made"
-        },
-    );
-    for (key, value) in &metadata.annotations {
-        table.pair("note", format!("{key}={value}"));
-    }
-    table
 }
 
 fn authenticity(details: &ShowDetails) -> &'static str {

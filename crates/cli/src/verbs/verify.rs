@@ -4,12 +4,11 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
 
-use super::{Context, engine_rows};
+use super::{Context, figures_of};
 use crate::args::{LevelArg, VerifyArgs};
 use crate::figures;
 use crate::output::{GREEN, RED};
-use crate::progress::Ticker;
-use crate::table::{Align, Cell, Table};
+use crate::table::{Cell, Table};
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
@@ -20,11 +19,7 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
         },
         set: args.set,
     };
-    let mut ticker = Ticker::start(context.out, context.signals, None);
-    let summary = verify::execute(&context.settings.engine, &options, &mut |progress, stop| {
-        ticker.tick(progress, stop)
-    })?;
-    drop(ticker);
+    let summary = context.watch(None, |engine, tick| verify::execute(engine, &options, tick))?;
     tell(context, &summary);
     context.out.summary(&summary);
     if summary.ok {
@@ -45,7 +40,7 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
         "{title}  {}",
         figures::counted(summary.backups.len() as u64, "backup")
     ));
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    let mut table = Table::pairs().indent(2);
     for backup in &summary.backups {
         let state = if backup.ok {
             Cell::styled("ok", GREEN)
@@ -55,7 +50,7 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
         table.pair(&backup.backup_id.to_string(), state);
     }
     context.out.table(&table);
-    let mut table = Table::plain(&[Align::Left, Align::Left]).indent(2);
+    let mut table = Table::pairs().indent(2);
     table.pair(
         "read",
         format!(
@@ -75,7 +70,7 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
             format!("{packs}, {}: {why}", format_bytes(bytes)),
         );
     }
-    engine_rows(&summary.engine, &mut table);
+    figures_of::engine_rows(&summary.engine, &mut table);
     context.out.table(&table);
     for finding in &summary.findings {
         let hit: Vec<String> = finding.backups.iter().map(ToString::to_string).collect();
