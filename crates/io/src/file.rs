@@ -53,13 +53,22 @@ impl File {
             },
             1,
         );
-        Ok(File {
+        Ok(File::open(driver, fd, direct))
+    }
+
+    /// A directory, which is only synced: neither direct nor buffered, so it is not counted as either.
+    pub(crate) fn directory(driver: Rc<Driver>, fd: OwnedFd) -> Self {
+        File::open(driver, fd, false)
+    }
+
+    fn open(driver: Rc<Driver>, fd: OwnedFd, direct: bool) -> Self {
+        File {
             driver,
             open: Rc::new(OpenFile {
                 fd,
                 direct: direct.into(),
             }),
-        })
+        }
     }
 
     /// Reads up to `len` bytes at `offset` into `buf`, until `len` or the end of the file.

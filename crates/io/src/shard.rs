@@ -97,6 +97,13 @@ impl Shard {
         File::new(Rc::clone(&self.0.driver), fd, direct)
     }
 
+    /// Makes the names in a directory durable (fsync). An error is final, as for [`File::sync_data`]. A directory is
+    /// no file: the report does not count it.
+    pub async fn sync_directory(&self, fd: OwnedFd) -> io::Result<()> {
+        let directory = File::directory(Rc::clone(&self.0.driver), fd);
+        directory.sync_all().await
+    }
+
     /// Starts a task on this shard. It is dropped when the shard's body ends; a panic in it ends the run.
     pub fn spawn<T: 'static>(&self, f: impl Future<Output = T> + 'static) -> JoinHandle<T> {
         tokio::task::spawn_local(Task {

@@ -215,6 +215,26 @@ fn a_failed_sync_is_final_and_missing_fallocate_is_no_error() {
 }
 
 #[test]
+fn a_synced_directory_is_not_counted_among_the_files() {
+    on_each_rung(async |shard| {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let open_dir = || OwnedFd::from(std::fs::File::open(dir.path()).expect("directory"));
+        let requests = bend(&shard, |action, result| {
+            assert!(matches!(action, Action::SyncAll));
+            result
+        });
+        shard.sync_directory(open_dir()).await.expect("sync");
+        assert_eq!(requests.get(), 1);
+        bend(&shard, |_, _| EIO);
+        assert!(shard.sync_directory(open_dir()).await.is_err());
+        unbend(&shard);
+        let report = shard.report();
+        assert_eq!((report.direct_files, report.buffered_files), (0, 0));
+        Ok(())
+    });
+}
+
+#[test]
 fn requests_in_flight_are_bounded_and_all_get_their_turn() {
     on_each_rung(async |shard| {
         let file = open(&shard, b"data", Access::Buffered);

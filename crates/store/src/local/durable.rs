@@ -11,13 +11,11 @@
 //!   and a second sync that "succeeds" proves nothing. A new process starts afresh.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mover_base::{Error, Kind, Result};
-use mover_io::{Access, Shard};
+use mover_io::Shard;
 
 use super::errno::explain;
 use super::root::Root;
@@ -86,7 +84,7 @@ impl Durability {
             )
             .object(path)
         })?;
-        if let Err(error) = sync_fd(shard, fd).await {
+        if let Err(error) = shard.sync_directory(fd).await {
             self.failed.store(true, Ordering::Release);
             return Err(explain(
                 error,
@@ -114,10 +112,6 @@ impl Durability {
         directories.insert(path.to_owned(), Arc::clone(&directory));
         directory
     }
-}
-
-async fn sync_fd(shard: &Shard, fd: OwnedFd) -> io::Result<()> {
-    shard.file(fd, Access::Buffered)?.sync_all().await
 }
 
 fn distrusted(path: &str) -> Error {
