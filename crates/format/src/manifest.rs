@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{FrameDecoder, FrameEncoder, FrameKind, MANIFEST_PLAIN_BYTES_MAX};
 use crate::node::{Child, NodeKind};
-use crate::pack::{PACK_BLOCKS_MAX, PackTrailer, TRAILER_BYTES};
+use crate::pack::{PACK_BLOCKS_MAX, PACK_BYTES_MAX, PackTrailer, TRAILER_BYTES};
 use crate::preamble::{ObjectType, PREAMBLE_BYTES_MAX, PREAMBLE_BYTES_MIN, Preamble};
 use crate::seal::{ObjectSealer, TAG_BYTES};
 use crate::wire::{Reader, corrupt};
@@ -199,6 +199,9 @@ impl PackInfo {
             .checked_add(u64::from(self.directory_bytes) + TRAILER_BYTES as u64);
         if self.directory_offset < PREAMBLE_BYTES_MIN as u64 || end != Some(self.bytes) {
             return wrong("the lengths do not fit");
+        }
+        if self.bytes > PACK_BYTES_MAX {
+            return wrong("it is longer than a pack can be");
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Hostile bytes: no decoder panics, accepts a second encoding of the same content, or misses a change.
 
 use mover_base::Kind;
+use mover_format::pack::PACK_BYTES_MAX;
 use mover_format::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -352,4 +353,21 @@ fn a_zstd_frame_that_says_less_than_it_must_is_refused() {
     .concat();
     let error = opens(&wide).unwrap_err();
     assert!(error.message().contains("window"), "{error}");
+}
+
+#[test]
+fn a_pack_longer_than_its_parts_allow_is_refused() {
+    let encoded = manifest().encode().unwrap();
+    let honest = 10_000_000u64.to_le_bytes();
+    let at = encoded.windows(8).position(|w| w == honest).unwrap();
+    let with_bytes = |bytes: u64| {
+        let mut changed = encoded.clone();
+        changed[at..at + 8].copy_from_slice(&bytes.to_le_bytes());
+        changed[at + 8..at + 16].copy_from_slice(&(bytes - 1000).to_le_bytes());
+        Manifest::decode(&changed)
+    };
+    assert!(with_bytes(PACK_BYTES_MAX).is_ok());
+    for bytes in [PACK_BYTES_MAX + 1, u64::MAX] {
+        assert_eq!(with_bytes(bytes).unwrap_err().kind(), Kind::Corrupt);
+    }
 }
