@@ -53,12 +53,14 @@ pub(crate) async fn sample(
     let (mut before, mut next) = (0, step / 2);
     for item in &tree.items {
         let bytes = item.entry.content_bytes();
-        while next < before + bytes {
+        // Sizes are the source's word: sparse files may claim more than 64 bits hold together.
+        let end = bytes.saturating_add(before);
+        while next < end {
             let piece = BUF_BYTES as u64;
             let offset = (next - before) / piece * piece;
             let begun = Instant::now();
             let fd = source.open_file(item)?;
-            next += step;
+            next = step.saturating_add(next);
             let Ok(file) = shard.file(fd, Access::Direct) else {
                 continue;
             };
@@ -73,7 +75,7 @@ pub(crate) async fn sample(
                 estimate.seconds += begun.elapsed().as_secs_f64();
             }
         }
-        before += bytes;
+        before = end;
     }
     Ok(estimate)
 }

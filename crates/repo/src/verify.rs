@@ -138,7 +138,7 @@ impl Inventory {
             for object in page.objects {
                 if !self.packs.contains_key(&layout::pack_of(&object.key)?) {
                     count += 1;
-                    bytes += object.bytes;
+                    bytes = object.bytes.saturating_add(bytes);
                 }
             }
             match page.next {
