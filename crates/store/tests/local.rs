@@ -6,9 +6,10 @@
 //! environment variable [`CHILD_ROOT`] names a store.
 
 mod conformance;
+mod small_disk;
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
@@ -17,6 +18,7 @@ use conformance::{Subject, key, list_all, pattern, push_all, upload_all};
 use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, Rung, Shard, ShardConfig};
 use mover_store::{Put, STALE_AFTER_MS, Store};
+use small_disk::SmallDisk;
 use tempfile::TempDir;
 
 const CHILD_ROOT: &str = "MOVER_STORE_TEST_ROOT";
@@ -518,78 +520,6 @@ fn a_temporary_file_that_vanishes_is_an_error_and_nothing_is_created() {
         Ok(())
     });
     assert!(files(directory.path()).is_empty());
-}
-
-/// An ext4 of `mib` MiB on a loop device, unmounted when dropped.
-struct SmallDisk {
-    kept: TempDir,
-}
-
-impl SmallDisk {
-    fn new(mib: u64) -> SmallDisk {
-        let kept = TempDir::new().expect("a temporary directory");
-        let image = kept.path().join("image");
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(mib << 20))
-            .expect("an image");
-        let disk = SmallDisk { kept };
-        fs::DirBuilder::new()
-            .mode(0o755)
-            .create(disk.path())
-            .expect("a mount point");
-        run_tool(
-            Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-m", "0"])
-                .arg(&image),
-        );
-        run_tool(
-            Command::new("mount")
-                .args(["-o", "loop"])
-                .arg(&image)
-                .arg(disk.path()),
-        );
-        disk
-    }
-
-    fn path(&self) -> PathBuf {
-        self.kept.path().join("mounted")
-    }
-
-    /// Waits until what was deleted is free. ext4 gives freed blocks back in a callback that runs just after
-    /// the commit of its journal was announced; commits follow one another, so a second one waits for it.
-    fn settle(&self) {
-        let root = fs::File::open(self.path()).expect("the mounted directory");
-        for mode in [0o700, 0o755] {
-            root.set_permissions(fs::Permissions::from_mode(mode))
-                .expect("something to commit");
-            rustix::fs::syncfs(&root).expect("a commit");
-        }
-    }
-
-    fn remount(&self, options: &str) {
-        run_tool(
-            Command::new("mount")
-                .arg("-o")
-                .arg(format!("remount,{options}"))
-                .arg(self.path()),
-        );
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily, so that a failed test which still holds a descriptor leaves no mount behind.
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-    }
-}
-
-fn run_tool(command: &mut Command) {
-    let output = command.output().expect("the tool runs");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "this test needs root, loop devices and e2fsprogs: {error}"
-    );
 }
 
 #[test]
