@@ -31,6 +31,8 @@ pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_P
 pub const READ_BYTES_MAX: usize = BUF_BYTES - 8192;
 /// Most objects in one [`Page`]: about 1.5 MiB of names and sizes.
 pub const LIST_LIMIT_MAX: usize = 10_000;
+/// Most strays told by one [`Page`]; more say nothing more, and names may be long.
+pub const STRAYS_MAX: usize = 100;
 /// Most leftovers told by one call of [`Store::stale_temporaries`].
 pub const TEMPORARIES_MAX: usize = 10_000;
 /// Age from which an unfinished upload counts as left over by a killed job, in milliseconds. Every write renews it,
@@ -60,6 +62,9 @@ pub struct ObjectInfo {
 pub struct Page {
     /// In byte order of their keys.
     pub objects: Vec<ObjectInfo>,
+    /// Names in this part that no object can have, escaped and in order, [`STRAYS_MAX`] at most. What has them
+    /// was passed over.
+    pub strays: Vec<String>,
     /// Where there are more: the `after` of the next page.
     pub next: Option<Key>,
 }
@@ -196,7 +201,7 @@ impl Store {
     ///
     /// # Errors
     /// Any error means that the listing is incomplete and must not be used. [`Kind::Corrupt`] for a prefix
-    /// that no key can have; [`Kind::Storage`] also where something that is no object stands in the store.
+    /// that no key can have; also where a link or a device has an object's name. [`Kind::Storage`].
     pub async fn list(
         &self,
         shard: &Shard,

@@ -5,8 +5,9 @@
 //!   behind those of directories, because `-` and `.` sort before `/`.
 //! - Memory is bounded by the page: of each directory at most one page's worth of entries is held, the
 //!   smallest not yet walked; a larger directory is read again from there.
-//! - An error is never "nothing there": what cannot be read, or is neither an object nor a directory of
-//!   objects, ends the listing with an error. Only what another process deleted meanwhile is passed over.
+//! - An error is never "nothing there": what cannot be read, or has an object's name and is none, ends the
+//!   listing with an error. Only what another process deleted meanwhile is passed over.
+//! - A name that no object can have hides no object: it is passed over, and told as a stray.
 
 use std::collections::BinaryHeap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use super::errno::explain;
 use super::root::{Root, resolve, unexpected};
 use crate::key::{self, KEY_PARTS_MAX, Key, TEMPORARY_PART};
-use crate::{LIST_LIMIT_MAX, ObjectInfo, Page};
+use crate::{LIST_LIMIT_MAX, ObjectInfo, Page, STRAYS_MAX};
 
 /// Every ext file system has this directory at its root, which a repository may be.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -32,6 +33,14 @@ struct Entry {
     /// Its whole key as bytes; a directory's ends in `/`. First, because the order is by it alone.
     path: Vec<u8>,
     is_directory: bool,
+}
+
+/// What a walk found.
+#[derive(Default)]
+struct Found {
+    objects: Vec<ObjectInfo>,
+    /// Paths that no object can have, in order, [`STRAYS_MAX`] at most.
+    strays: Vec<Vec<u8>>,
 }
 
 /// One directory on the way down.
@@ -91,31 +100,38 @@ pub(super) async fn list(
     };
     root.check_linked()?;
     let start = prefix.rfind('/').map_or("", |slash| &prefix[..slash]);
-    let mut objects = Vec::new();
+    let mut found = Found::default();
     if let Some(directory) = root.open_directory(start)? {
         let path = if start.is_empty() {
             String::new()
         } else {
             format!("{start}/")
         };
-        walk(shard, &want, Level::new(path, directory), &mut objects).await?;
+        walk(shard, &want, Level::new(path, directory), &mut found).await?;
     }
     root.check_linked()?;
+    let Found {
+        mut objects,
+        mut strays,
+    } = found;
     let mut next = None;
     if objects.len() > limit {
         objects.truncate(limit);
         next = objects.last().map(|object: &ObjectInfo| object.key.clone());
     }
-    Ok(Page { objects, next })
+    if let Some(next) = &next {
+        // Those behind the page come up again on the next one.
+        strays.retain(|stray| stray.as_slice() < next.as_str().as_bytes());
+    }
+    Ok(Page {
+        objects,
+        strays: strays.iter().map(|stray| shown(stray)).collect(),
+        next,
+    })
 }
 
 /// Walks depth first from `start` until the page and one more object are found.
-async fn walk(
-    shard: &Shard,
-    want: &Want<'_>,
-    start: Level,
-    objects: &mut Vec<ObjectInfo>,
-) -> Result<()> {
+async fn walk(shard: &Shard, want: &Want<'_>, start: Level, found: &mut Found) -> Result<()> {
     let mut levels = vec![start];
     while let Some(level) = levels.last_mut() {
         if level.pending.is_empty() && level.more {
@@ -127,16 +143,22 @@ async fn walk(
             continue;
         };
         level.walked = Some(entry.path.clone());
+        let Some(key) = key_of(&entry) else {
+            if found.strays.len() < STRAYS_MAX {
+                found.strays.push(entry.path);
+            }
+            continue;
+        };
         if entry.is_directory {
-            if let Some(below) = level.enter(&entry)? {
+            if let Some(below) = level.enter(&key)? {
                 levels.push(below);
             }
-        } else if let Some(object) = level.examine(&entry)? {
-            objects.push(object);
-            if objects.len() == want.hold_max {
+        } else if let Some(object) = level.examine(key)? {
+            found.objects.push(object);
+            if found.objects.len() == want.hold_max {
                 return Ok(());
             }
-            if objects.len().is_multiple_of(STATS_PER_TURN) {
+            if found.objects.len().is_multiple_of(STATS_PER_TURN) {
                 shard.turn().await;
             }
         }
@@ -184,10 +206,11 @@ impl Level {
             if !wanted || self.walked.as_ref().is_some_and(|walked| path <= *walked) {
                 continue;
             }
-            if !is_directory && kind != FileType::RegularFile {
-                return Err(unexpected(kind, &path.escape_ascii().to_string()));
+            let entry = Entry { path, is_directory };
+            if !is_directory && kind != FileType::RegularFile && key_of(&entry).is_some() {
+                return Err(unexpected(kind, &shown(&entry.path)));
             }
-            held.push(Entry { path, is_directory });
+            held.push(entry);
             if held.len() > want.hold_max {
                 held.pop();
                 self.more = true;
@@ -219,18 +242,11 @@ impl Level {
         }
     }
 
-    /// Opens a directory below; `None` where it is gone.
-    fn enter(&self, entry: &Entry) -> Result<Option<Level>> {
-        let path = self.path_of(entry)?;
-        let depth = path.matches('/').count();
-        // The rules for keys hold for directories too, or they could hold no object.
-        Key::new(path.trim_end_matches('/')).map_err(|error| foreign(&path).cause(error))?;
-        if depth >= KEY_PARTS_MAX {
-            return Err(foreign(&path));
-        }
-        let name = &path[self.path.len()..path.len() - 1];
+    /// Opens the directory `key` below; `None` where it is gone.
+    fn enter(&self, key: &Key) -> Result<Option<Level>> {
+        let path = format!("{key}/");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        match resolve(self.directory.as_fd(), name, flags, Mode::empty()) {
+        match resolve(self.directory.as_fd(), key.name(), flags, Mode::empty()) {
             Ok(directory) => Ok(Some(Level::new(path, directory))),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(explain(errno, "open a directory of the repository", &path)),
@@ -238,16 +254,15 @@ impl Level {
     }
 
     /// The object's size; `None` where it is gone.
-    fn examine(&self, entry: &Entry) -> Result<Option<ObjectInfo>> {
-        let path = self.path_of(entry)?;
-        let key = Key::new(&path).map_err(|error| foreign(&path).cause(error))?;
+    fn examine(&self, key: Key) -> Result<Option<ObjectInfo>> {
+        let path = key.as_str();
         let stat = match rustix::fs::statat(&self.directory, key.name(), AtFlags::SYMLINK_NOFOLLOW)
         {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(explain(errno, "examine an object", &path)),
+            Err(errno) => return Err(explain(errno, "examine an object", path)),
         };
-        match super::root::object_bytes(&stat, &path)? {
+        match super::root::object_bytes(&stat, path)? {
             Some(bytes) => Ok(Some(ObjectInfo { key, bytes })),
             None => Err(Error::new(
                 Kind::Storage,
@@ -256,19 +271,18 @@ impl Level {
             .object(path)),
         }
     }
-
-    fn path_of(&self, entry: &Entry) -> Result<String> {
-        String::from_utf8(entry.path.clone())
-            .map_err(|_| foreign(&entry.path.escape_ascii().to_string()))
-    }
 }
 
-/// The error for a file or directory whose name no object can have.
-fn foreign(path: &str) -> Error {
-    Error::new(
-        Kind::Storage,
-        "something that is not an object stands inside the repository",
-    )
-    .object(path.escape_debug().to_string())
-    .hint("move it out of the repository's directory: only the mover may keep files there")
+/// The name of an entry as a key; none where neither an object nor a directory of objects can have it.
+fn key_of(entry: &Entry) -> Option<Key> {
+    let path = entry.path.strip_suffix(b"/").unwrap_or(&entry.path);
+    let key = Key::new(std::str::from_utf8(path).ok()?).ok()?;
+    // A directory at the greatest depth could hold no object.
+    let is_too_deep = entry.is_directory && key.as_str().split('/').count() >= KEY_PARTS_MAX;
+    (!is_too_deep).then_some(key)
+}
+
+/// A path for messages.
+fn shown(path: &[u8]) -> String {
+    path.escape_ascii().to_string()
 }

@@ -86,7 +86,7 @@ pub async fn list_all(
     let mut all = Vec::new();
     let mut after: Option<Key> = None;
     loop {
-        let Page { objects, next } = store.list(shard, prefix, after.as_ref(), limit).await?;
+        let Page { objects, next, .. } = store.list(shard, prefix, after.as_ref(), limit).await?;
         assert!(objects.len() <= limit, "a page keeps its limit");
         if let Some(next) = &next {
             assert_eq!(
