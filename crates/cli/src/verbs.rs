@@ -16,6 +16,7 @@ mod tune;
 mod verify;
 
 use mover_base::{Error, Kind, Result};
+use mover_jobs::check::STRAY_HINT;
 use mover_jobs::{Engine, RepoAccess, Tick};
 use serde::Serialize;
 
@@ -25,6 +26,9 @@ use crate::output::{BOLD, Output, Shape};
 use crate::progress::Ticker;
 use crate::signals::Signals;
 use crate::table::Table;
+
+/// So many stray names stand in a warning; a summary has them all.
+const STRAYS_NAMED: usize = 10;
 
 /// What a verb works with.
 pub struct Context<'a> {
@@ -71,6 +75,22 @@ impl Context<'_> {
                 self.out.warning(warning);
             }
         }
+    }
+
+    /// Warns once of names in the repository that none of its objects has.
+    pub fn warn_of_strays(&mut self, strays: &[String]) {
+        if strays.is_empty() {
+            return;
+        }
+        let named = &strays[..strays.len().min(STRAYS_NAMED)];
+        let more = match strays.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        self.out.warning(&format!(
+            "the repository holds names that none of its objects has: {}{more}; {STRAY_HINT}",
+            named.join(", ")
+        ));
     }
 }
 

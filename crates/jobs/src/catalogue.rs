@@ -23,6 +23,15 @@ pub struct ListItem {
     pub problem: Option<String>,
 }
 
+/// The backups of a repository.
+#[derive(Debug, Serialize)]
+pub struct BackupListing {
+    /// The backups, oldest first. One that cannot be read is listed with its problem.
+    pub backups: Vec<ListItem>,
+    /// Names among the manifests that no manifest has; they were passed over.
+    pub strays: Vec<String>,
+}
+
 /// A backup in full.
 #[derive(Debug, Serialize)]
 pub struct ShowDetails {
@@ -37,12 +46,13 @@ pub struct ShowDetails {
     pub authenticity: &'static str,
 }
 
-/// All backups, oldest first. One that cannot be read is listed with its problem.
-pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<Vec<ListItem>> {
+/// All backups, oldest first.
+pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
     let body = async |shard: Shard| {
         let repository = Repository::open(&shard, &repo.url, &repo.credentials).await?;
         let mut items = Vec::new();
-        for backup_id in catalogue::list(&shard, &repository).await? {
+        let found = catalogue::list_all(&shard, &repository).await?;
+        for backup_id in found.ids {
             let item = match catalogue::load(&shard, &repository, backup_id).await {
                 Ok(open) => ListItem {
                     backup_id,
@@ -65,7 +75,10 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<Vec<ListItem>> {
             };
             items.push(item);
         }
-        Ok(items)
+        Ok(BackupListing {
+            backups: items,
+            strays: found.strays,
+        })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)
 }

@@ -12,6 +12,10 @@ use serde::Serialize;
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
 
+/// What to do about names that none of a repository's objects has.
+pub const STRAY_HINT: &str =
+    "they are passed over; move them out of the repository if they do not belong there";
+
 /// What to look at besides the environment.
 #[derive(Debug, Clone)]
 pub struct CheckOptions {
@@ -153,7 +157,8 @@ fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
     const AREA: &str = "repository";
     let body = async |shard: Shard| {
         let repository = Repository::open(&shard, &repo.url, &repo.credentials).await?;
-        let backups = catalogue::list(&shard, &repository).await?.len();
+        let listed = catalogue::list_all(&shard, &repository).await?;
+        let slots = repository.slots(&shard).await?;
         let leftovers = repository.store().stale_temporaries(&shard).await?.len();
         let detail = match (repository.is_encrypted(), repository.can_read()) {
             (false, _) => "not encrypted",
@@ -162,8 +167,22 @@ fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
         };
         let mut items = vec![
             item(AREA, "header and key", Status::Ok, detail),
-            item(AREA, "backups", Status::Ok, backups.to_string()),
+            item(AREA, "backups", Status::Ok, listed.ids.len().to_string()),
         ];
+        let damaged = slots.slots.iter().filter(|slot| slot.damaged);
+        items.extend(damaged.map(|slot| {
+            let problem = slot.problem.as_deref().unwrap_or_default();
+            CheckItem {
+                hint: Some("copy it back, or remove it with `helios-mover key remove`".to_owned()),
+                ..item(
+                    AREA,
+                    "key slot",
+                    Status::Warn,
+                    format!("{} cannot be used: {problem}", slot.object),
+                )
+            }
+        }));
+        items.extend(stray_names(&[listed.strays, slots.strays].concat()));
         if leftovers > 0 {
             items.push(item(
                 AREA,
@@ -187,6 +206,14 @@ fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
         Ok(items) => items,
         Err(error) => vec![failed(AREA, "header and key", &error)],
     }
+}
+
+/// What stands in the repository and is none of its objects. Packs are not listed here: that takes time.
+fn stray_names(strays: &[String]) -> Option<CheckItem> {
+    (!strays.is_empty()).then(|| CheckItem {
+        hint: Some(STRAY_HINT.to_owned()),
+        ..item("repository", "stray names", Status::Warn, strays.join(", "))
+    })
 }
 
 fn source(url: &str) -> CheckItem {

@@ -7,10 +7,10 @@ use mover_repo::{Repository, Secret};
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
 
-pub use mover_repo::{SlotInfo, generate_identity};
+pub use mover_repo::{ListedSlot, SlotInfo, SlotListing, generate_identity};
 
-/// The key slots. Needs no key.
-pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<Vec<SlotInfo>> {
+/// The key slots, damaged ones too. Needs no key.
+pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<SlotListing> {
     with(engine, repo, async |shard, repository| {
         repository.slots(&shard).await
     })
@@ -40,8 +40,8 @@ pub fn add_recipient(
     })
 }
 
-/// Removes the slot whose id begins so; never the last one.
-pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<SlotInfo> {
+/// Removes the slot whose id begins so, intact or not; never the last intact one.
+pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<ListedSlot> {
     with(engine, repo, async |shard, repository| {
         repository.remove_slot(&shard, slot_prefix).await
     })

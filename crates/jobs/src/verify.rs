@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mover_base::{BackupId, Result};
 use mover_io::{Shard, ShardReport};
-use mover_repo::verify::{Damage, Inventory, check_map, check_pack, finding};
+use mover_repo::verify::{Damage, Inventory, Unreferenced, check_map, check_pack, finding};
 use mover_repo::{Repository, StageSeconds, catalogue};
 use serde::Serialize;
 
@@ -80,6 +80,9 @@ pub struct VerifySummary {
     pub unreferenced_packs: Option<u64>,
     /// Their bytes.
     pub unreferenced_bytes: Option<u64>,
+    /// Names in the repository that none of its objects has; they were passed over, which is no damage. An object that
+    /// was renamed is missing at its place, and that is. Looked for when all backups are verified.
+    pub strays: Vec<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
     /// The machinery.
@@ -95,10 +98,10 @@ enum Task {
 /// What the run works on.
 struct Scope {
     repository: Arc<Repository>,
-    ids: Vec<BackupId>,
+    listed: catalogue::Listing,
     inventory: Inventory,
-    /// Packs that no backup needs, and their bytes.
-    unreferenced: Option<(u64, u64)>,
+    /// Packs that no backup needs.
+    unreferenced: Option<Unreferenced>,
 }
 
 /// What was read and what is wrong with it: by one shard, or by the whole run.
@@ -129,8 +132,8 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     let prepare = async |shard: Shard| survey(&shard, options).await;
     let Scope {
         repository,
-        ids,
-        inventory,
+        listed,
+        mut inventory,
         unreferenced,
     } = only(mover_io::run(&engine.single(), prepare, |stop| {
         tick(&progress, stop)
@@ -138,6 +141,9 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
 
     let bytes = inventory.packs.values().map(|(pack, _)| pack.bytes).sum();
     progress.begin(Phase::Verify, bytes, inventory.packs.len() as u64);
+    let mut strays = listed.strays;
+    strays.append(&mut inventory.strays);
+    strays.extend(unreferenced.iter().flat_map(|found| found.strays.clone()));
     let (mut found, tasks) = begin(inventory);
     let next = AtomicUsize::new(0);
     let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
@@ -152,12 +158,13 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     Ok(VerifySummary {
         level: options.level,
         ok: findings.is_empty(),
-        backups: verdicts(&ids, &findings),
+        backups: verdicts(&listed.ids, &findings),
         objects: found.objects,
         bytes: found.bytes,
         blocks: found.blocks,
-        unreferenced_packs: unreferenced.map(|(packs, _)| packs),
-        unreferenced_bytes: unreferenced.map(|(_, bytes)| bytes),
+        unreferenced_packs: unreferenced.as_ref().map(|found| found.packs),
+        unreferenced_bytes: unreferenced.as_ref().map(|found| found.bytes),
+        strays,
         findings,
         engine: clock.report(found.stages, reports),
     })
@@ -168,18 +175,21 @@ async fn survey(shard: &Shard, options: &VerifyOptions) -> Result<Scope> {
     let access = &options.repo;
     let repository = Arc::new(Repository::open(shard, &access.url, &access.credentials).await?);
     repository.require_reading()?;
-    let ids = match &options.set {
-        Some(set) => vec![catalogue::find(shard, &repository, set).await?],
-        None => catalogue::list(shard, &repository).await?,
+    let listed = match &options.set {
+        Some(set) => catalogue::Listing {
+            ids: vec![catalogue::find(shard, &repository, set).await?],
+            strays: Vec::new(),
+        },
+        None => catalogue::list_all(shard, &repository).await?,
     };
-    let inventory = Inventory::take(shard, &repository, &ids).await?;
+    let inventory = Inventory::take(shard, &repository, &listed.ids).await?;
     let unreferenced = match options.set {
         Some(_) => None,
         None => Some(inventory.unreferenced(shard, &repository).await?),
     };
     Ok(Scope {
         repository,
-        ids,
+        listed,
         inventory,
         unreferenced,
     })

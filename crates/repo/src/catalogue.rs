@@ -9,7 +9,7 @@ use mover_format::manifest::{BackupMetadata, MANIFEST_BYTES_MAX, Manifest};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::Origin;
 use mover_io::Shard;
-use mover_store::Put;
+use mover_store::{Put, STRAYS_MAX};
 
 use crate::keys::random;
 use crate::layout;
@@ -35,19 +35,39 @@ pub struct OpenManifest {
     pub bytes: u64,
 }
 
+/// What stands below the prefix of the manifests.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Ids of all backups, oldest first.
+    pub ids: Vec<BackupId>,
+    /// Names there that no manifest has: somebody else's, or a manifest that was renamed. At most
+    /// [`STRAYS_MAX`].
+    pub strays: Vec<String>,
+}
+
 /// Ids of all backups, oldest first.
 pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId>> {
-    let mut ids = Vec::new();
+    Ok(list_all(shard, repository).await?.ids)
+}
+
+/// All backups, and the names that are none.
+pub async fn list_all(shard: &Shard, repository: &Repository) -> Result<Listing> {
+    let mut found = Listing::default();
     let mut after = None;
     loop {
         let page = repository
             .store()
             .list(shard, layout::BACKUPS, after.as_ref(), LIST_LIMIT)
             .await?;
+        found.strays.extend(page.strays);
         for object in &page.objects {
-            ids.push(layout::backup_of(&object.key)?);
+            match layout::backup_of(&object.key) {
+                Some(id) => found.ids.push(id),
+                None => found.strays.push(object.key.as_str().to_owned()),
+            }
         }
-        if ids.len() > BACKUPS_MAX {
+        found.strays.truncate(STRAYS_MAX);
+        if found.ids.len() > BACKUPS_MAX {
             return Err(Error::new(
                 Kind::Limit,
                 format!("the repository lists over {BACKUPS_MAX} backups"),
@@ -59,8 +79,8 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId
             None => break,
         }
     }
-    ids.sort_unstable();
-    Ok(ids)
+    found.ids.sort_unstable();
+    Ok(found)
 }
 
 /// The backup that `set` names: an id, an unambiguous beginning of one, or `latest`.

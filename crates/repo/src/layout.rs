@@ -1,8 +1,9 @@
 //! Names of the objects of a repository.
 //!
-//! Invariant: this is the only place that spells a name out, in both directions.
+//! Invariants: this is the only place that spells a name out, in both directions. A name that stands for nothing
+//! here is a stray: whoever lists passes it over, tells it, and never deletes it.
 
-use mover_base::{BackupId, Error, Kind, PackId, Result};
+use mover_base::{BackupId, PackId, Result};
 use mover_store::Key;
 
 /// Prefix of the key slots.
@@ -11,6 +12,8 @@ pub const KEYS: &str = "keys/";
 pub const PACKS: &str = "packs/";
 /// Prefix of the manifests.
 pub const BACKUPS: &str = "backups/";
+/// 16 bytes in hex.
+const SLOT_ID_CHARS: usize = 32;
 
 /// The repository header.
 pub fn config() -> Result<Key> {
@@ -32,28 +35,22 @@ pub fn backup(id: BackupId) -> Result<Key> {
     Key::new(&format!("{BACKUPS}{id}"))
 }
 
-/// The backup that a manifest's name stands for.
-pub fn backup_of(key: &Key) -> Result<BackupId> {
-    let name = key.as_str().strip_prefix(BACKUPS).unwrap_or_default();
-    name.parse().map_err(|_| foreign(key))
+/// The id of the slot that a name stands for; none if no slot has that name.
+pub fn slot_of(key: &Key) -> Option<String> {
+    let id = key.as_str().strip_prefix(KEYS)?;
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (id.len() == SLOT_ID_CHARS && id.bytes().all(is_hex)).then(|| id.to_owned())
 }
 
-/// The pack that a pack's name stands for.
-pub fn pack_of(key: &Key) -> Result<PackId> {
-    let name = key.as_str().rsplit('/').next().unwrap_or_default();
-    let id: PackId = name.parse().map_err(|_| foreign(key))?;
-    if pack(id)?.as_str() == key.as_str() {
-        Ok(id)
-    } else {
-        Err(foreign(key))
-    }
+/// The backup that a manifest's name stands for; none if no manifest has that name.
+pub fn backup_of(key: &Key) -> Option<BackupId> {
+    let id: BackupId = key.as_str().strip_prefix(BACKUPS)?.parse().ok()?;
+    (backup(id).ok()? == *key).then_some(id)
 }
 
-fn foreign(key: &Key) -> Error {
-    Error::new(
-        Kind::Corrupt,
-        "the repository holds an object with an unknown name",
-    )
-    .object(key.as_str())
-    .hint("move the object out of the repository if it does not belong there")
+/// The pack that a pack's name stands for; none if no pack has that name.
+pub fn pack_of(key: &Key) -> Option<PackId> {
+    let name = key.as_str().rsplit('/').next()?;
+    let id: PackId = name.parse().ok()?;
+    (pack(id).ok()? == *key).then_some(id)
 }

@@ -12,16 +12,14 @@ use mover_base::{Error, Kind, ObjectId, RepoId, Result, SessionId, Timestamp};
 use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, Origin, SessionKey};
-use mover_format::slot::{KeySlot, SLOT_BYTES_MAX};
 use mover_io::Shard;
-use mover_store::{Key, Put, Store};
+use mover_store::{Put, Store};
 
 use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
 use crate::secret::{Credentials, Secret};
+use crate::slots::StoredSlot;
 
-/// Most key slots that a repository may have; more than any team needs, and a bound for `open`.
-const SLOTS_MAX: usize = 64;
 /// Most session keys kept open at once, some 100 bytes each.
 const SESSIONS_MAX: usize = 4096;
 
@@ -93,13 +91,14 @@ impl Repository {
         if store.head(shard, &layout::config()?).await?.is_some() {
             return Err(exists(url));
         }
-        let strays = store.list(shard, "", None, 1).await?;
-        if let Some(stray) = strays.objects.first() {
+        let page = store.list(shard, "", None, 1).await?;
+        let object = page.objects.first().map(|object| object.key.as_str());
+        if let Some(stray) = object.or(page.strays.first().map(String::as_str)) {
             return Err(Error::new(
                 Kind::Conflict,
                 "the place is not empty and not a repository",
             )
-            .object(format!("{url} ({})", stray.key.as_str()))
+            .object(format!("{url} ({stray})"))
             .hint("choose an empty directory, or remove what an interrupted init left behind"));
         }
         let secret = if request.encryption {
@@ -182,7 +181,7 @@ impl Repository {
     async fn unlock(&self, shard: &Shard, credentials: &Credentials) -> Result<RepoSecret> {
         let mut damaged = None;
         let mut tried = 0;
-        for (key, slot) in self.read_slots(shard).await? {
+        for StoredSlot { key, slot, .. } in self.read_slots(shard).await?.slots {
             tried += 1;
             let opened =
                 slot.and_then(|slot| RepoSecret::open_slot(&slot, self.binding(), credentials));
@@ -214,139 +213,6 @@ impl Repository {
         .hint(
             "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
         ))
-    }
-
-    /// Every key slot with its name; one that cannot be decoded carries its error.
-    pub async fn read_slots(&self, shard: &Shard) -> Result<Vec<(Key, Result<KeySlot>)>> {
-        let page = self
-            .store
-            .list(shard, layout::KEYS, None, SLOTS_MAX + 1)
-            .await?;
-        if page.objects.len() > SLOTS_MAX {
-            return Err(Error::new(
-                Kind::Limit,
-                format!("the repository has over {SLOTS_MAX} key slots"),
-            )
-            .object(layout::KEYS)
-            .hint("remove slots that are not used: `helios-mover key remove`"));
-        }
-        let mut slots = Vec::new();
-        for object in page.objects {
-            let bytes = self
-                .store
-                .get(shard, &object.key, SLOT_BYTES_MAX as u64)
-                .await;
-            let slot = bytes.and_then(|bytes| self.decode_slot(&object.key, &bytes));
-            slots.push((object.key, slot));
-        }
-        Ok(slots)
-    }
-
-    fn decode_slot(&self, key: &Key, bytes: &[u8]) -> Result<KeySlot> {
-        let slot = KeySlot::decode(bytes).map_err(|error| error.object(key.as_str()))?;
-        let expected = layout::slot(&keys::slot_info(&slot).slot_id)?;
-        if slot.repo_id != self.config.repository_id || expected.as_str() != key.as_str() {
-            return Err(
-                Error::new(Kind::Corrupt, "the key slot does not belong at this place")
-                    .object(key.as_str())
-                    .hint("it was copied or renamed; remove it and add the key again"),
-            );
-        }
-        Ok(slot)
-    }
-
-    /// The key slots as listings show them; a damaged one is an error.
-    pub async fn slots(&self, shard: &Shard) -> Result<Vec<SlotInfo>> {
-        let slots = self.read_slots(shard).await?;
-        slots
-            .into_iter()
-            .map(|(_, slot)| slot.map(|slot| keys::slot_info(&slot)))
-            .collect()
-    }
-
-    /// Adds a slot for a passphrase. Needs the secret.
-    pub async fn add_passphrase(
-        &self,
-        shard: &Shard,
-        passphrase: &Secret,
-        label: &str,
-    ) -> Result<SlotInfo> {
-        self.add_slot(shard, &SlotOwner::Passphrase(passphrase), label)
-            .await
-    }
-
-    /// Adds a slot for whoever holds the identity of `recipient`. Needs the secret.
-    pub async fn add_recipient(
-        &self,
-        shard: &Shard,
-        recipient: &str,
-        label: &str,
-    ) -> Result<SlotInfo> {
-        keys::check_recipient(recipient)?;
-        self.add_slot(shard, &SlotOwner::Recipient(recipient), label)
-            .await
-    }
-
-    async fn add_slot(
-        &self,
-        shard: &Shard,
-        owner: &SlotOwner<'_>,
-        label: &str,
-    ) -> Result<SlotInfo> {
-        let secret = self.require_secret()?;
-        let slot = secret.seal_slot(self.binding(), owner, label)?;
-        let info = keys::slot_info(&slot);
-        match self
-            .store
-            .put_if_absent(shard, &layout::slot(&info.slot_id)?, &slot.encode()?)
-            .await?
-        {
-            Put::Created => Ok(info),
-            Put::Exists => {
-                Err(Error::new(Kind::Conflict, "a key slot of that id exists").object(info.slot_id))
-            }
-        }
-    }
-
-    /// Removes the one slot whose id begins with `prefix`; never the last.
-    pub async fn remove_slot(&self, shard: &Shard, prefix: &str) -> Result<SlotInfo> {
-        self.require_secret()?;
-        let slots: Vec<KeySlot> = self
-            .read_slots(shard)
-            .await?
-            .into_iter()
-            .filter_map(|(_, slot)| slot.ok())
-            .collect();
-        let matching: Vec<SlotInfo> = slots
-            .iter()
-            .map(keys::slot_info)
-            .filter(|slot| slot.slot_id.starts_with(prefix))
-            .collect();
-        let [slot] = matching.as_slice() else {
-            let kind = if matching.is_empty() {
-                Kind::NotFound
-            } else {
-                Kind::Usage
-            };
-            return Err(Error::new(
-                kind,
-                format!("{} key slots begin with this id", matching.len()),
-            )
-            .object(prefix)
-            .hint("`helios-mover key list` shows the ids"));
-        };
-        if slots.len() == 1 {
-            return Err(Error::new(
-                Kind::Conflict,
-                "this is the last key slot; without it nobody could read",
-            )
-            .object(slot.slot_id.clone())
-            .hint("add another key first: `helios-mover key add`"));
-        }
-        self.store
-            .delete(shard, &layout::slot(&slot.slot_id)?)
-            .await?;
-        Ok(slot.clone())
     }
 
     /// Begins a writing session.
@@ -457,14 +323,14 @@ impl Repository {
         self.config.recipient.as_deref()
     }
 
-    fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> Binding {
         Binding {
             repo_id: self.config.repository_id,
             config_sha256: self.config_sha256,
         }
     }
 
-    fn require_secret(&self) -> Result<&RepoSecret> {
+    pub(crate) fn require_secret(&self) -> Result<&RepoSecret> {
         self.secret.as_ref().ok_or_else(|| {
             let error = Error::new(Kind::Key, "this needs a key that reads the repository")
                 .object(self.url());

@@ -11,6 +11,7 @@ use mover_format::manifest::PackInfo;
 use mover_format::node::Run;
 use mover_format::preamble::ObjectType;
 use mover_io::Shard;
+use mover_store::STRAYS_MAX;
 
 use crate::catalogue;
 use crate::layout;
@@ -44,6 +45,17 @@ pub struct PackCheck {
     pub stages: StageSeconds,
 }
 
+/// What is stored among the packs and no backup needs.
+#[derive(Debug, Default)]
+pub struct Unreferenced {
+    /// How many packs.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Names that no pack has, at most [`STRAYS_MAX`].
+    pub strays: Vec<String>,
+}
+
 /// What the catalogue promises: the backups, and the packs that they need.
 #[derive(Default)]
 pub struct Inventory {
@@ -53,6 +65,8 @@ pub struct Inventory {
     pub packs: BTreeMap<PackId, (PackInfo, Vec<BackupId>)>,
     /// What is wrong already, with the backups concerned.
     pub findings: Vec<(Damage, Vec<BackupId>)>,
+    /// Names among the key slots that no slot has.
+    pub strays: Vec<String>,
     /// Manifests and key slots read.
     pub objects: u64,
     /// Their bytes.
@@ -78,9 +92,11 @@ impl Inventory {
     /// Reads the manifests of `ids` and lists what they need.
     pub async fn take(shard: &Shard, repository: &Repository, ids: &[BackupId]) -> Result<Self> {
         let mut inventory = Inventory::default();
-        for (_, slot) in repository.read_slots(shard).await? {
+        let found = repository.read_slots(shard).await?;
+        inventory.strays = found.strays;
+        for stored in found.slots {
             inventory.objects += 1;
-            if let Err(error) = slot {
+            if let Err(error) = stored.slot {
                 inventory.findings.push((finding(error)?, Vec::new()));
             }
         }
@@ -124,10 +140,14 @@ impl Inventory {
         Ok(())
     }
 
-    /// Stored packs that none of the backups needs (left by an interrupted job, or in the making now): their
-    /// number and bytes. Their names are checked, their content is not.
-    pub async fn unreferenced(&self, shard: &Shard, repository: &Repository) -> Result<(u64, u64)> {
-        let (mut count, mut bytes) = (0, 0);
+    /// Stored packs that none of the backups needs (left by an interrupted job, or in the making now). Their
+    /// names are checked, their content is not.
+    pub async fn unreferenced(
+        &self,
+        shard: &Shard,
+        repository: &Repository,
+    ) -> Result<Unreferenced> {
+        let mut found = Unreferenced::default();
         let mut after = None;
         loop {
             shard.stop()?;
@@ -135,15 +155,21 @@ impl Inventory {
                 .store()
                 .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
                 .await?;
+            found.strays.extend(page.strays);
             for object in page.objects {
-                if !self.packs.contains_key(&layout::pack_of(&object.key)?) {
-                    count += 1;
-                    bytes = object.bytes.saturating_add(bytes);
+                match layout::pack_of(&object.key) {
+                    Some(id) if self.packs.contains_key(&id) => {}
+                    Some(_) => {
+                        found.packs += 1;
+                        found.bytes = found.bytes.saturating_add(object.bytes);
+                    }
+                    None => found.strays.push(object.key.as_str().to_owned()),
                 }
             }
+            found.strays.truncate(STRAYS_MAX);
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok((count, bytes)),
+                None => return Ok(found),
             }
         }
     }

@@ -6,24 +6,23 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use mover_base::{Error, Kind, Result};
-use mover_jobs::key::{self, SlotInfo};
+use mover_jobs::key::{self, ListedSlot, SlotInfo};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{Context, missing};
 use crate::args::{KeyAddArgs, KeyGenerateArgs, KeyRemoveArgs};
 use crate::config::secrets;
-use crate::output::GREEN;
+use crate::figures::UNKNOWN;
+use crate::output::{GREEN, YELLOW};
 use crate::table::{Align, Cell, Table};
 
-#[derive(Serialize)]
-struct Slots<'a> {
-    slots: &'a [SlotInfo],
-}
+/// Stands in the place of a damaged slot's kind.
+const DAMAGED: &str = "damaged";
 
 #[derive(Serialize)]
-struct OneSlot<'a> {
-    slot: &'a SlotInfo,
+struct OneSlot<S> {
+    slot: S,
 }
 
 #[derive(Serialize)]
@@ -41,32 +40,56 @@ pub fn describe(slot: &SlotInfo) -> String {
     out
 }
 
+/// A slot of a listing in one line.
+fn describe_listed(slot: &ListedSlot) -> String {
+    let mut out = format!("{} {}", slot.slot_id, slot.kind.unwrap_or(DAMAGED));
+    if let Some(label) = slot.label.as_deref().filter(|label| !label.is_empty()) {
+        out += &format!(" ({label})");
+    }
+    out
+}
+
 /// `key list`
 pub fn list(context: &mut Context<'_>) -> Result<()> {
     let repo = context.repo_access()?;
-    let slots = key::list(&context.settings.engine, &repo)?;
+    let listed = key::list(&context.settings.engine, &repo)?;
+    context.warn_of_strays(&listed.strays);
+    for slot in listed.slots.iter().filter(|slot| slot.damaged) {
+        context.out.warning(&format!(
+            "a key slot is damaged and opens nothing; copy it back, or remove it: {}",
+            slot.object
+        ));
+    }
     let mut table = Table::with_header(&[
         ("SLOT", Align::Left),
         ("KIND", Align::Left),
         ("CREATED", Align::Left),
         ("LABEL", Align::Left),
     ]);
-    for slot in &slots {
+    for slot in &listed.slots {
+        let created = slot.created.map(|created| created.to_string());
+        let note = slot.problem.as_ref().map_or_else(
+            || Cell::from(slot.label.as_deref().unwrap_or_default()),
+            |problem| Cell::styled(format!("{}: {problem}", slot.object), YELLOW),
+        );
         table.row([
-            Cell::from(slot.slot_id.to_string()),
-            Cell::from(slot.kind.to_string()),
-            Cell::from(slot.created.to_string()),
-            Cell::from(&slot.label),
+            Cell::from(slot.slot_id.as_str()),
+            match slot.kind {
+                Some(kind) => Cell::from(kind),
+                None => Cell::styled(DAMAGED, YELLOW),
+            },
+            Cell::from(created.as_deref().unwrap_or(UNKNOWN)),
+            note,
         ]);
     }
-    if slots.is_empty() {
+    if listed.slots.is_empty() {
         context
             .out
             .line("no key slots: the repository is not encrypted");
     } else {
         context.out.table(&table);
     }
-    context.out.summary(Slots { slots: &slots });
+    context.out.summary(&listed);
     Ok(())
 }
 
@@ -96,7 +119,8 @@ pub fn add(context: &mut Context<'_>, args: KeyAddArgs) -> Result<()> {
             ));
         }
     };
-    tell_slot(context, "added", &slot);
+    tell_slot(context, "added", &describe(&slot));
+    context.out.summary(OneSlot { slot });
     Ok(())
 }
 
@@ -109,15 +133,15 @@ pub fn remove(context: &mut Context<'_>, args: KeyRemoveArgs) -> Result<()> {
     }
     let repo = context.repo_access()?;
     let slot = key::remove(&context.settings.engine, &repo, &args.slot)?;
-    tell_slot(context, "removed", &slot);
+    tell_slot(context, "removed", &describe_listed(&slot));
+    context.out.summary(OneSlot { slot });
     Ok(())
 }
 
-fn tell_slot(context: &mut Context<'_>, done: &str, slot: &SlotInfo) {
+fn tell_slot(context: &mut Context<'_>, done: &str, slot: &str) {
     let done = context.out.paint(done, GREEN);
-    let text = crate::table::clean(&describe(slot));
+    let text = crate::table::clean(slot);
     context.out.line(format!("{done} key slot {text}"));
-    context.out.summary(OneSlot { slot });
 }
 
 /// `key generate`

@@ -14,12 +14,15 @@ use crate::table::{Align, Cell, Table};
 struct Document<'a> {
     repository: &'a str,
     backups: &'a [ListItem],
+    strays: &'a [String],
 }
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>) -> Result<()> {
     let repo = context.repo_access()?;
-    let items = catalogue::list(&context.settings.engine, &repo)?;
+    let listed = catalogue::list(&context.settings.engine, &repo)?;
+    let items = listed.backups;
+    context.warn_of_strays(&listed.strays);
     if items.is_empty() {
         context.out.line("no backups");
     } else {
@@ -28,6 +31,7 @@ pub fn run(context: &mut Context<'_>) -> Result<()> {
     context.out.summary(Document {
         repository: &repo.url,
         backups: &items,
+        strays: &listed.strays,
     });
     Ok(())
 }

@@ -20,6 +20,7 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
         set: args.set,
     };
     let summary = context.watch(None, |engine, tick| verify::execute(engine, &options, tick))?;
+    context.warn_of_strays(&summary.strays);
     tell(context, &summary);
     context.out.summary(&summary);
     if summary.ok {

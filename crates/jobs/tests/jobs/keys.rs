@@ -32,7 +32,7 @@ fn slots_come_and_go_and_the_last_one_stays() {
     let identity = Credentials::Identity(identity);
     let nothing = place.access_with(Credentials::None);
     let listed = key::list(&engine(), &nothing).unwrap();
-    let mut kinds: Vec<&str> = listed.iter().map(|slot| slot.kind).collect();
+    let mut kinds: Vec<&str> = listed.slots.iter().filter_map(|slot| slot.kind).collect();
     kinds.sort();
     assert_eq!(kinds, ["passphrase", "passphrase", "x25519"]);
     for credentials in [passphrase("first"), passphrase("second"), identity.clone()] {
@@ -45,9 +45,9 @@ fn slots_come_and_go_and_the_last_one_stays() {
     );
 
     // Without a key nothing is added or removed.
-    let kind = |result: mover_base::Result<key::SlotInfo>| result.map(drop).unwrap_err().kind();
+    let kind = |result: mover_base::Result<key::ListedSlot>| result.map(drop).unwrap_err().kind();
     let added = key::add_recipient(&engine(), &nothing, &recipient, "");
-    assert_eq!(kind(added), Kind::Key);
+    assert_eq!(added.map(drop).unwrap_err().kind(), Kind::Key);
     assert_eq!(
         kind(key::remove(&engine(), &nothing, &second.slot_id)),
         Kind::Key
@@ -104,6 +104,43 @@ fn a_slot_of_another_repository_opens_nothing() {
 }
 
 #[test]
+fn a_damaged_slot_is_listed_and_can_be_removed_by_the_id_in_its_name() {
+    let place = Place::sealed();
+    let first = place.objects("keys/").remove(0);
+    let (_, recipient) = key::generate_identity();
+    let access = place.access();
+    let second = key::add_recipient(&engine(), &access, &recipient, "two").unwrap();
+    let broken = place.object(&format!("keys/{}", second.slot_id));
+    let mut bytes = fs::read(&broken).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&broken, &bytes).unwrap();
+    // One that is too long to be read at all, and one that is empty.
+    let (long, empty) = ("a".repeat(32), "b".repeat(32));
+    fs::write(place.object(&format!("keys/{long}")), vec![0; 1 << 20]).unwrap();
+    fs::write(place.object(&format!("keys/{empty}")), b"").unwrap();
+
+    let listed = key::list(&engine(), &place.access_with(Credentials::None)).unwrap();
+    assert_eq!(listed.slots.len(), 4);
+    for slot in &listed.slots {
+        assert_eq!(slot.object, format!("keys/{}", slot.slot_id));
+        let is_intact = slot.object == first;
+        assert_eq!(slot.damaged, !is_intact, "{slot:?}");
+        assert_eq!(slot.kind.is_some(), is_intact, "{slot:?}");
+        assert_eq!(slot.problem.is_none(), is_intact, "{slot:?}");
+    }
+    // Damaged slots do not count: the one intact slot stays, whatever lies beside it.
+    let last = first.strip_prefix("keys/").unwrap();
+    let refused = key::remove(&engine(), &access, last).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
+    for id in [&second.slot_id, &long, &empty] {
+        let removed = key::remove(&engine(), &access, id).unwrap();
+        assert!(removed.damaged && removed.slot_id == *id);
+    }
+    assert_eq!(place.objects("keys/"), [first]);
+    assert_eq!(opens(&place, place.credentials.clone()), Ok(()));
+}
+
+#[test]
 fn a_renamed_slot_is_refused() {
     let place = Place::sealed();
     let name = place.objects("keys/").remove(0);
@@ -136,7 +173,7 @@ fn a_header_of_another_repository_is_refused() {
     fs::copy(other.object(&slot), place.object(&slot)).unwrap();
     let access = place.access_with(other.credentials.clone());
     let listed = catalogue::list(&engine(), &access).unwrap();
-    assert!(listed.iter().all(|item| !item.readable));
+    assert!(listed.backups.iter().all(|item| !item.readable));
 }
 
 #[test]

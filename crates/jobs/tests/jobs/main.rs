@@ -9,3 +9,4 @@ mod hostile;
 mod keys;
 mod maps;
 mod sessions;
+mod strays;

@@ -32,7 +32,7 @@ fn a_host_without_a_key_writes_what_only_a_reader_restores() {
     let kind = |result: mover_base::Result<()>| result.unwrap_err().kind();
     let shown = catalogue::show(&engine(), &nothing, "latest");
     assert_eq!(kind(shown.map(drop)), Kind::Key);
-    for item in catalogue::list(&engine(), &nothing).unwrap() {
+    for item in catalogue::list(&engine(), &nothing).unwrap().backups {
         assert!(!item.readable && item.metadata.is_none() && item.problem.is_some());
     }
     let mut restore = place.restore_options("latest", "out", false);
