@@ -18,7 +18,7 @@ use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, RateBudget, Shard};
 use mover_repo::EXTENT_BYTES;
-use mover_source::{DirSource, Item, Tree, data_ranges};
+use mover_source::{DirSource, HOLES_UNKNOWN, Item, Tree, data_ranges, source_error};
 
 use crate::settings::read_ahead;
 
@@ -269,7 +269,9 @@ impl Feed {
         let ranges = if is_dense {
             std::iter::once(begin..end).collect()
         } else {
-            data_ranges(file.as_fd(), begin..end)?.into()
+            data_ranges(file.as_fd(), begin..end)
+                .map_err(|error| source_error(HOLES_UNKNOWN, &item.entry.path, error))?
+                .into()
         };
         self.queue.push_back(Queued::Event(Event::Begin(extent)));
         self.cursor = Some(Cursor {

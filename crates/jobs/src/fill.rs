@@ -25,7 +25,7 @@ use mover_repo::{
     BackupView, Content, EXTENT_BYTES, ExtentReader, FileMap, Segment, StageSeconds, block_bytes,
     lap,
 };
-use mover_source::{DirTarget, TargetMode, data_ranges, target_error};
+use mover_source::{DirTarget, HOLES_UNKNOWN, TargetMode, data_ranges, target_error};
 use rustix::fs::FallocateFlags;
 
 use crate::progress::Progress;
@@ -272,7 +272,8 @@ impl Filler {
         let length = file.len().map_err(failed)?;
         let limit = (base + block_bytes(end)).min(length.max(base));
         let allocated = if base < limit {
-            data_ranges(file.as_fd(), base..limit)?
+            data_ranges(file.as_fd(), base..limit)
+                .map_err(|error| target_error(HOLES_UNKNOWN, &path, error))?
         } else {
             Vec::new()
         };

@@ -2,18 +2,20 @@
 //!
 //! Invariants: whatever is not in a returned range reads as zeros at the time of the call; ranges are in
 //! order, do not touch, and are widened to whole blocks of 4 KiB inside the range that was asked for. A
-//! file system that cannot tell gives one range.
+//! file system that cannot tell gives one range. Errors are the system's own: only the caller knows which file
+//! it is, and whether of a source or of a target.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use mover_base::{BLOCK_BYTES, Error, Result};
+use mover_base::BLOCK_BYTES;
 use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
-use crate::failure::source_error;
+use rustix::io::{Errno, Result};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// What to say when [`data_ranges`] fails.
+pub const HOLES_UNKNOWN: &str = "the holes of a file cannot be found";
 
 /// [`data_ranges`] returns at most this many ranges (1 MiB of memory); past it, holes are read as zeros.
 pub const RANGES_MAX: usize = 1 << 16;
@@ -73,7 +75,7 @@ impl<'fd> DataRanges<'fd> {
             // No data after this point: a hole up to the end of the file, or beyond it.
             Err(Errno::NXIO) => self.end,
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(self.rest())),
-            Err(error) => return Err(self.failed(error)),
+            Err(error) => return Err(error),
         };
         if start >= self.end {
             self.at = self.end;
@@ -83,7 +85,7 @@ impl<'fd> DataRanges<'fd> {
             Ok(stop) => stop,
             // The file was cut between the two calls; the reader finds out.
             Err(Errno::NXIO) => self.end,
-            Err(error) => return Err(self.failed(error)),
+            Err(error) => return Err(error),
         };
         let first = (start / BLOCK * BLOCK).max(self.at);
         let stop = stop.max(start + 1);
@@ -96,10 +98,6 @@ impl<'fd> DataRanges<'fd> {
         let rest = self.at..self.end;
         self.at = self.end;
         rest
-    }
-
-    fn failed(&self, error: Errno) -> Error {
-        source_error("the holes of a file cannot be found", b"", error)
     }
 }
 

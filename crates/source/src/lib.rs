@@ -20,7 +20,7 @@ mod target;
 
 pub use dir::DirSource;
 pub use failure::{source_error, target_error};
-pub use holes::{DataRanges, RANGES_MAX, data_ranges};
+pub use holes::{DataRanges, HOLES_UNKNOWN, RANGES_MAX, data_ranges};
 pub use plan::{TargetMode, TargetPlan};
 pub use scan::{
     Item, ScanOptions, SkipReason, Skipped, Stamp, TREE_BYTES_MAX_DEFAULT, Totals, Tree,

@@ -11,7 +11,10 @@ use std::process::Command;
 
 use mover_base::Kind;
 use mover_base::tree::{EntryKind, FileTime};
-use mover_source::{DataRanges, DirSource, RESTORE_MARKER, ScanOptions, SkipReason, data_ranges};
+use mover_source::{
+    DataRanges, DirSource, HOLES_UNKNOWN, RESTORE_MARKER, ScanOptions, SkipReason, data_ranges,
+    source_error, target_error,
+};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::support::{Mounted, entries, failure, is_root, item, open, paths, scan, url};
@@ -362,6 +365,19 @@ fn data_ranges_hold_every_byte_that_is_not_zero() {
             .is_empty()
     );
     assert!(data_ranges(file.as_fd(), 5..5).unwrap().is_empty());
+}
+
+#[test]
+fn holes_that_cannot_be_found_in_a_target_are_no_error_of_the_source() {
+    let (reader, _writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let errno = data_ranges(reader.as_fd(), 0..10).unwrap_err();
+    assert_eq!(errno, rustix::io::Errno::SPIPE);
+    let error = target_error(HOLES_UNKNOWN, b"base/1/file", errno);
+    assert_eq!(error.kind(), Kind::Target);
+    assert_eq!(error.object_name(), Some("base/1/file"));
+    let error = source_error(HOLES_UNKNOWN, b"base/1/file", errno);
+    assert_eq!(error.kind(), Kind::Source);
+    assert_eq!(error.object_name(), Some("base/1/file"));
 }
 
 #[test]
