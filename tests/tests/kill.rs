@@ -169,12 +169,18 @@ fn killed_restores_leave_no_half_target() {
         if target.exists() && !empty() {
             fs::remove_dir_all(&target).expect("target");
         }
-        // Beside whatever the killed one left behind, which is told.
+        // Beside whatever the killed one left behind, which is told and goes.
         let left = entries(&parent);
+        // Not so in the moments before the marker is written and after it is gone.
+        let is_marked = |name: &String| {
+            let marker = ".helios-mover-restore-in-progress";
+            fs::read(parent.join(name).join(marker)).is_ok_and(|content| !content.is_empty())
+        };
+        let marked: Vec<bool> = left.iter().map(is_marked).collect();
         let summary = repo.restore("latest", &target).summary();
         truth.assert_same(&Tree::read(&target), &format!("restore after kill {kill}"));
         fs::remove_dir_all(&target).expect("target");
-        for name in left {
+        for (name, is_marked) in left.into_iter().zip(marked) {
             assert!(
                 name.starts_with(".target.helios-mover-partial-"),
                 "left behind: {name}"
@@ -183,7 +189,11 @@ fn killed_restores_leave_no_half_target() {
                 summary["warnings"].to_string().contains(&name),
                 "{name} is not told of: {summary}"
             );
-            fs::remove_dir_all(parent.join(name)).expect("left behind");
+            let path = parent.join(&name);
+            assert_eq!(path.exists(), !is_marked, "{name}: marked {is_marked}");
+            if !is_marked {
+                fs::remove_dir_all(path).expect("left behind");
+            }
         }
     }
     stored.assert_same(&Tree::read(&repo.dir), "the repository after restores");

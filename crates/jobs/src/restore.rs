@@ -139,20 +139,12 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     })?)?;
     let target = DirTarget::plan(&options.to, mode)?;
     let size = view.metadata.size_info.clone();
-    if mode == TargetMode::Fresh {
+    // What a dead restore left takes space that comes free before it is needed.
+    if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
         target.check_space(size.data_bytes)?;
     }
     let made_in = view.metadata.ended.seconds_since(view.metadata.started);
-    let warnings = target
-        .leftovers()
-        .iter()
-        .map(|path| {
-            format!(
-                "an earlier restore did not finish; what it left can be removed: {}",
-                path.display()
-            )
-        })
-        .collect();
+    let warnings = leftover_warnings(&target);
     let (packs, pack_bytes) = view.pack_totals();
     Ok(RestorePlan {
         backup_id: view.id,
@@ -174,6 +166,34 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     })
 }
 
+fn leftover_warnings(target: &TargetPlan) -> Vec<String> {
+    let dead = target.dead_leftovers().iter().map(|path| {
+        format!(
+            "an earlier restore to the target was killed; what it left is removed first: {}",
+            path.display()
+        )
+    });
+    let unknown = target.unknown_leftovers().iter().map(|path| {
+        format!(
+            "an earlier restore may have left this; it stays, because it is not marked as unfinished: {}",
+            path.display()
+        )
+    });
+    dead.chain(unknown).collect()
+}
+
+/// Makes room for the restore: removes what dead ones left, and gives what could not be removed.
+fn clear_leftovers(target: &TargetPlan, bytes_needed: u64) -> Result<Vec<String>> {
+    if target.dead_leftovers().is_empty() {
+        return Ok(Vec::new());
+    }
+    let failures = target.remove_leftovers();
+    if target.mode() == TargetMode::Fresh {
+        target.check_space(bytes_needed)?;
+    }
+    Ok(failures)
+}
+
 /// Makes the restore that was planned.
 pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<RestoreSummary> {
     let clock = Clock::start();
@@ -181,6 +201,7 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     let Prepared { view, target } = plan.prepared;
     let mode = target.mode();
     progress.begin(Phase::Prepare, 0, 0);
+    let not_removed = clear_leftovers(&target, plan.data_bytes)?;
     let target = DirTarget::begin(target)?;
     let filled = fill(engine, &view, &target, mode, &progress, tick);
     let (parts, removed) = match filled {
@@ -208,6 +229,7 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
         reports.push(part.report);
     }
     let mut warnings = plan.warnings;
+    warnings.extend(not_removed);
     warnings.extend(unset);
     if warnings_more > 0 {
         warnings.push(format!("{warnings_more} warnings more"));

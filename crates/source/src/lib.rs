@@ -16,6 +16,7 @@ mod metadata;
 mod plan;
 mod remove;
 mod scan;
+mod staging;
 mod target;
 
 pub use dir::DirSource;
@@ -28,7 +29,7 @@ pub use scan::{
 pub use target::{DirTarget, Finished, WARNINGS_MAX};
 
 /// Marks a directory whose restore is not finished; its presence at the top of a tree makes a backup of
-/// that tree fail and a restore into it ask for delta mode.
+/// that tree fail and a restore into it ask for delta mode. While the restore lives it is locked.
 pub const RESTORE_MARKER: &str = ".helios-mover-restore-in-progress";
 
 /// Begins the name of a staging directory made inside the target, and is part of one made beside it.

@@ -1,7 +1,7 @@
 //! Where a restore goes and whether it can go there, found out without changing anything.
 //!
 //! Invariants: a fresh restore never touches a directory that holds something; a restore that was
-//! interrupted is recognised. The path that the operator gave may contain symbolic links; it is resolved here,
+//! interrupted is recognised, and one that runs is not disturbed. The path that the operator gave may contain symbolic links; it is resolved here,
 //! once.
 
 use std::ffi::{OsStr, OsString};
@@ -15,10 +15,11 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 
 use crate::failure::target_error;
+use crate::staging::{Place, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
 
-/// At most so many staging directories of earlier restores are named.
-const LEFTOVERS_MAX: usize = 16;
+/// At most so many staging directories of earlier restores are looked at.
+pub(crate) const LEFTOVERS_MAX: usize = 64;
 
 /// How a target is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,16 @@ pub struct TargetPlan {
     pub(crate) path: PathBuf,
     pub(crate) mode: TargetMode,
     pub(crate) staging: Staging,
-    leftovers: Vec<PathBuf>,
+    leftovers: Leftovers,
+}
+
+/// What earlier restores left.
+#[derive(Debug, Clone, Default)]
+struct Leftovers {
+    /// Of restores to this target that died.
+    dead: Vec<PathBuf>,
+    /// Of such a name, and nothing else is known.
+    unknown: Vec<PathBuf>,
 }
 
 impl TargetPlan {
@@ -72,16 +82,77 @@ impl TargetPlan {
             }
             (TargetMode::Fresh, true) => fresh_over(&path, parent, name)?,
         };
-        let leftovers = match &staging {
-            Staging::Beside { parent, name } => leftovers(parent, name),
-            _ => Vec::new(),
-        };
-        Ok(TargetPlan {
+        let mut plan = TargetPlan {
             path,
             mode,
             staging,
-            leftovers,
-        })
+            leftovers: Leftovers::default(),
+        };
+        plan.leftovers = plan.find_leftovers()?;
+        Ok(plan)
+    }
+
+    /// Errors: `Conflict` if one of them is a restore's that runs.
+    fn find_leftovers(&self) -> Result<Leftovers> {
+        let mut found = Leftovers::default();
+        if let Staging::Beside { parent, .. } = &self.staging {
+            self.look_in(parent, &mut found)?;
+        }
+        if self.path.is_dir() {
+            self.look_in(&self.path, &mut found)?;
+        }
+        // In place, what is left inside goes with everything else that is not in the backup.
+        if self.staging == Staging::InPlace {
+            found = Leftovers::default();
+        }
+        Ok(found)
+    }
+
+    fn look_in(&self, dir: &Path, leftovers: &mut Leftovers) -> Result<()> {
+        // A directory that may be written and not listed hides what is in it; that is no reason to refuse.
+        let listed = self.in_place(dir, |place| place.find(LEFTOVERS_MAX));
+        for (name, state) in listed.and_then(|found| found).unwrap_or_default() {
+            match state {
+                State::Live => return Err(is_running(&self.path)),
+                State::Dead => leftovers.dead.push(dir.join(name)),
+                State::Unknown => leftovers.unknown.push(dir.join(name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the place of staging directories in `dir`, which is the target or its parent.
+    fn in_place<T>(&self, dir: &Path, each: impl FnOnce(&Place<'_>) -> T) -> rustix::io::Result<T> {
+        let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(dir, flags, Mode::empty())?;
+        let parent = opened.as_fd();
+        let (prefix, target) = match self.path.file_name() {
+            Some(name) if dir != self.path => (beside_prefix(name), name),
+            _ => (OsString::from(PARTIAL_PREFIX), OsStr::new("")),
+        };
+        Ok(each(&Place {
+            parent,
+            prefix: &prefix,
+            target,
+        }))
+    }
+
+    /// Removes what dead restores to this target left, and returns what could not be removed and why.
+    pub fn remove_leftovers(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for path in &self.leftovers.dead {
+            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
+            let removed = self
+                .in_place(dir, |place| place.remove_dead(name))
+                .map_err(|error| target_error("a directory cannot be opened", bytes(dir), error))
+                .and_then(|removed| removed);
+            if let Err(error) = removed {
+                failures.push(format!("{error} ({})", path.display()));
+            }
+        }
+        failures
     }
 
     /// The directory that will hold the restored tree, absolute and without symbolic links.
@@ -94,10 +165,15 @@ impl TargetPlan {
         self.mode
     }
 
-    /// Staging directories of earlier restores to this path that did not finish (or still run), at most 16;
-    /// nothing uses them again.
-    pub fn leftovers(&self) -> &[PathBuf] {
-        &self.leftovers
+    /// Staging directories of restores to this path that died; [`TargetPlan::remove_leftovers`] removes them.
+    pub fn dead_leftovers(&self) -> &[PathBuf] {
+        &self.leftovers.dead
+    }
+
+    /// What has the name of a staging directory of this target and is not marked as one. It may be anything, even a
+    /// complete tree of a restore that was stopped at its last step; nothing removes it.
+    pub fn unknown_leftovers(&self) -> &[PathBuf] {
+        &self.leftovers.unknown
     }
 
     /// What the target file system can still take, in bytes, without what is reserved for root.
@@ -197,10 +273,21 @@ fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
     let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
     let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
     let is_mount_root = beneath::is_mount_root(dir.as_fd()).map_err(|e| failed(e.into()))?;
+    let staged = Place {
+        parent: dir.as_fd(),
+        prefix: OsStr::new(PARTIAL_PREFIX),
+        target: OsStr::new(""),
+    };
+    let staged = staged.find(LEFTOVERS_MAX).map_err(|e| failed(e.into()))?;
     let mut marked = false;
     let mut others = 0_u64;
     beneath::list(&dir, |found| {
         let found = found.to_bytes();
+        let of_restore = staged.iter().find(|(name, _)| name.as_bytes() == found);
+        // One that runs is told later; a dead one is removed before anything is put here.
+        if of_restore.is_some_and(|(_, state)| *state != State::Unknown) {
+            return Ok(());
+        }
         // A new ext4 file system has this directory and is empty to everyone.
         if !(is_mount_root && found == b"lost+found") {
             others += 1;
@@ -240,16 +327,9 @@ pub(crate) fn beside_prefix(name: &OsStr) -> OsString {
     prefix
 }
 
-fn leftovers(parent: &Path, name: &OsStr) -> Vec<PathBuf> {
-    let prefix = beside_prefix(name);
-    let Ok(listed) = parent.read_dir() else {
-        return Vec::new();
-    };
-    listed
-        .flatten()
-        .map(|found| found.file_name())
-        .filter(|found| found.as_bytes().starts_with(prefix.as_bytes()))
-        .map(|found| parent.join(found))
-        .take(LEFTOVERS_MAX)
-        .collect()
+/// The error for a target that another restore is working on.
+pub(crate) fn is_running(path: &Path) -> Error {
+    Error::new(Kind::Conflict, "another restore to the target is running")
+        .object(path.display().to_string())
+        .hint("wait until it ends or stop it")
 }

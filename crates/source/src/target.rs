@@ -7,9 +7,9 @@
 //! last. Everything is writable by its owner alone until its metadata is applied. File contents are
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,8 +21,9 @@ use rustix::io::Errno;
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use crate::failure::target_error;
 use crate::metadata::{self, Warnings};
-use crate::plan::{Staging, beside_prefix};
+use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
 use crate::remove::{remove_extra, remove_tree};
+use crate::staging::{Place, Staged, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
 pub use crate::metadata::WARNINGS_MAX;
@@ -47,19 +48,20 @@ pub struct DirTarget {
 
 #[derive(Debug)]
 enum Layout {
+    /// The staging directory's marker is held open and locked, as below.
     Beside {
         parent: OwnedFd,
         staging: OsString,
         name: OsString,
+        _marker: OwnedFd,
     },
     Inside {
         target: OwnedFd,
         staging: OsString,
-    },
-    /// The marker is held open and locked.
-    InPlace {
         _marker: OwnedFd,
     },
+    /// The marker is held open and locked.
+    InPlace { _marker: OwnedFd },
 }
 
 /// What is to be told about a finished restore.
@@ -81,6 +83,8 @@ impl DirTarget {
     }
 
     /// Makes the staging directory, or in delta mode the marker.
+    ///
+    /// Errors: `Conflict` if another restore to the target runs.
     pub fn begin(plan: TargetPlan) -> Result<DirTarget> {
         let path = plan.path;
         let shown = path.as_os_str().as_bytes().to_vec();
@@ -92,24 +96,38 @@ impl DirTarget {
         let (root, layout) = match plan.staging {
             Staging::Beside { parent, name } => {
                 let parent = open_dir(&parent)?;
-                let (staging, root) =
-                    make_staging(parent.as_fd(), &beside_prefix(&name)).map_err(failed)?;
+                let place = Place {
+                    parent: parent.as_fd(),
+                    prefix: &beside_prefix(&name),
+                    target: &name,
+                };
+                let staged = stage(&place, &path)?;
                 let layout = Layout::Beside {
                     parent,
-                    staging,
+                    staging: staged.name,
                     name,
+                    _marker: staged.marker,
                 };
-                (root, layout)
+                (staged.dir, layout)
             }
             Staging::Inside => {
                 let target = open_dir(&path)?;
-                let (staging, root) = make_staging(target.as_fd(), &OsString::from(PARTIAL_PREFIX))
-                    .map_err(failed)?;
-                (root, Layout::Inside { target, staging })
+                let place = Place {
+                    parent: target.as_fd(),
+                    prefix: OsStr::new(PARTIAL_PREFIX),
+                    target: OsStr::new(""),
+                };
+                let staged = stage(&place, &path)?;
+                let layout = Layout::Inside {
+                    target,
+                    staging: staged.name,
+                    _marker: staged.marker,
+                };
+                (staged.dir, layout)
             }
             Staging::InPlace => {
                 let root = open_dir(&path)?;
-                let marker = mark(root.as_fd())?;
+                let marker = mark(root.as_fd(), &path)?;
                 (root, Layout::InPlace { _marker: marker })
             }
         };
@@ -331,12 +349,13 @@ impl DirTarget {
     }
 
     fn finish_beside(&mut self, dirs: &[Entry]) -> Result<()> {
-        self.apply_dirs(self.root.as_fd(), dirs)?;
-        self.sync_dirs()?;
+        // From where its marker goes on, the directory may be a complete tree and is nobody's to remove.
+        self.finish_marked(self.root.as_fd(), dirs)?;
         let Layout::Beside {
             parent,
             staging,
             name,
+            ..
         } = &self.layout
         else {
             return Ok(());
@@ -366,10 +385,13 @@ impl DirTarget {
 
     fn finish_inside(&mut self, dirs: &[Entry]) -> Result<()> {
         self.sync_dirs()?;
-        let Layout::Inside { target, staging } = &self.layout else {
+        let Layout::Inside {
+            target, staging, ..
+        } = &self.layout
+        else {
             return Ok(());
         };
-        let _marker = mark(target.as_fd())?;
+        let _marker = mark(target.as_fd(), &self.path)?;
         // From here on the target holds parts of the tree; the marker tells so.
         self.is_staged = false;
         let failed = |error: Errno| {
@@ -381,6 +403,7 @@ impl DirTarget {
         };
         let from = beneath::open(target.as_fd(), staging.as_bytes(), beneath::DIR_FLAGS)
             .map_err(failed)?;
+        rustix::fs::unlinkat(&from, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
         let mut names = Vec::new();
         beneath::list(&from, |name| {
             names.push(name.to_owned());
@@ -433,7 +456,9 @@ impl DirTarget {
             Layout::Beside {
                 parent, staging, ..
             } => (parent, staging),
-            Layout::Inside { target, staging } => (target, staging),
+            Layout::Inside {
+                target, staging, ..
+            } => (target, staging),
             Layout::InPlace { .. } => return Ok(()),
         };
         remove_tree(parent.as_fd(), staging.as_bytes(), staging.as_bytes()).map(drop)
@@ -536,26 +561,31 @@ fn check_attributes(entry: &Entry) -> Result<()> {
     Err(unusable("an entry has impossible metadata", entry))
 }
 
-/// Makes a new directory with a random name that only its owner may enter, and opens it.
-fn make_staging(
-    parent: BorrowedFd<'_>,
-    prefix: &OsString,
-) -> rustix::io::Result<(OsString, OwnedFd)> {
-    let mut random = [0_u8; 8];
-    let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    if got != random.len() {
-        return Err(Errno::IO);
+/// Makes a staging directory, unless another restore to `path` has one and lives. Of two that begin at the same
+/// time both may give way: neither knows which was first.
+fn stage(place: &Place<'_>, path: &Path) -> Result<Staged> {
+    let failed = |error: Errno| {
+        target_error(
+            "the restore cannot begin",
+            path.as_os_str().as_bytes(),
+            error,
+        )
+    };
+    let staged = place.make().map_err(failed)?;
+    // A directory that cannot be listed hides others; that is no reason to refuse.
+    let found = place.find(LEFTOVERS_MAX).unwrap_or_default();
+    let is_other =
+        |(name, state): &(OsString, State)| *state == State::Live && *name != staged.name;
+    if found.iter().any(is_other) {
+        let name = staged.name.as_bytes();
+        remove_tree(place.parent, name, name)?;
+        return Err(is_running(path));
     }
-    let mut name = prefix.clone().into_vec();
-    name.extend_from_slice(format!("{:016x}", u64::from_ne_bytes(random)).as_bytes());
-    let name = OsString::from_vec(name);
-    rustix::fs::mkdirat(parent, &name, Mode::RWXU)?;
-    let dir = beneath::open(parent, name.as_bytes(), beneath::DIR_FLAGS)?;
-    Ok((name, dir))
+    Ok(staged)
 }
 
 /// Writes the marker into `dir`, durably, and locks it against another restore.
-fn mark(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     let failed = |error: Errno| {
         target_error(
             "the marker cannot be written",
@@ -567,9 +597,7 @@ fn mark(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     let marker = beneath::open(dir, RESTORE_MARKER.as_bytes(), flags).map_err(failed)?;
     rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
         match error {
-            Errno::AGAIN => Error::new(Kind::Target, "another restore to the target is running")
-                .hint("wait until it ends or stop it")
-                .cause(error),
+            Errno::AGAIN => is_running(path),
             _ => failed(error),
         }
     })?;

@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mover_base::Kind;
 use mover_base::tree::{Entry, EntryKind};
@@ -77,8 +77,8 @@ fn nothing_shows_before_a_fresh_restore_is_finished() {
     );
     let staging = dir.path().join(&staged[0]);
     assert_eq!(staging.metadata().unwrap().mode() & 0o7777, 0o700);
-    let again = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
-    assert_eq!(again.leftovers(), [staging.canonicalize().unwrap()]);
+    let (kind, text, _) = failure(DirTarget::plan(&to, TargetMode::Fresh));
+    assert_eq!(kind, Kind::Conflict, "{text}");
     target.finish().unwrap();
     assert_eq!(listing(dir.path()), ["from", "to"]);
     assert_same(&from, &to);
@@ -131,11 +131,159 @@ fn a_mount_point_is_filled_from_inside() {
     let target = begin(&to, TargetMode::Fresh);
     fill(&target, &scan(&from), &from);
     assert!(listing(&to)[0].starts_with(".helios-mover-partial-"));
+    for mode in [TargetMode::Fresh, TargetMode::Delta] {
+        assert_eq!(failure(DirTarget::plan(&to, mode)).0, Kind::Conflict);
+    }
+    target.finish().unwrap();
+    assert_same(&from, &to);
+    assert_eq!(listing(&to), listing(&from));
+}
+
+#[test]
+fn what_a_dead_restore_left_inside_a_mount_point_is_removed() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    fs::create_dir(&to).unwrap();
+    let _mounted = Mounted::tmpfs(&to);
+    let left = killed_restore(&to, &to);
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
+    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    let target = DirTarget::begin(plan).unwrap();
+    fill(&target, &scan(&from), &from);
+    target.finish().unwrap();
+    assert_same(&from, &to);
+    // One that is not marked may hold anything: only --delta goes over it.
+    fs::remove_dir_all(to.join("d")).unwrap();
+    fs::remove_file(to.join("l")).unwrap();
+    fs::create_dir(to.join(".helios-mover-partial-0123456789abcdef")).unwrap();
     let (_, text, error) = failure(DirTarget::plan(&to, TargetMode::Fresh));
     assert!(text.contains("interrupted"), "{text}");
     assert!(error.hint_text().unwrap().contains("--delta"));
-    target.finish().unwrap();
+}
+
+/// Leaves in `dir` what a restore to `to` leaves when it is killed, and gives its path.
+///
+/// The directory is renamed away and put back around the end of the restore, which is no other to it than if it
+/// had never come to its end: the descriptors are closed and nothing is removed.
+fn killed_restore(to: &Path, dir: &Path) -> PathBuf {
+    let before = listing(dir);
+    let target = begin(to, TargetMode::Fresh);
+    target.make_dir(&entry(b"deep", EntryKind::Dir)).unwrap();
+    drop(target.make_file(&entry(b"deep/file", FILE)).unwrap());
+    let mut names = listing(dir);
+    names.retain(|name| !before.contains(name));
+    let left = dir.join(names.first().expect("a staging directory"));
+    let aside = dir.join("aside");
+    fs::rename(&left, &aside).unwrap();
+    drop(target);
+    fs::rename(&aside, &left).unwrap();
+    left
+}
+
+#[test]
+fn what_a_dead_restore_left_is_removed_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    let left = killed_restore(&to, dir.path());
+    symlink(&from, left.join("link-out")).unwrap();
+    fs::set_permissions(left.join("deep"), Permissions::from_mode(0o000)).unwrap();
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
+    assert!(left.exists(), "planning changes nothing");
+    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    assert_eq!(listing(dir.path()), ["from"]);
+    restore(&from, &to, TargetMode::Fresh);
     assert_same(&from, &to);
+    assert_eq!(listing(dir.path()), ["from", "to"]);
+}
+
+#[test]
+fn a_restore_that_lives_is_never_taken_for_a_dead_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    let (first, second) = (
+        DirTarget::plan(&to, TargetMode::Fresh).unwrap(),
+        DirTarget::plan(&to, TargetMode::Fresh).unwrap(),
+    );
+    let left = killed_restore(&to, dir.path());
+    let late = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(late.dead_leftovers(), [left.canonicalize().unwrap()]);
+    let living = DirTarget::begin(first).unwrap();
+    let (kind, text, error) = failure(DirTarget::begin(second));
+    assert_eq!(kind, Kind::Conflict, "{text}");
+    assert!(error.hint_text().is_some());
+    assert_eq!(
+        failure(DirTarget::plan(&to, TargetMode::Fresh)).0,
+        Kind::Conflict
+    );
+    assert_eq!(late.remove_leftovers(), [""; 0]);
+    assert_eq!(listing(dir.path()).len(), 1, "the living one's stays");
+    // A restore to another target is not concerned.
+    drop(begin(&dir.path().join("other"), TargetMode::Fresh));
+    living.finish().unwrap();
+    assert_eq!(listing(dir.path()), ["to"]);
+}
+
+#[test]
+fn a_directory_that_only_looks_like_a_leftover_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let to = root.join("to");
+    let name = |digit: &str| format!(".to.helios-mover-partial-{}", digit.repeat(16));
+    // Without a marker, with an empty one, with another's, with one that is a link, as a link, for others to enter.
+    let marker_of = |from: &Path| fs::read(from.join(RESTORE_MARKER)).unwrap();
+    let real = killed_restore(&to, root);
+    let other = killed_restore(&root.join("other"), root);
+    let private = Permissions::from_mode(0o700);
+    for (digit, marker) in [
+        ("0", None),
+        ("1", Some(Vec::new())),
+        ("2", Some(marker_of(&other))),
+        ("3", Some([marker_of(&real), b"x".to_vec()].concat())),
+    ] {
+        let path = root.join(name(digit));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, private.clone()).unwrap();
+        fs::write(path.join("data"), b"precious").unwrap();
+        if let Some(marker) = marker {
+            fs::write(path.join(RESTORE_MARKER), marker).unwrap();
+        }
+    }
+    let linked = root.join(name("4"));
+    fs::create_dir(&linked).unwrap();
+    fs::set_permissions(&linked, private).unwrap();
+    symlink(real.join(RESTORE_MARKER), linked.join(RESTORE_MARKER)).unwrap();
+    symlink(&other, root.join(name("5"))).unwrap();
+    let open = root.join(name("6"));
+    fs::create_dir(&open).unwrap();
+    fs::copy(real.join(RESTORE_MARKER), open.join(RESTORE_MARKER)).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+    for beside in [
+        format!("{}.old", name("7")),
+        ".to.helios-mover-partial-".to_owned(),
+    ] {
+        fs::create_dir(root.join(beside)).unwrap();
+    }
+    let mut before = listing(root);
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(plan.dead_leftovers(), [real.canonicalize().unwrap()]);
+    assert_eq!(plan.unknown_leftovers().len(), 7);
+    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    before.retain(|name| root.join(name) != real);
+    assert_eq!(listing(root), before);
+    for digit in ["0", "1", "2", "3"] {
+        assert_eq!(
+            fs::read(root.join(name(digit)).join("data")).unwrap(),
+            b"precious"
+        );
+    }
+    assert!(other.join("deep/file").exists());
 }
 
 #[test]

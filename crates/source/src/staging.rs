@@ -1,0 +1,202 @@
+//! Staging directories: made, told apart when their restore has died, and removed.
+//!
+//! A staging directory holds a marker file that its restore keeps locked. The system lets go of the lock when the
+//! process ends, however it ends.
+//!
+//! Invariants: the marker names the target, and is written after it was locked and removed before anything is put
+//! into place. So a directory whose marker is complete and not locked is what a dead restore to that target left,
+//! and one without it may be anything, even a complete tree: nobody removes that. A leftover is emptied through the
+//! descriptor that was examined, the marker last.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use mover_base::Result;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::failure::target_error;
+use crate::remove::remove_extra;
+use crate::{RESTORE_MARKER, beneath};
+
+/// Begins the content of a marker in a staging directory; the name of the target follows.
+const MARKER_MAGIC: &[u8] = b"helios-mover staging directory of: ";
+/// Longest content of a marker: the magic and a name.
+const MARKER_BYTES_MAX: u64 = 512;
+/// Hex digits at the end of a staging directory's name.
+const RANDOM_DIGITS: usize = 16;
+
+/// Where staging directories of one target stand, and how they are known.
+pub(crate) struct Place<'a> {
+    /// The directory that they are in.
+    pub parent: BorrowedFd<'a>,
+    /// What their names begin with.
+    pub prefix: &'a OsStr,
+    /// The target's name, or nothing if they stand inside the target.
+    pub target: &'a OsStr,
+}
+
+/// A staging directory that was made.
+pub(crate) struct Staged {
+    pub name: OsString,
+    pub dir: OwnedFd,
+    /// The marker, open and locked.
+    pub marker: OwnedFd,
+}
+
+/// What became of the restore that made a staging directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It runs.
+    Live,
+    /// It died.
+    Dead,
+    /// Not known: the directory has such a name and no marker of this target and user.
+    Unknown,
+}
+
+/// A directory that may be a dead restore's, examined.
+enum Examined {
+    Live,
+    /// Held and locked by us.
+    Dead {
+        dir: OwnedFd,
+        _marker: OwnedFd,
+    },
+    Unknown,
+}
+
+impl Place<'_> {
+    /// Makes a new directory with a random name that only its owner may enter, marked and locked.
+    pub fn make(&self) -> rustix::io::Result<Staged> {
+        let mut random = [0_u8; 8];
+        let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        if got != random.len() {
+            return Err(Errno::IO);
+        }
+        let mut name = self.prefix.as_bytes().to_vec();
+        name.extend_from_slice(format!("{:016x}", u64::from_ne_bytes(random)).as_bytes());
+        rustix::fs::mkdirat(self.parent, &name, Mode::RWXU)?;
+        let made = self.fill_new(&name).inspect_err(|_| {
+            // Best effort: the first error is the one to tell.
+            if let Ok(dir) = beneath::open(self.parent, &name, beneath::DIR_FLAGS) {
+                let _ = rustix::fs::unlinkat(&dir, RESTORE_MARKER, AtFlags::empty());
+            }
+            let _ = rustix::fs::unlinkat(self.parent, &name, AtFlags::REMOVEDIR);
+        });
+        let (dir, marker) = made?;
+        let name = OsString::from_vec(name);
+        Ok(Staged { name, dir, marker })
+    }
+
+    fn fill_new(&self, name: &[u8]) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+        let dir = beneath::open(self.parent, name, beneath::DIR_FLAGS)?;
+        // The lock is never waited for, and the umask must not decide whether the leftover is known again.
+        rustix::fs::fchmod(&dir, Mode::RWXU)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let marker = beneath::open(dir.as_fd(), RESTORE_MARKER.as_bytes(), flags)?;
+        rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive)?;
+        let mut file = std::fs::File::from(marker);
+        file.write_all(&self.content())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok((dir, file.into()))
+    }
+
+    fn content(&self) -> Vec<u8> {
+        [MARKER_MAGIC, self.target.as_bytes(), b"\n"].concat()
+    }
+
+    /// Whether a staging directory of this target may have the name.
+    fn is_ours(&self, name: &[u8]) -> bool {
+        let random = name.strip_prefix(self.prefix.as_bytes());
+        let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+        random.is_some_and(|random| random.len() == RANDOM_DIGITS && random.iter().all(is_hex))
+    }
+
+    /// Directories of such names and what became of their restores, at most `max`.
+    pub fn find(&self, max: usize) -> rustix::io::Result<Vec<(OsString, State)>> {
+        // Opened anew, because listing uses up the descriptor's position.
+        let listed = beneath::open(self.parent, b"", beneath::DIR_FLAGS)?;
+        let mut names = Vec::new();
+        beneath::list(&listed, |name| {
+            if self.is_ours(name.to_bytes()) && names.len() < max {
+                names.push(OsStr::from_bytes(name.to_bytes()).to_owned());
+            }
+            Ok::<(), Errno>(())
+        })?;
+        names.sort();
+        let state = |name: &OsString| match self.examine(name.as_bytes()) {
+            Ok(Examined::Live) => State::Live,
+            Ok(Examined::Dead { .. }) => State::Dead,
+            Ok(Examined::Unknown) | Err(_) => State::Unknown,
+        };
+        Ok(names
+            .into_iter()
+            .map(|name| {
+                let state = state(&name);
+                (name, state)
+            })
+            .collect())
+    }
+
+    fn examine(&self, name: &[u8]) -> rustix::io::Result<Examined> {
+        let dir = beneath::open(self.parent, name, beneath::DIR_FLAGS)?;
+        let stat = rustix::fs::fstat(&dir)?;
+        // Ours until the end of the restore: its metadata comes after the marker is gone.
+        if !is_own(&stat) || stat.st_mode & 0o7777 != 0o700 {
+            return Ok(Examined::Unknown);
+        }
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        let marker = beneath::open(dir.as_fd(), RESTORE_MARKER.as_bytes(), flags)?;
+        let stat = rustix::fs::fstat(&marker)?;
+        if !is_own(&stat) || beneath::file_type(&stat) != FileType::RegularFile {
+            return Ok(Examined::Unknown);
+        }
+        let marker = std::fs::File::from(marker);
+        let mut content = Vec::new();
+        (&marker)
+            .take(MARKER_BYTES_MAX)
+            .read_to_end(&mut content)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        if content != self.content() {
+            return Ok(Examined::Unknown);
+        }
+        match rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Examined::Dead {
+                dir,
+                _marker: marker.into(),
+            }),
+            Err(Errno::AGAIN) => Ok(Examined::Live),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the directory `name` if it still is a dead restore's; returns whether it did.
+    pub fn remove_dead(&self, name: &OsStr) -> Result<bool> {
+        let failed = |error: Errno| {
+            let what = "what an earlier restore left cannot be removed";
+            target_error(what, name.as_bytes(), error)
+        };
+        let examined = match self.examine(name.as_bytes()) {
+            Err(Errno::NOENT) => return Ok(false),
+            examined => examined.map_err(failed)?,
+        };
+        // The lock is held until nothing is left, so that two restores do not remove it at once.
+        let Examined::Dead { dir, _marker } = examined else {
+            return Ok(false);
+        };
+        // The marker last: a removal that is killed can be taken up again.
+        remove_extra(dir.as_fd(), &|path| path == RESTORE_MARKER.as_bytes())?;
+        rustix::fs::unlinkat(&dir, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
+        // Only an empty directory goes: whatever has the name by now.
+        rustix::fs::unlinkat(self.parent, name, AtFlags::REMOVEDIR).map_err(failed)?;
+        Ok(true)
+    }
+}
+
+fn is_own(stat: &Stat) -> bool {
+    stat.st_uid == rustix::process::geteuid().as_raw()
+}
