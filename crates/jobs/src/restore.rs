@@ -5,7 +5,7 @@
 //! that is left alone was read and matched it too. Names and metadata are put back beneath the target's root,
 //! whatever the backup's entries say.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -330,10 +330,18 @@ fn make_names(
     progress: &Progress,
     tick: Tick<'_>,
 ) -> Result<()> {
+    // A file's further names tell whether it may be worked on in place.
+    let mut links: HashMap<&[u8], Vec<&[u8]>> = HashMap::new();
+    for TreeItem { entry, .. } in &view.items {
+        if let EntryKind::Hardlink { first } = &entry.kind {
+            links.entry(first).or_default().push(&entry.path);
+        }
+    }
     let body = async |shard: Shard| {
         for (at, item) in view.items.iter().enumerate() {
             shard.stop()?;
-            make_name(item, target)?;
+            let links = links.get(item.entry.path.as_slice());
+            make_name(item, links.map_or(&[], Vec::as_slice), target)?;
             if at % 256 == 0 {
                 shard.turn().await;
             }
@@ -343,7 +351,7 @@ fn make_names(
     mover_io::run(&engine.single(), body, |stop| tick(progress, stop)).map(|_| ())
 }
 
-fn make_name(item: &TreeItem, target: &DirTarget) -> Result<()> {
+fn make_name(item: &TreeItem, links: &[&[u8]], target: &DirTarget) -> Result<()> {
     let entry = &item.entry;
     match &entry.kind {
         EntryKind::Dir => {
@@ -353,7 +361,7 @@ fn make_name(item: &TreeItem, target: &DirTarget) -> Result<()> {
             target.apply_metadata(entry, None)
         }
         EntryKind::File { bytes } => {
-            let fd = target.make_file(entry)?;
+            let fd = target.make_file_of(entry, links)?;
             if *bytes > 0 {
                 return Ok(());
             }

@@ -7,6 +7,7 @@
 //! last. Everything is writable by its owner alone until its metadata is applied. File contents are
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mover_base::tree::{Entry, EntryKind, display_path, is_safe_path};
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
@@ -171,24 +172,61 @@ impl DirTarget {
         rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU).map_err(failed)
     }
 
+    /// As [`DirTarget::make_file_of`] for a file that has no other names in the backup.
+    pub fn make_file(&self, entry: &Entry) -> Result<OwnedFd> {
+        self.make_file_of(entry, &[])
+    }
+
     /// Makes a regular file that only its owner may touch and opens it for reading and writing.
     ///
-    /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has other
-    /// names (they may be outside the target), in which case it is replaced, like anything that is no
-    /// regular file. Setting the length is up to the caller.
-    pub fn make_file(&self, entry: &Entry) -> Result<OwnedFd> {
+    /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has names besides
+    /// its own and `other_names` (they may be outside the target), in which case it is replaced, like anything
+    /// that is no regular file. Setting the length is up to the caller.
+    pub fn make_file_of(&self, entry: &Entry, other_names: &[&[u8]]) -> Result<OwnedFd> {
         self.check(entry, "file", matches!(entry.kind, EntryKind::File { .. }))?;
         let failed = self.failed("a file cannot be made", entry);
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
         let parent = place.parent.as_fd();
         if self.mode == TargetMode::Delta {
-            if let Some(fd) = adopt(&place).map_err(&failed)? {
+            let adopted = adopt(&place, |stat| {
+                self.has_no_more_names(stat, &place, other_names)
+            });
+            if let Some(fd) = adopted.map_err(&failed)? {
                 return Ok(fd);
             }
             self.clear_unless(&place, entry, |_| false)?;
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         beneath::open(parent, place.name, flags).map_err(failed)
+    }
+
+    /// Whether the file at `place` has no names but that and some of `other_names`.
+    fn has_no_more_names(
+        &self,
+        file: &Stat,
+        place: &beneath::Place<'_>,
+        other_names: &[&[u8]],
+    ) -> bool {
+        // By directory and name: through a bind mount one name is found at two paths.
+        let mut names = HashSet::new();
+        let mut count = |place: &beneath::Place<'_>| {
+            let found = beneath::stat(place.parent.as_fd(), place.name);
+            if found.is_ok_and(|found| is_same_inode(&found, file))
+                && let Ok(dir) = rustix::fs::fstat(&place.parent)
+            {
+                names.insert((dir.st_dev, dir.st_ino, place.name.to_vec()));
+            }
+        };
+        count(place);
+        // Nothing to look for in the usual case.
+        if file.st_nlink > 1 {
+            for path in other_names {
+                if let Ok(place) = beneath::place(self.root.as_fd(), path) {
+                    count(&place);
+                }
+            }
+        }
+        usize::try_from(file.st_nlink).is_ok_and(|links| links == names.len())
     }
 
     /// Opens a file that was made before for reading and writing; none if there is no regular file.
@@ -228,7 +266,7 @@ impl DirTarget {
         rustix::fs::symlinkat(target.as_slice(), &place.parent, place.name).map_err(failed)
     }
 
-    /// Makes another name of a file that was made before.
+    /// Makes another name of a file that was made before; delta: keeps one that is.
     pub fn make_hardlink(&self, entry: &Entry) -> Result<()> {
         let EntryKind::Hardlink { first } = &entry.kind else {
             return Err(wrong_kind(entry, "hard link"));
@@ -248,6 +286,10 @@ impl DirTarget {
             ));
         }
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
+        let there = beneath::stat(place.parent.as_fd(), place.name);
+        if self.mode == TargetMode::Delta && there.is_ok_and(|there| is_same_inode(&there, &stat)) {
+            return Ok(());
+        }
         self.clear(&place, entry)?;
         let flags = AtFlags::empty();
         rustix::fs::linkat(&from.parent, from.name, &place.parent, place.name, flags)
@@ -607,8 +649,16 @@ fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     Ok(marker)
 }
 
-/// Opens an existing regular file that has no other names, after taking it from everyone but its owner.
-fn adopt(place: &beneath::Place<'_>) -> rustix::io::Result<Option<OwnedFd>> {
+fn is_same_inode(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+/// Opens an existing regular file, if `is_ours` says that none of its names is elsewhere, after taking it from
+/// everyone but its owner.
+fn adopt(
+    place: &beneath::Place<'_>,
+    is_ours: impl Fn(&Stat) -> bool,
+) -> rustix::io::Result<Option<OwnedFd>> {
     let parent = place.parent.as_fd();
     let held = match beneath::open(parent, place.name, OFlags::PATH | OFlags::NOFOLLOW) {
         Ok(held) => held,
@@ -617,13 +667,13 @@ fn adopt(place: &beneath::Place<'_>) -> rustix::io::Result<Option<OwnedFd>> {
         Err(error) => return Err(error),
     };
     let before = rustix::fs::fstat(&held)?;
-    if beneath::file_type(&before) != FileType::RegularFile || before.st_nlink != 1 {
+    if beneath::file_type(&before) != FileType::RegularFile || !is_ours(&before) {
         return Ok(None);
     }
     beneath::chmod_held(held.as_fd(), 0o600)?;
     let fd = beneath::open(parent, place.name, OFlags::RDWR | OFlags::NONBLOCK)?;
     let after = rustix::fs::fstat(&fd)?;
-    if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino) {
+    if !is_same_inode(&before, &after) {
         return Err(Errno::BUSY);
     }
     // See DirSource::open_file: asynchronous writes must wait instead of failing.

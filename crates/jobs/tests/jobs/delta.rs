@@ -1,7 +1,7 @@
 //! Restoring over a directory that exists: what is right is left alone, everything else is put right.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use mover_base::Kind;
 use mover_jobs::restore::RestoreSummary;
@@ -59,9 +59,7 @@ fn open(place: &Place, name: &str) -> fs::File {
 fn an_exact_target_is_not_written() {
     let place = restored();
     let summary = again(&place);
-    // A file of several names is made anew, so that nothing is written through a name elsewhere.
-    assert_eq!(summary.bytes_written, BLOCK as u64);
-    assert_eq!(summary.removed, 0);
+    assert_eq!((summary.bytes_written, summary.removed), (0, 0));
     fs::remove_file(place.source("dir/second")).unwrap();
     place.backup();
     again(&place);
@@ -85,8 +83,44 @@ fn flipped_bytes_cost_their_blocks() {
             .unwrap();
         file.write_all_at(&[byte[0] ^ 1], at).unwrap();
     }
-    // And the one of the file of two names.
-    assert_eq!(again(&place).bytes_written, 5 * BLOCK as u64);
+    assert_eq!(again(&place).bytes_written, 4 * BLOCK as u64);
+}
+
+#[test]
+fn a_file_of_several_names_is_kept_unless_one_is_elsewhere() {
+    let place = restored();
+    let out = |name: &str| place.path("out").join(name);
+    // `dir/second` is the file in the backup, `dir/small` its further name.
+    let inode = || fs::metadata(out("dir/second")).unwrap().ino();
+    let kept = inode();
+    assert_eq!(again(&place).bytes_written, 0);
+    assert_eq!(inode(), kept);
+    // A name more inside the target goes, one that is missing comes back.
+    fs::hard_link(out("dir/small"), out("third")).unwrap();
+    fs::remove_file(out("dir/small")).unwrap();
+    assert_eq!(again(&place).bytes_written, 0);
+    assert_eq!(inode(), kept);
+    // A wrong byte is put right once, under both names.
+    fs::write(out("dir/small"), b"smaXl").unwrap();
+    assert_eq!(again(&place).bytes_written, BLOCK as u64);
+    assert_eq!(inode(), kept);
+
+    // With a name outside it is made anew, and nothing is written through that name.
+    let outside = place.path("outside");
+    fs::hard_link(out("dir/small"), &outside).unwrap();
+    fs::write(&outside, b"mine!").unwrap();
+    again(&place);
+    assert_ne!(inode(), kept);
+    assert_eq!(fs::read(&outside).unwrap(), b"mine!");
+    // As many names as in the backup, and not those of the backup.
+    fs::remove_file(out("dir/small")).unwrap();
+    fs::remove_file(&outside).unwrap();
+    fs::hard_link(out("dir/second"), &outside).unwrap();
+    fs::write(&outside, b"mine!").unwrap();
+    let shared = inode();
+    again(&place);
+    assert_ne!(inode(), shared);
+    assert_eq!(fs::read(&outside).unwrap(), b"mine!");
 }
 
 #[test]
