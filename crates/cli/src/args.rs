@@ -331,7 +331,8 @@ pub struct KeyAddArgs {
 #[command(after_help = "Examples:\n  \
     helios-mover key list\n  \
     helios-mover key remove 3f9a --confirm\n\n\
-    The last slot is never removed. Whoever copied a slot and knows its key can still open the repository.")]
+    A damaged slot goes by the id in its name; the last intact one is never removed. Whoever copied a slot and\n\
+    knows its key can still open the repository.")]
 pub struct KeyRemoveArgs {
     /// Slot id, or the first digits of it
     #[arg(value_name = "SLOT")]
