@@ -6,7 +6,8 @@
 //!
 //! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
 //! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
-//! They may end while the next extent is decoded: a disk that is waited for at the end of every extent idles.
+//! They may end while the next extent is decoded, and that one's frames are fetched while this one is written: a
+//! disk that is waited for between extents idles.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -63,6 +64,14 @@ pub(crate) struct Open {
     pub item: u32,
     path: Vec<u8>,
     file: Rc<File>,
+}
+
+/// An extent whose frames are being fetched.
+pub(crate) struct ReadyExtent {
+    open: Rc<Open>,
+    base: u64,
+    wanted: Vec<Segment>,
+    bytes: u64,
 }
 
 /// What is under way, in order.
@@ -142,8 +151,9 @@ impl Filler {
             .ok_or_else(|| Error::new(Kind::Internal, "no file is open to be filled"))
     }
 
-    /// Brings extent `index` of the open file to the backup's state; its last writes may still be under way.
-    pub async fn extent(&mut self, map: &FileMap, index: u64, progress: &Progress) -> Result<()> {
+    /// Finds what has to be written to extent `index` of the open file, and has it fetched. Extents are filled in
+    /// the order in which they are prepared.
+    pub async fn prepare(&mut self, map: &FileMap, index: u64) -> Result<ReadyExtent> {
         let segments = self.reader.segments(map, index).await?;
         let base = index * EXTENT_BYTES;
         for segment in segments
@@ -165,12 +175,21 @@ impl Filler {
             self.allocate(base, &wanted).await?;
         }
         self.reader.announce(&wanted).await?;
-        for unit in units(&wanted) {
+        Ok(ReadyExtent {
+            open: self.current()?.clone(),
+            base,
+            wanted,
+            bytes: block_bytes(map.extent_blocks(index)),
+        })
+    }
+
+    /// Brings an extent to the backup's state; its last writes may still be under way.
+    pub async fn fill(&mut self, extent: ReadyExtent, progress: &Progress) -> Result<()> {
+        for unit in units(&extent.wanted) {
             self.shard.stop()?;
-            self.write_unit(base, &unit, progress).await?;
+            self.write_unit(&extent, &unit, progress).await?;
         }
-        let open = self.current()?.clone();
-        let bytes = block_bytes(map.extent_blocks(index));
+        let ReadyExtent { open, bytes, .. } = extent;
         self.pending.push_back(Pending::End { open, bytes });
         Ok(())
     }
@@ -205,7 +224,12 @@ impl Filler {
     }
 
     /// Reads and writes one unit: neighbouring segments of at most 1 MiB.
-    async fn write_unit(&mut self, base: u64, unit: &[Segment], progress: &Progress) -> Result<()> {
+    async fn write_unit(
+        &mut self,
+        extent: &ReadyExtent,
+        unit: &[Segment],
+        progress: &Progress,
+    ) -> Result<()> {
         let Some(first) = unit.first() else {
             return Ok(());
         };
@@ -227,8 +251,8 @@ impl Filler {
         let unpaid = read_bytes - std::mem::replace(&mut self.throttled_bytes, read_bytes);
         self.shard.throttle(&self.limits.read, unpaid).await;
         self.shard.throttle(&self.limits.write, at as u64).await;
-        let offset = base + block_bytes(first.first_block);
-        let open = self.current()?.clone();
+        let offset = extent.base + block_bytes(first.first_block);
+        let open = extent.open.clone();
         let write = Box::pin(open.file.write_at(buf, offset, at));
         self.pending.push_back(Pending::Write { write, open });
         self.writes += 1;

@@ -18,8 +18,8 @@ use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::Serialize;
 
 use crate::backup::only;
-use crate::feed::ExtentQueue;
-use crate::fill::{FillCounts, Filler};
+use crate::feed::{Extent, ExtentQueue};
+use crate::fill::{FillCounts, Filler, ReadyExtent};
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
@@ -384,23 +384,21 @@ fn make_name(item: &TreeItem, links: &[&[u8]], target: &DirTarget) -> Result<()>
 
 async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     let mut filler = Filler::new(shard, job.view, job.mode, &job.limits);
-    while let Some(extent) = job.extents.claim() {
+    let mut ready = None;
+    loop {
         shard.stop()?;
-        let missing = || {
-            Error::new(
-                Kind::Internal,
-                "an extent of a file that is not in the backup",
-            )
+        let next = match job.extents.claim() {
+            Some(extent) => Some(prepare(&mut filler, job, extent).await?),
+            None => None,
         };
-        let item = job
-            .view
-            .items
-            .get(extent.item as usize)
-            .ok_or_else(missing)?;
-        let map = item.map.as_ref().ok_or_else(missing)?;
-        filler.open(job.target, extent.item, &item.entry)?;
-        filler.extent(map, extent.index, job.progress).await?;
-        complete_files(&mut filler, job)?;
+        let is_last = next.is_none();
+        if let Some(extent) = std::mem::replace(&mut ready, next) {
+            filler.fill(extent, job.progress).await?;
+            complete_files(&mut filler, job)?;
+        }
+        if is_last {
+            break;
+        }
     }
     filler.drain(0, job.progress).await?;
     complete_files(&mut filler, job)?;
@@ -410,6 +408,24 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
         stages,
         report: shard.report(),
     })
+}
+
+/// Begins an extent: its file is opened and its frames are on their way.
+async fn prepare(filler: &mut Filler, job: &FillJob<'_>, extent: Extent) -> Result<ReadyExtent> {
+    let missing = || {
+        Error::new(
+            Kind::Internal,
+            "an extent of a file that is not in the backup",
+        )
+    };
+    let item = job
+        .view
+        .items
+        .get(extent.item as usize)
+        .ok_or_else(missing)?;
+    let map = item.map.as_ref().ok_or_else(missing)?;
+    filler.open(job.target, extent.item, &item.entry)?;
+    filler.prepare(map, extent.index).await
 }
 
 /// Completes the files whose last extent has ended.

@@ -82,6 +82,14 @@ struct ReadAhead {
     read: JoinHandle<Result<Span>>,
 }
 
+/// Frames that were read.
+struct Held {
+    pack: PackId,
+    frames: std::ops::Range<u32>,
+    offset: u64,
+    span: Span,
+}
+
 /// Reads packs for one shard.
 pub struct PackReader {
     shard: Shard,
@@ -95,7 +103,10 @@ pub struct PackReader {
     frames: VecDeque<(FrameNeed, Vec<u8>)>,
     ahead: VecDeque<ReadAhead>,
     needs: VecDeque<FrameNeed>,
-    current: Option<(PackId, std::ops::Range<u32>, u64, Span)>,
+    /// The announced read that is being used up.
+    current: Option<Held>,
+    /// A frame that was not announced, until it is decoded. It takes the buffer that a directory would.
+    aside: Option<Held>,
     /// Where the time went.
     pub stages: StageSeconds,
     /// Bytes read from the store.
@@ -116,6 +127,7 @@ impl PackReader {
             ahead: VecDeque::new(),
             needs: VecDeque::new(),
             current: None,
+            aside: None,
             stages: StageSeconds::default(),
             read_bytes: 0,
         }
@@ -175,6 +187,14 @@ impl PackReader {
         self.current = None;
         let is_kept = |need: &FrameNeed| self.frames.iter().any(|(kept, _)| kept == need);
         self.needs = needs.into_iter().filter(|need| !is_kept(need)).collect();
+        self.read_ahead().await
+    }
+
+    /// Announces frames that will be asked for behind those that were announced before.
+    pub(crate) async fn announce_more(&mut self, needs: Vec<FrameNeed>) -> Result<()> {
+        let is_kept = |need: &FrameNeed| self.frames.iter().any(|(kept, _)| kept == need);
+        self.needs
+            .extend(needs.into_iter().filter(|need| !is_kept(need)));
         self.read_ahead().await
     }
 
@@ -239,14 +259,10 @@ impl PackReader {
         let holds = |id: PackId, frames: &std::ops::Range<u32>| {
             id == pack.info.id && frames.contains(&frame)
         };
-        if self
-            .current
-            .as_ref()
-            .is_some_and(|(id, frames, ..)| holds(*id, frames))
-        {
+        let is_held = |held: &Held| holds(held.pack, &held.frames);
+        if self.current.as_ref().is_some_and(is_held) {
             return Ok(());
         }
-        self.current = None;
         let clock = Instant::now();
         // What was announced comes in order; a read that is not for this frame was announced in vain.
         let announced = self
@@ -255,11 +271,13 @@ impl PackReader {
             .position(|ahead| holds(ahead.pack, &ahead.frames));
         let ahead = match announced {
             Some(at) => {
+                self.current = None;
                 self.ahead.drain(..at);
                 self.ahead.pop_front()
             }
             None => None,
         };
+        let is_announced = ahead.is_some();
         let ahead = match ahead {
             Some(ahead) => ahead,
             None => {
@@ -272,7 +290,9 @@ impl PackReader {
                 self.start_read(pack, frame..frame + 1, entry.offset, entry.end())
             }
         };
-        self.read_ahead().await?;
+        if is_announced {
+            self.read_ahead().await?;
+        }
         let slice = ahead
             .read
             .await
@@ -281,7 +301,16 @@ impl PackReader {
             })?
             .map_err(|error| missing(&pack.key, error))?;
         lap(&mut self.stages.read_wait, clock);
-        self.current = Some((ahead.pack, ahead.frames, ahead.offset, slice));
+        let held = Held {
+            pack: ahead.pack,
+            frames: ahead.frames,
+            offset: ahead.offset,
+            span: slice,
+        };
+        match is_announced {
+            true => self.current = Some(held),
+            false => self.aside = Some(held),
+        }
         Ok(())
     }
 
@@ -299,11 +328,13 @@ impl PackReader {
             .get(frame as usize)
             .copied()
             .ok_or_else(|| no_block(pack))?;
-        let Some((_, _, offset, slice)) = &self.current else {
+        let aside = self.aside.take();
+        let Some(held) = aside.as_ref().or(self.current.as_ref()) else {
             return Err(Error::new(Kind::Internal, "a frame was not read"));
         };
-        let at = (entry.offset - offset) as usize;
-        let stored = slice
+        let at = (entry.offset - held.offset) as usize;
+        let stored = held
+            .span
             .get(at..at + entry.stored_bytes as usize)
             .ok_or_else(|| Error::new(Kind::Internal, "a frame lies outside what was read"))?;
         let kind = if pack.directory.hashes.is_empty() {

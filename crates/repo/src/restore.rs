@@ -160,7 +160,8 @@ impl ExtentReader {
         Ok(segments)
     }
 
-    /// Announces the segments whose blocks will be read, in order, so that their frames are fetched ahead.
+    /// Announces the segments whose blocks will be read, in order and behind those announced before, so that their
+    /// frames are fetched ahead.
     pub async fn announce(&mut self, segments: &[Segment]) -> Result<()> {
         let mut needs: Vec<FrameNeed> = Vec::new();
         for segment in segments {
@@ -184,7 +185,7 @@ impl ExtentReader {
                 }
             }
         }
-        self.reader.announce(needs).await
+        self.reader.announce_more(needs).await
     }
 
     /// Reads stored blocks into `out` (a multiple of 4096), each checked against its SHA-256.
