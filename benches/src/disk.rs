@@ -187,31 +187,49 @@ fn part(shard: &Shard, bytes: u64) -> Part {
     }
 }
 
+/// A read under way, and the piece that it is of.
+struct Reading<F> {
+    piece: Piece,
+    read: F,
+}
+
 async fn read_pieces(
     shard: Shard,
     plan: Arc<ReadPlan>,
     open: Rc<RefCell<BTreeMap<usize, File>>>,
     packer: Option<Rc<RefCell<Packer>>>,
 ) -> Result<u64> {
-    let mut bytes = 0;
-    while let Some(piece) = plan.pieces.get(plan.next.fetch_add(1, Ordering::Relaxed)) {
+    let begin = async || -> Result<_> {
+        let claimed = plan.next.fetch_add(1, Ordering::Relaxed);
+        let Some(&piece) = plan.pieces.get(claimed) else {
+            return Ok(None);
+        };
         shard.stop()?;
-        let path = &plan.files[piece.file];
-        let file = open_file(&shard, path, piece.file, &open)?;
+        let file = open_file(&shard, &plan.files[piece.file], piece.file, &open)?;
         let buf = shard.buffer().await;
         let whole = piece.len.next_multiple_of(BLOCK_BYTES);
-        let (read, mut buf) = file.read_at(buf, piece.offset, whole).await;
+        let read = Box::pin(file.read_at(buf, piece.offset, whole));
+        Ok(Some(Reading { piece, read }))
+    };
+    let mut bytes = 0;
+    let mut next = begin().await?;
+    while let Some(Reading { piece, read }) = next {
+        let path = &plan.files[piece.file];
+        let (read, mut buf) = read.await;
         let read = read.map_err(|e| failed(Kind::Source, "a read failed", path, e))?;
         if read < piece.len {
             return Err(Error::new(Kind::SourceChanged, "a file became shorter")
                 .object(path.display().to_string()));
         }
         bytes += piece.len as u64;
+        // The next read is on its way before this piece is worked on: tasks that take turns on one core would else
+        // fall into step, all of them computing while the disk idles and then all waiting.
+        next = begin().await?;
         if let Some(packer) = &packer {
+            shard.turn().await;
+            let whole = piece.len.next_multiple_of(BLOCK_BYTES);
             buf[piece.len..whole].fill(0);
             packer.borrow_mut().pack(&buf[..whole])?;
-            drop(buf);
-            shard.turn().await;
         }
     }
     Ok(bytes)
