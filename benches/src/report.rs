@@ -174,6 +174,7 @@ fn machine(out: &mut String, machine: &Machine, files: &[ResultFile]) {
         .iter()
         .map(|file| file.machine.commit.as_str())
         .collect();
+    commits.sort_unstable();
     commits.dedup();
     line!(out, "| commit | {} |", commits.join(", "));
     line!(out, "| programs | {} |\n", machine.versions.join("; "));
