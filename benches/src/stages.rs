@@ -283,7 +283,6 @@ impl Clock {
 /// Scratch space and state of a core.
 struct Core {
     packer: Packer,
-    encoder: FrameEncoder,
     opener: Opener,
     sealed: Vec<u8>,
     plain: Vec<u8>,
@@ -293,7 +292,6 @@ impl Core {
     fn new() -> Result<Self> {
         Ok(Core {
             packer: Packer::new()?,
-            encoder: FrameEncoder::new(COMPRESSION_LEVEL_DEFAULT)?,
             opener: Opener::new()?,
             sealed: vec![0; FRAME_STORED_BYTES_MAX],
             plain: vec![0; FRAME_STORED_BYTES_MAX],
@@ -316,12 +314,12 @@ impl Core {
             Stage::Sha256 => clock.time(frame.len(), || hash(frame)),
             Stage::Compress => {
                 clock.time(frame.len(), || {
-                    self.encoder.compress(FrameKind::Blocks, frame)
+                    self.packer.encoder.compress(FrameKind::Blocks, frame)
                 })?;
             }
             Stage::Compare => {
-                self.encoder.compress(FrameKind::Blocks, frame)?;
-                clock.time(frame.len(), || self.encoder.compare(frame))?;
+                self.packer.encoder.compress(FrameKind::Blocks, frame)?;
+                clock.time(frame.len(), || self.packer.encoder.compare(frame))?;
             }
             Stage::Seal => {
                 let out = &mut self.sealed[..payload.len()];

@@ -3,6 +3,7 @@
 //! Invariants: the tool is reached only through its command line; what it did is compared with a truth that
 //! none of its code computed ([`tree`] walks and hashes by itself); every random choice comes from a seed
 //! that is printed; whatever a test needs and does not find is a failure, never a skip.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 pub mod disk;
 pub mod mover;

@@ -1,5 +1,6 @@
 //! The command line as people and programs use it: help, layers of configuration, secrets, completions, and
 //! every command that the README shows.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
 //! Two backups into one repository at the same time: both exist afterwards, and both are exact.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Layering and style as tests: which crate may import which, where `unsafe` and threads may stand, and what
 //! every file begins with.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::collections::BTreeMap;
 

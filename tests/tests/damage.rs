@@ -1,5 +1,6 @@
 //! No damage to a repository goes unnoticed, and none ever turns into wrong bytes: every byte flipped, every
 //! length cut, every object swapped with another or taken away.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! What goes wrong around the tool (full disks, missing permissions, a source that changes, signals, a hostile
 //! environment) ends with the exit code that says what to do, and leaves nothing broken behind.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

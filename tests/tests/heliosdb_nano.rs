@@ -1,4 +1,5 @@
 //! A HeliosDB Nano database that was lost comes back with every row, and lives on.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fmt::Write;
 use std::fs;

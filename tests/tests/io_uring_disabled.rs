@@ -1,6 +1,7 @@
 //! Where the administrator has switched io_uring off, the tool works with threads and says so.
 //!
 //! The switch is one for the whole machine: this file holds one test, because test programs run one at a time.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 

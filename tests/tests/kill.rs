@@ -2,6 +2,7 @@
 //!
 //! The instants come from a seed (printed; `HELIOS_MOVER_SEED` sets another, `HELIOS_MOVER_KILLS` the number of
 //! kills of each kind) and spread over the time that the undisturbed job takes.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::path::Path;

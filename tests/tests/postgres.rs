@@ -1,5 +1,6 @@
 //! A PostgreSQL 15 cluster that was lost comes back: page checksums, indexes and rows are judged by
 //! PostgreSQL's own tools.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 

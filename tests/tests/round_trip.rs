@@ -1,5 +1,6 @@
 //! What was backed up comes back equal in everything: every kind of protection with every shape of tree, and
 //! the promises around it (deduplication, delta restore, dry runs).
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};

@@ -91,6 +91,12 @@ hex_id!(
     "A pack, drawn at random when it is begun."
 );
 
+hex_id!(
+    SlotId,
+    "key slot id",
+    "A key slot, drawn at random when it is sealed."
+);
+
 /// A backup: its start in whole seconds (UTC) and 32 random bits, as `20261122-181409-7f3a9c2e`.
 ///
 /// The text form sorts by time. As an [`ObjectId`] it is the seconds since 1970 (u64, big-endian), four

@@ -13,7 +13,7 @@ pub mod tree;
 pub mod units;
 
 pub use error::{Error, Kind, Result};
-pub use id::{BackupId, ObjectId, PackId, RepoId, SessionId};
+pub use id::{BackupId, ObjectId, PackId, RepoId, SessionId, SlotId};
 pub use lsn::{Lsn, LsnRange};
 pub use time::Timestamp;
 pub use units::BLOCK_BYTES;

@@ -51,7 +51,7 @@ impl StoredEntry {
         } = &self.entry;
         let wrong = |what: &str| Err(corrupt(format!("entry: {what}")));
         if !is_safe_path(path) {
-            return wrong("the path is unsafe");
+            return wrong("the path is not allowed");
         }
         if path.is_empty() && !matches!(kind, EntryKind::Dir) {
             return wrong("the root is not a directory");
@@ -80,7 +80,7 @@ impl StoredEntry {
             EntryKind::Hardlink { first } => {
                 if first.is_empty() || !is_safe_path(first) || first >= path {
                     return wrong(
-                        "the first name of the hard link is unsafe or does not precede it",
+                        "the first name of the hard link is not allowed or does not precede it",
                     );
                 }
             }

@@ -371,7 +371,7 @@ impl Manifest {
         Ok(out)
     }
 
-    /// Reads a whole object whose preamble was decoded, checked with [`Preamble::expect`] and used to make
+    /// Reads a whole object whose preamble was decoded, checked with [`Preamble::check_place`] and used to make
     /// `sealer`.
     pub fn decode_object(
         bytes: &[u8],

@@ -2,7 +2,7 @@
 //!
 //! Invariants: the first 64 bytes bind each sealed piece to the object's type, cipher, repository, id and
 //! session, because they are part of the associated data of each seal; an object is wrapped exactly if it is
-//! sealed; reserved bytes are zero. [`Preamble::expect`] is the one check that an object is what its key says.
+//! sealed; reserved bytes are zero. [`Preamble::check_place`] is the one check that an object is what its key says.
 
 use mover_base::{ObjectId, RepoId, Result, SessionId, checksum};
 
@@ -159,7 +159,7 @@ impl Preamble {
     ///
     /// Call this before the session key is unwrapped: without it a stored object could be put in another's
     /// place, or an unsealed forgery in place of a sealed object.
-    pub fn expect(
+    pub fn check_place(
         &self,
         object_type: ObjectType,
         cipher: Cipher,

@@ -1,13 +1,13 @@
 //! Key slots: the repository's secrets, sealed with age for one passphrase or one recipient each.
 //!
 //! Invariants: a slot names its repository and the hash of its config outside and, authenticated by age,
-//! inside ([`SlotSecret::expect`]), so that a slot of one repository does not open another. Secrets live in
+//! inside ([`SlotSecret::check_binding`]), so that a slot of one repository does not open another. Secrets live in
 //! memory that is wiped when dropped; sealing them with age is the caller's part.
 
 use std::fmt;
 
 use mover_base::checksum::Sha256;
-use mover_base::{Error, Kind, ObjectId, RepoId, Result, Timestamp, checksum};
+use mover_base::{Error, Kind, RepoId, Result, SlotId, Timestamp, checksum};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -62,7 +62,7 @@ pub struct KeySlot {
     /// The repository.
     pub repo_id: RepoId,
     /// The slot; its key is named after it.
-    pub slot_id: ObjectId,
+    pub slot_id: SlotId,
     /// When it was made; not before 1970.
     pub created: Timestamp,
     /// Hash of the config, as [`crate::RepositoryConfig::decode`] gives it.
@@ -98,7 +98,7 @@ impl KeySlot {
         out.extend_from_slice(&[self.kind.code(), 0]);
         out.extend_from_slice(&(self.age.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.repo_id.0);
-        out.extend_from_slice(&self.slot_id);
+        out.extend_from_slice(&self.slot_id.0);
         out.extend_from_slice(&self.created.as_micros().to_le_bytes());
         out.extend_from_slice(&self.config_sha256);
         out.extend_from_slice(&[0; 8]);
@@ -128,7 +128,7 @@ impl KeySlot {
             return Err(reader.wrong("sealed length", "is above its cap"));
         }
         let repo_id = RepoId(reader.array("repository id")?);
-        let slot_id = reader.array("slot id")?;
+        let slot_id = SlotId(reader.array("slot id")?);
         let created = i64::try_from(reader.u64("time")?)
             .map_err(|_| reader.wrong("time", "is out of range"))?;
         let config_sha256 = reader.array("config hash")?;
@@ -234,7 +234,7 @@ impl SlotSecret {
     }
 
     /// Checks that the secret is that of this repository and of this config.
-    pub fn expect(&self, repo_id: &RepoId, config_sha256: &Sha256) -> Result<()> {
+    pub fn check_binding(&self, repo_id: &RepoId, config_sha256: &Sha256) -> Result<()> {
         if self.repo_id != *repo_id {
             return Err(corrupt("key slot: it is of another repository"));
         }

@@ -2,6 +2,7 @@
 //!
 //! `read_rate FILE SHARDS DEPTH [RUNG] [plain]`: 1 MiB requests, DEPTH of them in flight in all, each shard its own
 //! part of the file. Prints one line per shard and the total.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A measurement says what it expects.
 #![allow(clippy::print_stdout)] // A measurement prints its result.
 
 use std::collections::VecDeque;

@@ -1,5 +1,6 @@
 //! Futures dropped in flight, by the ten thousand over all rungs: no buffer is lent again before the kernel is done with it, and
 //! none is lost.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -1,4 +1,5 @@
 //! Files on every rung, direct and buffered: the bytes are those that the standard library writes and sees.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,5 +1,6 @@
 //! With io_uring disabled in the kernel, shards work on threads. The only test of its binary, because it changes a
 //! setting of the whole machine; needs root, and fails without.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::io::Write;

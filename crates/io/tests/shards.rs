@@ -1,4 +1,5 @@
 //! Life and death of shards: results, errors, panics, stops; buffers as back-pressure.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Result, Timestamp};
 use mover_io::{Shard, ShardReport};
+use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
     BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, MapNode, Repository,
     ShardWriter, SizeInfo, SourceInfo, StageSeconds, StorageInfo, VerificationInfo, WriterOutcome,
@@ -91,6 +92,7 @@ struct Prepared {
     options: BackupOptions,
     /// Opening it costs a passphrase's key derivation, so it is opened once.
     repository: Arc<Repository>,
+    parent: Option<OpenManifest>,
     source: Arc<DirSource>,
     tree: Arc<Tree>,
     started: Timestamp,
@@ -165,7 +167,7 @@ struct Part {
 struct Gathered {
     outcomes: Vec<WriterOutcome>,
     nodes: Vec<(Extent, MapNode)>,
-    read_bytes: u64,
+    bytes_read: u64,
     stages: StageSeconds,
     reports: Vec<ShardReport>,
 }
@@ -176,7 +178,7 @@ impl Gathered {
         for part in parts {
             all.outcomes.push(part.outcome);
             all.nodes.extend(part.nodes);
-            all.read_bytes += part.read_bytes;
+            all.bytes_read += part.read_bytes;
             all.stages.add(&part.stages);
             all.reports.push(part.report);
         }
@@ -227,7 +229,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         source: source.url().to_owned(),
         repository: repository.url().to_owned(),
         backup_type: options.backup_type,
-        parent,
+        parent: parent.as_ref().map(|parent| parent.id),
         reads_earlier_backups: repository.can_read(),
         files,
         dirs,
@@ -242,6 +244,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         prepared: Prepared {
             options: options.clone(),
             repository,
+            parent,
             source,
             tree,
             started,
@@ -265,7 +268,7 @@ fn require_full(options: &BackupOptions) -> Result<()> {
 /// What the repository holds already, and what a sample of the source says.
 struct Outlook {
     repository: Arc<Repository>,
-    parent: Option<BackupId>,
+    parent: Option<OpenManifest>,
     estimate: Estimate,
     warnings: Vec<String>,
 }
@@ -285,7 +288,7 @@ async fn look(
     };
     Ok(Outlook {
         repository,
-        parent: parent.map(|parent| parent.id),
+        parent,
         estimate,
         warnings,
     })
@@ -298,16 +301,15 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let Prepared {
         options,
         repository,
+        parent,
         source,
         tree,
         started,
     } = plan.prepared;
-    let host = host_name();
 
     progress.begin(Phase::Prepare, 0, 0);
     let request = BackupRequest {
-        source: source.url(),
-        host: &host,
+        parent: parent.as_ref(),
         level: options.level,
         index_bytes: engine.index_bytes,
         source_blocks: tree.totals.bytes / BLOCK_BYTES as u64 + tree.totals.files,
@@ -320,7 +322,9 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         tick(&progress, stop)
     })?)?;
     let mut warnings = plan.warnings;
-    add_new(&mut warnings, &run.warnings);
+    warnings.extend(run.warning.clone());
+    // Only what the run has read of it is needed from here on.
+    drop(parent);
 
     progress.begin(Phase::Copy, tree.totals.bytes, tree.totals.files);
     let job = CopyJob::new(&source, &tree, &run, &progress, limits);
@@ -340,11 +344,11 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         ));
     }
     let parent = run.parent();
-    let draft = draft(&options, &source, &tree, &repository, started, host);
+    let draft = draft(&options, &source, &tree, &repository, started);
     let Gathered {
         outcomes,
         nodes,
-        read_bytes,
+        bytes_read,
         stages,
         reports,
     } = Gathered::of(parts);
@@ -354,7 +358,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     Ok(summary(Ended {
         committed,
         parent,
-        bytes_read: read_bytes,
+        bytes_read,
         warnings,
         repository: &repository,
         engine: clock.report(stages, reports),
@@ -481,7 +485,6 @@ fn draft(
     tree: &Tree,
     repository: &Repository,
     started: Timestamp,
-    host: String,
 ) -> BackupMetadata {
     let totals = &tree.totals;
     BackupMetadata {
@@ -496,7 +499,7 @@ fn draft(
         source: SourceInfo {
             url: source.url().to_owned(),
             kind: "dir".to_owned(),
-            host,
+            host: host_name(),
         },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         annotations: options.annotations.clone(),
@@ -587,14 +590,6 @@ fn skipped_warnings(tree: &Tree) -> Vec<String> {
         ));
     }
     warnings
-}
-
-fn add_new(warnings: &mut Vec<String>, more: &[String]) {
-    for warning in more {
-        if !warnings.contains(warning) {
-            warnings.push(warning.clone());
-        }
-    }
 }
 
 /// The one result of a run with one shard.

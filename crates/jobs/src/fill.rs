@@ -122,10 +122,10 @@ impl Filler {
         }
     }
 
-    /// Opens the file of the next extent, if it is not open.
-    pub fn open(&mut self, target: &DirTarget, item: u32, entry: &Entry) -> Result<()> {
-        if self.open.as_ref().is_some_and(|open| open.item == item) {
-            return Ok(());
+    /// Opens the file of the next extent, or gives it if it is open.
+    pub fn open(&mut self, target: &DirTarget, item: u32, entry: &Entry) -> Result<Rc<Open>> {
+        if let Some(open) = self.open.as_ref().filter(|open| open.item == item) {
+            return Ok(open.clone());
         }
         let fd = target.open_existing(&entry.path)?.ok_or_else(|| {
             Error::new(
@@ -137,23 +137,23 @@ impl Filler {
         })?;
         let failed = |error| target_error("a file cannot be written", &entry.path, error);
         let file = Rc::new(self.shard.file(fd, Access::Direct).map_err(failed)?);
-        self.open = Some(Rc::new(Open {
+        let open = Rc::new(Open {
             item,
             path: entry.path.clone(),
             file,
-        }));
-        Ok(())
+        });
+        self.open = Some(open.clone());
+        Ok(open)
     }
 
-    fn current(&self) -> Result<&Rc<Open>> {
-        self.open
-            .as_ref()
-            .ok_or_else(|| Error::new(Kind::Internal, "no file is open to be filled"))
-    }
-
-    /// Finds what has to be written to extent `index` of the open file, and has it fetched. Extents are filled in
-    /// the order in which they are prepared.
-    pub async fn prepare(&mut self, map: &FileMap, index: u64) -> Result<ReadyExtent> {
+    /// Finds what has to be written to extent `index` of a file, and has it fetched. Extents are filled in the order
+    /// in which they are prepared.
+    pub async fn prepare(
+        &mut self,
+        open: Rc<Open>,
+        map: &FileMap,
+        index: u64,
+    ) -> Result<ReadyExtent> {
         let segments = self.reader.segments(map, index).await?;
         let base = index * EXTENT_BYTES;
         for segment in segments
@@ -167,16 +167,15 @@ impl Filler {
                 let data = segments
                     .into_iter()
                     .filter(|segment| segment.content != Content::Hole);
-                data.collect()
+                let data: Vec<Segment> = data.collect();
+                allocate(&open, base, &data).await?;
+                data
             }
-            TargetMode::Delta => self.differing(base, segments).await?,
+            TargetMode::Delta => self.differing(&open, base, segments).await?,
         };
-        if self.mode == TargetMode::Fresh {
-            self.allocate(base, &wanted).await?;
-        }
         self.reader.announce(&wanted).await?;
         Ok(ReadyExtent {
-            open: self.current()?.clone(),
+            open,
             base,
             wanted,
             bytes: block_bytes(map.extent_blocks(index)),
@@ -197,30 +196,6 @@ impl Filler {
     /// The files of which an extent has ended since this was last called, once for each.
     pub fn take_ended(&mut self) -> Vec<Rc<Open>> {
         std::mem::take(&mut self.ended)
-    }
-
-    /// Allocates each run of neighbouring segments: writes into space that is allocated do not wait for each
-    /// other in the file system.
-    async fn allocate(&self, base: u64, wanted: &[Segment]) -> Result<()> {
-        let open = self.current()?;
-        let mut rest = wanted;
-        while let Some(first) = rest.first() {
-            let mut end = first.end();
-            let mut taken = 1;
-            while let Some(next) = rest.get(taken).filter(|next| next.first_block == end) {
-                end = next.end();
-                taken += 1;
-            }
-            let bytes = block_bytes(end - first.first_block);
-            if bytes >= ALLOCATE_BYTES_MIN {
-                let offset = base + block_bytes(first.first_block);
-                open.file.allocate(offset, bytes).await.map_err(|error| {
-                    target_error("space cannot be allocated", &open.path, error)
-                })?;
-            }
-            rest = &rest[taken..];
-        }
-        Ok(())
     }
 
     /// Reads and writes one unit: neighbouring segments of at most 1 MiB.
@@ -288,16 +263,20 @@ impl Filler {
     }
 
     /// The parts of the segments that the target does not hold yet; data in holes is punched out.
-    async fn differing(&mut self, base: u64, segments: Vec<Segment>) -> Result<Vec<Segment>> {
-        let file = self.current()?.file.clone();
-        let path = self.current()?.path.clone();
-        let failed = |error| target_error("a file of the target cannot be read", &path, error);
+    async fn differing(
+        &mut self,
+        open: &Open,
+        base: u64,
+        segments: Vec<Segment>,
+    ) -> Result<Vec<Segment>> {
+        let Open { file, path, .. } = open;
+        let failed = |error| target_error("a file of the target cannot be read", path, error);
         let end = segments.last().map_or(0, Segment::end);
         let length = file.len().map_err(failed)?;
         let limit = (base + block_bytes(end)).min(length.max(base));
         let allocated = if base < limit {
             data_ranges(file.as_fd(), base..limit)
-                .map_err(|error| target_error(HOLES_UNKNOWN, &path, error))?
+                .map_err(|error| target_error(HOLES_UNKNOWN, path, error))?
         } else {
             Vec::new()
         };
@@ -309,14 +288,14 @@ impl Filler {
         let mut wanted: Vec<Segment> = Vec::new();
         for segment in segments {
             if segment.content == Content::Hole {
-                self.punch(&file, &path, base, &segment, &is_allocated)?;
+                self.punch(file, path, base, &segment, &is_allocated)?;
                 continue;
             }
             let mut from = segment.first_block;
             while from < segment.end() {
                 let to = (from + WRITE_BLOCKS_MAX).min(segment.end());
                 if let Some(part) = segment.clip(from, to) {
-                    self.compare(&file, &path, base, &part, &is_allocated, &mut wanted)
+                    self.compare(file, path, base, &part, &is_allocated, &mut wanted)
                         .await?;
                 }
                 from = to;
@@ -398,6 +377,30 @@ impl Filler {
         stages.add(self.reader.stages());
         (self.counts, stages)
     }
+}
+
+/// Allocates each run of neighbouring segments: writes into space that is allocated do not wait for each
+/// other in the file system.
+async fn allocate(open: &Open, base: u64, wanted: &[Segment]) -> Result<()> {
+    let mut rest = wanted;
+    while let Some(first) = rest.first() {
+        let mut end = first.end();
+        let mut taken = 1;
+        while let Some(next) = rest.get(taken).filter(|next| next.first_block == end) {
+            end = next.end();
+            taken += 1;
+        }
+        let bytes = block_bytes(end - first.first_block);
+        if bytes >= ALLOCATE_BYTES_MIN {
+            let offset = base + block_bytes(first.first_block);
+            open.file
+                .allocate(offset, bytes)
+                .await
+                .map_err(|error| target_error("space cannot be allocated", &open.path, error))?;
+        }
+        rest = &rest[taken..];
+    }
+    Ok(())
 }
 
 /// Appends a segment, joined with the last one where it continues it.

@@ -361,7 +361,7 @@ fn make_name(item: &TreeItem, links: &[&[u8]], target: &DirTarget) -> Result<()>
             target.apply_metadata(entry, None)
         }
         EntryKind::File { bytes } => {
-            let fd = target.make_file_of(entry, links)?;
+            let fd = target.make_file(entry, links)?;
             if *bytes > 0 {
                 return Ok(());
             }
@@ -384,21 +384,12 @@ fn make_name(item: &TreeItem, links: &[&[u8]], target: &DirTarget) -> Result<()>
 
 async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     let mut filler = Filler::new(shard, job.view, job.mode, &job.limits);
-    let mut ready = None;
-    loop {
+    let mut next = prepare_next(&mut filler, job).await?;
+    while let Some(extent) = next {
         shard.stop()?;
-        let next = match job.extents.claim() {
-            Some(extent) => Some(prepare(&mut filler, job, extent).await?),
-            None => None,
-        };
-        let is_last = next.is_none();
-        if let Some(extent) = std::mem::replace(&mut ready, next) {
-            filler.fill(extent, job.progress).await?;
-            complete_files(&mut filler, job)?;
-        }
-        if is_last {
-            break;
-        }
+        next = prepare_next(&mut filler, job).await?;
+        filler.fill(extent, job.progress).await?;
+        complete_files(&mut filler, job)?;
     }
     filler.drain(0, job.progress).await?;
     complete_files(&mut filler, job)?;
@@ -410,22 +401,20 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     })
 }
 
-/// Begins an extent: its file is opened and its frames are on their way.
-async fn prepare(filler: &mut Filler, job: &FillJob<'_>, extent: Extent) -> Result<ReadyExtent> {
-    let missing = || {
-        Error::new(
+/// Begins the next extent, if any is left: its file is opened and its frames are on their way.
+async fn prepare_next(filler: &mut Filler, job: &FillJob<'_>) -> Result<Option<ReadyExtent>> {
+    let Some(Extent { item: at, index }) = job.extents.claim() else {
+        return Ok(None);
+    };
+    let item = job.view.items.get(at as usize);
+    let Some((item, map)) = item.and_then(|item| Some((item, item.map.as_ref()?))) else {
+        return Err(Error::new(
             Kind::Internal,
             "an extent of a file that is not in the backup",
-        )
+        ));
     };
-    let item = job
-        .view
-        .items
-        .get(extent.item as usize)
-        .ok_or_else(missing)?;
-    let map = item.map.as_ref().ok_or_else(missing)?;
-    filler.open(job.target, extent.item, &item.entry)?;
-    filler.prepare(map, extent.index).await
+    let open = filler.open(job.target, at, &item.entry)?;
+    filler.prepare(open, map, index).await.map(Some)
 }
 
 /// Completes the files whose last extent has ended.

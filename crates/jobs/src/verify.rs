@@ -134,7 +134,7 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         repository,
         listed,
         mut inventory,
-        unreferenced,
+        mut unreferenced,
     } = only(mover_io::run(&engine.single(), prepare, |stop| {
         tick(&progress, stop)
     })?)?;
@@ -143,7 +143,9 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     progress.begin(Phase::Verify, bytes, inventory.packs.len() as u64);
     let mut strays = listed.strays;
     strays.append(&mut inventory.strays);
-    strays.extend(unreferenced.iter().flat_map(|found| found.strays.clone()));
+    if let Some(found) = &mut unreferenced {
+        strays.append(&mut found.strays);
+    }
     let (mut found, tasks) = begin(inventory);
     let next = AtomicUsize::new(0);
     let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;

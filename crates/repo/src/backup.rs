@@ -28,10 +28,8 @@ const PARENT_TRIES: usize = 64;
 
 /// What a backup is begun with.
 pub struct BackupRequest<'a> {
-    /// URL of the source; the parent must have the same.
-    pub source: &'a str,
-    /// Host of the source; the parent must have the same.
-    pub host: &'a str,
+    /// The backup whose blocks this one builds on, as [`find_parent`] found it.
+    pub parent: Option<&'a catalogue::OpenManifest>,
     /// zstd level.
     pub level: i32,
     /// Most bytes for the block index; small sources get a smaller one.
@@ -45,8 +43,8 @@ pub struct BackupRun {
     shared: Arc<WriteShared>,
     parent: ParentTree,
     next_preload: AtomicUsize,
-    /// Why an earlier backup could not serve as the parent.
-    pub warnings: Vec<String>,
+    /// Why the parent could not serve as such.
+    pub warning: Option<String>,
 }
 
 /// The parent's names and maps; empty where there is no parent.
@@ -147,19 +145,18 @@ impl BackupRun {
         request: &BackupRequest<'_>,
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
-        let (found, mut warnings) =
-            find_parent(shard, repository, request.source, request.host).await?;
         let packs = PackTable::default();
         let mut tree = ParentTree::default();
         let mut parent = None;
-        if let Some(open) = found {
-            match ParentTree::read(shard, repository, &open, &packs).await {
+        let mut warning = None;
+        if let Some(open) = request.parent {
+            match ParentTree::read(shard, repository, open, &packs).await {
                 Ok((read, shared)) => {
                     tree = read;
                     parent = Some(shared);
                 }
                 Err(error) if error.kind() == Kind::Corrupt => {
-                    warnings.push(no_parent(open.id, &error));
+                    warning = Some(no_parent(open.id, &error));
                 }
                 Err(error) => return Err(error),
             }
@@ -180,7 +177,7 @@ impl BackupRun {
             shared,
             parent: tree,
             next_preload: AtomicUsize::new(0),
-            warnings,
+            warning,
         })
     }
 

@@ -93,8 +93,9 @@ impl BlockIndex {
         })
     }
 
-    /// Bytes that hold this many blocks with hardly any set overflowing: with eight times what they take, one block
-    /// in ten thousand is forgotten. A larger index only takes longer to make.
+    /// Bytes that hold this many blocks with hardly any set overflowing: with eight times what they take, a set of four
+    /// has half an entry on average, and under one block in a thousand is pushed out. A larger index only takes longer
+    /// to make.
     pub fn bytes_for(blocks: u64) -> usize {
         let bytes = blocks.saturating_mul(8 * ENTRY_BYTES as u64);
         usize::try_from(bytes)
@@ -234,6 +235,25 @@ mod tests {
             known_count += u32::from(known);
         }
         assert!(known_count <= (STRIPES * WAYS) as u32);
+    }
+
+    #[test]
+    fn an_index_made_for_a_source_forgets_under_a_thousandth_of_it() {
+        let blocks = 100_000;
+        let index = BlockIndex::new(BlockIndex::bytes_for(blocks)).expect("memory");
+        for n in 0..blocks as u32 {
+            index.find_or_insert(&hash(n), || Location {
+                pack: 1,
+                ordinal: n,
+            });
+        }
+        let locations = index
+            .words
+            .iter()
+            .skip(ENTRY_WORDS - 1)
+            .step_by(ENTRY_WORDS);
+        let held = locations.filter(|word| word.load(Relaxed) != 0).count() as u64;
+        assert!(held <= blocks && held > blocks - blocks / 1000, "{held}");
     }
 
     #[test]

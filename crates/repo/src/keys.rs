@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use age::secrecy::{ExposeSecret, SecretString};
 use mover_base::checksum::Sha256;
-use mover_base::{Error, Kind, RepoId, Result, SessionId, Timestamp};
+use mover_base::{Error, Kind, RepoId, Result, SessionId, SlotId, Timestamp};
 use mover_format::seal::{MasterKey, Origin, SessionKey, WrappedPayload, session_tag};
 use mover_format::slot::{KeySlot, SlotKind, SlotSecret};
 use serde::Serialize;
@@ -45,7 +45,7 @@ pub(crate) enum SlotOwner<'a> {
 #[derive(Debug, Clone, Serialize)]
 pub struct SlotInfo {
     /// Its id, which names the object.
-    pub slot_id: String,
+    pub slot_id: SlotId,
     /// `passphrase` or `x25519`.
     pub kind: &'static str,
     /// What the operator called it.
@@ -167,7 +167,7 @@ impl RepoSecret {
         Ok(KeySlot {
             kind,
             repo_id: binding.repo_id,
-            slot_id: random()?,
+            slot_id: SlotId(random()?),
             created: Timestamp::now(),
             config_sha256: binding.config_sha256,
             label: label.to_owned(),
@@ -216,7 +216,7 @@ impl RepoSecret {
         };
         let payload = SlotSecret::decode(&plain)?;
         payload
-            .expect(&binding.repo_id, &binding.config_sha256)
+            .check_binding(&binding.repo_id, &binding.config_sha256)
             .map_err(|error| {
                 error.hint("`config` or the slot was replaced; bring the original object back")
             })?;
@@ -256,11 +256,7 @@ pub(crate) fn wrap(
 /// How a listing shows a slot.
 pub(crate) fn slot_info(slot: &KeySlot) -> SlotInfo {
     SlotInfo {
-        slot_id: slot
-            .slot_id
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        slot_id: slot.slot_id,
         kind: match slot.kind {
             SlotKind::Passphrase => "passphrase",
             SlotKind::X25519 => "x25519",

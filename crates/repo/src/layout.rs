@@ -3,7 +3,7 @@
 //! Invariants: this is the only place that spells a name out, in both directions. A name that stands for nothing
 //! here is a stray: whoever lists passes it over, tells it, and never deletes it.
 
-use mover_base::{BackupId, PackId, Result};
+use mover_base::{BackupId, PackId, Result, SlotId};
 use mover_store::Key;
 
 /// Prefix of the key slots.
@@ -12,8 +12,6 @@ pub const KEYS: &str = "keys/";
 pub const PACKS: &str = "packs/";
 /// Prefix of the manifests.
 pub const BACKUPS: &str = "backups/";
-/// 16 bytes in hex.
-const SLOT_ID_CHARS: usize = 32;
 
 /// The repository header.
 pub fn config() -> Result<Key> {
@@ -21,7 +19,7 @@ pub fn config() -> Result<Key> {
 }
 
 /// A key slot.
-pub fn slot(id: &str) -> Result<Key> {
+pub fn slot(id: SlotId) -> Result<Key> {
     Key::new(&format!("{KEYS}{id}"))
 }
 
@@ -36,10 +34,8 @@ pub fn backup(id: BackupId) -> Result<Key> {
 }
 
 /// The id of the slot that a name stands for; none if no slot has that name.
-pub fn slot_of(key: &Key) -> Option<String> {
-    let id = key.as_str().strip_prefix(KEYS)?;
-    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    (id.len() == SLOT_ID_CHARS && id.bytes().all(is_hex)).then(|| id.to_owned())
+pub fn slot_of(key: &Key) -> Option<SlotId> {
+    key.as_str().strip_prefix(KEYS)?.parse().ok()
 }
 
 /// The backup that a manifest's name stands for; none if no manifest has that name.

@@ -180,21 +180,23 @@ impl PackReader {
             .ok_or_else(|| no_block(&pack))
     }
 
-    /// Announces the frames that will be asked for, in order. Frames that were announced before and not asked
-    /// for are forgotten.
-    pub(crate) async fn announce(&mut self, needs: Vec<FrameNeed>) -> Result<()> {
-        self.ahead.clear();
-        self.current = None;
-        let is_kept = |need: &FrameNeed| self.frames.iter().any(|(kept, _)| kept == need);
-        self.needs = needs.into_iter().filter(|need| !is_kept(need)).collect();
-        self.read_ahead().await
-    }
-
-    /// Announces frames that will be asked for behind those that were announced before.
-    pub(crate) async fn announce_more(&mut self, needs: Vec<FrameNeed>) -> Result<()> {
-        let is_kept = |need: &FrameNeed| self.frames.iter().any(|(kept, _)| kept == need);
-        self.needs
-            .extend(needs.into_iter().filter(|need| !is_kept(need)));
+    /// Announces frames that will be asked for, in order, behind those that were announced before. One that is kept,
+    /// or was announced a moment ago, will still be at hand when it is wanted again.
+    pub(crate) async fn announce(
+        &mut self,
+        needs: impl IntoIterator<Item = FrameNeed>,
+    ) -> Result<()> {
+        for need in needs {
+            let is_kept = self.frames.iter().any(|(kept, _)| *kept == need);
+            let is_read = self
+                .ahead
+                .back()
+                .is_some_and(|ahead| ahead.pack == need.pack && ahead.frames.contains(&need.frame));
+            let mut latest = self.needs.iter().rev().take(FRAMES_MAX);
+            if !is_kept && !is_read && !latest.any(|named| *named == need) {
+                self.needs.push_back(need);
+            }
+        }
         self.read_ahead().await
     }
 

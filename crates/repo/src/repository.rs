@@ -244,7 +244,7 @@ impl Repository {
         object_type: ObjectType,
         id: ObjectId,
     ) -> Result<(ObjectSealer, Origin)> {
-        preamble.expect(
+        preamble.check_place(
             object_type,
             self.config.cipher,
             &self.config.repository_id,

@@ -14,7 +14,7 @@ use mover_format::seal::Origin;
 use mover_io::Shard;
 
 use crate::catalogue;
-use crate::reader::{FRAMES_MAX, FrameNeed, PackInfos, PackReader};
+use crate::reader::{FrameNeed, PackInfos, PackReader};
 use crate::repository::Repository;
 use crate::timing::StageSeconds;
 use crate::tree::{FileMap, TreeItem, read_entries};
@@ -163,29 +163,16 @@ impl ExtentReader {
     /// Announces the segments whose blocks will be read, in order and behind those announced before, so that their
     /// frames are fetched ahead.
     pub async fn announce(&mut self, segments: &[Segment]) -> Result<()> {
-        let mut needs: Vec<FrameNeed> = Vec::new();
+        let mut needs = Vec::new();
         for segment in segments {
             let Content::Stored { pack, ordinal } = segment.content else {
                 continue;
             };
-            for frame in self
-                .reader
-                .frames_of(pack, ordinal, segment.count as u32)
-                .await?
-            {
-                let need = FrameNeed { pack, frame };
-                // One that was named a moment ago will still be at hand when it is wanted again.
-                if !needs
-                    .iter()
-                    .rev()
-                    .take(FRAMES_MAX)
-                    .any(|named| *named == need)
-                {
-                    needs.push(need);
-                }
-            }
+            let count = segment.count as u32;
+            let frames = self.reader.frames_of(pack, ordinal, count).await?;
+            needs.extend(frames.map(|frame| FrameNeed { pack, frame }));
         }
-        self.reader.announce_more(needs).await
+        self.reader.announce(needs).await
     }
 
     /// Reads stored blocks into `out` (a multiple of 4096), each checked against its SHA-256.

@@ -5,7 +5,7 @@
 //! an intact slot: after a deletion the slots are looked at again, and if two removals took the last two, each
 //! puts its own back.
 
-use mover_base::{Error, Kind, Result, Timestamp};
+use mover_base::{Error, Kind, Result, SlotId, Timestamp};
 use mover_format::slot::{KeySlot, SLOT_BYTES_MAX};
 use mover_io::Shard;
 use mover_store::{Key, Put};
@@ -26,7 +26,7 @@ pub(crate) struct StoredSlot {
     /// Its name.
     pub key: Key,
     /// The id in its name.
-    pub id: String,
+    pub id: SlotId,
     /// Its bytes, as far as they could be read: what puts it back.
     bytes: Vec<u8>,
     /// Its content, or why it cannot be used.
@@ -45,7 +45,7 @@ pub(crate) struct StoredSlots {
 #[derive(Debug, Clone, Serialize)]
 pub struct ListedSlot {
     /// Its id, which names the object.
-    pub slot_id: String,
+    pub slot_id: SlotId,
     /// `passphrase` or `x25519`.
     pub kind: Option<&'static str>,
     /// What the operator called it.
@@ -76,7 +76,7 @@ impl StoredSlot {
             Err(error) => (None, Some(reason(error))),
         };
         ListedSlot {
-            slot_id: self.id.clone(),
+            slot_id: self.id,
             kind: info.as_ref().map(|info| info.kind),
             created: info.as_ref().map(|info| info.created),
             label: info.map(|info| info.label),
@@ -138,7 +138,7 @@ impl Repository {
 
     fn decode_slot(&self, key: &Key, bytes: &[u8]) -> Result<KeySlot> {
         let slot = KeySlot::decode(bytes).map_err(|error| error.object(key.as_str()))?;
-        let expected = layout::slot(&keys::slot_info(&slot).slot_id)?;
+        let expected = layout::slot(slot.slot_id)?;
         let wrong = |what: &str| Error::new(Kind::Corrupt, what).object(key.as_str());
         if slot.repo_id != self.id() || expected.as_str() != key.as_str() {
             return Err(wrong("the key slot does not belong at this place")
@@ -198,13 +198,12 @@ impl Repository {
         let info = keys::slot_info(&slot);
         match self
             .store()
-            .put_if_absent(shard, &layout::slot(&info.slot_id)?, &slot.encode()?)
+            .put_if_absent(shard, &layout::slot(info.slot_id)?, &slot.encode()?)
             .await?
         {
             Put::Created => Ok(info),
-            Put::Exists => {
-                Err(Error::new(Kind::Conflict, "a key slot of that id exists").object(info.slot_id))
-            }
+            Put::Exists => Err(Error::new(Kind::Conflict, "a key slot of that id exists")
+                .object(info.slot_id.to_string())),
         }
     }
 
@@ -223,7 +222,7 @@ impl Repository {
             .await?
             .slots
             .into_iter()
-            .partition(|slot| slot.id.starts_with(prefix));
+            .partition(|slot| slot.id.to_string().starts_with(prefix));
         let count = matching.len();
         let chosen = match matching.pop() {
             Some(slot) if count == 1 => slot,
@@ -249,7 +248,7 @@ impl Repository {
             "no key slot is intact; what is left of this one is not thrown away"
         };
         Err(Error::new(Kind::Conflict, what)
-            .object(chosen.id)
+            .object(chosen.id.to_string())
             .hint("add another key first: `helios-mover key add`"))
     }
 
@@ -267,7 +266,7 @@ impl Repository {
                 Kind::Conflict,
                 "the other key slots were removed at the same time; this one was put back",
             )
-            .object(chosen.id.clone())
+            .object(chosen.id.to_string())
             .hint("look at `helios-mover key list`, and add another key first"),
             Err(error) => error,
         };
@@ -324,7 +323,7 @@ mod tests {
         mover_io::run(&config, run, |_| {}).expect("a run");
     }
 
-    async fn ids(shard: &Shard, repository: &Repository) -> Vec<String> {
+    async fn ids(shard: &Shard, repository: &Repository) -> Vec<SlotId> {
         let found = repository.read_slots(shard).await.expect("a listing");
         found.slots.into_iter().map(|slot| slot.id).collect()
     }
@@ -334,7 +333,9 @@ mod tests {
         with_two_slots(async |shard, repository, slots| {
             let before = ids(shard, repository).await;
             let choose = async |at: usize| {
-                let chosen = repository.choose_slot(shard, &slots[at].slot_id).await;
+                let chosen = repository
+                    .choose_slot(shard, &slots[at].slot_id.to_string())
+                    .await;
                 chosen.expect("two slots are there")
             };
             // Both look before either deletes.
@@ -345,7 +346,7 @@ mod tests {
                 .expect("one is left");
             let refused = repository.take_slot(shard, &two).await.unwrap_err();
             assert_eq!(refused.kind(), Kind::Conflict);
-            assert_eq!(ids(shard, repository).await, [two.id.as_str()]);
+            assert_eq!(ids(shard, repository).await, [two.id]);
 
             // Both delete before either looks again.
             let put = repository
@@ -360,16 +361,18 @@ mod tests {
                 .expect("deleted");
             let refused = repository.take_slot(shard, &one).await.unwrap_err();
             assert_eq!(refused.kind(), Kind::Conflict);
-            assert_eq!(ids(shard, repository).await, [one.id.as_str()]);
+            assert_eq!(ids(shard, repository).await, [one.id]);
         });
     }
 
     #[test]
     fn a_slot_that_was_put_back_still_opens() {
         with_two_slots(async |shard, repository, slots| {
-            let chosen = repository.choose_slot(shard, &slots[0].slot_id).await;
+            let chosen = repository
+                .choose_slot(shard, &slots[0].slot_id.to_string())
+                .await;
             let chosen = chosen.expect("two slots are there");
-            let other = layout::slot(&slots[1].slot_id).expect("a name");
+            let other = layout::slot(slots[1].slot_id).expect("a name");
             repository
                 .store()
                 .delete(shard, &other)

@@ -197,12 +197,11 @@ pub async fn check_pack(
     let mut reader = PackReader::new(shard, repository, &infos);
     let pack = reader.open(info.id).await?;
     let frames = pack.directory.frames.len() as u32;
-    let needs = (0..frames)
-        .map(|frame| FrameNeed {
-            pack: info.id,
-            frame,
-        })
-        .collect();
+    let pack_id = info.id;
+    let needs = (0..frames).map(|frame| FrameNeed {
+        pack: pack_id,
+        frame,
+    });
     reader.announce(needs).await?;
     let mut plain = vec![0; mover_format::frame::FRAME_PLAIN_BYTES_MAX];
     for frame in 0..frames {

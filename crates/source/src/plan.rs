@@ -1,8 +1,8 @@
 //! Where a restore goes and whether it can go there, found out without changing anything.
 //!
 //! Invariants: a fresh restore never touches a directory that holds something; a restore that was
-//! interrupted is recognised, and one that runs is not disturbed. The path that the operator gave may contain symbolic links; it is resolved here,
-//! once.
+//! interrupted is recognised, and one that runs is not disturbed. The path that the operator gave may contain
+//! symbolic links; it is resolved here, once.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;

@@ -172,17 +172,12 @@ impl DirTarget {
         rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU).map_err(failed)
     }
 
-    /// As [`DirTarget::make_file_of`] for a file that has no other names in the backup.
-    pub fn make_file(&self, entry: &Entry) -> Result<OwnedFd> {
-        self.make_file_of(entry, &[])
-    }
-
     /// Makes a regular file that only its owner may touch and opens it for reading and writing.
     ///
     /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has names besides
     /// its own and `other_names` (they may be outside the target), in which case it is replaced, like anything
     /// that is no regular file. Setting the length is up to the caller.
-    pub fn make_file_of(&self, entry: &Entry, other_names: &[&[u8]]) -> Result<OwnedFd> {
+    pub fn make_file(&self, entry: &Entry, other_names: &[&[u8]]) -> Result<OwnedFd> {
         self.check(entry, "file", matches!(entry.kind, EntryKind::File { .. }))?;
         let failed = self.failed("a file cannot be made", entry);
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;

@@ -4,6 +4,7 @@
 //! Some tests need root: they mount small file systems on loop devices and start copies of this program as
 //! another user or under strace. Such a copy runs one test named `child_...`, which does nothing unless the
 //! environment variable [`CHILD_ROOT`] names a store.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 mod conformance;
 mod small_disk;

@@ -1,4 +1,5 @@
 //! Names in a local store that no object can have: listings tell them, once, and are complete without them.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -73,7 +73,7 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
             |problem| Cell::styled(format!("{}: {problem}", slot.object), YELLOW),
         );
         table.row([
-            Cell::from(slot.slot_id.as_str()),
+            Cell::from(slot.slot_id.to_string()),
             match slot.kind {
                 Some(kind) => Cell::from(kind),
                 None => Cell::styled(DAMAGED, YELLOW),

@@ -109,7 +109,9 @@ fn config_and_slots_are_frozen() {
     let secret = SlotSecret::decode(&bytes).unwrap();
     assert_eq!(secret.master_key.expose(), master_key().expose());
     assert_eq!(*secret.identity, *slot_secret().identity);
-    secret.expect(&REPO, &key_slot().config_sha256).unwrap();
+    secret
+        .check_binding(&REPO, &key_slot().config_sha256)
+        .unwrap();
     let bytes = frozen("wrapped-payload.bin", &wrapped_payload().encode()[..]);
     let payload = WrappedPayload::decode(&bytes).unwrap();
     assert_eq!(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mover_base::checksum::{Sha256, sha256};
 use mover_base::tree::{Entry, EntryKind, FileTime};
 use mover_base::{
-    BLOCK_BYTES, BackupId, Lsn, LsnRange, PackId, RepoId, Result, SessionId, Timestamp,
+    BLOCK_BYTES, BackupId, Lsn, LsnRange, PackId, RepoId, Result, SessionId, SlotId, Timestamp,
 };
 use mover_format::entry::{EntryPage, StoredEntry};
 use mover_format::pack::TRAILER_BYTES;
@@ -146,7 +146,7 @@ pub fn open_pack(expected: &Preamble, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let corrupt = || mover_base::Error::new(mover_base::Kind::Corrupt, "wrong");
     let object_type = expected.object_type;
     let (preamble, begin) = Preamble::decode(bytes)?;
-    preamble.expect(
+    preamble.check_place(
         object_type,
         expected.cipher,
         &expected.repo_id,
@@ -370,7 +370,7 @@ pub fn manifest_object(cipher: Cipher) -> Vec<u8> {
 
 pub fn open_manifest(expected: &Preamble, bytes: &[u8]) -> Result<Manifest> {
     let (preamble, _) = Preamble::decode(bytes)?;
-    preamble.expect(
+    preamble.check_place(
         ObjectType::Manifest,
         expected.cipher,
         &expected.repo_id,
@@ -400,7 +400,7 @@ pub fn key_slot() -> KeySlot {
     KeySlot {
         kind: SlotKind::Passphrase,
         repo_id: REPO,
-        slot_id: [0x66; 16],
+        slot_id: SlotId([0x66; 16]),
         created: CREATED,
         config_sha256: counted(0xc0),
         label: "escrow, Zürich".into(),

@@ -2,6 +2,7 @@
 //!
 //! Invariants: the truth comes from elsewhere (`find`, std, raw system calls), never from the code under
 //! test. What needs root (owners, devices, mounts) says so and is left out without it.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 mod roundtrip;
 mod scan;

@@ -84,7 +84,7 @@ pub fn fill(target: &DirTarget, tree: &Tree, from: &Path) {
             EntryKind::Hardlink { .. } => target.make_hardlink(entry).unwrap(),
             EntryKind::Fifo => target.make_fifo(entry).unwrap(),
             EntryKind::File { bytes } => {
-                let mut file = File::from(target.make_file(entry).unwrap());
+                let mut file = File::from(target.make_file(entry, &[]).unwrap());
                 let mut original = File::open(join(from, &entry.path)).unwrap();
                 assert_eq!(std::io::copy(&mut original, &mut file).unwrap(), *bytes);
                 file.set_len(*bytes).unwrap();

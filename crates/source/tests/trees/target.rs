@@ -118,50 +118,67 @@ fn a_target_filled_meanwhile_keeps_its_content_and_the_restored_tree() {
     assert_same(&from, &staging);
 }
 
+/// A small tree, and an empty file system to restore it to. Dropped in this order.
+struct MountPoint {
+    from: PathBuf,
+    to: PathBuf,
+    _mounted: Mounted,
+    _dir: tempfile::TempDir,
+}
+
+impl MountPoint {
+    /// None where this user may not mount.
+    fn new() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        small_tree(&from);
+        fs::create_dir(&to).unwrap();
+        Some(MountPoint {
+            _mounted: Mounted::tmpfs(&to),
+            from,
+            to,
+            _dir: dir,
+        })
+    }
+}
+
 #[test]
 fn a_mount_point_is_filled_from_inside() {
-    if !is_root() {
+    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
         return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-    small_tree(&from);
-    fs::create_dir(&to).unwrap();
-    let _mounted = Mounted::tmpfs(&to);
-    let target = begin(&to, TargetMode::Fresh);
-    fill(&target, &scan(&from), &from);
-    assert!(listing(&to)[0].starts_with(".helios-mover-partial-"));
+    };
+    let target = begin(to, TargetMode::Fresh);
+    fill(&target, &scan(from), from);
+    assert!(listing(to)[0].starts_with(".helios-mover-partial-"));
     for mode in [TargetMode::Fresh, TargetMode::Delta] {
-        assert_eq!(failure(DirTarget::plan(&to, mode)).0, Kind::Conflict);
+        assert_eq!(failure(DirTarget::plan(to, mode)).0, Kind::Conflict);
     }
     target.finish().unwrap();
-    assert_same(&from, &to);
-    assert_eq!(listing(&to), listing(&from));
+    assert_same(from, to);
+    assert_eq!(listing(to), listing(from));
 }
 
 #[test]
 fn what_a_dead_restore_left_inside_a_mount_point_is_removed() {
-    if !is_root() {
+    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
         return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-    small_tree(&from);
-    fs::create_dir(&to).unwrap();
-    let _mounted = Mounted::tmpfs(&to);
-    let left = killed_restore(&to, &to);
-    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    };
+    let left = killed_restore(to, to);
+    let plan = DirTarget::plan(to, TargetMode::Fresh).unwrap();
     assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
     assert_eq!(plan.remove_leftovers(), [""; 0]);
     let target = DirTarget::begin(plan).unwrap();
-    fill(&target, &scan(&from), &from);
+    fill(&target, &scan(from), from);
     target.finish().unwrap();
-    assert_same(&from, &to);
+    assert_same(from, to);
     // One that is not marked may hold anything: only --delta goes over it.
     fs::remove_dir_all(to.join("d")).unwrap();
     fs::remove_file(to.join("l")).unwrap();
     fs::create_dir(to.join(".helios-mover-partial-0123456789abcdef")).unwrap();
-    let (_, text, error) = failure(DirTarget::plan(&to, TargetMode::Fresh));
+    let (_, text, error) = failure(DirTarget::plan(to, TargetMode::Fresh));
     assert!(text.contains("interrupted"), "{text}");
     assert!(error.hint_text().unwrap().contains("--delta"));
 }
@@ -174,7 +191,7 @@ fn killed_restore(to: &Path, dir: &Path) -> PathBuf {
     let before = listing(dir);
     let target = begin(to, TargetMode::Fresh);
     target.make_dir(&entry(b"deep", EntryKind::Dir)).unwrap();
-    drop(target.make_file(&entry(b"deep/file", FILE)).unwrap());
+    drop(target.make_file(&entry(b"deep/file", FILE), &[]).unwrap());
     let mut names = listing(dir);
     names.retain(|name| !before.contains(name));
     let left = dir.join(names.first().expect("a staging directory"));
@@ -343,7 +360,7 @@ fn delta_keeps_the_content_of_a_file_to_compare_with() {
     fs::set_permissions(dir.path().join("f"), Permissions::from_mode(0o000)).unwrap();
     let ino = dir.path().join("f").metadata().unwrap().ino();
     let target = begin(dir.path(), TargetMode::Delta);
-    let file = fs::File::from(target.make_file(&entry(b"f", FILE)).unwrap());
+    let file = fs::File::from(target.make_file(&entry(b"f", FILE), &[]).unwrap());
     assert_eq!(std::io::read_to_string(&file).unwrap(), "before");
     let found = file.metadata().unwrap();
     assert_eq!((found.ino(), found.mode() & 0o7777), (ino, 0o600));
@@ -377,7 +394,7 @@ fn make_all(target: &DirTarget, path: &[u8]) -> Vec<mover_base::Error> {
     };
     let all: [Result<(), mover_base::Error>; 6] = [
         target.make_dir(&made(EntryKind::Dir)),
-        target.make_file(&made(FILE)).map(drop),
+        target.make_file(&made(FILE), &[]).map(drop),
         target.make_symlink(&made(symlink)),
         target.make_fifo(&made(EntryKind::Fifo)),
         target.apply_metadata(&made(FILE), None),
@@ -442,7 +459,7 @@ fn a_symlink_in_the_backup_or_planted_leads_nowhere() {
     let errors = make_all(&target, b"sub/f");
     assert!(errors.iter().all(|error| error.kind() == Kind::Target));
     // A name that is taken by a link is not written through.
-    assert!(target.make_file(&entry(b"to-file", FILE)).is_err());
+    assert!(target.make_file(&entry(b"to-file", FILE), &[]).is_err());
     assert!(
         target
             .apply_metadata(&entry(b"to-file", FILE), None)
@@ -463,8 +480,8 @@ fn a_symlink_in_the_backup_or_planted_leads_nowhere() {
     symlink(&outside, to.join("sub")).unwrap();
     symlink(outside.join("f"), to.join("to-file")).unwrap();
     let target = begin(&to, TargetMode::Delta);
-    assert!(target.make_file(&entry(b"sub/x", FILE)).is_err());
-    let mut made = fs::File::from(target.make_file(&entry(b"to-file", FILE)).unwrap());
+    assert!(target.make_file(&entry(b"sub/x", FILE), &[]).is_err());
+    let mut made = fs::File::from(target.make_file(&entry(b"to-file", FILE), &[]).unwrap());
     made.write_all(b"restored").unwrap();
     assert_eq!(listing(&outside), ["f"]);
     assert_eq!(fs::read(outside.join("f")).unwrap(), b"precious");
@@ -501,7 +518,7 @@ fn a_user_without_rights_gets_warnings_and_no_setuid() {
             let mut file = entry(b"f", FILE);
             (file.uid, file.gid, file.mode) = (0, 0, 0o4755);
             target.make_dir(&root).unwrap();
-            target.make_file(&file).unwrap();
+            target.make_file(&file, &[]).unwrap();
             target.apply_metadata(&file, None).unwrap();
             target.apply_metadata(&root, None).unwrap();
             let finished = target.finish().unwrap();
