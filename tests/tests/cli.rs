@@ -222,6 +222,29 @@ fn secrets_reach_no_output() {
 }
 
 #[test]
+fn whose_only_slot_is_damaged_sees_that_and_what_to_do() {
+    let scratch = Scratch::new("damaged-slot");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let (slot, mut bytes) = repo
+        .objects()
+        .into_iter()
+        .find(|(name, _)| name.starts_with("keys"))
+        .expect("a slot");
+    bytes[60] ^= 1;
+    fs::write(repo.dir.join(&slot), bytes).expect("damage");
+    let run = |args: &[&str]| {
+        let mut command = mover::command(&scratch.dir("home"));
+        Outcome::of(command.args(args).args(repo.access()).arg("--json"))
+    };
+    let listed = run(&["key", "list"]).expect(exit::OK).document();
+    assert_eq!(listed["slots"][0]["damaged"], true, "{listed}");
+    let error = run(&["list"]).expect(exit::CORRUPT).error();
+    assert_eq!(error["object"], slot.to_str().expect("name"), "{error}");
+    let hint = error["hint"].as_str().expect("what to do next");
+    assert!(hint.contains("key list"), "{hint}");
+}
+
+#[test]
 fn keys_are_added_and_removed_and_the_last_one_stays() {
     let scratch = Scratch::new("key");
     let source = scratch.dir("source");

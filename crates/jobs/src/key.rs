@@ -2,16 +2,20 @@
 
 use mover_base::Result;
 use mover_io::Shard;
-use mover_repo::{Repository, Secret};
+use mover_repo::{Credentials, Repository, Secret};
 
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
 
 pub use mover_repo::{ListedSlot, SlotInfo, SlotListing, generate_identity};
 
-/// The key slots, damaged ones too. Needs no key.
-pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<SlotListing> {
-    with(engine, repo, async |shard, repository| {
+/// The key slots of the repository at `url`, damaged ones too. Needs no key, and so works for whom no key is left.
+pub fn list(engine: &Engine, url: &str) -> Result<SlotListing> {
+    let repo = RepoAccess {
+        url: url.to_owned(),
+        credentials: Credentials::None,
+    };
+    with(engine, &repo, async |shard, repository| {
         repository.slots(&shard).await
     })
 }

@@ -203,7 +203,12 @@ impl Repository {
             }
         }
         if let Some(error) = damaged {
-            return Err(error);
+            return Err(match error.hint_text() {
+                Some(_) => error,
+                None => error.hint(
+                    "copy the slot back, or open the repository with another key: `helios-mover key list` shows the slots",
+                ),
+            });
         }
         Err(Error::new(
             Kind::Key,

@@ -227,16 +227,13 @@ impl Repository {
         let chosen = match matching.pop() {
             Some(slot) if count == 1 => slot,
             _ => {
-                let kind = if count == 0 {
-                    Kind::NotFound
-                } else {
-                    Kind::Usage
+                let (kind, what) = match count {
+                    0 => (Kind::NotFound, "no key slot begins with this id"),
+                    _ => (Kind::Usage, "several key slots begin with this id"),
                 };
-                return Err(
-                    Error::new(kind, format!("{count} key slots begin with this id"))
-                        .object(prefix)
-                        .hint("`helios-mover key list` shows the ids"),
-                );
+                return Err(Error::new(kind, what)
+                    .object(prefix)
+                    .hint("`helios-mover key list` shows the ids"));
             }
         };
         if others.iter().any(|other| other.slot.is_ok()) {

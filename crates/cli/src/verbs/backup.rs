@@ -90,11 +90,7 @@ fn plan_table(plan: &BackupPlan) -> Table {
     );
     table.pair(
         "content",
-        format!(
-            "{}, {}",
-            figures::counted(plan.files, "file"),
-            figures::counted(plan.dirs, "directory")
-        ),
+        figures_of::content(plan.files, plan.dirs, plan.symlinks, plan.hardlinks),
     );
     table.pair(
         "to read",

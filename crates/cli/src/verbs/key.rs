@@ -51,8 +51,8 @@ fn describe_listed(slot: &ListedSlot) -> String {
 
 /// `key list`
 pub fn list(context: &mut Context<'_>) -> Result<()> {
-    let repo = context.repo_access()?;
-    let listed = key::list(&context.settings.engine, &repo)?;
+    let url = context.settings.repo_url()?;
+    let listed = key::list(&context.settings.engine, &url)?;
     context.warn_of_strays(&listed.strays);
     for slot in listed.slots.iter().filter(|slot| slot.damaged) {
         context.out.warning(&format!(

@@ -52,14 +52,13 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
     }
     context.out.table(&table);
     let mut table = Table::pairs().indent(2);
-    table.pair(
-        "read",
-        format!(
-            "{} in {}",
-            format_bytes(summary.bytes),
-            figures::counted(summary.objects, "object")
-        ),
+    let read = format!(
+        "{}, {}",
+        figures::counted(summary.objects, "object"),
+        format_bytes(summary.bytes)
     );
+    let rate = summary.bytes as f64 / summary.engine.seconds.max(1e-9);
+    table.pair("read", figures_of::timed(&read, &summary.engine, rate));
     table.pair("checked", figures::counted(summary.blocks, "block"));
     if let (Some(packs), Some(bytes)) = (summary.unreferenced_packs, summary.unreferenced_bytes)
         && packs > 0

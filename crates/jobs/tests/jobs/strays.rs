@@ -53,7 +53,7 @@ fn a_stray_name_stops_no_job_and_is_told_and_kept() {
         names
     };
     assert_eq!(sorted(listed.strays), below("backups/"));
-    let slots = key::list(&engine(), &place.access()).unwrap();
+    let slots = key::list(&engine(), &place.url()).unwrap();
     assert!(slots.slots.len() == 1 && !slots.slots[0].damaged);
     assert_eq!(sorted(slots.strays), below("keys/"));
 
