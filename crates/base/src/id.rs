@@ -9,26 +9,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Kind};
+use crate::hex;
 use crate::time::Timestamp;
 
 /// The 16 bytes by which an object is bound to its place (part of the associated data of its seal).
 pub type ObjectId = [u8; 16];
-
-fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let lower = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
-    if text.len() != 2 * N || !text.as_bytes().iter().all(lower) {
-        return None;
-    }
-    let mut out = [0; N];
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(out)
-}
 
 macro_rules! hex_id {
     ($name:ident, $what:literal, $doc:literal) => {
@@ -38,13 +23,13 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                hex(&self.0, f)
+                f.write_str(&hex::encode(&self.0))
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                hex(&self.0, f)
+                f.write_str(&hex::encode(&self.0))
             }
         }
 
@@ -52,7 +37,7 @@ macro_rules! hex_id {
             type Err = Error;
 
             fn from_str(text: &str) -> Result<Self, Error> {
-                unhex(text).map($name).ok_or_else(|| {
+                hex::decode(text).map($name).ok_or_else(|| {
                     Error::new(Kind::Usage, concat!("not a ", $what, " (32 hex digits)"))
                         .object(text)
                 })
@@ -145,7 +130,7 @@ impl FromStr for BackupId {
     fn from_str(text: &str) -> Result<Self, Error> {
         let parse = || {
             let (time, random) = text.rsplit_once('-')?;
-            let random = u32::from_be_bytes(unhex::<4>(random)?);
+            let random = u32::from_be_bytes(hex::decode::<4>(random)?);
             let start = Timestamp::parse_compact(time)?;
             let id = BackupId::new(start, random);
             (id.to_string() == text).then_some(id)

@@ -6,6 +6,7 @@
 
 pub mod checksum;
 pub mod error;
+pub mod hex;
 pub mod id;
 pub mod lsn;
 pub mod time;

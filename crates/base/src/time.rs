@@ -57,6 +57,12 @@ impl Timestamp {
         let parsed: jiff::Timestamp = text.parse().ok()?;
         Some(Timestamp(parsed.as_microsecond()))
     }
+
+    /// Parses the date of an HTTP header, as in `Sun, 22 Nov 2026 18:14:09 GMT`.
+    pub fn parse_http_date(text: &str) -> Option<Self> {
+        let parsed = jiff::fmt::rfc2822::parse(text).ok()?;
+        Some(Timestamp(parsed.timestamp().as_microsecond()))
+    }
 }
 
 impl fmt::Display for Timestamp {

@@ -102,6 +102,12 @@ pub struct GlobalArgs {
     /// Highest rate of writing, such as 200MiB/s; `none` for no limit [default: none]
     #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
     pub limit_write: Option<Rate>,
+    /// Highest rate of sending to a repository behind a link, such as 40MiB/s; `none` for no limit [default: none]
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
+    pub limit_upload: Option<Rate>,
+    /// Highest rate of receiving from a repository behind a link, such as 40MiB/s; `none` for no limit [default: none]
+    #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
+    pub limit_download: Option<Rate>,
 }
 
 /// When to use colours.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 use mover_base::{Error, Kind, Result};
-use mover_jobs::{Credentials, Engine, RepoAccess, Rung};
+use mover_jobs::{Credentials, Engine, LinkLimits, RateBudget, RepoAccess, Rung};
 
 use crate::args::{ColorWhen, GlobalArgs, RawArgs, RungArg, Verb};
 use layers::{Environment, Layer, Layered};
@@ -36,6 +36,10 @@ pub struct Settings {
     pub key_file: KeyFile,
     /// Shards, memory and limits.
     pub engine: Engine,
+    /// Limit on what is sent to the repository, in bytes per second.
+    pub limit_upload: Option<u64>,
+    /// Limit on what is received from the repository, in bytes per second.
+    pub limit_download: Option<u64>,
     /// JSON instead of text.
     pub json: bool,
     /// Errors only.
@@ -106,6 +110,8 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         repo: raw.repo.clone(),
         key_file: key_file(raw, layered)?,
         engine,
+        limit_upload: raw.limit_upload.and_then(|rate| rate.0),
+        limit_download: raw.limit_download.and_then(|rate| rate.0),
         json: raw.json,
         quiet: raw.quiet,
         verbose: raw.verbose,
@@ -153,10 +159,18 @@ impl Settings {
     pub fn repo_url(&self) -> Result<String> {
         let url = self.repo.clone().ok_or_else(|| {
             Error::new(Kind::Usage, "no repository is given").hint(
-                "use --repo file:///path, HELIOS_MOVER_REPO, or `repo` in the configuration file",
+                "use --repo file:///path or s3://bucket/prefix, HELIOS_MOVER_REPO, or `repo` in the configuration file",
             )
         })?;
         absolute("repository", "file://", &url)
+    }
+
+    /// The limits on the link to the repository.
+    pub fn link(&self) -> LinkLimits {
+        LinkLimits {
+            upload: RateBudget::new(self.limit_upload),
+            download: RateBudget::new(self.limit_download),
+        }
     }
 
     /// The repository with the key that opens it; `warn` is told about careless file permissions.
@@ -169,7 +183,11 @@ impl Settings {
             }
             KeyFile::Identity(path) => Credentials::Identity(secrets::read_identity(path, warn)?),
         };
-        Ok(RepoAccess { url, credentials })
+        Ok(RepoAccess {
+            url,
+            credentials,
+            link: self.link(),
+        })
     }
 }
 

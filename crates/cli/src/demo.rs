@@ -18,7 +18,9 @@ use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::init::{self, InitOptions};
 use mover_jobs::restore::{self, RestoreOptions, RestoreSummary};
 use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
-use mover_jobs::{BackupType, COMPRESSION_LEVEL_DEFAULT, Credentials, RepoAccess, Secret};
+use mover_jobs::{
+    BackupType, COMPRESSION_LEVEL_DEFAULT, Credentials, LinkLimits, RepoAccess, Secret,
+};
 use serde::Serialize;
 
 use crate::args::DemoArgs;
@@ -227,6 +229,7 @@ impl Demo<'_, '_> {
             passphrase: Some(Secret::new(passphrase.expose().to_owned())),
             recipients: Vec::new(),
             label: "demo".into(),
+            link: LinkLimits::default(),
         };
         let summary = init::run(&self.context.settings.engine, &options)?;
         self.pair("cipher", summary.cipher);
@@ -235,6 +238,7 @@ impl Demo<'_, '_> {
         Ok(RepoAccess {
             url,
             credentials: Credentials::Passphrase(passphrase),
+            link: LinkLimits::default(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! carry it, so that a config that was swapped or edited is noticed by whoever opens a slot.
 
 use mover_base::checksum::{Sha256, sha256};
-use mover_base::{Error, Kind, RepoId, Result, Timestamp};
+use mover_base::{Error, Kind, RepoId, Result, Timestamp, hex};
 use serde::{Deserialize, Serialize};
 
 use crate::preamble::FORMAT_VERSION;
@@ -75,7 +75,10 @@ impl RepositoryConfig {
             .map_err(|e| Error::new(Kind::Internal, "a config is inconsistent").cause(e))?;
         let line = serde_json::to_string(self)
             .map_err(|e| Error::new(Kind::Internal, "a config could not be written").cause(e))?;
-        let text = format!("{line}\n{HASH_PREFIX}{}\n", hex(&sha256(line.as_bytes())));
+        let text = format!(
+            "{line}\n{HASH_PREFIX}{}\n",
+            hex::encode(&sha256(line.as_bytes()))
+        );
         if text.len() > CONFIG_BYTES_MAX {
             return Err(
                 Error::new(Kind::Limit, "the config exceeds 64 KiB").hint("shorten the note")
@@ -97,7 +100,7 @@ impl RepositoryConfig {
         let (line, hash) = parts
             .ok_or_else(|| corrupt("config: it is not a line of JSON and a line with its hash"))?;
         let sha256 = sha256(line.as_bytes());
-        if hash != hex(&sha256) {
+        if hash != hex::encode(&sha256) {
             return Err(corrupt("config: the hash does not match"));
         }
         // The version is looked at alone first: the members of another version may be other ones.
@@ -117,34 +120,4 @@ impl RepositoryConfig {
         config.check()?;
         Ok((config, sha256))
     }
-}
-
-/// Lower-case hex digits, written in place: the bytes may be a secret, of which no copies may stay behind.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    let mut out = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
-    }
-    out
-}
-
-/// Exactly 32 bytes from lower-case hex digits.
-pub(crate) fn unhex32(text: &str) -> Option<[u8; 32]> {
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    let mut out = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(out)
 }

@@ -11,10 +11,10 @@ use mover_base::{Error, Kind, RepoId, Result, SlotId, Timestamp, checksum};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::config::{hex, unhex32};
 use crate::preamble::FORMAT_VERSION;
 use crate::seal::{KEY_BYTES, MasterKey};
 use crate::wire::{Reader, corrupt};
+use mover_base::hex;
 
 /// First bytes of every key slot.
 pub const SLOT_MAGIC: [u8; 8] = *b"HELIOSKS";
@@ -199,12 +199,12 @@ impl SlotSecret {
             ));
         }
         let mut out = Zeroizing::new(Vec::with_capacity(512 + self.identity.len()));
-        let master_key = Zeroizing::new(hex(self.master_key.expose()));
+        let master_key = Zeroizing::new(hex::encode(self.master_key.expose()));
         for part in [
             "{\"repository_id\":\"",
             &self.repo_id.to_string(),
             "\",\"config_sha256\":\"",
-            &hex(&self.config_sha256),
+            &hex::encode(&self.config_sha256),
             "\",\"identity\":\"",
             &self.identity,
             "\",\"master_key\":\"",
@@ -224,10 +224,10 @@ impl SlotSecret {
             return Err(wrong());
         }
         let master: Zeroizing<[u8; KEY_BYTES]> =
-            Zeroizing::new(unhex32(text.master_key).ok_or_else(wrong)?);
+            Zeroizing::new(hex::decode(text.master_key).ok_or_else(wrong)?);
         Ok(SlotSecret {
             repo_id: text.repository_id.parse().map_err(|_| wrong())?,
-            config_sha256: unhex32(text.config_sha256).ok_or_else(wrong)?,
+            config_sha256: hex::decode(text.config_sha256).ok_or_else(wrong)?,
             identity: Zeroizing::new(text.identity.to_owned()),
             master_key: MasterKey::new(*master),
         })

@@ -107,7 +107,8 @@ impl RateBudget {
         }
     }
 
-    pub(crate) fn is_unlimited(&self) -> bool {
+    /// Whether there is no limit.
+    pub fn is_unlimited(&self) -> bool {
         self.get().is_none()
     }
 

@@ -196,6 +196,7 @@ impl Plan<'_> {
             driver: Rc::clone(&driver),
             budgets: self.budgets,
             buckets: RefCell::new(HashMap::new()),
+            kept: RefCell::new(HashMap::new()),
             task_panic: RefCell::new(None),
             task_panicked: tokio::sync::Notify::new(),
         }));

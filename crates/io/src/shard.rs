@@ -2,6 +2,7 @@
 //!
 //! Invariants: a handle never leaves its thread; all clones are one shard.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
@@ -42,6 +43,8 @@ pub(crate) struct Inner {
     /// This shard's side of each budget, by the budget's address. The bucket keeps the budget alive, so that no
     /// other can take the address.
     pub(crate) buckets: RefCell<HashMap<usize, Rc<Bucket>>>,
+    /// What others keep on this shard, by the address of its owner.
+    pub(crate) kept: RefCell<HashMap<usize, Rc<dyn Any>>>,
     /// The first panic of a spawned task.
     pub(crate) task_panic: RefCell<Option<Error>>,
     pub(crate) task_panicked: tokio::sync::Notify,
@@ -135,6 +138,35 @@ impl Shard {
                 Poll::Pending => tokio::time::sleep(demand.pause()).await,
             }
         }
+    }
+
+    /// What `owner` keeps on this shard (connections, for instance), made at the first call. It is dropped with the
+    /// shard and holds the owner, so that no other can take its address meanwhile.
+    ///
+    /// # Errors
+    /// Those of `make`; [`Kind::Internal`] where the owner keeps something of another type.
+    pub fn keep<O: 'static, T: 'static>(
+        &self,
+        owner: &Arc<O>,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<Rc<T>> {
+        let address = Arc::as_ptr(owner).addr();
+        let kept = self.0.kept.borrow().get(&address).cloned();
+        let kept: Rc<dyn Any> = match kept {
+            Some(kept) => kept,
+            None => {
+                let made: Rc<dyn Any> = Rc::new((Rc::new(make()?), Arc::clone(owner)));
+                self.0.kept.borrow_mut().insert(address, Rc::clone(&made));
+                made
+            }
+        };
+        let pair = kept.downcast::<(Rc<T>, Arc<O>)>();
+        pair.map(|pair| Rc::clone(&pair.0)).map_err(|_| {
+            Error::new(
+                Kind::Internal,
+                "two types of things are kept for one owner on a shard",
+            )
+        })
     }
 
     /// What this shard did so far.

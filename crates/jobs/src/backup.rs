@@ -280,7 +280,7 @@ async fn look(
     tree: &Arc<Tree>,
 ) -> Result<Outlook> {
     let access = &options.repo;
-    let repository = Arc::new(Repository::open(shard, &access.url, &access.credentials).await?);
+    let repository = Arc::new(access.open(shard).await?);
     let (parent, warnings) = find_parent(shard, &repository, source.url(), &host_name()).await?;
     let estimate = match options.estimate {
         true => estimate::sample(shard, source, tree, options.level).await?,

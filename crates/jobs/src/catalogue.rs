@@ -49,7 +49,7 @@ pub struct ShowDetails {
 /// All backups, oldest first.
 pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
     let body = async |shard: Shard| {
-        let repository = Repository::open(&shard, &repo.url, &repo.credentials).await?;
+        let repository = repo.open(&shard).await?;
         let mut items = Vec::new();
         let found = catalogue::list_all(&shard, &repository).await?;
         for backup_id in found.ids {
@@ -86,7 +86,7 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
 /// One backup: an id, the beginning of one, or `latest`.
 pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails> {
     let body = async |shard: Shard| {
-        let repository = Arc::new(Repository::open(&shard, &repo.url, &repo.credentials).await?);
+        let repository = Arc::new(repo.open(&shard).await?);
         let id = catalogue::find(&shard, &repository, set).await?;
         let view = BackupView::open(&shard, &repository, id).await?;
         let (packs, pack_bytes) = view.pack_totals();

@@ -156,7 +156,7 @@ fn rung_name(rung: Rung) -> &'static str {
 fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
     const AREA: &str = "repository";
     let body = async |shard: Shard| {
-        let repository = Repository::open(&shard, &repo.url, &repo.credentials).await?;
+        let repository = repo.open(&shard).await?;
         let listed = catalogue::list_all(&shard, &repository).await?;
         let slots = repository.slots(&shard).await?;
         let leftovers = repository.store().stale_temporaries(&shard).await?.len();

@@ -1,7 +1,7 @@
 //! `init`: makes a repository.
 
 use mover_base::{RepoId, Result};
-use mover_repo::{InitRequest, Repository, Secret, SlotInfo};
+use mover_repo::{InitRequest, LinkLimits, Repository, Secret, SlotInfo};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -20,6 +20,8 @@ pub struct InitOptions {
     pub recipients: Vec<String>,
     /// What the operator calls the key slots.
     pub label: String,
+    /// Limits on the link to it.
+    pub link: LinkLimits,
 }
 
 /// What was made.
@@ -46,7 +48,8 @@ pub fn run(engine: &Engine, options: &InitOptions) -> Result<InitSummary> {
         label: &options.label,
     };
     let init = async |shard| {
-        let (repository, slots) = Repository::init(&shard, &options.url, &request).await?;
+        let (repository, slots) =
+            Repository::init(&shard, &options.url, &options.link, &request).await?;
         Ok(InitSummary {
             repository: repository.url().to_owned(),
             repository_id: repository.id(),

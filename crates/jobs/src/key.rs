@@ -2,7 +2,7 @@
 
 use mover_base::Result;
 use mover_io::Shard;
-use mover_repo::{Credentials, Repository, Secret};
+use mover_repo::{Credentials, LinkLimits, Repository, Secret};
 
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
@@ -14,6 +14,7 @@ pub fn list(engine: &Engine, url: &str) -> Result<SlotListing> {
     let repo = RepoAccess {
         url: url.to_owned(),
         credentials: Credentials::None,
+        link: LinkLimits::default(),
     };
     with(engine, &repo, async |shard, repository| {
         repository.slots(&shard).await
@@ -57,7 +58,7 @@ fn with<T: Send>(
     work: impl AsyncFn(Shard, Repository) -> Result<T> + Sync,
 ) -> Result<T> {
     let body = async |shard: Shard| {
-        let repository = Repository::open(&shard, &repo.url, &repo.credentials).await?;
+        let repository = repo.open(&shard).await?;
         work(shard, repository).await
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)

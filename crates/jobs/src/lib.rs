@@ -18,9 +18,10 @@ pub mod restore;
 pub mod settings;
 pub mod verify;
 
-pub use mover_io::{Rung, ShardReport, Stop};
+pub use mover_io::{RateBudget, Rung, ShardReport, Stop};
 pub use mover_repo::{
-    BackupMetadata, BackupType, COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS, Credentials, Secret,
+    BackupMetadata, BackupType, COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS, Credentials,
+    LinkLimits, Secret,
 };
 pub use progress::Progress;
 pub use settings::{Engine, RepoAccess, Tick};

@@ -127,8 +127,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     };
     let look = async |shard: Shard| {
         let access = &options.repo;
-        let repository =
-            Arc::new(Repository::open(&shard, &access.url, &access.credentials).await?);
+        let repository = Arc::new(access.open(&shard).await?);
         repository.require_reading()?;
         let id = catalogue::find(&shard, &repository, &options.set).await?;
         let view = BackupView::open(&shard, &repository, id).await?;

@@ -4,8 +4,8 @@
 //! any number of cores; what follows the number of names and extents is stated in docs/architecture.md.
 
 use mover_base::{Error, Kind, Result};
-use mover_io::{BUF_BYTES, RateBudget, Rung, ShardConfig, Stop};
-use mover_repo::Credentials;
+use mover_io::{BUF_BYTES, RateBudget, Rung, Shard, ShardConfig, Stop};
+use mover_repo::{Credentials, LinkLimits, Repository};
 
 use crate::progress::Progress;
 use std::sync::Arc;
@@ -73,6 +73,15 @@ pub struct RepoAccess {
     pub url: String,
     /// Passphrase, identity or nothing.
     pub credentials: Credentials,
+    /// Limits on the link to it.
+    pub link: LinkLimits,
+}
+
+impl RepoAccess {
+    /// Opens the repository.
+    pub(crate) async fn open(&self, shard: &Shard) -> Result<Repository> {
+        Repository::open(shard, &self.url, &self.link, &self.credentials).await
+    }
 }
 
 /// Called about ten times a second on the calling thread while a job runs; raising the flag cancels the job.

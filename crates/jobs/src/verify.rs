@@ -175,7 +175,7 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
 /// Opens the repository and reads what the backups say that they need.
 async fn survey(shard: &Shard, options: &VerifyOptions) -> Result<Scope> {
     let access = &options.repo;
-    let repository = Arc::new(Repository::open(shard, &access.url, &access.credentials).await?);
+    let repository = Arc::new(access.open(shard).await?);
     repository.require_reading()?;
     let listed = match &options.set {
         Some(set) => catalogue::Listing {

@@ -38,6 +38,7 @@ pub use mover_format::manifest::{
     VerificationInfo,
 };
 pub use mover_format::seal::Origin;
+pub use mover_store::LinkLimits;
 pub use reader::READS_AHEAD;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, block_bytes};

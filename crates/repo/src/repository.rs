@@ -13,7 +13,7 @@ use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, Origin, SessionKey};
 use mover_io::Shard;
-use mover_store::{Put, Store};
+use mover_store::{LinkLimits, Put, Store};
 
 use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
@@ -83,11 +83,11 @@ impl Repository {
     pub async fn init(
         shard: &Shard,
         url: &str,
+        link: &LinkLimits,
         request: &InitRequest<'_>,
     ) -> Result<(Self, Vec<SlotInfo>)> {
         check_request(request)?;
-        Store::create_root(url)?;
-        let store = Store::open(url)?;
+        let store = Store::create_root(url, link)?;
         if store.head(shard, &layout::config()?).await?.is_some() {
             return Err(exists(url));
         }
@@ -137,8 +137,13 @@ impl Repository {
     }
 
     /// Opens a repository. Without credentials an encrypted one can be written and not read.
-    pub async fn open(shard: &Shard, url: &str, credentials: &Credentials) -> Result<Self> {
-        let store = Store::open(url)?;
+    pub async fn open(
+        shard: &Shard,
+        url: &str,
+        link: &LinkLimits,
+        credentials: &Credentials,
+    ) -> Result<Self> {
+        let store = Store::open(url, link)?;
         let key = layout::config()?;
         let bytes = store
             .get(shard, &key, CONFIG_BYTES_MAX as u64)
@@ -150,6 +155,7 @@ impl Repository {
                 Error::new(Kind::NotFound, "there is no repository")
                     .object(url)
                     .hint("check the URL, or make one with `helios-mover init --repo URL`")
+                    .cause(error)
             })?;
         let (config, config_sha256) = RepositoryConfig::decode(&bytes).map_err(|error| {
             error

@@ -292,12 +292,13 @@ mod tests {
     use mover_io::ShardConfig;
 
     use super::*;
-    use crate::{Credentials, InitRequest, generate_identity};
+    use crate::{Credentials, InitRequest, LinkLimits, generate_identity};
 
     /// Runs `body` on a shard with a repository that two recipients open.
     fn with_two_slots(body: impl AsyncFn(&Shard, &Repository, &[SlotInfo]) + Sync) {
         let dir = tempfile::tempdir().expect("a directory");
         let url = format!("file://{}/repo", dir.path().display());
+        let link = LinkLimits::default();
         let config = ShardConfig {
             shards: 1,
             pin: false,
@@ -312,8 +313,9 @@ mod tests {
                 recipients: &[first, second],
                 label: "",
             };
-            let (_, slots) = Repository::init(&shard, &url, &request).await?;
-            let opened = Repository::open(&shard, &url, &Credentials::Identity(identity)).await?;
+            let (_, slots) = Repository::init(&shard, &url, &link, &request).await?;
+            let opened =
+                Repository::open(&shard, &url, &link, &Credentials::Identity(identity)).await?;
             body(&shard, &opened, &slots).await;
             Ok(())
         };

@@ -17,12 +17,14 @@
 
 mod key;
 pub mod local;
+pub mod s3;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use mover_base::{Error, Kind, Result, Timestamp};
-use mover_io::{BUF_BYTES, Buf, Shard};
+use mover_io::{BUF_BYTES, Buf, RateBudget, Shard};
 
 pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_PART};
 
@@ -38,6 +40,9 @@ pub const TEMPORARIES_MAX: usize = 10_000;
 /// Age from which an unfinished upload counts as left over by a killed job, in milliseconds. Every write renews it,
 /// and no job pauses for a day between two writes of one object.
 pub const STALE_AFTER_MS: i64 = 24 * 3600 * 1000;
+
+/// What a repository's URL looks like.
+const URL_FORMS: &str = "write file:///srv/backup for a directory, or s3://bucket/prefix?region=eu-central-1 for a bucket";
 
 /// How a conditional write ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,29 +85,50 @@ pub struct Temporary {
     pub modified: Timestamp,
 }
 
+/// Limits on the link to a store, in bytes per second; they may change while a job runs. A directory has no link.
+#[derive(Debug, Clone)]
+pub struct LinkLimits {
+    /// On what is sent.
+    pub upload: Arc<RateBudget>,
+    /// On what is received.
+    pub download: Arc<RateBudget>,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        LinkLimits {
+            upload: RateBudget::new(None),
+            download: RateBudget::new(None),
+        }
+    }
+}
+
 /// A place that keeps objects. Cheap to clone, shared by all shards.
 #[derive(Debug, Clone)]
 pub enum Store {
     /// A directory of a local or mounted file system.
     Local(local::LocalStore),
+    /// A bucket of an S3-compatible store, or a prefix in it.
+    S3(s3::S3Store),
 }
 
 impl Store {
-    /// Opens the store at `url`: `file:///absolute/path`, taken literally behind `file://`. Nothing is read
-    /// or created yet.
+    /// Opens the store at `url`: `file:///absolute/path`, taken literally behind `file://`, or
+    /// `s3://bucket/prefix?region=...`. Nothing is read or created yet.
     ///
     /// # Errors
     /// [`Kind::Usage`] where the URL is not one of a supported store.
-    pub fn open(url: &str) -> Result<Store> {
+    pub fn open(url: &str, limits: &LinkLimits) -> Result<Store> {
         let Some((scheme, rest)) = url.split_once("://") else {
             let mut error = Error::new(Kind::Usage, "the repository is not named by a URL");
             if url.starts_with('/') {
                 error = error.object(url).hint(format!("write file://{url}"));
             }
-            return Err(error.hint("write file:// and the absolute path, as in file:///srv/backup"));
+            return Err(error.hint(URL_FORMS));
         };
         match scheme {
             "file" => Ok(Store::Local(local::LocalStore::open(rest)?)),
+            "s3" => Ok(Store::S3(s3::S3Store::open(rest, limits)?)),
             // Only the scheme is shown: what follows may hold a password.
             _ => Err(
                 Error::new(Kind::Usage, "this kind of repository URL is not supported")
@@ -110,20 +136,22 @@ impl Store {
                         "{}://",
                         scheme.chars().take(20).collect::<String>().escape_debug()
                     ))
-                    .hint("write file:// and the absolute path, as in file:///srv/backup"),
+                    .hint(URL_FORMS),
             ),
         }
     }
 
     /// Opens the store at `url` and creates the place that holds it, durably: the directory and its missing
-    /// ancestors, entered by the owner alone. One that exists is left as it is, whatever it holds.
+    /// ancestors, entered by the owner alone. One that exists is left as it is, whatever it holds. A bucket is not
+    /// created: where it lies and who may use it is for its owner to say.
     ///
     /// # Errors
     /// As [`open`](Self::open); [`Kind::Usage`] where something else has that name; [`Kind::Storage`].
-    pub fn create_root(url: &str) -> Result<Store> {
-        let store = Store::open(url)?;
+    pub fn create_root(url: &str, limits: &LinkLimits) -> Result<Store> {
+        let store = Store::open(url, limits)?;
         match &store {
             Store::Local(local) => local.create_root()?,
+            Store::S3(_) => {}
         }
         Ok(store)
     }
@@ -132,6 +160,7 @@ impl Store {
     pub fn url(&self) -> &str {
         match self {
             Store::Local(local) => local.url(),
+            Store::S3(s3) => s3.url(),
         }
     }
 
@@ -143,6 +172,7 @@ impl Store {
     pub async fn put_if_absent(&self, shard: &Shard, key: &Key, bytes: &[u8]) -> Result<Put> {
         match self {
             Store::Local(local) => local.put_if_absent(shard, key, bytes).await,
+            Store::S3(s3) => s3.put_if_absent(shard, key, bytes).await,
         }
     }
 
@@ -153,6 +183,9 @@ impl Store {
     pub async fn upload(&self, shard: &Shard, key: &Key) -> Result<Upload> {
         match self {
             Store::Local(local) => Ok(Upload(AnyUpload::Local(local.upload(shard, key).await?))),
+            Store::S3(s3) => Ok(Upload(AnyUpload::S3(Box::new(
+                s3.upload(shard, key).await?,
+            )))),
         }
     }
 
@@ -163,6 +196,7 @@ impl Store {
     pub async fn get(&self, shard: &Shard, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
         match self {
             Store::Local(local) => local.get(shard, key, bytes_max).await,
+            Store::S3(s3) => s3.get(shard, key, bytes_max).await,
         }
     }
 
@@ -175,6 +209,7 @@ impl Store {
     pub async fn read(&self, shard: &Shard, key: &Key, offset: u64, len: usize) -> Result<Slice> {
         match self {
             Store::Local(local) => local.read(shard, key, offset, len).await,
+            Store::S3(s3) => s3.read(shard, key, offset, len).await,
         }
     }
 
@@ -182,6 +217,7 @@ impl Store {
     pub fn reader(&self, shard: &Shard) -> Reader {
         match self {
             Store::Local(local) => Reader(AnyReader::Local(local.reader(shard))),
+            Store::S3(s3) => Reader(AnyReader::S3(s3.reader(shard))),
         }
     }
 
@@ -189,9 +225,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Kind::Storage`], and [`Kind::NotFound`] where the store itself does not exist.
-    pub async fn head(&self, _shard: &Shard, key: &Key) -> Result<Option<ObjectInfo>> {
+    pub async fn head(&self, shard: &Shard, key: &Key) -> Result<Option<ObjectInfo>> {
         match self {
             Store::Local(local) => local.head(key).await,
+            Store::S3(s3) => s3.head(shard, key).await,
         }
     }
 
@@ -211,6 +248,7 @@ impl Store {
     ) -> Result<Page> {
         match self {
             Store::Local(local) => local.list(shard, prefix, after, limit).await,
+            Store::S3(s3) => s3.list(shard, prefix, after, limit).await,
         }
     }
 
@@ -221,6 +259,7 @@ impl Store {
     pub async fn delete(&self, shard: &Shard, key: &Key) -> Result<()> {
         match self {
             Store::Local(local) => local.delete(shard, key).await,
+            Store::S3(s3) => s3.delete(shard, key).await,
         }
     }
 
@@ -229,9 +268,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Kind::Storage`], and [`Kind::NotFound`] where the store itself does not exist.
-    pub async fn stale_temporaries(&self, _shard: &Shard) -> Result<Vec<Temporary>> {
+    pub async fn stale_temporaries(&self, shard: &Shard) -> Result<Vec<Temporary>> {
         match self {
             Store::Local(local) => local.stale_temporaries().await,
+            Store::S3(s3) => s3.stale_temporaries(shard).await,
         }
     }
 
@@ -240,9 +280,10 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`] where it is gone; [`Kind::Conflict`] where it was written to meanwhile;
     /// [`Kind::Storage`].
-    pub async fn remove_temporary(&self, _shard: &Shard, temporary: &Temporary) -> Result<()> {
+    pub async fn remove_temporary(&self, shard: &Shard, temporary: &Temporary) -> Result<()> {
         match self {
             Store::Local(local) => local.remove_temporary(temporary).await,
+            Store::S3(s3) => s3.remove_temporary(shard, temporary).await,
         }
     }
 }
@@ -254,6 +295,7 @@ pub struct Upload(AnyUpload);
 
 enum AnyUpload {
     Local(local::LocalUpload),
+    S3(Box<s3::S3Upload>),
 }
 
 impl Upload {
@@ -266,6 +308,7 @@ impl Upload {
     pub async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
         match &mut self.0 {
             AnyUpload::Local(local) => local.push(buf, len).await,
+            AnyUpload::S3(s3) => s3.push(buf, len).await,
         }
     }
 
@@ -277,6 +320,7 @@ impl Upload {
     pub async fn commit(self) -> Result<Put> {
         match self.0 {
             AnyUpload::Local(local) => local.commit().await,
+            AnyUpload::S3(s3) => s3.commit().await,
         }
     }
 
@@ -287,6 +331,7 @@ impl Upload {
     pub async fn abort(self) -> Result<()> {
         match self.0 {
             AnyUpload::Local(local) => local.abort().await,
+            AnyUpload::S3(s3) => s3.abort().await,
         }
     }
 }
@@ -296,6 +341,7 @@ pub struct Reader(AnyReader);
 
 enum AnyReader {
     Local(local::LocalReader),
+    S3(s3::S3Reader),
 }
 
 impl Reader {
@@ -306,6 +352,7 @@ impl Reader {
     pub async fn read(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
         match &self.0 {
             AnyReader::Local(local) => local.read(key, offset, len).await,
+            AnyReader::S3(s3) => s3.read(key, offset, len).await,
         }
     }
 }
@@ -349,7 +396,10 @@ mod tests {
             ("file:///srv/my disk%20", "file:///srv/my disk%20"),
             ("file:///", "file:///"),
         ] {
-            assert_eq!(Store::open(url).unwrap().url(), kept);
+            assert_eq!(
+                Store::open(url, &LinkLimits::default()).unwrap().url(),
+                kept
+            );
         }
     }
 
@@ -364,7 +414,7 @@ mod tests {
             "file:///a\0b",
             "ftp://h/p",
         ] {
-            let error = Store::open(url).unwrap_err();
+            let error = Store::open(url, &LinkLimits::default()).unwrap_err();
             assert_eq!(error.kind(), Kind::Usage, "{url:?}");
             assert!(error.hint_text().is_some(), "{url:?}");
         }
@@ -372,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_password_in_an_unsupported_url_is_not_shown() {
-        let error = Store::open("s9://key:geheim@host/bucket").unwrap_err();
+        let error = Store::open("s9://key:geheim@host/bucket", &LinkLimits::default()).unwrap_err();
         assert!(!format!("{error} {:?}", error).contains("geheim"));
     }
 

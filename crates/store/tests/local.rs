@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use conformance::{Subject, key, list_all, pattern, push_all, upload_all};
 use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, Rung, Shard, ShardConfig};
-use mover_store::{Put, STALE_AFTER_MS, Store};
+use mover_store::{LinkLimits, Put, STALE_AFTER_MS, Store};
 use small_disk::SmallDisk;
 use tempfile::TempDir;
 
@@ -34,7 +34,11 @@ fn config() -> ShardConfig {
 }
 
 fn store_at(path: &Path) -> Store {
-    Store::open(&format!("file://{}", path.display())).expect("the path is absolute")
+    Store::open(
+        &format!("file://{}", path.display()),
+        &LinkLimits::default(),
+    )
+    .expect("the path is absolute")
 }
 
 fn subject_with(config: ShardConfig) -> (TempDir, Subject) {
@@ -199,7 +203,7 @@ fn opening_creates_nothing_and_a_missing_root_is_never_an_empty_store() {
 
         // Made, twice, the same store object works.
         for _ in 0..2 {
-            Store::create_root(store.url())?;
+            Store::create_root(store.url(), &LinkLimits::default())?;
         }
         assert_eq!(
             store.put_if_absent(&shard, &name, b"x").await?,

@@ -36,7 +36,11 @@ async fn list_all(store: &Store, shard: &Shard, prefix: &str, limit: usize) -> R
 fn a_name_that_no_object_has_is_told_once_and_hides_no_object() {
     let directory = TempDir::new().expect("a temporary directory");
     let root = directory.path();
-    let store = Store::open(&format!("file://{}", root.display())).expect("an absolute path");
+    let store = Store::open(
+        &format!("file://{}", root.display()),
+        &LinkLimits::default(),
+    )
+    .expect("an absolute path");
     for made in [
         "tmp",
         "lost+found",

@@ -13,7 +13,7 @@ use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::init::{self, InitOptions};
 use mover_jobs::restore::{self, RestoreOptions, RestoreSummary};
 use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
-use mover_jobs::{BackupType, Credentials, Engine, RepoAccess, Secret, key};
+use mover_jobs::{BackupType, Credentials, Engine, LinkLimits, RepoAccess, Secret, key};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 pub const BLOCK: usize = 4096;
@@ -59,6 +59,7 @@ impl Place {
             passphrase: passphrase.map(secret),
             recipients: recipients.to_vec(),
             label: "first".to_owned(),
+            link: LinkLimits::default(),
         };
         init::run(&engine(), &options)
     }
@@ -83,6 +84,7 @@ impl Place {
         RepoAccess {
             url: self.url(),
             credentials,
+            link: LinkLimits::default(),
         }
     }
 

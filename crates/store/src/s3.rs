@@ -1,0 +1,231 @@
+//! Objects in a bucket of an S3-compatible store, over raw HTTP.
+//!
+//! Invariants: an object appears whole and once (see `put`, and `claim` for servers that cannot promise it);
+//! each shard has its own connections, on its own runtime (see `client`); what all shards share is settings,
+//! credentials and what was found out about the server. An answer of 200 is the server's word that the object is
+//! durable.
+
+mod answer;
+mod body;
+mod claim;
+mod client;
+mod credentials;
+mod flow;
+mod list;
+mod location;
+mod multipart;
+mod put;
+mod reader;
+mod upload;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use mover_base::{Error, Kind, Result, Timestamp};
+use mover_io::Shard;
+use tokio::sync::OnceCell;
+
+pub use self::reader::S3Reader;
+pub use self::upload::S3Upload;
+
+use self::answer::Operation;
+use self::client::{Client, Request, Sink};
+use self::credentials::Signature;
+use self::location::{Location, Surroundings};
+use self::put::Conditions;
+use crate::key::{Key, TEMPORARY_PART};
+use crate::{LinkLimits, ObjectInfo, Page, Put, STALE_AFTER_MS, Slice, TEMPORARIES_MAX, Temporary};
+
+/// A repository's place in a bucket. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct S3Store(Arc<Place>);
+
+/// What all shards share.
+#[derive(Debug)]
+struct Place {
+    location: Location,
+    signature: Signature,
+    limits: LinkLimits,
+    conditions: OnceCell<Conditions>,
+    multipart_conditions: OnceCell<Conditions>,
+}
+
+impl Place {
+    /// The full name of an object.
+    fn name_of(&self, key: &Key) -> String {
+        format!("{}{key}", self.location.prefix)
+    }
+}
+
+impl S3Store {
+    /// From the part of the URL behind `s3://`.
+    pub(crate) fn open(rest: &str, limits: &LinkLimits) -> Result<S3Store> {
+        let location = Location::parse(rest, &Surroundings::of_process())?;
+        let signature = Signature::new(&location);
+        Ok(S3Store(Arc::new(Place {
+            location,
+            signature,
+            limits: limits.clone(),
+            conditions: OnceCell::new(),
+            multipart_conditions: OnceCell::new(),
+        })))
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.0.location.url
+    }
+
+    /// This shard's connections.
+    fn client(&self, shard: &Shard) -> Result<Rc<Client>> {
+        shard.keep(&self.0, || Client::new(shard, &self.0))
+    }
+
+    pub(crate) async fn put_if_absent(
+        &self,
+        shard: &Shard,
+        key: &Key,
+        bytes: &[u8],
+    ) -> Result<Put> {
+        let client = self.client(shard)?;
+        if bytes.len() <= multipart::PART_BYTES {
+            let payload = put::payload_of(&client, bytes);
+            return put::put(&client, &self.0.name_of(key), payload)
+                .await
+                .map_err(|error| error.object(key.as_str()));
+        }
+        let mut upload = S3Upload::begin(client, key).await?;
+        for piece in bytes.chunks(mover_io::BUF_BYTES) {
+            let mut buf = shard.buffer().await;
+            buf[..piece.len()].copy_from_slice(piece);
+            upload.push(buf, piece.len()).await?;
+        }
+        upload.commit().await
+    }
+
+    pub(crate) async fn upload(&self, shard: &Shard, key: &Key) -> Result<S3Upload> {
+        S3Upload::begin(self.client(shard)?, key).await
+    }
+
+    pub(crate) fn reader(&self, shard: &Shard) -> S3Reader {
+        S3Reader(self.client(shard))
+    }
+
+    pub(crate) async fn get(&self, shard: &Shard, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
+        let client = self.client(shard)?;
+        let request = Request::new(Operation::Get, Method::GET, self.0.name_of(key));
+        let mut out = Vec::new();
+        let answer = {
+            let mut sink = Sink::Whole {
+                out: &mut out,
+                bytes_max,
+            };
+            client.send(&request, &mut sink).await?
+        };
+        client.succeeded(&request, answer)?;
+        Ok(out)
+    }
+
+    pub(crate) async fn read(
+        &self,
+        shard: &Shard,
+        key: &Key,
+        offset: u64,
+        len: usize,
+    ) -> Result<Slice> {
+        reader::read(&*self.client(shard)?, key, offset, len).await
+    }
+
+    pub(crate) async fn head(&self, shard: &Shard, key: &Key) -> Result<Option<ObjectInfo>> {
+        let client = self.client(shard)?;
+        let Some(answer) = put::head(&client, &self.0.name_of(key)).await? else {
+            return Ok(None);
+        };
+        let total = match answer.status {
+            StatusCode::PARTIAL_CONTENT => answer
+                .header("content-range")
+                .and_then(|range| range.rsplit_once('/').map(|(_, total)| total)),
+            _ => answer.header("content-length"),
+        };
+        let bytes = total.and_then(|total| total.parse().ok()).ok_or_else(|| {
+            answer::not_s3(&self.0.location, "an object without a length").object(key.as_str())
+        })?;
+        Ok(Some(ObjectInfo {
+            key: key.clone(),
+            bytes,
+        }))
+    }
+
+    pub(crate) async fn list(
+        &self,
+        shard: &Shard,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Page> {
+        list::list(&*self.client(shard)?, prefix, after, limit).await
+    }
+
+    pub(crate) async fn delete(&self, shard: &Shard, key: &Key) -> Result<()> {
+        let client = self.client(shard)?;
+        let name = self.0.name_of(key);
+        // S3 does not tell whether there was something to delete.
+        if put::head(&client, &name).await?.is_none() {
+            return Err(Error::new(Kind::NotFound, "no such object").object(key.as_str()));
+        }
+        put::delete(&client, &name)
+            .await
+            .map_err(|error| error.object(key.as_str()))
+    }
+
+    /// Unfinished uploads, and probes and claims that were not taken back.
+    pub(crate) async fn stale_temporaries(&self, shard: &Shard) -> Result<Vec<Temporary>> {
+        let client = self.client(shard)?;
+        let (uploads, now) = list::uploads(&client).await?;
+        let place = &self.0.location.prefix;
+        let uploads = uploads.into_iter().filter_map(|upload| {
+            let key = upload.name.strip_prefix(place)?;
+            Some(Temporary {
+                name: format!("{key}:{}", upload.id),
+                bytes: 0,
+                modified: upload.begun,
+            })
+        });
+        let found = list::all(&client, &format!("{place}{TEMPORARY_PART}/")).await?;
+        let objects = found.objects.into_iter().filter_map(|object| {
+            Some(Temporary {
+                name: object.name.strip_prefix(place)?.to_owned(),
+                bytes: object.bytes,
+                modified: object.modified,
+            })
+        });
+        let mut stale: Vec<Temporary> = uploads
+            .chain(objects)
+            .filter(|temporary| is_stale(temporary.modified, now))
+            .collect();
+        stale.sort_by(|a, b| a.name.cmp(&b.name));
+        stale.truncate(TEMPORARIES_MAX);
+        Ok(stale)
+    }
+
+    pub(crate) async fn remove_temporary(
+        &self,
+        shard: &Shard,
+        temporary: &Temporary,
+    ) -> Result<()> {
+        let client = self.client(shard)?;
+        let name = |key: &str| format!("{}{key}", self.0.location.prefix);
+        match temporary.name.split_once(':') {
+            Some((key, id)) => multipart::abort(&client, &name(key), id).await,
+            None if temporary.name.starts_with(&format!("{TEMPORARY_PART}/")) => {
+                put::delete(&client, &name(&temporary.name)).await
+            }
+            None => Err(Error::new(Kind::NotFound, "no such temporary object")
+                .object(temporary.name.as_str())),
+        }
+    }
+}
+
+fn is_stale(modified: Timestamp, now: Timestamp) -> bool {
+    now.as_micros().saturating_sub(modified.as_micros()) / 1000 >= STALE_AFTER_MS
+}

@@ -1,0 +1,634 @@
+//! One shard's side of an S3 store: its connections, and requests that are tried until they end.
+//!
+//! Invariants: everything runs on the shard's own runtime, over HTTP/1.1; every wait ends (connecting, sending,
+//! the first byte, each piece of the answer); a request is tried again only after a fault that may pass, within
+//! the shard's budget of tries and the patience with one request; a redirect is never followed, since a signature
+//! is good for one place; an answer's body is taken in within the bound of who asked.
+
+use std::cell::RefCell;
+use std::error::Error as _;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Method, header};
+use mover_base::{Error, Kind, Result, hex};
+use mover_io::{Buf, Shard};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use super::Place;
+use super::answer::{Answer, Operation, is_html, not_s3};
+use super::body::{Payload, PayloadBody, Progress};
+use super::flow::{Class, Flow, pause_before};
+use super::upload::UploadMemory;
+
+/// How long a new connection may take.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// Idle connections are given up before servers usually do, at 60 s or more: a request into a closing connection
+/// would be lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a waiting request is looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// How long one request is tried, from its first failure on: time to restart a server, or to fail over.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The same where the server has never answered: the address is wrong more often than the server is down.
+const PATIENCE_AT_FIRST: Duration = Duration::from_secs(8);
+/// A body that was handed over may still lie in the kernel: this many bytes, at this rate, are waited for.
+const SENT_BYTES_MAX: u64 = 8 << 20;
+const SENT_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// Longest answer that is no object: a listing of 1000 names of 1 KiB, each with its other facts.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Uploads whose abort waits for the next request.
+const ABANDONED_MAX: usize = 1000;
+
+/// A request, before it is signed.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub operation: Operation,
+    pub method: Method,
+    /// Name of the object, prefix included; empty for the bucket.
+    pub name: String,
+    pub query: Vec<(&'static str, String)>,
+    pub headers: Vec<(&'static str, String)>,
+    pub payload: Payload,
+}
+
+impl Request {
+    pub fn new(operation: Operation, method: Method, name: String) -> Self {
+        Request {
+            operation,
+            method,
+            name,
+            query: Vec::new(),
+            headers: Vec::new(),
+            payload: Payload::default(),
+        }
+    }
+
+    pub fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn headers(mut self, headers: &[(&'static str, String)]) -> Self {
+        self.headers.extend_from_slice(headers);
+        self
+    }
+
+    pub fn payload(mut self, payload: Payload) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    fn class(&self) -> Class {
+        match self.operation {
+            Operation::Get | Operation::Head | Operation::List => Class::Read,
+            Operation::Put | Operation::Delete | Operation::Multipart => Class::Write,
+        }
+    }
+}
+
+/// Where the bytes of a successful answer go.
+pub(super) enum Sink<'a> {
+    /// Into the answer.
+    Answer,
+    /// An object of at most so many bytes.
+    Whole {
+        out: &'a mut Vec<u8>,
+        bytes_max: u64,
+    },
+    /// Exactly so many bytes of an object, into the beginning of a buffer.
+    Range { buf: &'a mut Buf, len: usize },
+}
+
+/// How one try ended, if not with an answer.
+enum Failure {
+    /// It may go better next time.
+    Passing { error: Error, is_overload: bool },
+    /// The answer is late; another connection may be faster.
+    Slow(Error),
+    /// The credentials ran out.
+    Expired(Error),
+    /// It will not.
+    Final(Error),
+}
+
+/// A shard's connections to one place.
+pub(super) struct Client {
+    pub shard: Shard,
+    pub place: Arc<Place>,
+    pub memory: UploadMemory,
+    /// Unfinished multipart uploads that were dropped: name and id.
+    pub abandoned: RefCell<Vec<(String, String)>>,
+    http: reqwest::Client,
+    flow: Rc<Flow>,
+}
+
+impl Client {
+    pub fn new(shard: &Shard, place: &Arc<Place>) -> Result<Self> {
+        let share = place.location.connections.div_ceil(shard.count().max(1));
+        Ok(Client {
+            shard: shard.clone(),
+            place: Arc::clone(place),
+            memory: UploadMemory::new(shard.count()),
+            abandoned: RefCell::default(),
+            http: http_client(place, share)?,
+            flow: Flow::new(share),
+        })
+    }
+
+    /// Sends a request until it is answered. The answer may be a refusal, which the caller understands.
+    pub async fn send(&self, request: &Request, sink: &mut Sink<'_>) -> Result<Answer> {
+        let mut first_failure = None;
+        let mut retry = 0;
+        let (mut may_be_slow, mut may_be_expired) = (true, true);
+        loop {
+            self.shard.stop()?;
+            let permit = self.flow.permit().await;
+            let slow_after = match may_be_slow {
+                true => self.flow.slow_after(request.class()),
+                false => None,
+            };
+            let outcome = self.attempt(request, sink, slow_after).await;
+            let now = Instant::now();
+            let error = match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Expired(error)) => {
+                    if !std::mem::take(&mut may_be_expired) {
+                        return Err(error);
+                    }
+                    self.place.signature.forget();
+                    continue;
+                }
+                Err(Failure::Slow(error)) => {
+                    may_be_slow = false;
+                    tracing::debug!(name = request.name, "asked again: the answer is late");
+                    if self.flow.pay_for_try(now) {
+                        continue;
+                    }
+                    error
+                }
+                Err(Failure::Passing { error, is_overload }) => {
+                    if is_overload {
+                        self.flow.cut(now);
+                    }
+                    error
+                }
+            };
+            // Whoever waits to try again leaves its place to others.
+            drop(permit);
+            let since = *first_failure.get_or_insert(now);
+            let patience = match self.flow.has_succeeded() {
+                true => PATIENCE,
+                false => PATIENCE_AT_FIRST,
+            };
+            let pause = pause_before(retry, random()?);
+            let is_over = now.saturating_duration_since(since) + pause > patience;
+            if is_over || !self.flow.pay_for_try(now) {
+                return Err(error);
+            }
+            tracing::debug!(name = request.name, %error, retry, "trying again");
+            retry += 1;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Sends a request whose answer is small, and returns it if it is a success.
+    pub async fn send_small(&self, request: &Request) -> Result<Answer> {
+        let answer = self.send(request, &mut Sink::Answer).await?;
+        self.succeeded(request, answer)
+    }
+
+    /// The answer, if it is a success.
+    pub fn succeeded(&self, request: &Request, answer: Answer) -> Result<Answer> {
+        if answer.status.is_success() && !answer.is_hidden_error() {
+            return Ok(answer);
+        }
+        Err(answer.into_error(request.operation, self.told(request), &self.place.location))
+    }
+
+    /// The object's name as the rest of the mover knows it.
+    fn told<'a>(&'a self, request: &'a Request) -> &'a str {
+        let name = &request.name;
+        match name.strip_prefix(&self.place.location.prefix) {
+            Some(key) if !key.is_empty() => key,
+            _ => &self.place.location.url,
+        }
+    }
+
+    /// Remembers an upload to abort.
+    pub fn abandon(&self, name: String, id: String) {
+        let mut abandoned = self.abandoned.borrow_mut();
+        if abandoned.len() < ABANDONED_MAX {
+            abandoned.push((name, id));
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &Request,
+        sink: &mut Sink<'_>,
+        slow_after: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let progress = Arc::new(Progress::default());
+        let call = self
+            .prepare(request, &progress)
+            .await
+            .map_err(Failure::Final)?;
+        let started = Instant::now();
+        let sent = self
+            .watch(request, self.http.execute(call), &progress, slow_after)
+            .await?;
+        let response = sent.map_err(|error| self.transport(request, error))?;
+        let latency = started.elapsed();
+        let answer = self.take_in(request, response, sink).await?;
+        if answer.is_expired() {
+            let error =
+                answer.into_error(request.operation, self.told(request), &self.place.location);
+            return Err(Failure::Expired(error));
+        }
+        if answer.may_pass() {
+            let is_overload = answer.asks_to_slow_down();
+            let error =
+                answer.into_error(request.operation, self.told(request), &self.place.location);
+            return Err(Failure::Passing { error, is_overload });
+        }
+        self.flow.answered(request.class(), latency);
+        Ok(answer)
+    }
+
+    /// A request with body and signature.
+    async fn prepare(
+        &self,
+        request: &Request,
+        progress: &Arc<Progress>,
+    ) -> Result<reqwest::Request> {
+        let place = &self.place;
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::new(Kind::Internal, "a request to the store could not be made")
+                .object(self.told(request))
+                .cause(error.to_string())
+        };
+        let query: Vec<(&str, &str)> = request
+            .query
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let mut call = http::Request::new(());
+        *call.method_mut() = request.method.clone();
+        let uri = place.location.uri(&request.name, &query);
+        *call.uri_mut() = uri
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| failed(&error))?;
+        let headers = call.headers_mut();
+        for (name, value) in &request.headers {
+            let value = HeaderValue::from_str(value).map_err(|error| failed(&error))?;
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        let payload = &request.payload;
+        if request.method == Method::PUT || request.method == Method::POST {
+            headers.insert(header::CONTENT_LENGTH, payload.bytes.into());
+        }
+        headers.insert(
+            "x-amz-content-sha256",
+            content_sha256(payload, place.location.is_tls()),
+        );
+        if let Some(crc) = payload.crc32c {
+            let value = BASE64.encode(crc.to_be_bytes());
+            let value = HeaderValue::from_str(&value).map_err(|error| failed(&error))?;
+            headers.insert("x-amz-checksum-crc32c", value);
+        }
+        let (mut parts, ()) = call.into_parts();
+        place.signature.sign(&mut parts).await?;
+        let body = PayloadBody::new(&self.shard, payload, &place.limits.upload, progress);
+        let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));
+        reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))
+    }
+
+    /// Waits for `work` as long as it moves.
+    async fn watch<T>(
+        &self,
+        request: &Request,
+        work: impl Future<Output = T>,
+        progress: &Progress,
+        slow_after: Option<Duration>,
+    ) -> Result<T, Failure> {
+        let timeout = self.place.location.timeout;
+        let lost_bytes = request.payload.bytes.min(SENT_BYTES_MAX);
+        let in_kernel = Duration::from_secs(lost_bytes / SENT_BYTES_PER_SECOND_MIN);
+        let mut work = std::pin::pin!(work);
+        let (mut seen, mut seen_at) = (progress.steps(), Instant::now());
+        let mut handed_over = None;
+        loop {
+            if let Ok(done) = tokio::time::timeout(WATCH_EVERY, &mut work).await {
+                return Ok(done);
+            }
+            self.shard.stop().map_err(Failure::Final)?;
+            let (steps, now) = (progress.steps(), Instant::now());
+            if steps.is_none() || steps != seen {
+                (seen, seen_at) = (steps, now);
+            }
+            let mut allowed = timeout;
+            if progress.is_handed_over() {
+                let since = now.saturating_duration_since(*handed_over.get_or_insert(now));
+                if slow_after.is_some_and(|slow_after| since > slow_after + in_kernel) {
+                    return Err(Failure::Slow(self.no_answer(request, since)));
+                }
+                allowed += in_kernel;
+            }
+            let still = now.saturating_duration_since(seen_at);
+            if still > allowed {
+                return Err(Failure::Passing {
+                    error: self.no_answer(request, still),
+                    is_overload: true,
+                });
+            }
+        }
+    }
+
+    fn no_answer(&self, request: &Request, after: Duration) -> Error {
+        Error::new(
+            Kind::Unreachable,
+            format!("the store does not answer, for {} s now", after.as_secs()),
+        )
+        .object(format!(
+            "{} ({})",
+            self.told(request),
+            self.place.location.server()
+        ))
+        .hint("check the server and the network, then try again; what was committed is safe")
+    }
+
+    /// What a failed exchange means.
+    fn transport(&self, request: &Request, error: reqwest::Error) -> Failure {
+        let error = error.without_url();
+        let object = self.place.location.server();
+        if is_certificate_error(&error) {
+            return Failure::Final(
+                Error::new(Kind::Storage, "the server's certificate is not trusted")
+                    .object(object)
+                    .hint("if it is signed by your own authority, add ca=/path/to/ca.pem to the repository's URL")
+                    .cause(innermost(&error)),
+            );
+        }
+        let message = match error.is_connect() {
+            true => "the store cannot be reached",
+            false => "the connection to the store broke",
+        };
+        Failure::Passing {
+            error: Error::new(Kind::Unreachable, message)
+                .object(format!("{} ({object})", self.told(request)))
+                .hint("check endpoint, server and network, then try again; what was committed is safe")
+                .cause(innermost(&error)),
+            is_overload: error.is_timeout(),
+        }
+    }
+
+    /// Takes the body in: an object's bytes into the sink, anything else into the answer.
+    async fn take_in(
+        &self,
+        request: &Request,
+        mut response: reqwest::Response,
+        sink: &mut Sink<'_>,
+    ) -> Result<Answer, Failure> {
+        let status = response.status();
+        let headers = std::mem::take(response.headers_mut());
+        let mut answer = Answer {
+            status,
+            headers,
+            body: Bytes::new(),
+        };
+        let length = response.content_length();
+        let is_object = status.is_success() && request.operation == Operation::Get;
+        if is_object && !answer.headers.contains_key(header::ETAG) {
+            let said = format!("HTTP {} without an ETag", status.as_u16());
+            return Err(Failure::Final(not_s3(&self.place.location, &said)));
+        }
+        match sink {
+            Sink::Whole { out, bytes_max } if is_object => {
+                out.clear();
+                let expected = length.unwrap_or(*bytes_max);
+                if expected > *bytes_max {
+                    return Err(Failure::Final(
+                        self.too_large(request, expected, *bytes_max),
+                    ));
+                }
+                out.reserve_exact(expected as usize);
+                while let Some(chunk) = self.chunk(request, &mut response).await? {
+                    if (out.len() + chunk.len()) as u64 > *bytes_max {
+                        let got = (out.len() + chunk.len()) as u64;
+                        return Err(Failure::Final(self.too_large(request, got, *bytes_max)));
+                    }
+                    out.extend_from_slice(&chunk);
+                }
+            }
+            Sink::Range { buf, len } if is_object => {
+                let mut at = 0;
+                while let Some(chunk) = self.chunk(request, &mut response).await? {
+                    let Some(room) = buf
+                        .get_mut(at..at + chunk.len())
+                        .filter(|_| at + chunk.len() <= *len)
+                    else {
+                        return Err(Failure::Final(ignores_ranges(self.told(request))));
+                    };
+                    room.copy_from_slice(&chunk);
+                    at += chunk.len();
+                }
+                // Shorter and whole: the object ends there, which the reader understands.
+                if at < *len && length != Some(at as u64) {
+                    return Err(self.broken_off(request));
+                }
+            }
+            _ => answer.body = self.small_body(request, &mut response).await?,
+        }
+        if status.is_success() && !is_object && is_html(&answer.headers) {
+            let said = format!("HTTP {} with a page of HTML", status.as_u16());
+            return Err(Failure::Final(not_s3(&self.place.location, &said)));
+        }
+        Ok(answer)
+    }
+
+    async fn small_body(
+        &self,
+        request: &Request,
+        response: &mut reqwest::Response,
+    ) -> Result<Bytes, Failure> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.chunk(request, response).await? {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                let said = format!("an answer of more than {ANSWER_BYTES_MAX} bytes");
+                return Err(Failure::Final(not_s3(&self.place.location, &said)));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// The next piece of an answer, at the pace of the budget.
+    async fn chunk(
+        &self,
+        request: &Request,
+        response: &mut reqwest::Response,
+    ) -> Result<Option<Bytes>, Failure> {
+        let timeout = self.place.location.timeout;
+        let next = tokio::time::timeout(timeout, response.chunk()).await;
+        let chunk = next
+            .map_err(|_| Failure::Passing {
+                error: self.no_answer(request, timeout),
+                is_overload: true,
+            })?
+            .map_err(|error| self.transport(request, error))?;
+        if let Some(chunk) = &chunk {
+            let bytes = chunk.len() as u64;
+            self.shard
+                .throttle(&self.place.limits.download, bytes)
+                .await;
+        }
+        Ok(chunk)
+    }
+
+    fn broken_off(&self, request: &Request) -> Failure {
+        Failure::Passing {
+            error: Error::new(Kind::Unreachable, "the store's answer broke off")
+                .object(self.told(request))
+                .hint("try again; if it stays so, check the server and what stands before it"),
+            is_overload: false,
+        }
+    }
+
+    fn too_large(&self, request: &Request, bytes: u64, bytes_max: u64) -> Error {
+        Error::new(
+            Kind::Limit,
+            format!("an object of {bytes} bytes is larger than the {bytes_max} allowed"),
+        )
+        .object(self.told(request))
+    }
+}
+
+fn ignores_ranges(object: &str) -> Error {
+    Error::new(Kind::Storage, "the store sends more than it was asked for")
+        .object(object)
+        .hint("the server, or a proxy before it, does not support ranged reads")
+}
+
+/// The header that binds a body to its signature. Over TLS the transport does that already.
+fn content_sha256(payload: &Payload, is_tls: bool) -> HeaderValue {
+    const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let value = match payload.sha256 {
+        _ if payload.bytes == 0 => Some(HeaderValue::from_static(EMPTY)),
+        Some(sha256) => HeaderValue::from_str(&hex::encode(&sha256)).ok(),
+        None => None,
+    };
+    debug_assert!(value.is_some() || is_tls, "an unsigned body without TLS");
+    value.unwrap_or(HeaderValue::from_static("UNSIGNED-PAYLOAD"))
+}
+
+/// The connections of a shard.
+fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client> {
+    let location = &place.location;
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("helios-mover/", env!("CARGO_PKG_VERSION")))
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(location.timeout.min(CONNECT_TIMEOUT_MAX))
+        .tcp_keepalive(location.timeout)
+        .tcp_user_timeout(location.timeout)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(connections)
+        .dns_resolver(Addresses::default());
+    if let Some(path) = &location.ca {
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::new(Kind::Usage, "the file of certificates cannot be used")
+                .object(path.display().to_string())
+                .hint("ca= names a PEM file of one or more certificates")
+                .cause(error.to_string())
+        };
+        let pem = std::fs::read(path).map_err(|error| failed(&error))?;
+        let certificates =
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(&error))?;
+        if certificates.is_empty() {
+            return Err(failed(&"it holds no certificate"));
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|error| {
+        Error::new(Kind::Storage, "connections to the store cannot be made")
+            .object(location.server())
+            .hint("TLS needs the system's certificates (package ca-certificates), or ca=FILE in the URL")
+            .cause(innermost(&error))
+    })
+}
+
+/// All addresses of a name, each time from another one on, so that connections spread over the server's machines.
+#[derive(Default)]
+struct Addresses {
+    next: Arc<AtomicUsize>,
+}
+
+impl Resolve for Addresses {
+    fn resolve(&self, name: Name) -> Resolving {
+        let next = Arc::clone(&self.next);
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let mut addresses: Vec<SocketAddr> = found.collect();
+            if !addresses.is_empty() {
+                let first = next.fetch_add(1, Relaxed) % addresses.len();
+                addresses.rotate_left(first);
+            }
+            let addresses: Addrs = Box::new(addresses.into_iter());
+            Ok(addresses)
+        })
+    }
+}
+
+/// Whether TLS failed because of who the server says it is.
+fn is_certificate_error(error: &reqwest::Error) -> bool {
+    let mut next = error.source();
+    while let Some(error) = next {
+        // The TLS stream wraps its errors into those of I/O, whose source is not the wrapped one.
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(error) = inner.or_else(|| error.downcast_ref()) {
+            return matches!(
+                error,
+                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
+            );
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// The cause that says most.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text = error.to_string();
+        next = error.source();
+    }
+    super::answer::escaped(&text)
+}
+
+/// 64 random bits.
+pub(super) fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| Error::new(Kind::Internal, "the system gives no random numbers"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,270 @@
+//! How much a shard asks of the server at a time, and how it gives way.
+//!
+//! Invariants: requests in flight never exceed the limit, which stays between one and the shard's share of the
+//! connections; it grows by one per round of answers and is halved when the server says that it is overloaded or
+//! stops answering (additive increase, multiplicative decrease, as TCP does; Chiu and Jain 1989), at most once a
+//! second; tries after the first are paid for from a budget that successes and time refill, so a failing server
+//! is never met with more and more requests; the pause before a try is drawn from the full range up to an
+//! exponential bound, so that clients do not come back in step.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// First bound of the pause before another try, and the largest.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// Tries that a shard may make without a success in between; a server that is restarted while all connections are
+/// busy takes about a dozen each.
+const TRIES_SAVED_MAX: f64 = 600.0;
+/// What a success, and a second, give back.
+const TRIES_PER_SUCCESS: f64 = 0.2;
+const TRIES_PER_SECOND: f64 = 4.0;
+/// Between two cuts of the limit: what is in flight was sent under the old one.
+const CUT_EVERY: Duration = Duration::from_secs(1);
+/// Answers from which the slow ones are told, and how many are remembered.
+const LATENCIES_MIN: usize = 32;
+const LATENCIES_KEPT: usize = 256;
+/// An answer is slow that takes longer than this, and longer than twice what 98 of 100 took.
+const SLOW_MIN: Duration = Duration::from_millis(500);
+const SLOW_SHARE: usize = 98;
+
+/// What a request does, for its latency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Asks for bytes or names.
+    Read,
+    /// Changes something.
+    Write,
+}
+
+/// A shard's flow of requests.
+pub(super) struct Flow {
+    max: f64,
+    limit: Cell<f64>,
+    in_flight: Cell<usize>,
+    freed: Notify,
+    last_cut: Cell<Option<Instant>>,
+    tries: Cell<f64>,
+    tries_at: Cell<Instant>,
+    reads: RefCell<Latencies>,
+    writes: RefCell<Latencies>,
+    has_succeeded: Cell<bool>,
+}
+
+/// The right to have one request in flight.
+pub(super) struct Permit(Rc<Flow>);
+
+impl Flow {
+    /// At most `max` requests at a time.
+    pub fn new(max: usize) -> Rc<Self> {
+        Rc::new(Flow {
+            max: max.max(1) as f64,
+            limit: Cell::new(max.max(1) as f64),
+            in_flight: Cell::new(0),
+            freed: Notify::new(),
+            last_cut: Cell::new(None),
+            tries: Cell::new(TRIES_SAVED_MAX),
+            tries_at: Cell::new(Instant::now()),
+            reads: RefCell::default(),
+            writes: RefCell::default(),
+            has_succeeded: Cell::new(false),
+        })
+    }
+
+    /// Waits for a place in the flow.
+    pub async fn permit(self: &Rc<Self>) -> Permit {
+        while self.in_flight.get() as f64 >= self.limit.get().floor() {
+            self.freed.notified().await;
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        Permit(Rc::clone(self))
+    }
+
+    /// Whether the server has ever answered this shard.
+    pub fn has_succeeded(&self) -> bool {
+        self.has_succeeded.get()
+    }
+
+    /// An answer came, its first byte after `latency`.
+    pub fn answered(&self, class: Class, latency: Duration) {
+        self.has_succeeded.set(true);
+        self.refill(TRIES_PER_SUCCESS);
+        self.latencies(class).borrow_mut().add(latency);
+        let limit = self.limit.get();
+        // Only a limit that was felt says anything when it was kept to without harm.
+        if self.in_flight.get() as f64 + 1.0 >= limit {
+            self.limit.set((limit + 1.0 / limit).min(self.max));
+            self.freed.notify_one();
+        }
+    }
+
+    /// The server is overloaded, or does not answer.
+    pub fn cut(&self, now: Instant) {
+        let is_recent = self
+            .last_cut
+            .get()
+            .is_some_and(|last| now.saturating_duration_since(last) < CUT_EVERY);
+        if !is_recent {
+            self.last_cut.set(Some(now));
+            self.limit.set((self.limit.get() / 2.0).max(1.0));
+        }
+    }
+
+    /// Pays for another try. False: the budget is used up.
+    pub fn pay_for_try(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.tries_at.replace(now));
+        self.refill(since.as_secs_f64() * TRIES_PER_SECOND);
+        let tries = self.tries.get();
+        if tries < 1.0 {
+            return false;
+        }
+        self.tries.set(tries - 1.0);
+        true
+    }
+
+    /// How long an answer of this class may take before it is better asked for again.
+    pub fn slow_after(&self, class: Class) -> Option<Duration> {
+        self.latencies(class).borrow().slow_after()
+    }
+
+    fn refill(&self, tries: f64) {
+        self.tries
+            .set((self.tries.get() + tries).min(TRIES_SAVED_MAX));
+    }
+
+    fn latencies(&self, class: Class) -> &RefCell<Latencies> {
+        match class {
+            Class::Read => &self.reads,
+            Class::Write => &self.writes,
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.0.freed.notify_one();
+    }
+}
+
+/// Pause before try number `retry` (0 is the first after a failure), for a random number of 64 bits.
+pub(super) fn pause_before(retry: u32, random: u64) -> Duration {
+    let bound = PAUSE_FIRST
+        .saturating_mul(1_u32.checked_shl(retry).unwrap_or(u32::MAX))
+        .min(PAUSE_MAX);
+    bound.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+/// The last answers' times, and what is slow by them.
+#[derive(Default)]
+struct Latencies {
+    last: VecDeque<Duration>,
+    since_counted: usize,
+    slow_after: Option<Duration>,
+}
+
+impl Latencies {
+    fn add(&mut self, latency: Duration) {
+        if self.last.len() >= LATENCIES_KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back(latency);
+        self.since_counted += 1;
+        // Sorting now and then is cheaper than keeping order, and the bound need not be fresh.
+        if self.since_counted >= LATENCIES_MIN {
+            self.since_counted = 0;
+            let mut sorted: Vec<Duration> = self.last.iter().copied().collect();
+            sorted.sort_unstable();
+            let at = sorted.len() * SLOW_SHARE / 100;
+            let usual = sorted.get(at.min(sorted.len() - 1)).copied();
+            self.slow_after = usual.map(|usual| (usual * 2).max(SLOW_MIN));
+        }
+    }
+
+    fn slow_after(&self) -> Option<Duration> {
+        self.slow_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn the_limit_is_halved_once_a_second_and_never_below_one() {
+        let flow = Flow::new(16);
+        let start = Instant::now();
+        flow.cut(start);
+        flow.cut(at(start, 500));
+        assert_eq!(flow.limit.get(), 8.0);
+        for second in 1..10 {
+            flow.cut(at(start, second * 1000));
+        }
+        assert_eq!(flow.limit.get(), 1.0);
+    }
+
+    #[test]
+    fn the_limit_grows_by_one_a_round_and_only_where_it_is_felt() {
+        let flow = Flow::new(16);
+        flow.limit.set(4.0);
+        flow.answered(Class::Read, Duration::from_millis(1));
+        assert_eq!(flow.limit.get(), 4.0, "nothing else was in flight");
+        flow.in_flight.set(4);
+        for _ in 0..4 {
+            flow.answered(Class::Read, Duration::from_millis(1));
+        }
+        assert!((4.9..5.01).contains(&flow.limit.get()));
+        for _ in 0..1000 {
+            flow.in_flight.set(flow.limit.get() as usize);
+            flow.answered(Class::Read, Duration::from_millis(1));
+        }
+        assert_eq!(flow.limit.get(), 16.0);
+    }
+
+    #[test]
+    fn tries_run_out_and_come_back() {
+        let flow = Flow::new(1);
+        let start = Instant::now();
+        flow.tries_at.set(start);
+        let paid = (0..2000).filter(|_| flow.pay_for_try(start)).count();
+        assert_eq!(paid, TRIES_SAVED_MAX as usize);
+        assert!(!flow.pay_for_try(start));
+        assert!(flow.pay_for_try(at(start, 1000)));
+        for _ in 0..10 {
+            flow.answered(Class::Write, Duration::ZERO);
+        }
+        assert!(flow.pay_for_try(at(start, 1000)));
+    }
+
+    #[test]
+    fn slow_is_what_takes_twice_as_long_as_nearly_all() {
+        let flow = Flow::new(1);
+        assert_eq!(flow.slow_after(Class::Read), None);
+        for answer in 0..64_u64 {
+            flow.answered(Class::Read, Duration::from_millis(300 + answer));
+        }
+        let slow = flow.slow_after(Class::Read).unwrap();
+        assert!((720..=726).contains(&slow.as_millis()), "{slow:?}");
+        assert_eq!(flow.slow_after(Class::Write), None);
+    }
+
+    proptest! {
+        #[test]
+        fn pauses_fill_the_whole_range_up_to_a_growing_bound(retry in 0..200_u32, random: u64) {
+            let pause = pause_before(retry, random);
+            let bound = PAUSE_FIRST.saturating_mul(1 << retry.min(10)).min(PAUSE_MAX);
+            prop_assert!(pause <= bound);
+            prop_assert!(pause_before(retry, u64::MAX) == bound);
+            prop_assert!(pause_before(retry, 0) == Duration::ZERO);
+        }
+    }
+}

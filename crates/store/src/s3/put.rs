@@ -1,0 +1,269 @@
+//! Creating objects: exactly one of many writers is told that it did, also when answers get lost.
+//!
+//! Invariants: each write bears a random mark in its metadata; wherever an answer leaves open whose object it is
+//! that now exists (a lost reply, a request that arrived twice), the mark decides. A server that was not seen to
+//! refuse a second write of an object is never trusted with the decision: there a claim (see `claim`) is.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use mover_base::{Error, Kind, Result, Timestamp};
+
+use super::answer::{Answer, Operation};
+use super::body::Payload;
+use super::claim;
+use super::client::{Client, Request, Sink, random};
+use super::location::Checksum;
+use crate::Put;
+use crate::key::TEMPORARY_PART;
+
+/// The metadata that tells whose object it is.
+pub(super) const MARK_HEADER: &str = "x-amz-meta-helios-mover-writer";
+/// Writes of one object whose outcome stays unknown (created by us, deleted by others, and again).
+const OUTCOMES_MAX: usize = 4;
+
+/// Whether a server keeps the promise of conditional writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Conditions {
+    /// `If-None-Match: *` is refused where an object exists.
+    Kept,
+    /// It is not understood, or ignored.
+    Ignored,
+}
+
+/// A random mark for one write.
+pub(super) fn new_mark() -> Result<String> {
+    Ok(format!("{:016x}{:016x}", random()?, random()?))
+}
+
+/// Headers of each new object.
+pub(super) fn object_headers(client: &Client, mark: &str) -> Vec<(&'static str, String)> {
+    let location = &client.place.location;
+    let mut headers = location.object_headers.clone();
+    headers.push((MARK_HEADER, mark.to_owned()));
+    headers.push(("content-type", "application/octet-stream".to_owned()));
+    if let Some((mode, days)) = location.lock {
+        let until = Timestamp::from_micros(
+            Timestamp::now()
+                .as_micros()
+                .saturating_add(i64::from(days) * 86_400_000_000),
+        );
+        headers.push(("x-amz-object-lock-mode", mode.to_owned()));
+        headers.push(("x-amz-object-lock-retain-until-date", until.to_string()));
+    }
+    headers
+}
+
+/// A request that writes `payload` whole.
+pub(super) fn put_request(client: &Client, name: &str, payload: Payload, mark: &str) -> Request {
+    let sha256 = payload.sha256;
+    let mut request = Request::new(Operation::Put, Method::PUT, name.to_owned())
+        .headers(&object_headers(client, mark))
+        .payload(payload);
+    if let (Checksum::Sha256, Some(sha256)) = (client.place.location.checksum, sha256) {
+        request = request.header("x-amz-checksum-sha256", BASE64.encode(sha256));
+    }
+    request
+}
+
+/// Writes `payload` as the object `name` unless that exists.
+pub(super) async fn put(client: &Client, name: &str, payload: Payload) -> Result<Put> {
+    if conditions(client).await? == Conditions::Ignored {
+        return claim::put(client, name, payload).await;
+    }
+    let mark = new_mark()?;
+    let request = put_request(client, name, payload, &mark).header("if-none-match", "*");
+    for _ in 0..OUTCOMES_MAX {
+        let answer = client.send(&request, &mut Sink::Answer).await?;
+        match outcome(client, &request, answer, &mark).await? {
+            Some(put) => return Ok(put),
+            None => continue,
+        }
+    }
+    Err(unsettled(name))
+}
+
+/// What the answer to a conditional write means; `None` where the object is gone again and the write may be repeated.
+pub(super) async fn outcome(
+    client: &Client,
+    request: &Request,
+    answer: Answer,
+    mark: &str,
+) -> Result<Option<Put>> {
+    let is_taken = answer.status == StatusCode::PRECONDITION_FAILED
+        || answer.status == StatusCode::CONFLICT
+        || answer.error_code() == "NoSuchUpload";
+    if !is_taken {
+        client.succeeded(request, answer)?;
+        return Ok(Some(Put::Created));
+    }
+    match mark_of(client, &request.name).await? {
+        Some(found) if found == mark => Ok(Some(Put::Created)),
+        Some(_) => Ok(Some(Put::Exists)),
+        None if answer.error_code() == "NoSuchUpload" => {
+            client.succeeded(request, answer).map(|_| None)
+        }
+        None => Ok(None),
+    }
+}
+
+/// The mark of the object `name`, empty for one without, or `None` where there is no object.
+pub(super) async fn mark_of(client: &Client, name: &str) -> Result<Option<String>> {
+    let found = head(client, name).await?;
+    Ok(found.map(|answer| answer.header(MARK_HEADER).unwrap_or_default().to_owned()))
+}
+
+/// The headers of the object `name`, or `None` where there is none.
+pub(super) async fn head(client: &Client, name: &str) -> Result<Option<Answer>> {
+    let request = Request::new(Operation::Head, Method::HEAD, name.to_owned());
+    let answer = client.send(&request, &mut Sink::Answer).await?;
+    if answer.status.is_success() {
+        return Ok(Some(answer));
+    }
+    // The answer to HEAD has no body, so it does not say what is missing: the object, or the bucket, or a right.
+    let request = Request::new(Operation::Get, Method::GET, name.to_owned());
+    let request = request.header("range", "bytes=0-0");
+    let mut one = Vec::new();
+    let mut sink = Sink::Whole {
+        out: &mut one,
+        bytes_max: u64::MAX,
+    };
+    if answer.status == StatusCode::NOT_FOUND {
+        let answer = client.send(&request, &mut sink).await?;
+        let error = match client.succeeded(&request, answer) {
+            // It came into being between the two.
+            Ok(answer) => return Ok(Some(answer)),
+            Err(error) => error,
+        };
+        return match is_absent(&error) {
+            true => Ok(None),
+            false => Err(error),
+        };
+    }
+    let answer = client.send(&request, &mut sink).await?;
+    Err(match client.succeeded(&request, answer) {
+        Ok(_) => Error::new(
+            Kind::Storage,
+            "the store shows an object and refuses to say its size",
+        )
+        .object(name)
+        .hint("the credentials need s3:GetObject, which allows HEAD too"),
+        Err(error) => error,
+    })
+}
+
+/// Whether an error says that an object, and nothing else, is missing.
+pub(super) fn is_absent(error: &Error) -> bool {
+    error.kind() == Kind::NotFound && error.hint_text().is_none()
+}
+
+/// Whether the server keeps conditional writes; asked once per job, by writing an object of our own twice.
+pub(super) async fn conditions(client: &Client) -> Result<Conditions> {
+    let known = &client.place.conditions;
+    known
+        .get_or_try_init(|| async {
+            let name = format!("{}{TEMPORARY_PART}/probe-{}", client.place.location.prefix, new_mark()?);
+            let found = probe(client, &name).await;
+            // A probe that stays is small, hidden, and told by the leftovers.
+            if let Err(error) = delete(client, &name).await {
+                tracing::debug!(%error, "a probe was not deleted");
+            }
+            if found.as_ref().is_ok_and(|found| *found == Conditions::Ignored) {
+                tracing::warn!(
+                    server = client.place.location.server(),
+                    "the store ignores conditional writes; new objects are claimed first, which takes more requests"
+                );
+            }
+            found
+        })
+        .await
+        .copied()
+}
+
+async fn probe(client: &Client, name: &str) -> Result<Conditions> {
+    let payload = payload_of(client, b"helios-mover");
+    let mark = new_mark()?;
+    let first = put_request(client, name, payload.clone(), &mark).header("if-none-match", "*");
+    let answer = client.send(&first, &mut Sink::Answer).await?;
+    if answer.status == StatusCode::NOT_IMPLEMENTED {
+        return Ok(Conditions::Ignored);
+    }
+    outcome(client, &first, answer, &mark).await?;
+    let other = new_mark()?;
+    let second = put_request(client, name, payload, &other).header("if-none-match", "*");
+    let answer = client.send(&second, &mut Sink::Answer).await?;
+    Ok(match answer.status {
+        StatusCode::PRECONDITION_FAILED => Conditions::Kept,
+        _ => Conditions::Ignored,
+    })
+}
+
+/// Deletes the object `name`, whether it exists or not.
+pub(super) async fn delete(client: &Client, name: &str) -> Result<()> {
+    let request = Request::new(Operation::Delete, Method::DELETE, name.to_owned());
+    let answer = client.send(&request, &mut Sink::Answer).await?;
+    match client.succeeded(&request, answer) {
+        Ok(_) => Ok(()),
+        Err(error) if is_absent(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A payload of bytes that are at hand, with the checksums that the place asks for.
+pub(super) fn payload_of(client: &Client, bytes: &[u8]) -> Payload {
+    let mut sums = Checksums::new(client);
+    sums.update(bytes);
+    sums.finish(vec![Bytes::copy_from_slice(bytes)], bytes.len() as u64)
+}
+
+/// What is computed over a payload while it is gathered.
+pub(super) struct Checksums {
+    sha256: Option<aws_lc_rs::digest::Context>,
+    crc32c: Option<crc_fast::Digest>,
+}
+
+impl Checksums {
+    pub fn new(client: &Client) -> Self {
+        let location = &client.place.location;
+        // Without TLS the signature has to cover the bytes; with it the transport does.
+        let is_hashed = !location.is_tls() || location.checksum == Checksum::Sha256;
+        let is_summed = location.checksum == Checksum::Crc32c;
+        Checksums {
+            sha256: is_hashed.then(|| aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256)),
+            crc32c: is_summed.then(|| crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi)),
+        }
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(bytes);
+        }
+        if let Some(crc32c) = &mut self.crc32c {
+            crc32c.update(bytes);
+        }
+    }
+
+    pub fn finish(self, pieces: Vec<Bytes>, bytes: u64) -> Payload {
+        let digest = self.sha256.map(|sha256| {
+            let mut out = [0; 32];
+            out.copy_from_slice(sha256.finish().as_ref());
+            out
+        });
+        Payload {
+            pieces,
+            bytes,
+            sha256: digest,
+            crc32c: self.crc32c.map(|crc32c| crc32c.finalize() as u32),
+        }
+    }
+}
+
+pub(super) fn unsettled(name: &str) -> Error {
+    Error::new(
+        Kind::Conflict,
+        "an object comes and goes while it is written",
+    )
+    .object(name)
+    .hint("something else deletes objects of this repository; stop it, then try again")
+}

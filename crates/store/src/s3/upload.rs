@@ -1,0 +1,202 @@
+//! An object being written piece by piece: gathered in memory, sent in one request, or in parts where it is long.
+//!
+//! Invariants: what is gathered is bounded per shard; an upload begins only while the shard is below that bound
+//! and then never waits for memory again, so uploads that are half gathered cannot wait for each other; a piece's
+//! buffer goes back to the arena at once; the bytes of a request stay until it is answered, for another try.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use mover_base::{Error, Kind, Result};
+use mover_io::{BUF_BYTES, Buf};
+use tokio::sync::Notify;
+
+use super::body::Payload;
+use super::client::Client;
+use super::multipart::{self, PART_BYTES, Parts};
+use super::put::{self, Checksums};
+use crate::Put;
+use crate::key::Key;
+
+/// Bytes of objects being sent, all shards together, above which no further upload begins. Each that has begun
+/// may go on to gather [`PART_BYTES`].
+const GATHERED_BYTES_MAX: u64 = 48 << 20;
+
+/// The memory of a shard's uploads.
+pub(super) struct UploadMemory(Rc<Gate>);
+
+struct Gate {
+    bytes_max: u64,
+    bytes: Cell<u64>,
+    freed: Notify,
+}
+
+impl UploadMemory {
+    pub fn new(shards: usize) -> Self {
+        UploadMemory(Rc::new(Gate {
+            bytes_max: GATHERED_BYTES_MAX / shards.max(1) as u64,
+            bytes: Cell::new(0),
+            freed: Notify::new(),
+        }))
+    }
+
+    /// Waits until another upload may begin.
+    async fn enter(&self) -> Held {
+        while self.0.bytes.get() >= self.0.bytes_max {
+            self.0.freed.notified().await;
+        }
+        // Others who wait may find room too.
+        self.0.freed.notify_one();
+        Held {
+            gate: Rc::clone(&self.0),
+            bytes: 0,
+        }
+    }
+}
+
+/// What one upload holds.
+struct Held {
+    gate: Rc<Gate>,
+    bytes: u64,
+}
+
+impl Held {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.gate.bytes.set(self.gate.bytes.get() + bytes);
+    }
+
+    fn release(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.gate.bytes.set(self.gate.bytes.get() - bytes);
+        self.gate.freed.notify_one();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// An object being written.
+pub struct S3Upload {
+    client: Rc<Client>,
+    key: Key,
+    held: Held,
+    pieces: Vec<Bytes>,
+    bytes: u64,
+    sums: Checksums,
+    parts: Option<Parts>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// A short piece was pushed, which is the last one.
+    Ended,
+    Failed,
+}
+
+impl S3Upload {
+    pub(super) async fn begin(client: Rc<Client>, key: &Key) -> Result<Self> {
+        multipart::abort_abandoned(&client).await;
+        let held = client.memory.enter().await;
+        let sums = Checksums::new(&client);
+        Ok(S3Upload {
+            client,
+            key: key.clone(),
+            held,
+            pieces: Vec::new(),
+            bytes: 0,
+            sums,
+            parts: None,
+            state: State::Open,
+        })
+    }
+
+    pub(crate) async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
+        match self.state {
+            State::Open => {}
+            State::Ended => return Err(self.misuse("a piece was pushed after a short one")),
+            State::Failed => return Err(self.misuse("a piece was pushed after a failed request")),
+        }
+        let Some(piece) = buf.get(..len) else {
+            return Err(self.misuse("a piece is longer than its buffer"));
+        };
+        if len < BUF_BYTES {
+            self.state = State::Ended;
+        }
+        // The object goes on, so what is gathered is a part and not the whole.
+        if len > 0 && self.bytes as usize == PART_BYTES {
+            if let Err(error) = self.send_part().await {
+                self.state = State::Failed;
+                return Err(error);
+            }
+        }
+        self.sums.update(piece);
+        self.pieces.push(Bytes::copy_from_slice(piece));
+        self.bytes += len as u64;
+        self.held.add(len as u64);
+        Ok(())
+    }
+
+    pub(crate) async fn commit(mut self) -> Result<Put> {
+        if self.state == State::Failed {
+            return Err(self.misuse("an upload was committed after a failed request"));
+        }
+        if self.parts.is_none() {
+            let payload = self.take_payload();
+            let name = self.client.place.name_of(&self.key);
+            return put::put(&self.client, &name, payload)
+                .await
+                .map_err(|error| error.object(self.key.as_str()));
+        }
+        self.send_part().await?;
+        match self.parts.take() {
+            Some(parts) => parts.complete(&self.client).await,
+            None => Err(self.misuse("an upload lost its parts")),
+        }
+    }
+
+    pub(crate) async fn abort(mut self) -> Result<()> {
+        match self.parts.take() {
+            Some(parts) => parts.abort(&self.client).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what is gathered as a part.
+    async fn send_part(&mut self) -> Result<()> {
+        let payload = self.take_payload();
+        if self.parts.is_none() {
+            let name = self.client.place.name_of(&self.key);
+            self.parts = Some(Parts::begin(&self.client, &name).await?);
+        }
+        if let Some(parts) = &mut self.parts {
+            parts.send(&self.client, payload).await?;
+        }
+        self.held.release();
+        Ok(())
+    }
+
+    fn take_payload(&mut self) -> Payload {
+        let sums = std::mem::replace(&mut self.sums, Checksums::new(&self.client));
+        let bytes = std::mem::take(&mut self.bytes);
+        sums.finish(std::mem::take(&mut self.pieces), bytes)
+    }
+
+    fn misuse(&self, what: &str) -> Error {
+        Error::new(Kind::Internal, what).object(self.key.as_str())
+    }
+}
+
+impl Drop for S3Upload {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            parts.abandon(&self.client);
+        }
+    }
+}
