@@ -5,7 +5,8 @@
 //! overwrites ([`Conditions::Racy`]). Here that is made atomic by default. `ListParts` names neither ETags nor comes
 //! sorted nor in pages; `CompleteMultipartUpload` ignores the ETags it is given, wants parts numbered from 1 without
 //! a gap and all but the last of 5 MiB at least; `ListMultipartUploads` does not exist; listings walk the whole bucket.
-//! A key may not be a directory of another (`a` and `a/b`). Some answers have blanks before the XML.
+//! A key may not be a directory of another (`a` and `a/b`). A listing with `encoding-type=url` says
+//! that its keys are encoded, and they are not. A payload whose hash is not the signed one is a 500.
 
 use std::collections::HashMap;
 use std::fs;

@@ -8,11 +8,11 @@
 //! Invariants: it listens on loopback only; ports and data stay the same from [`Garage::kill`] to
 //! [`Garage::restart`]; a server that a failed test leaves behind is killed.
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -172,9 +172,6 @@ impl GarageCluster {
         }
         lay_out(&nodes);
         let (_, key) = bucket_and_key(&nodes[0]);
-        for node in &nodes {
-            node.wait_until_healthy();
-        }
         GarageCluster { nodes, key }
     }
 
@@ -208,9 +205,24 @@ impl GarageCluster {
         self.nodes[node].kill();
     }
 
-    /// Starts a node again where it was.
+    /// Starts a node again where it was, and waits until all nodes that live are connected.
     pub fn restart(&self, node: usize) {
         self.nodes[node].start();
+        let live: Vec<&Node> = self
+            .nodes
+            .iter()
+            .filter(|node| node.child().is_some())
+            .collect();
+        for other in live
+            .iter()
+            .filter(|other| other.rpc_port != self.nodes[node].rpc_port)
+        {
+            // They would find each other by themselves, within a minute.
+            self.nodes[node].run(&["node", "connect", &other.full_id()]);
+        }
+        for node in &live {
+            node.wait_until_connected(live.len());
+        }
     }
 
     /// The address of a store below `prefix` at one of the nodes, in the form that the mover takes.
@@ -236,7 +248,7 @@ struct Node {
     dir: PathBuf,
     s3_port: u16,
     rpc_port: u16,
-    child: RefCell<Option<Child>>,
+    child: Mutex<Option<Child>>,
 }
 
 impl Node {
@@ -262,7 +274,7 @@ impl Node {
             dir,
             s3_port,
             rpc_port,
-            child: RefCell::new(None),
+            child: Mutex::new(None),
         }
     }
 
@@ -272,7 +284,7 @@ impl Node {
 
     /// Starts the process and waits until it answers both its S3 clients and its own command line.
     fn start(&self) {
-        assert!(self.child.borrow().is_none(), "the server runs already");
+        assert!(self.child().is_none(), "the server runs already");
         let log = File::options()
             .create(true)
             .append(true)
@@ -286,8 +298,12 @@ impl Node {
             .stderr(log)
             .spawn()
             .expect("the server starts");
-        *self.child.borrow_mut() = Some(child);
+        *self.child() = Some(child);
         self.wait("start", || self.answers());
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().expect("nobody panics while it is held")
     }
 
     fn answers(&self) -> bool {
@@ -296,11 +312,11 @@ impl Node {
             && self.try_run(&["status"]).is_ok()
     }
 
-    /// Waits until all nodes that the layout names are connected.
-    fn wait_until_healthy(&self) {
-        self.wait("become healthy", || {
+    /// Waits until this node is connected to as many nodes, itself among them.
+    fn wait_until_connected(&self, nodes: usize) {
+        self.wait("find the others", || {
             self.try_run(&["json-api", "GetClusterHealth"])
-                .is_ok_and(|text| from_json(&text)["status"] == "healthy")
+                .is_ok_and(|text| from_json(&text)["connectedNodes"] == nodes)
         });
     }
 
@@ -309,9 +325,11 @@ impl Node {
             if done() {
                 return;
             }
-            let mut child = self.child.borrow_mut();
-            let child = child.as_mut().expect("the server was started");
-            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            let ended = match self.child().as_mut() {
+                Some(child) => child.try_wait().expect("a child can be waited for"),
+                None => panic!("Garage was killed before it did {what}"),
+            };
+            if let Some(status) = ended {
                 panic!("Garage ended with {status}:\n{}", self.log());
             }
             std::thread::sleep(READY_POLL);
@@ -320,7 +338,7 @@ impl Node {
     }
 
     fn kill(&self) {
-        if let Some(mut child) = self.child.borrow_mut().take() {
+        if let Some(mut child) = self.child().take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -390,7 +408,12 @@ fn lay_out(nodes: &[Node]) {
     }
     nodes[0].run(&["layout", "apply", "--version", "1"]);
     for node in nodes {
-        node.wait_until_healthy();
+        node.wait_until_connected(nodes.len());
+        // It serves requests once it has heard of the layout.
+        node.wait("hear of the layout", || {
+            node.try_run(&["json-api", "GetClusterHealth"])
+                .is_ok_and(|text| from_json(&text)["status"] == "healthy")
+        });
     }
 }
 
