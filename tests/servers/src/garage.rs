@@ -213,11 +213,13 @@ impl GarageCluster {
             .iter()
             .filter(|node| node.child().is_some())
             .collect();
+        // They would find each other by themselves, within a minute; each uses connections of its own making only.
+        let id = self.nodes[node].full_id();
         for other in live
             .iter()
             .filter(|other| other.rpc_port != self.nodes[node].rpc_port)
         {
-            // They would find each other by themselves, within a minute.
+            other.run(&["node", "connect", &id]);
             self.nodes[node].run(&["node", "connect", &other.full_id()]);
         }
         for node in &live {
