@@ -609,6 +609,7 @@ mod tests {
             repo: RepoAccess {
                 url: "file:///nowhere".into(),
                 credentials: Default::default(),
+                link: Default::default(),
             },
             source: "dir:///nowhere".into(),
             backup_type: BackupType::Incremental,

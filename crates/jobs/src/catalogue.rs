@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mover_base::{BackupId, Kind, Result};
 use mover_io::Shard;
-use mover_repo::{BackupMetadata, BackupView, Origin, Repository, catalogue};
+use mover_repo::{BackupMetadata, BackupView, Origin, catalogue};
 use serde::Serialize;
 
 use crate::backup::only;

@@ -5,7 +5,7 @@
 use mover_base::units::format_bytes;
 use mover_base::{Error, Result};
 use mover_io::{Rung, Shard, ShardReport};
-use mover_repo::{Repository, catalogue};
+use mover_repo::catalogue;
 use mover_source::{DirSource, ScanOptions};
 use serde::Serialize;
 

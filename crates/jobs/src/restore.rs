@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mover_base::tree::EntryKind;
 use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::{Shard, ShardReport};
-use mover_repo::{BackupView, Repository, StageSeconds, TreeItem, catalogue};
+use mover_repo::{BackupView, StageSeconds, TreeItem, catalogue};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::Serialize;
 

@@ -224,10 +224,8 @@ fn opening_creates_nothing_and_a_missing_root_is_never_an_empty_store() {
     });
     fs::write(directory.path().join("file"), b"").expect("writable");
     for path in ["file", "file/below"] {
-        let error = refused(Store::create_root(&format!(
-            "file://{}/{path}",
-            directory.path().display()
-        )));
+        let url = format!("file://{}/{path}", directory.path().display());
+        let error = refused(Store::create_root(&url, &LinkLimits::default()));
         assert_eq!(error.kind(), Kind::Usage, "{path}");
     }
 }

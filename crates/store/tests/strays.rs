@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use mover_base::Result;
 use mover_io::{Shard, ShardConfig};
-use mover_store::{STRAYS_MAX, Store};
+use mover_store::{LinkLimits, STRAYS_MAX, Store};
 use tempfile::TempDir;
 
 /// All pages of a listing.

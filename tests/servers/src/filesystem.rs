@@ -1,0 +1,276 @@
+//! An S3 server in the test's process, over a directory: crates s3s and s3s-fs. It checks signatures.
+//!
+//! What to know of s3s-fs 0.14: `If-None-Match: *` on `PutObject` and `CompleteMultipartUpload` is a look whether the
+//! object exists before anything is read or written, so of two writers at a time both can win, and the later one
+//! overwrites ([`Conditions::Racy`]). Here that is made atomic by default. `ListParts` names neither ETags nor comes
+//! sorted nor in pages; `CompleteMultipartUpload` ignores the ETags it is given, wants parts numbered from 1 without
+//! a gap and all but the last of 5 MiB at least; `ListMultipartUploads` does not exist; listings walk the whole bucket.
+//! A key may not be a directory of another (`a` and `a/b`). A listing with `encoding-type=url` says
+//! that its keys are encoded, and they are not. A payload whose hash is not the signed one is a 500.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use s3s::access::S3Access;
+use s3s::auth::SimpleAuth;
+use s3s::dto::{CompleteMultipartUploadInput, PutObjectInput};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{HttpResponse, S3Request, S3Result};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::certificate;
+use crate::client::{Client, store_url};
+use crate::serve::Server;
+
+const REGION: &str = "us-east-1";
+const BUCKET: &str = "mover";
+const ACCESS_KEY_ID: &str = "MOVERTESTACCESSKEY00";
+const SECRET_ACCESS_KEY: &str = "mover/test+secret/access+key/0123456789a";
+
+/// The longest body of a request that writes an object, which is held whole while conditions are atomic.
+const OBJECT_MAX: usize = 256 * 1024 * 1024;
+
+/// How the server treats `If-None-Match: *`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Conditions {
+    /// As S3 does: of several writers exactly one wins, the others get `412 PreconditionFailed`.
+    #[default]
+    Atomic,
+    /// As s3s-fs does: it looks first and writes later, so writers at the same time all win.
+    Racy,
+    /// As a server does which does not know of it: writes always overwrite, and nobody is told.
+    Ignored,
+}
+
+/// How a [`FilesystemS3`] behaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FilesystemOptions {
+    /// TLS with a certificate of the server's own authority, instead of plain HTTP.
+    pub tls: bool,
+    /// How conditional writes are treated.
+    pub conditions: Conditions,
+}
+
+/// A running server with one empty bucket; it stops when dropped.
+#[derive(Debug)]
+pub struct FilesystemS3 {
+    server: Server,
+    root: PathBuf,
+    ca_file: Option<PathBuf>,
+}
+
+impl FilesystemS3 {
+    /// Plain HTTP and atomic conditions; objects are kept below `dir`.
+    pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, FilesystemOptions::default())
+    }
+
+    /// Starts on what an earlier server left in `dir`, or on an empty bucket.
+    pub fn start_with(dir: &Path, options: FilesystemOptions) -> Self {
+        let root = dir.join("s3");
+        fs::create_dir_all(root.join(BUCKET)).expect("the directory can be written to");
+        let ca_file = options.tls.then(|| dir.join("ca.pem"));
+        let tls = ca_file
+            .as_deref()
+            .map(|path| TlsAcceptor::from(certificate::for_loopback(path)));
+        let store = s3s_fs::FileSystem::new(&root).expect("the directory exists");
+        let mut builder = S3ServiceBuilder::new(store);
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
+        builder.set_access(Access(options.conditions));
+        let service = Arc::new(Service {
+            inner: builder.build(),
+            locks: (options.conditions == Conditions::Atomic).then(Locks::default),
+        });
+        let server = Server::start("filesystem-s3", move |stream| {
+            connection(stream, tls.clone(), Arc::clone(&service))
+        });
+        FilesystemS3 {
+            server,
+            root,
+            ca_file,
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`, or `https://` with TLS.
+    pub fn endpoint(&self) -> String {
+        let scheme = if self.ca_file.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.server.address())
+    }
+
+    /// The region that signatures name.
+    pub fn region(&self) -> &'static str {
+        REGION
+    }
+
+    /// The bucket.
+    pub fn bucket(&self) -> &'static str {
+        BUCKET
+    }
+
+    /// Whose requests are accepted.
+    pub fn access_key_id(&self) -> &'static str {
+        ACCESS_KEY_ID
+    }
+
+    /// The secret that goes with it.
+    pub fn secret_access_key(&self) -> &'static str {
+        SECRET_ACCESS_KEY
+    }
+
+    /// The certificate to trust, as PEM; none without TLS.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
+    }
+
+    /// The directory whose files are the bucket's objects.
+    pub fn objects(&self) -> PathBuf {
+        self.root.join(BUCKET)
+    }
+
+    /// The address of a store below `prefix`, in the form that the mover takes.
+    pub fn url(&self, prefix: &str) -> String {
+        store_url(BUCKET, prefix, &self.endpoint(), REGION)
+    }
+
+    /// A client that sees the bucket without the code under test.
+    pub fn client(&self) -> Client {
+        let client = Client::new(
+            &self.endpoint(),
+            REGION,
+            BUCKET,
+            ACCESS_KEY_ID,
+            SECRET_ACCESS_KEY,
+        );
+        match self.ca_file() {
+            Some(path) => client.trusting(path),
+            None => client,
+        }
+    }
+}
+
+/// Forgets conditions after the signature was checked, if they are to be ignored.
+#[derive(Debug)]
+struct Access(Conditions);
+
+#[async_trait]
+impl S3Access for Access {
+    async fn put_object(&self, request: &mut S3Request<PutObjectInput>) -> S3Result<()> {
+        if self.0 == Conditions::Ignored {
+            request.input.if_none_match = None;
+        }
+        Ok(())
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: &mut S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<()> {
+        if self.0 == Conditions::Ignored {
+            request.input.if_none_match = None;
+        }
+        Ok(())
+    }
+}
+
+/// One lock for each path that is being written to.
+#[derive(Debug, Default)]
+struct Locks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Locks {
+    async fn lock(&self, path: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.0.lock().expect("nobody panics while it is held");
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let known = locks.get(path).and_then(Weak::upgrade);
+            let lock = known.unwrap_or_default();
+            locks.insert(path.to_owned(), Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// s3s with a lock around each request that makes or removes an object.
+struct Service {
+    inner: S3Service,
+    locks: Option<Locks>,
+}
+
+impl Service {
+    async fn answer(&self, request: Request<Incoming>) -> io::Result<HttpResponse> {
+        let locks = self.locks.as_ref().filter(|_| writes_object(&request));
+        let Some(locks) = locks else {
+            return self.call(request.map(s3s::Body::from)).await;
+        };
+        // The body is read first, or a slow client would keep all others from the object.
+        let (parts, body) = request.into_parts();
+        let body = Limited::new(body, OBJECT_MAX)
+            .collect()
+            .await
+            .map_err(io::Error::other)?;
+        let lock = locks.lock(parts.uri.path()).await;
+        let body: Bytes = body.to_bytes();
+        let reply = self
+            .call(Request::from_parts(parts, s3s::Body::from(body)))
+            .await;
+        drop(lock);
+        reply
+    }
+
+    async fn call(&self, request: Request<s3s::Body>) -> io::Result<HttpResponse> {
+        self.inner
+            .call(request)
+            .await
+            .map_err(|error| io::Error::other(format!("{error:?}")))
+    }
+}
+
+/// Whether a request makes or removes the object at its path; to upload a part does neither.
+fn writes_object(request: &Request<Incoming>) -> bool {
+    let part = request.uri().query().unwrap_or("").contains("partNumber=");
+    match *request.method() {
+        Method::PUT => !part,
+        Method::POST | Method::DELETE => true,
+        _ => false,
+    }
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, service: Arc<Service>) {
+    match tls {
+        None => serve(stream, service).await,
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(stream).await {
+                serve(stream, service).await;
+            }
+        }
+    }
+}
+
+async fn serve<S>(stream: S, service: Arc<Service>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let service = Arc::clone(&service);
+        async move { service.answer(request).await as io::Result<Response<s3s::Body>> }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}

@@ -1,0 +1,28 @@
+//! Servers that the tests of the S3 driver and the end-to-end tests run against: a real store that is a program
+//! of its own ([`Garage`]), a store in the test's process ([`FilesystemS3`]), a proxy that breaks connections on
+//! purpose ([`FaultProxy`]), endpoints that answer what a script says ([`Scripted`]), and a client that sees what a
+//! store holds without the code under test ([`Client`]).
+//!
+//! Invariants: everything listens on loopback only and is stopped when dropped; no crate of the workspace is used;
+//! every random choice comes from a seed that the test gives; whatever is missing is a panic, never a skip.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
+
+mod certificate;
+mod client;
+mod exchange;
+mod fault;
+mod fault_proxy;
+mod filesystem;
+mod garage;
+mod message;
+mod pipe;
+mod serve;
+mod strange;
+
+pub use client::{Client, Listed};
+pub use fault::{Action, Fault};
+pub use fault_proxy::{FaultId, FaultProxy};
+pub use filesystem::{Conditions, FilesystemOptions, FilesystemS3};
+pub use garage::{AccessKey, Garage, GarageCluster};
+pub use message::{Reply, RequestHead};
+pub use strange::{Answered, Scripted, SessionCredentials};

@@ -1,0 +1,169 @@
+//! The S3 server in the test's process: that it stores, checks signatures, speaks TLS, and treats conditions in each
+//! of the ways that it offers; and what else a driver meets in it.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
+
+mod promises;
+
+use std::fs;
+
+use mover_test_servers::{Client, Conditions, FilesystemOptions, FilesystemS3};
+use tempfile::TempDir;
+
+fn with(conditions: Conditions) -> (TempDir, FilesystemS3) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let options = FilesystemOptions {
+        conditions,
+        ..FilesystemOptions::default()
+    };
+    let server = FilesystemS3::start_with(dir.path(), options);
+    (dir, server)
+}
+
+#[test]
+fn it_stores_lists_and_deletes() {
+    let (_dir, server) = with(Conditions::Atomic);
+    promises::objects_can_be_stored_listed_and_deleted(&server.client());
+    promises::objects_can_be_put_together_of_parts(&server.client());
+}
+
+#[test]
+fn objects_are_files_that_a_test_may_damage() {
+    let (_dir, server) = with(Conditions::Atomic);
+    server.client().put("a/b", b"whole").expect("a reply");
+    let path = server.objects().join("a/b");
+    assert_eq!(fs::read(&path).expect("the object's file"), b"whole");
+    fs::write(&path, b"hole").expect("the object's file");
+    assert_eq!(server.client().get("a/b").expect("a reply").body, b"hole");
+}
+
+#[test]
+fn what_is_signed_by_another_is_refused() {
+    let (_dir, server) = with(Conditions::Atomic);
+    let stranger = |id, secret| {
+        Client::new(
+            &server.endpoint(),
+            server.region(),
+            server.bucket(),
+            id,
+            secret,
+        )
+    };
+    let wrong = stranger(server.access_key_id(), "wrong")
+        .put("k", b"x")
+        .expect("a reply");
+    assert_eq!(
+        (wrong.status, wrong.code().as_deref()),
+        (403, Some("SignatureDoesNotMatch"))
+    );
+    let unknown = stranger("NOBODY", "wrong").put("k", b"x").expect("a reply");
+    assert_eq!(unknown.status, 403, "{}", unknown.text());
+    let unsigned = server.client().unsigned("GET", "k").expect("a reply");
+    assert_eq!(
+        (unsigned.status, unsigned.code().as_deref()),
+        (403, Some("AccessDenied"))
+    );
+}
+
+#[test]
+fn over_tls_it_is_trusted_through_its_own_authority_only() {
+    let (dir, other) = (
+        TempDir::new().expect("a directory"),
+        TempDir::new().expect("a directory"),
+    );
+    let options = FilesystemOptions {
+        tls: true,
+        ..FilesystemOptions::default()
+    };
+    let server = FilesystemS3::start_with(dir.path(), options);
+    let stranger = FilesystemS3::start_with(other.path(), options);
+    assert!(server.endpoint().starts_with("https://127.0.0.1:"));
+    promises::objects_can_be_stored_listed_and_deleted(&server.client());
+
+    let deceived = server
+        .client()
+        .trusting(stranger.ca_file().expect("TLS is on"));
+    let error = deceived
+        .get("k")
+        .expect_err("another authority's certificate");
+    assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+#[test]
+fn with_atomic_conditions_one_of_many_writers_wins() {
+    let (_dir, server) = with(Conditions::Atomic);
+    let client = server.client();
+    for round in 0..20 {
+        let wins = promises::race(&client, &format!("race-{round}"), 8);
+        assert_eq!(wins, 1, "round {round}");
+    }
+    let late = client.put_if_absent("race-0", b"late").expect("a reply");
+    assert_eq!(
+        (late.status, late.code().as_deref()),
+        (412, Some("PreconditionFailed"))
+    );
+    assert_eq!(promises::race_of_uploads(&client, "upload", 4), 1);
+    // Who overwrites on purpose may.
+    assert_eq!(client.put("race-0", b"over").expect("a reply").status, 200);
+}
+
+#[test]
+fn with_racy_conditions_what_exists_is_kept() {
+    let (_dir, server) = with(Conditions::Racy);
+    let client = server.client();
+    assert_eq!(
+        client.put_if_absent("k", b"first").expect("a reply").status,
+        200
+    );
+    assert_eq!(
+        client
+            .put_if_absent("k", b"second")
+            .expect("a reply")
+            .status,
+        412
+    );
+    assert_eq!(client.get("k").expect("a reply").body, b"first");
+    // The look comes before the write: of writers at the same time more than one may win.
+    let rounds = (0..50).map(|round| promises::race(&client, &format!("race-{round}"), 8));
+    let wins: Vec<usize> = rounds.collect();
+    assert!(wins.iter().any(|wins| *wins > 1), "{wins:?}");
+}
+
+#[test]
+fn ignored_conditions_overwrite() {
+    let (_dir, server) = with(Conditions::Ignored);
+    let client = server.client();
+    assert_eq!(
+        client.put_if_absent("k", b"first").expect("a reply").status,
+        200
+    );
+    assert_eq!(
+        client
+            .put_if_absent("k", b"second")
+            .expect("a reply")
+            .status,
+        200
+    );
+    assert_eq!(client.get("k").expect("a reply").body, b"second");
+    assert_eq!(promises::race_of_uploads(&client, "upload", 3), 3);
+}
+
+#[test]
+fn a_new_server_finds_what_an_earlier_one_stored() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let first = FilesystemS3::start(dir.path());
+    first.client().put("k", b"kept").expect("a reply");
+    drop(first);
+    let second = FilesystemS3::start(dir.path());
+    assert_eq!(second.client().get("k").expect("a reply").body, b"kept");
+}
+
+#[test]
+fn listed_parts_have_no_etag() {
+    let (_dir, server) = with(Conditions::Atomic);
+    let client = server.client();
+    let upload = client.create_upload("k").expect("an upload");
+    client.put_part("k", &upload, 1, b"part").expect("a reply");
+    let parts = client.list_parts("k", &upload).expect("a reply");
+    assert_eq!(parts.tag("PartNumber").as_deref(), Some("1"));
+    assert_eq!(parts.tag("ETag"), None);
+}
