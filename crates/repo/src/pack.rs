@@ -143,7 +143,7 @@ impl PackWriter {
         };
         if self.out.upload.is_none() {
             let key = layout::pack(self.id)?;
-            self.out.upload = Some(self.store.upload(&self.shard, &key).await?);
+            self.out.upload = Some(self.store.upload_unique(&self.shard, &key).await?);
         }
         match &mut self.out.upload {
             Some(upload) => upload.push(buf, self.out.filled).await,

@@ -53,6 +53,15 @@ pub enum Put {
     Exists,
 }
 
+/// Whether anybody else may want to write the same object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rivals {
+    /// Others may choose the same key at the same time.
+    Possible,
+    /// Nobody else can have chosen it.
+    None,
+}
+
 /// An object as seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
@@ -181,10 +190,24 @@ impl Store {
     /// # Errors
     /// As [`put_if_absent`](Self::put_if_absent).
     pub async fn upload(&self, shard: &Shard, key: &Key) -> Result<Upload> {
+        self.upload_with(shard, key, Rivals::Possible).await
+    }
+
+    /// The same for a key that nobody else can have chosen, since it holds 128 random bits of this writer's. A store
+    /// that cannot decide between rivals (no conditional writes) is then not made to, which takes several requests;
+    /// that nothing exists under the key is looked at all the same.
+    ///
+    /// # Errors
+    /// As [`put_if_absent`](Self::put_if_absent).
+    pub async fn upload_unique(&self, shard: &Shard, key: &Key) -> Result<Upload> {
+        self.upload_with(shard, key, Rivals::None).await
+    }
+
+    async fn upload_with(&self, shard: &Shard, key: &Key, rivals: Rivals) -> Result<Upload> {
         match self {
             Store::Local(local) => Ok(Upload(AnyUpload::Local(local.upload(shard, key).await?))),
             Store::S3(s3) => Ok(Upload(AnyUpload::S3(Box::new(
-                s3.upload(shard, key).await?,
+                s3.upload(shard, key, rivals).await?,
             )))),
         }
     }

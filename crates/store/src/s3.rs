@@ -35,7 +35,9 @@ use self::credentials::Signature;
 use self::location::{Location, Surroundings};
 use self::put::Conditions;
 use crate::key::{Key, TEMPORARY_PART};
-use crate::{LinkLimits, ObjectInfo, Page, Put, STALE_AFTER_MS, Slice, TEMPORARIES_MAX, Temporary};
+use crate::{
+    LinkLimits, ObjectInfo, Page, Put, Rivals, STALE_AFTER_MS, Slice, TEMPORARIES_MAX, Temporary,
+};
 
 /// A repository's place in a bucket. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -90,11 +92,11 @@ impl S3Store {
         let client = self.client(shard)?;
         if bytes.len() <= multipart::PART_BYTES {
             let payload = put::payload_of(&client, bytes);
-            return put::put(&client, &self.0.name_of(key), payload)
+            return put::put(&client, &self.0.name_of(key), payload, Rivals::Possible)
                 .await
                 .map_err(|error| error.object(key.as_str()));
         }
-        let mut upload = S3Upload::begin(client, key).await?;
+        let mut upload = S3Upload::begin(client, key, Rivals::Possible).await?;
         for piece in bytes.chunks(mover_io::BUF_BYTES) {
             let mut buf = shard.buffer().await;
             buf[..piece.len()].copy_from_slice(piece);
@@ -103,8 +105,13 @@ impl S3Store {
         upload.commit().await
     }
 
-    pub(crate) async fn upload(&self, shard: &Shard, key: &Key) -> Result<S3Upload> {
-        S3Upload::begin(self.client(shard)?, key).await
+    pub(crate) async fn upload(
+        &self,
+        shard: &Shard,
+        key: &Key,
+        rivals: Rivals,
+    ) -> Result<S3Upload> {
+        S3Upload::begin(self.client(shard)?, key, rivals).await
     }
 
     pub(crate) fn reader(&self, shard: &Shard) -> S3Reader {

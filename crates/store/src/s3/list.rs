@@ -184,6 +184,8 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(client: &'a Client, prefix: String, after: Option<String>) -> Self {
+        // Some servers answer a start before the prefix with nothing.
+        let after = after.filter(|after| *after >= prefix);
         Walk {
             client,
             prefix,

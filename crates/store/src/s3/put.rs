@@ -15,8 +15,8 @@ use super::body::Payload;
 use super::claim;
 use super::client::{Client, Request, Sink, random};
 use super::location::Checksum;
-use crate::Put;
 use crate::key::TEMPORARY_PART;
+use crate::{Put, Rivals};
 
 /// The metadata that tells whose object it is.
 pub(super) const MARK_HEADER: &str = "x-amz-meta-helios-mover-writer";
@@ -68,9 +68,16 @@ pub(super) fn put_request(client: &Client, name: &str, payload: Payload, mark: &
 }
 
 /// Writes `payload` as the object `name` unless that exists.
-pub(super) async fn put(client: &Client, name: &str, payload: Payload) -> Result<Put> {
-    if conditions(client).await? == Conditions::Ignored {
-        return claim::put(client, name, payload).await;
+pub(super) async fn put(
+    client: &Client,
+    name: &str,
+    payload: Payload,
+    rivals: Rivals,
+) -> Result<Put> {
+    match (conditions(client).await?, rivals) {
+        (Conditions::Kept, _) => {}
+        (Conditions::Ignored, Rivals::Possible) => return claim::put(client, name, payload).await,
+        (Conditions::Ignored, Rivals::None) => return put_alone(client, name, payload).await,
     }
     let mark = new_mark()?;
     let request = put_request(client, name, payload, &mark).header("if-none-match", "*");
@@ -82,6 +89,16 @@ pub(super) async fn put(client: &Client, name: &str, payload: Payload) -> Result
         }
     }
     Err(unsettled(name))
+}
+
+/// Writes an object that nobody else can want to write.
+async fn put_alone(client: &Client, name: &str, payload: Payload) -> Result<Put> {
+    if head(client, name).await?.is_some() {
+        return Ok(Put::Exists);
+    }
+    let request = put_request(client, name, payload, &new_mark()?);
+    client.send_small(&request).await?;
+    Ok(Put::Created)
 }
 
 /// What the answer to a conditional write means; `None` where the object is gone again and the write may be repeated.

@@ -16,8 +16,8 @@ use super::body::Payload;
 use super::client::Client;
 use super::multipart::{self, PART_BYTES, Parts};
 use super::put::{self, Checksums};
-use crate::Put;
 use crate::key::Key;
+use crate::{Put, Rivals};
 
 /// Bytes of objects being sent, all shards together, above which no further upload begins. Each that has begun
 /// may go on to gather [`PART_BYTES`].
@@ -84,6 +84,7 @@ impl Drop for Held {
 pub struct S3Upload {
     client: Rc<Client>,
     key: Key,
+    rivals: Rivals,
     held: Held,
     pieces: Vec<Bytes>,
     bytes: u64,
@@ -101,13 +102,14 @@ enum State {
 }
 
 impl S3Upload {
-    pub(super) async fn begin(client: Rc<Client>, key: &Key) -> Result<Self> {
+    pub(super) async fn begin(client: Rc<Client>, key: &Key, rivals: Rivals) -> Result<Self> {
         multipart::abort_abandoned(&client).await;
         let held = client.memory.enter().await;
         let sums = Checksums::new(&client);
         Ok(S3Upload {
             client,
             key: key.clone(),
+            rivals,
             held,
             pieces: Vec::new(),
             bytes: 0,
@@ -150,7 +152,7 @@ impl S3Upload {
         if self.parts.is_none() {
             let payload = self.take_payload();
             let name = self.client.place.name_of(&self.key);
-            return put::put(&self.client, &name, payload)
+            return put::put(&self.client, &name, payload, self.rivals)
                 .await
                 .map_err(|error| error.object(self.key.as_str()));
         }

@@ -160,7 +160,7 @@ impl Place {
         let path = self
             .directory
             .path()
-            .join(format!("credentials-{}", &secret[..8]));
+            .join(format!("credentials-{id}-{}", secret.len()));
         let text =
             format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
         fs::write(&path, text).expect("a file of credentials");
