@@ -286,15 +286,6 @@ impl Repository {
         Ok(opened)
     }
 
-    /// Begins an upload and throws it away: can the place be written? Leaves nothing behind.
-    pub async fn check_writable(&self, shard: &Shard) -> Result<()> {
-        let key = layout::pack(mover_base::PackId(keys::random()?))?;
-        let mut upload = self.store.upload(shard, &key).await?;
-        let pushed = upload.push(shard.buffer().await, 1).await;
-        upload.abort().await?;
-        pushed
-    }
-
     /// An error that says what to do if earlier backups cannot be read.
     pub fn require_reading(&self) -> Result<()> {
         if self.can_read() {

@@ -286,6 +286,17 @@ impl Store {
         }
     }
 
+    /// Tries whether objects can be written, and leaves none behind. Returns what the store's owner should know about it.
+    ///
+    /// # Errors
+    /// As [`put_if_absent`](Self::put_if_absent).
+    pub async fn try_out(&self, shard: &Shard) -> Result<Vec<String>> {
+        match self {
+            Store::Local(local) => local.try_out(shard).await.map(|()| Vec::new()),
+            Store::S3(s3) => s3.try_out(shard).await,
+        }
+    }
+
     /// Unfinished uploads not written to for [`STALE_AFTER_MS`], by name, [`TEMPORARIES_MAX`] at most: what
     /// killed jobs left. Younger ones may belong to a running job and are not told.
     ///

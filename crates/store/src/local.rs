@@ -187,6 +187,15 @@ impl LocalStore {
         }
     }
 
+    /// Begins an upload and throws it away.
+    pub(crate) async fn try_out(&self, shard: &Shard) -> Result<()> {
+        let key = Key::new("try-out")?;
+        let mut upload = self.upload(shard, &key).await?;
+        let pushed = upload.push(shard.buffer().await, 1).await;
+        upload.abort().await?;
+        pushed
+    }
+
     pub(crate) async fn stale_temporaries(&self) -> Result<Vec<Temporary>> {
         let Some(directory) = self.root().open_directory(TEMPORARY_PART)? else {
             return Ok(Vec::new());

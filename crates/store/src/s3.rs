@@ -21,7 +21,7 @@ mod upload;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{Method, StatusCode};
+use http::Method;
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_io::Shard;
 use tokio::sync::OnceCell;
@@ -148,11 +148,10 @@ impl S3Store {
         let Some(answer) = put::head(&client, &self.0.name_of(key)).await? else {
             return Ok(None);
         };
-        let total = match answer.status {
-            StatusCode::PARTIAL_CONTENT => answer
-                .header("content-range")
-                .and_then(|range| range.rsplit_once('/').map(|(_, total)| total)),
-            _ => answer.header("content-length"),
+        // The answer to a ranged GET, which may stand in for HEAD, tells the size of the whole in its range.
+        let total = match answer.header("content-range") {
+            Some(range) => range.rsplit_once('/').map(|(_, total)| total),
+            None => answer.header("content-length"),
         };
         let bytes = total.and_then(|total| total.parse().ok()).ok_or_else(|| {
             answer::not_s3(&self.0.location, "an object without a length").object(key.as_str())
@@ -183,6 +182,17 @@ impl S3Store {
         put::delete(&client, &name)
             .await
             .map_err(|error| error.object(key.as_str()))
+    }
+
+    /// Writes, writes again and deletes a small object of our own.
+    pub(crate) async fn try_out(&self, shard: &Shard) -> Result<Vec<String>> {
+        let client = self.client(shard)?;
+        Ok(match put::conditions(&client).await? {
+            Conditions::Kept => Vec::new(),
+            Conditions::Ignored => vec![
+                "the server ignores conditional writes (If-None-Match): objects that two writers may want are claimed first, which takes more requests and relies on listings that show what was just written".to_owned(),
+            ],
+        })
     }
 
     /// Unfinished uploads, and probes and claims that were not taken back.

@@ -92,6 +92,7 @@ impl FilesystemS3 {
         let service = Arc::new(Service {
             inner: builder.build(),
             locks: (options.conditions == Conditions::Atomic).then(Locks::default),
+            root: root.clone(),
         });
         let server = Server::start("filesystem-s3", move |stream| {
             connection(stream, tls.clone(), Arc::clone(&service))
@@ -210,12 +211,17 @@ impl Locks {
 struct Service {
     inner: S3Service,
     locks: Option<Locks>,
+    root: PathBuf,
 }
 
 impl Service {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<HttpResponse> {
         let locks = self.locks.as_ref().filter(|_| writes_object(&request));
         let Some(locks) = locks else {
+            if self.names_directory(&request) {
+                let answer = Response::builder().status(404).body(s3s::Body::empty());
+                return answer.map_err(io::Error::other);
+            }
             return self.call(request.map(s3s::Body::from)).await;
         };
         // The body is read first, or a slow client would keep all others from the object.
@@ -231,6 +237,14 @@ impl Service {
             .await;
         drop(lock);
         reply
+    }
+
+    /// Whether a request reads what is a directory in the file system. In S3 there is no such thing: nothing exists
+    /// under that name. s3s-fs answers `500`.
+    fn names_directory(&self, request: &Request<Incoming>) -> bool {
+        let path = request.uri().path().trim_matches('/');
+        let is_object = path.contains('/');
+        is_object && self.root.join(path).is_dir()
     }
 
     async fn call(&self, request: Request<s3s::Body>) -> io::Result<HttpResponse> {

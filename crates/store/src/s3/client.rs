@@ -43,6 +43,8 @@ const SENT_BYTES_MAX: u64 = 8 << 20;
 const SENT_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// Longest answer that is no object: a listing of 1000 names of 1 KiB, each with its other facts.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Memory taken for an object before its bytes arrive.
+const RESERVED_BYTES_MAX: u64 = 1 << 20;
 /// Uploads whose abort waits for the next request.
 const ABANDONED_MAX: usize = 1000;
 
@@ -411,9 +413,11 @@ impl Client {
         };
         let length = response.content_length();
         let is_object = status.is_success() && request.operation == Operation::Get;
-        if is_object && !answer.headers.contains_key(header::ETAG) {
-            let said = format!("HTTP {} without an ETag", status.as_u16());
-            return Err(Failure::Final(not_s3(&self.place.location, &said)));
+        let is_about_object =
+            is_object || (status.is_success() && request.operation == Operation::Head);
+        if is_about_object && !answer.headers.contains_key(header::ETAG) {
+            answer.body = self.small_body(request, &mut response).await?;
+            return self.without_tag(request, answer);
         }
         match sink {
             Sink::Whole { out, bytes_max } if is_object => {
@@ -424,7 +428,8 @@ impl Client {
                         self.too_large(request, expected, *bytes_max),
                     ));
                 }
-                out.reserve_exact(expected as usize);
+                // More only as it arrives: a length is the server's word.
+                out.reserve_exact(expected.min(RESERVED_BYTES_MAX) as usize);
                 while let Some(chunk) = self.chunk(request, &mut response).await? {
                     if (out.len() + chunk.len()) as u64 > *bytes_max {
                         let got = (out.len() + chunk.len()) as u64;
@@ -457,6 +462,23 @@ impl Client {
             return Err(Failure::Final(not_s3(&self.place.location, &said)));
         }
         Ok(answer)
+    }
+
+    /// A success that does not bear what every object has: an error in disguise, or no S3 server's.
+    fn without_tag(&self, request: &Request, answer: Answer) -> Result<Answer, Failure> {
+        if answer.may_pass() {
+            return Ok(answer);
+        }
+        let said = format!("HTTP {} without an ETag", answer.status.as_u16());
+        let error = not_s3(&self.place.location, &said);
+        // The answer to HEAD has no body that could say more.
+        Err(match request.operation {
+            Operation::Head => Failure::Passing {
+                error,
+                is_overload: false,
+            },
+            _ => Failure::Final(error),
+        })
     }
 
     async fn small_body(
@@ -598,12 +620,7 @@ impl Resolve for Addresses {
 fn is_certificate_error(error: &reqwest::Error) -> bool {
     let mut next = error.source();
     while let Some(error) = next {
-        // The TLS stream wraps its errors into those of I/O, whose source is not the wrapped one.
-        let inner = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(error) = inner.or_else(|| error.downcast_ref()) {
+        if let Some(error) = tls_error(error) {
             return matches!(
                 error,
                 rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
@@ -612,6 +629,15 @@ fn is_certificate_error(error: &reqwest::Error) -> bool {
         next = error.source();
     }
     false
+}
+
+/// The error of TLS that `error` is, or that errors of I/O are wrapped around: their source is not what they wrap.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return Some(error);
+    }
+    let wrapped = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+    tls_error(wrapped)
 }
 
 /// The cause that says most.

@@ -17,8 +17,10 @@ use crate::{LIST_LIMIT_MAX, ObjectInfo, Page, STRAYS_MAX, TEMPORARIES_MAX};
 
 /// Names that S3 sends at most in one page.
 const PAGE_NAMES_MAX: usize = 1000;
-/// Pages in a row that bring nothing new before a listing counts as endless.
-const EMPTY_PAGES_MAX: usize = 20;
+/// Pages in a row that bring next to nothing (a twentieth of what was asked for) and promise more, before a listing
+/// counts as endless.
+const THIN_PAGES_MAX: usize = 100;
+const THIN_SHARE: usize = 20;
 
 /// An object as a listing shows it.
 #[derive(Debug)]
@@ -179,7 +181,7 @@ struct Walk<'a> {
     start_after: Option<String>,
     token: Option<String>,
     is_ended: bool,
-    empty_pages: usize,
+    thin_pages: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -193,7 +195,7 @@ impl<'a> Walk<'a> {
             start_after: after,
             token: None,
             is_ended: false,
-            empty_pages: 0,
+            thin_pages: 0,
         }
     }
 
@@ -221,11 +223,11 @@ impl<'a> Walk<'a> {
             }
             self.seen = Some(found.name.clone());
         }
-        self.empty_pages = match names.objects.is_empty() {
-            true => self.empty_pages + 1,
+        self.thin_pages = match names.objects.len() * THIN_SHARE < names_max {
+            true => self.thin_pages + 1,
             false => 0,
         };
-        if self.empty_pages > EMPTY_PAGES_MAX {
+        if self.thin_pages > THIN_PAGES_MAX {
             return Err(self.disorder("the store's listing does not end"));
         }
         self.token.clone_from(&names.next);

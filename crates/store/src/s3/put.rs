@@ -146,28 +146,17 @@ pub(super) async fn head(client: &Client, name: &str) -> Result<Option<Answer>> 
         out: &mut one,
         bytes_max: u64::MAX,
     };
-    if answer.status == StatusCode::NOT_FOUND {
-        let answer = client.send(&request, &mut sink).await?;
-        let error = match client.succeeded(&request, answer) {
-            // It came into being between the two.
-            Ok(answer) => return Ok(Some(answer)),
-            Err(error) => error,
-        };
-        return match is_absent(&error) {
-            true => Ok(None),
-            false => Err(error),
-        };
-    }
     let answer = client.send(&request, &mut sink).await?;
-    Err(match client.succeeded(&request, answer) {
-        Ok(_) => Error::new(
-            Kind::Storage,
-            "the store shows an object and refuses to say its size",
-        )
-        .object(name)
-        .hint("the credentials need s3:GetObject, which allows HEAD too"),
-        Err(error) => error,
-    })
+    // An empty object has no first byte.
+    if answer.status == StatusCode::RANGE_NOT_SATISFIABLE {
+        return Ok(Some(answer));
+    }
+    match client.succeeded(&request, answer) {
+        // It came into being between the two, or the answer to HEAD was a fault that has passed.
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether an error says that an object, and nothing else, is missing.

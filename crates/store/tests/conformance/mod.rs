@@ -696,12 +696,19 @@ pub fn a_directory_larger_than_the_page_is_listed_whole(subject: &Subject) {
     });
 }
 
-/// Runs every promise as a test of its own over what `$subject` makes.
+/// Runs every promise over what `$subject` makes: as a test of its own each, or, where a server takes long to start,
+/// all in one test on one server.
 #[macro_export]
 macro_rules! conformance {
     ($name:ident, $subject:expr) => {
+        $crate::conformance!(@promises each $name, $subject);
+    };
+    (at once $name:ident, $subject:expr) => {
+        $crate::conformance!(@promises once $name, $subject);
+    };
+    (@promises $how:ident $name:ident, $subject:expr) => {
         mod $name {
-            $crate::conformance!(@each $subject,
+            $crate::conformance!(@$how $subject,
                 every_length_comes_back_exactly,
                 an_empty_last_piece_is_allowed_and_nothing_after_a_short_one,
                 exactly_one_of_many_writers_creates,
@@ -719,6 +726,16 @@ macro_rules! conformance {
                 listings_agree_with_a_sorted_map,
                 a_directory_larger_than_the_page_is_listed_whole
             );
+        }
+    };
+    (@once $subject:expr, $($promise:ident),*) => {
+        #[test]
+        fn keeps_every_promise() {
+            let (_kept, subject) = $subject;
+            $(
+                eprintln!("promise: {}", stringify!($promise));
+                $crate::conformance::$promise(&subject);
+            )*
         }
     };
     (@each $subject:expr, $($promise:ident),*) => {
