@@ -50,7 +50,7 @@ pub struct RawArgs {
 /// Options that every verb takes.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
-    /// Repository, such as file:///backup/helios
+    /// Repository, such as file:///backup/helios or s3://bucket/prefix?region=eu-central-1
     #[arg(long, global = true, value_name = "URL", help_heading = REPOSITORY)]
     pub repo: Option<String>,
     /// File with the passphrase of the repository (one trailing newline is dropped)

@@ -83,7 +83,7 @@ fn sample(command: &Command, option: &OptionName) -> String {
     match arg.get_long().unwrap() {
         "shards" | "level" | "seed" => "7",
         "arena" | "index" => "64MiB",
-        "limit-read" | "limit-write" => "5MiB/s",
+        "limit-read" | "limit-write" | "limit-upload" | "limit-download" => "5MiB/s",
         "annotation" => "key=value",
         _ => "sample",
     }
@@ -435,12 +435,17 @@ fn the_key_file_of_the_stronger_layer_is_used() {
 #[test]
 fn engine_options_reach_the_engine() {
     let line = "list --shards 3 --pin false --rung threads --no-direct --arena 64MiB --index 8MiB \
-                --limit-read 1MiB/s --limit-write none";
-    let engine = Fixture::new()
-        .file("limit-write = '5MiB'")
+                --limit-read 1MiB/s --limit-write none --limit-upload 3MiB";
+    let settings = Fixture::new()
+        .file("limit-write = '5MiB'\nlimit-download = '7MiB/s'")
         .call(line)
-        .settings
-        .engine;
+        .settings;
+    let link = settings.link();
+    assert_eq!(
+        (link.upload.get(), link.download.get()),
+        (Some(3 << 20), Some(7 << 20))
+    );
+    let engine = settings.engine;
     assert_eq!(
         (engine.shards, engine.pin, engine.direct),
         (3, false, false)

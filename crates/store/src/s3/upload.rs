@@ -132,11 +132,10 @@ impl S3Upload {
             self.state = State::Ended;
         }
         // The object goes on, so what is gathered is a part and not the whole.
-        if len > 0 && self.bytes as usize == PART_BYTES {
-            if let Err(error) = self.send_part().await {
-                self.state = State::Failed;
-                return Err(error);
-            }
+        let is_part = len > 0 && self.bytes as usize == PART_BYTES;
+        if is_part && let Err(error) = self.send_part().await {
+            self.state = State::Failed;
+            return Err(error);
         }
         self.sums.update(piece);
         self.pieces.push(Bytes::copy_from_slice(piece));
