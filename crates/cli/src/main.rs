@@ -28,6 +28,9 @@ use config::layers::Environment;
 use config::{Call, Refusal};
 use output::{LogWriter, Manner, Output};
 
+#[global_allocator]
+static ALLOCATOR: mover_io::HugeAlloc = mover_io::HugeAlloc;
+
 fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let environment = Environment::of_process();

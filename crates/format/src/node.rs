@@ -423,6 +423,12 @@ impl LeafBuilder {
             .map_err(|e| Error::new(Kind::Internal, "a run does not fit its leaf").cause(e))
     }
 
+    /// Appends the runs of a leaf that covers the blocks that follow: the result is the leaf that one builder
+    /// would have made of both.
+    pub fn append(&mut self, next: &Leaf) -> Result<()> {
+        next.runs.iter().try_for_each(|run| self.push(*run))
+    }
+
     /// Adds a run; false if it was merged with the one before it.
     fn add(&mut self, run: Run) -> Result<bool> {
         let blocks = run.blocks();

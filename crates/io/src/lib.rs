@@ -1,4 +1,4 @@
-//! Shards: the runtime of the data path, and the only crate with threads and `unsafe`.
+//! Shards: the runtime of the data path, and the only crate with threads and `unsafe` (hence [`sha256_blocks`] too).
 //!
 //! A [`Shard`] is one pinned thread that owns everything it touches: a current-thread tokio runtime, an
 //! io_uring, and an arena of 1 MiB buffers. Nothing is shared between shards but the [`Stop`] flag and one
@@ -13,6 +13,7 @@
 //! - **Every fallback gives the same bytes.** [`Rung`] ladder, registered or plain buffers, direct or buffered
 //!   files differ in speed alone, and the [`ShardReport`] says which was in use.
 
+mod alloc;
 mod arena;
 mod budget;
 mod config;
@@ -24,12 +25,14 @@ mod queue;
 mod report;
 mod ring;
 mod run;
+mod sha256;
 mod shard;
 mod slab;
 mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use alloc::HugeAlloc;
 pub use arena::{BUF_BYTES, Buf};
 pub use budget::RateBudget;
 pub use config::{Rung, ShardConfig};
@@ -37,5 +40,6 @@ pub use file::{Access, BLOCK_BYTES, File};
 pub use mapping::SharedWords;
 pub use report::{Latency, LatencySummary, ShardReport};
 pub use run::run;
+pub use sha256::sha256_blocks;
 pub use shard::Shard;
 pub use stop::Stop;

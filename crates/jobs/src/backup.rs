@@ -11,7 +11,7 @@ use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Result, Timestamp};
 use mover_io::{Shard, ShardReport};
 use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
-    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, MapNode, Repository,
+    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, LeafPart, MapNode, Repository,
     ShardWriter, SizeInfo, SourceInfo, StageSeconds, StorageInfo, VerificationInfo, WriterOutcome,
     find_parent, lap,
 };
@@ -19,7 +19,8 @@ use mover_source::{DirSource, ScanOptions, Totals, Tree};
 use serde::Serialize;
 
 use crate::estimate::{self, Estimate};
-use crate::feed::{Event, Extent, ExtentQueue, Feed};
+use crate::extents::{ExtentId, ExtentQueue, Joiner};
+use crate::feed::{Event, Feed};
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
@@ -156,7 +157,7 @@ pub struct BackupSummary {
 /// What one shard brings back.
 struct Part {
     outcome: WriterOutcome,
-    nodes: Vec<(Extent, MapNode)>,
+    nodes: Vec<(ExtentId, MapNode)>,
     read_bytes: u64,
     stages: StageSeconds,
     report: ShardReport,
@@ -166,7 +167,7 @@ struct Part {
 #[derive(Default)]
 struct Gathered {
     outcomes: Vec<WriterOutcome>,
-    nodes: Vec<(Extent, MapNode)>,
+    nodes: Vec<(ExtentId, MapNode)>,
     bytes_read: u64,
     stages: StageSeconds,
     reports: Vec<ShardReport>,
@@ -327,8 +328,9 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     drop(parent);
 
     progress.begin(Phase::Copy, tree.totals.bytes, tree.totals.files);
-    let job = CopyJob::new(&source, &tree, &run, &progress, limits);
     let wide = engine.wide()?;
+    let shards = wide.shard_count();
+    let job = CopyJob::new(&source, &tree, &run, &progress, limits, shards);
     let parts = mover_io::run(
         &wide,
         async |shard| copy(&shard, &job).await,
@@ -374,6 +376,8 @@ struct CopyJob<'a> {
     progress: &'a Progress,
     limits: Limits,
     extents: Arc<ExtentQueue>,
+    /// Parts of extents that several shards work on.
+    parts: Joiner<LeafPart>,
 }
 
 impl<'a> CopyJob<'a> {
@@ -383,13 +387,14 @@ impl<'a> CopyJob<'a> {
         run: &'a BackupRun,
         progress: &'a Progress,
         limits: Limits,
+        shards: usize,
     ) -> Self {
         let files = tree
             .items
             .iter()
             .enumerate()
             .map(|(at, item)| (at as u32, item.entry.content_bytes()));
-        let extents = Arc::new(ExtentQueue::new(files));
+        let extents = Arc::new(ExtentQueue::new(files, shards));
         CopyJob {
             source,
             tree,
@@ -397,6 +402,7 @@ impl<'a> CopyJob<'a> {
             progress,
             limits,
             extents,
+            parts: Joiner::default(),
         }
     }
 }
@@ -413,11 +419,11 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
         lap(&mut writer.stages.read_wait, clock);
         match event {
             None => break,
-            Some(Event::Begin(extent)) => {
-                let entry = &job.tree.items[extent.item as usize].entry;
+            Some(Event::Begin(share)) => {
+                let entry = &job.tree.items[share.item as usize].entry;
                 let parent = job.run.parent_map(&entry.path);
-                writer.begin_extent(parent, extent.index).await?;
-                if extent.index == 0 {
+                writer.begin_extent(parent, share.index).await?;
+                if share.begin == 0 {
                     job.progress.add_files(1);
                 }
             }
@@ -433,7 +439,12 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
                 writer.blocks(&buf[..bytes], first_block).await?;
                 job.progress.add_bytes(bytes as u64);
             }
-            Some(Event::End(extent)) => nodes.push((extent, writer.end_extent().await?)),
+            Some(Event::End(share)) => {
+                let part = writer.end_part()?;
+                if let Some(parts) = job.parts.add(&share, part) {
+                    nodes.push((share.extent(), writer.end_extent(parts).await?));
+                }
+            }
         }
     }
     let read_bytes = feed.read_bytes;
@@ -453,16 +464,16 @@ fn publish(
     engine: &Engine,
     run: BackupRun,
     outcomes: Vec<WriterOutcome>,
-    mut nodes: Vec<(Extent, MapNode)>,
+    mut nodes: Vec<(ExtentId, MapNode)>,
     tree: &Tree,
     draft: BackupMetadata,
     tick: &mut dyn FnMut(&mover_io::Stop),
 ) -> Result<Committed> {
-    nodes.sort_by_key(|(extent, _)| (extent.item, extent.index));
+    nodes.sort_by_key(|(extent, _)| *extent);
     let mut nodes = nodes.into_iter().peekable();
     let entries = tree.items.iter().enumerate().map(move |(at, item)| {
         let mut extents = Vec::new();
-        while let Some((_, node)) = nodes.next_if(|(extent, _)| extent.item as usize == at) {
+        while let Some((_, node)) = nodes.next_if(|((item, _), _)| *item as usize == at) {
             extents.push(node);
         }
         (item.entry.clone(), extents)

@@ -1,4 +1,4 @@
-//! The reading side of a backup, for one shard: extents are claimed, files opened, and reads kept going ahead
+//! The reading side of a backup, for one shard: shares of extents are claimed, files opened, and reads kept going ahead
 //! of the CPU.
 //!
 //! Invariants: reads are queued before the piece in hand is worked on; at most the read-ahead share of the
@@ -12,7 +12,6 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
@@ -20,71 +19,17 @@ use mover_io::{Access, BUF_BYTES, Buf, File, RateBudget, Shard};
 use mover_repo::EXTENT_BYTES;
 use mover_source::{DirSource, HOLES_UNKNOWN, Item, Tree, data_ranges, source_error};
 
+use crate::extents::{ExtentQueue, Share};
 use crate::settings::read_ahead;
 
 /// Reads are queued this many at a time, as one submission: on a virtual disk each costs the kernel an exit to
 /// the host, however many requests it brings.
 const READS_BATCH: usize = 4;
 
-/// A part of a file that one shard works on: it becomes one leaf of the file's map.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Extent {
-    /// Index of the file in the tree.
-    pub item: u32,
-    /// Number of the extent in the file.
-    pub index: u64,
-}
-
-/// The extents of all files of a tree, claimed one by one.
-pub(crate) struct ExtentQueue {
-    /// Files that are not empty: index, and the extents of all files up to its end. Those of several extents come
-    /// first, so that shards end on small pieces of work and hardly wait for the last. What a queue takes in memory
-    /// follows the number of files, not their sizes, which a sparse file may claim to be enormous.
-    files: Vec<(u32, u64)>,
-    next: AtomicU64,
-}
-
-impl ExtentQueue {
-    /// Lists the extents of files with these sizes, given as (index, bytes).
-    pub fn new(files: impl Iterator<Item = (u32, u64)>) -> Self {
-        let mut end = 0u64;
-        let (long, short): (Vec<_>, Vec<_>) = files
-            .filter(|(_, bytes)| *bytes > 0)
-            .partition(|(_, bytes)| *bytes > EXTENT_BYTES);
-        let files = long
-            .into_iter()
-            .chain(short)
-            .map(|(item, bytes)| {
-                end = end.saturating_add(bytes.div_ceil(EXTENT_BYTES));
-                (item, end)
-            })
-            .collect();
-        ExtentQueue {
-            files,
-            next: AtomicU64::new(0),
-        }
-    }
-
-    /// The next extent that nobody has.
-    pub fn claim(&self) -> Option<Extent> {
-        let next = self.next.fetch_add(1, Relaxed);
-        let at = self.files.partition_point(|(_, end)| *end <= next);
-        let (item, _) = *self.files.get(at)?;
-        let begin = at
-            .checked_sub(1)
-            .and_then(|before| self.files.get(before))
-            .map_or(0, |(_, end)| *end);
-        Some(Extent {
-            item,
-            index: next - begin,
-        })
-    }
-}
-
 /// What comes next.
 pub(crate) enum Event {
-    /// A new extent.
-    Begin(Extent),
+    /// A new share of an extent.
+    Begin(Share),
     /// Blocks of a hole.
     Hole(u64),
     /// Whole blocks of data, the last one padded with zeros.
@@ -96,8 +41,8 @@ pub(crate) enum Event {
         /// First block, counted from the beginning of the extent.
         first_block: u64,
     },
-    /// The extent is complete, and the file was not changed while it was read.
-    End(Extent),
+    /// The share is complete, and the file was not changed while it was read.
+    End(Share),
 }
 
 type Read = Pin<Box<dyn Future<Output = (io::Result<usize>, Buf)>>>;
@@ -112,21 +57,19 @@ enum Queued {
         first_block: u64,
     },
     End {
-        extent: Extent,
+        share: Share,
         file: Rc<File>,
     },
 }
 
-/// The extent whose reads are being queued.
+/// The share whose reads are being queued.
 struct Cursor {
-    extent: Extent,
+    share: Share,
     file: Rc<File>,
     /// Data ranges not yet queued, in order.
     ranges: VecDeque<Range<u64>>,
     /// First byte not yet queued.
     at: u64,
-    begin: u64,
-    end: u64,
 }
 
 /// Reads extents for one shard.
@@ -194,10 +137,10 @@ impl Feed {
                     first_block,
                 }))
             }
-            Some(Queued::End { extent, file }) => {
-                let item = self.item(extent.item)?;
+            Some(Queued::End { share, file }) => {
+                let item = self.item(share.item)?;
                 self.source.check_unchanged(item, file.as_fd())?;
-                Ok(Some(Event::End(extent)))
+                Ok(Some(Event::End(share)))
             }
         }
     }
@@ -243,7 +186,7 @@ impl Feed {
         while self.reads < self.reads_max {
             match self.cursor.take() {
                 None if self.exhausted => return Ok(()),
-                None => self.begin_extent()?,
+                None => self.begin_share()?,
                 Some(cursor) => {
                     if !self.queue_next(cursor).await? {
                         return Ok(());
@@ -254,33 +197,28 @@ impl Feed {
         Ok(())
     }
 
-    fn begin_extent(&mut self) -> Result<()> {
-        let Some(extent) = self.extents.claim() else {
+    fn begin_share(&mut self) -> Result<()> {
+        let Some(share) = self.extents.claim() else {
             self.exhausted = true;
             self.open = None;
             return Ok(());
         };
-        let file = self.open_file(extent.item)?;
-        let item = self.item(extent.item)?;
-        let size = item.entry.content_bytes();
-        let begin = extent.index * EXTENT_BYTES;
-        let end = (begin + EXTENT_BYTES).min(size);
-        let is_dense = item.stamp.allocated_bytes >= size;
+        let file = self.open_file(share.item)?;
+        let item = self.item(share.item)?;
+        let is_dense = item.stamp.allocated_bytes >= item.entry.content_bytes();
         let ranges = if is_dense {
-            std::iter::once(begin..end).collect()
+            std::iter::once(share.range()).collect()
         } else {
-            data_ranges(file.as_fd(), begin..end)
+            data_ranges(file.as_fd(), share.range())
                 .map_err(|error| source_error(HOLES_UNKNOWN, &item.entry.path, error))?
                 .into()
         };
-        self.queue.push_back(Queued::Event(Event::Begin(extent)));
+        self.queue.push_back(Queued::Event(Event::Begin(share)));
         self.cursor = Some(Cursor {
-            extent,
+            share,
             file,
             ranges,
-            at: begin,
-            begin,
-            end,
+            at: share.begin,
         });
         Ok(())
     }
@@ -303,15 +241,17 @@ impl Feed {
         Ok(file)
     }
 
-    /// Queues the next hole, read or end of the extent. False: no buffer is free, work on what there is.
+    /// Queues the next hole, read or end of the share. False: no buffer is free, work on what there is.
     async fn queue_next(&mut self, mut cursor: Cursor) -> Result<bool> {
         let Some(range) = cursor.ranges.front().cloned() else {
-            if cursor.at < cursor.end {
-                let blocks = blocks_of(cursor.end - cursor.at);
+            let Cursor {
+                share, file, at, ..
+            } = cursor;
+            if at < share.end {
+                let blocks = blocks_of(share.end - at);
                 self.queue.push_back(Queued::Event(Event::Hole(blocks)));
             }
-            let Cursor { extent, file, .. } = cursor;
-            self.queue.push_back(Queued::End { extent, file });
+            self.queue.push_back(Queued::End { share, file });
             return Ok(true);
         };
         if cursor.at < range.start {
@@ -332,8 +272,8 @@ impl Feed {
         let whole = blocks_of(bytes as u64) as usize * BLOCK_BYTES;
         let read = Box::pin(cursor.file.read_at(buf, cursor.at, whole));
         self.reads += 1;
-        let first_block = (cursor.at - cursor.begin) / BLOCK_BYTES as u64;
-        let item = cursor.extent.item;
+        let first_block = cursor.at % EXTENT_BYTES / BLOCK_BYTES as u64;
+        let item = cursor.share.item;
         self.queue.push_back(Queued::Read {
             read,
             item,
@@ -347,34 +287,5 @@ impl Feed {
         }
         self.cursor = Some(cursor);
         Ok(true)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn extents_cover_each_file_once() {
-        let sizes = [
-            0,
-            1,
-            EXTENT_BYTES - 1,
-            EXTENT_BYTES,
-            EXTENT_BYTES + 1,
-            3 * EXTENT_BYTES,
-        ];
-        let queue = ExtentQueue::new(
-            sizes
-                .iter()
-                .enumerate()
-                .map(|(i, bytes)| (i as u32, *bytes)),
-        );
-        let mut counts = [0u64; 6];
-        while let Some(extent) = queue.claim() {
-            assert_eq!(extent.index, counts[extent.item as usize]);
-            counts[extent.item as usize] += 1;
-        }
-        assert_eq!(counts, [0, 1, 1, 1, 2, 3]);
     }
 }

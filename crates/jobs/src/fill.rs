@@ -18,17 +18,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::sha256;
 use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
-use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
+use mover_io::{Access, BUF_BYTES, Buf, File, Shard, sha256_blocks};
 use mover_repo::{
-    BackupView, Content, EXTENT_BYTES, ExtentReader, FileMap, Segment, StageSeconds, block_bytes,
-    lap,
+    BackupView, Content, ExtentReader, FileMap, Segment, StageSeconds, block_bytes, lap,
 };
 use mover_source::{DirTarget, HOLES_UNKNOWN, TargetMode, data_ranges, target_error};
 use rustix::fs::FallocateFlags;
 
+use crate::extents::Share;
 use crate::progress::Progress;
 use crate::settings::{Limits, writes_max};
 
@@ -66,12 +65,12 @@ pub(crate) struct Open {
     file: Rc<File>,
 }
 
-/// An extent whose frames are being fetched.
-pub(crate) struct ReadyExtent {
+/// A share whose frames are being fetched.
+pub(crate) struct Ready {
     open: Rc<Open>,
-    base: u64,
+    share: Share,
+    /// What has to be written, in blocks of the extent.
     wanted: Vec<Segment>,
-    bytes: u64,
 }
 
 /// What is under way, in order.
@@ -80,10 +79,10 @@ enum Pending {
         write: Write,
         open: Rc<Open>,
     },
-    /// Everything of an extent was begun before this.
+    /// Everything of a share was begun before this.
     End {
         open: Rc<Open>,
-        bytes: u64,
+        share: Share,
     },
 }
 
@@ -98,7 +97,7 @@ pub(crate) struct Filler {
     /// Writes among them.
     writes: usize,
     writes_max: usize,
-    ended: Vec<Rc<Open>>,
+    ended: Vec<(Rc<Open>, Share)>,
     counts: FillCounts,
     throttled_bytes: u64,
     stages: StageSeconds,
@@ -122,7 +121,7 @@ impl Filler {
         }
     }
 
-    /// Opens the file of the next extent, or gives it if it is open.
+    /// Opens the file of the next share, or gives it if it is open.
     pub fn open(&mut self, target: &DirTarget, item: u32, entry: &Entry) -> Result<Rc<Open>> {
         if let Some(open) = self.open.as_ref().filter(|open| open.item == item) {
             return Ok(open.clone());
@@ -146,16 +145,16 @@ impl Filler {
         Ok(open)
     }
 
-    /// Finds what has to be written to extent `index` of a file, and has it fetched. Extents are filled in the order
-    /// in which they are prepared.
-    pub async fn prepare(
-        &mut self,
-        open: Rc<Open>,
-        map: &FileMap,
-        index: u64,
-    ) -> Result<ReadyExtent> {
-        let segments = self.reader.segments(map, index).await?;
-        let base = index * EXTENT_BYTES;
+    /// Finds what has to be written to a share of a file, and has it fetched. Shares are filled in the order in which
+    /// they are prepared.
+    pub async fn prepare(&mut self, open: Rc<Open>, map: &FileMap, share: Share) -> Result<Ready> {
+        let segments = self.reader.segments(map, share.index).await?;
+        let blocks = share.blocks();
+        let segments: Vec<Segment> = segments
+            .iter()
+            .filter_map(|segment| segment.clip(blocks.start, blocks.end))
+            .collect();
+        let base = share.extent_begin();
         for segment in segments
             .iter()
             .filter(|segment| segment.content == Content::Hole)
@@ -174,34 +173,33 @@ impl Filler {
             TargetMode::Delta => self.differing(&open, base, segments).await?,
         };
         self.reader.announce(&wanted).await?;
-        Ok(ReadyExtent {
+        Ok(Ready {
             open,
-            base,
+            share,
             wanted,
-            bytes: block_bytes(map.extent_blocks(index)),
         })
     }
 
-    /// Brings an extent to the backup's state; its last writes may still be under way.
-    pub async fn fill(&mut self, extent: ReadyExtent, progress: &Progress) -> Result<()> {
-        for unit in units(&extent.wanted) {
+    /// Brings a share to the backup's state; its last writes may still be under way.
+    pub async fn fill(&mut self, ready: Ready, progress: &Progress) -> Result<()> {
+        for unit in units(&ready.wanted) {
             self.shard.stop()?;
-            self.write_unit(&extent, &unit, progress).await?;
+            self.write_unit(&ready, &unit, progress).await?;
         }
-        let ReadyExtent { open, bytes, .. } = extent;
-        self.pending.push_back(Pending::End { open, bytes });
+        let Ready { open, share, .. } = ready;
+        self.pending.push_back(Pending::End { open, share });
         Ok(())
     }
 
-    /// The files of which an extent has ended since this was last called, once for each.
-    pub fn take_ended(&mut self) -> Vec<Rc<Open>> {
+    /// The shares that have ended since this was last called.
+    pub fn take_ended(&mut self) -> Vec<(Rc<Open>, Share)> {
         std::mem::take(&mut self.ended)
     }
 
     /// Reads and writes one unit: neighbouring segments of at most 1 MiB.
     async fn write_unit(
         &mut self,
-        extent: &ReadyExtent,
+        ready: &Ready,
         unit: &[Segment],
         progress: &Progress,
     ) -> Result<()> {
@@ -226,8 +224,8 @@ impl Filler {
         let unpaid = read_bytes - std::mem::replace(&mut self.throttled_bytes, read_bytes);
         self.shard.throttle(&self.limits.read, unpaid).await;
         self.shard.throttle(&self.limits.write, at as u64).await;
-        let offset = extent.base + block_bytes(first.first_block);
-        let open = extent.open.clone();
+        let offset = ready.share.extent_begin() + block_bytes(first.first_block);
+        let open = ready.open.clone();
         let write = Box::pin(open.file.write_at(buf, offset, at));
         self.pending.push_back(Pending::Write { write, open });
         self.writes += 1;
@@ -236,7 +234,7 @@ impl Filler {
         Ok(())
     }
 
-    /// Waits until at most `left` writes are under way, and takes note of the extents that have ended.
+    /// Waits until at most `left` writes are under way, and takes note of the shares that have ended.
     pub async fn drain(&mut self, left: usize, progress: &Progress) -> Result<()> {
         while let Some(next) = self.pending.pop_front() {
             match next {
@@ -253,9 +251,9 @@ impl Filler {
                     self.pending.push_front(next);
                     break;
                 }
-                Pending::End { open, bytes } => {
-                    progress.add_bytes(bytes);
-                    self.ended.push(open);
+                Pending::End { open, share } => {
+                    progress.add_bytes(share.bytes());
+                    self.ended.push((open, share));
                 }
             }
         }
@@ -345,10 +343,13 @@ impl Filler {
             read.map_err(|error| target_error("a file of the target cannot be read", path, error))?;
         buf[read..bytes].fill(0);
         let clock = lap(&mut self.stages.read_wait, clock);
-        for (i, block) in buf[..bytes].chunks_exact(BLOCK_BYTES).enumerate() {
+        let (blocks, _) = buf[..bytes].as_chunks::<BLOCK_BYTES>();
+        let mut found = vec![[0; 32]; expected.as_ref().map_or(0, Vec::len)];
+        sha256_blocks(blocks.iter().zip(&mut found));
+        for (i, block) in blocks.iter().enumerate() {
             let at = part.first_block + i as u64;
             let same = match &expected {
-                Some(hashes) => hashes[i] == sha256(block),
+                Some(hashes) => hashes[i] == found[i],
                 None => is_allocated(at) && block.iter().all(|byte| *byte == 0),
             };
             if same && i * BLOCK_BYTES < read {

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod catalogue;
 pub mod check;
 mod estimate;
+mod extents;
 mod feed;
 mod fill;
 pub mod init;

@@ -18,8 +18,8 @@ use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::Serialize;
 
 use crate::backup::only;
-use crate::feed::{Extent, ExtentQueue};
-use crate::fill::{FillCounts, Filler, ReadyExtent};
+use crate::extents::ExtentQueue;
+use crate::fill::{FillCounts, Filler, Ready};
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
@@ -269,8 +269,8 @@ struct FillJob<'a> {
     progress: &'a Progress,
     limits: Limits,
     extents: ExtentQueue,
-    /// Extents of each file that are not written yet.
-    open_extents: Vec<AtomicU64>,
+    /// Bytes of each file that are not written yet.
+    open_bytes: Vec<AtomicU64>,
 }
 
 /// Makes all names and fills the files; the metadata of directories is left to the end.
@@ -302,21 +302,18 @@ fn fill(
             .enumerate()
             .map(|(at, item)| (at as u32, item.entry.content_bytes()))
     };
+    let wide = engine.wide()?;
     let job = FillJob {
         view,
         target,
         mode,
         progress,
         limits: engine.limits(),
-        extents: ExtentQueue::new(files()),
-        open_extents: view
-            .items
-            .iter()
-            .map(|item| AtomicU64::new(item.map.as_ref().map_or(0, |map| map.extents())))
-            .collect(),
+        extents: ExtentQueue::new(files(), wide.shard_count()),
+        open_bytes: files().map(|(_, bytes)| AtomicU64::new(bytes)).collect(),
     };
     let work = async |shard: Shard| fill_shard(&shard, &job).await;
-    let parts = mover_io::run(&engine.wide()?, work, |stop| tick(progress, stop))?;
+    let parts = mover_io::run(&wide, work, |stop| tick(progress, stop))?;
     Ok((parts, removed))
 }
 
@@ -384,10 +381,10 @@ fn make_name(item: &TreeItem, links: &[&[u8]], target: &DirTarget) -> Result<()>
 async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     let mut filler = Filler::new(shard, job.view, job.mode, &job.limits);
     let mut next = prepare_next(&mut filler, job).await?;
-    while let Some(extent) = next {
+    while let Some(share) = next {
         shard.stop()?;
         next = prepare_next(&mut filler, job).await?;
-        filler.fill(extent, job.progress).await?;
+        filler.fill(share, job.progress).await?;
         complete_files(&mut filler, job)?;
     }
     filler.drain(0, job.progress).await?;
@@ -400,27 +397,27 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     })
 }
 
-/// Begins the next extent, if any is left: its file is opened and its frames are on their way.
-async fn prepare_next(filler: &mut Filler, job: &FillJob<'_>) -> Result<Option<ReadyExtent>> {
-    let Some(Extent { item: at, index }) = job.extents.claim() else {
+/// Begins the next share, if any is left: its file is opened and its frames are on their way.
+async fn prepare_next(filler: &mut Filler, job: &FillJob<'_>) -> Result<Option<Ready>> {
+    let Some(share) = job.extents.claim() else {
         return Ok(None);
     };
-    let item = job.view.items.get(at as usize);
+    let item = job.view.items.get(share.item as usize);
     let Some((item, map)) = item.and_then(|item| Some((item, item.map.as_ref()?))) else {
         return Err(Error::new(
             Kind::Internal,
             "an extent of a file that is not in the backup",
         ));
     };
-    let open = filler.open(job.target, at, &item.entry)?;
-    filler.prepare(open, map, index).await.map(Some)
+    let open = filler.open(job.target, share.item, &item.entry)?;
+    filler.prepare(open, map, share).await.map(Some)
 }
 
-/// Completes the files whose last extent has ended.
+/// Completes the files of which everything is written.
 fn complete_files(filler: &mut Filler, job: &FillJob<'_>) -> Result<()> {
-    for open in filler.take_ended() {
+    for (open, share) in filler.take_ended() {
         let at = open.item as usize;
-        if job.open_extents[at].fetch_sub(1, Ordering::AcqRel) == 1 {
+        if job.open_bytes[at].fetch_sub(share.bytes(), Ordering::AcqRel) == share.bytes() {
             filler.complete(&open, job.target, &job.view.items[at].entry)?;
             job.progress.add_files(1);
         }

@@ -26,6 +26,12 @@ const BUFFERS_MIN: usize = BUFFERS_RESTORE + 3;
 const WRITES_MAX: usize = 8;
 /// Most buffers that a shard reads ahead into: 16 MiB in flight cover the time in which it compresses.
 const READ_AHEAD_MAX: usize = 16;
+/// More buffers than a shard can have in use, whichever way it goes: they would only be zeroed and pinned, which takes
+/// up to a millisecond each before the first read.
+const BUFFERS_MAX: usize = max(
+    BUFFERS_RESERVED + READ_AHEAD_MAX,
+    BUFFERS_RESTORE + WRITES_MAX,
+);
 
 /// How the machinery of a job is set up.
 #[derive(Debug, Clone)]
@@ -105,12 +111,17 @@ impl Engine {
         }
         let config = self.config(self.shards, self.arena_bytes);
         let shards = config.shard_count().min(buffers / BUFFERS_MIN);
-        Ok(self.config(shards, self.arena_bytes / shards))
+        let arena_bytes = (self.arena_bytes / shards).min(BUFFERS_MAX * BUF_BYTES);
+        Ok(self.config(shards, arena_bytes))
     }
 
-    /// One shard, for what comes before and after the work on data.
+    /// One shard, for what comes before and after the work on data. It moves so little that registering its buffers,
+    /// which zeroes and pins all of them, would cost more than it saves.
     pub(crate) fn single(&self) -> ShardConfig {
-        self.config(1, (2 * BUFFERS_MIN) * BUF_BYTES)
+        ShardConfig {
+            register_buffers: false,
+            ..self.config(1, (2 * BUFFERS_MIN) * BUF_BYTES)
+        }
     }
 
     fn config(&self, shards: usize, arena_bytes: usize) -> ShardConfig {
@@ -130,6 +141,10 @@ impl Engine {
             write: RateBudget::new(self.limit_write),
         }
     }
+}
+
+const fn max(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
 }
 
 /// Buffers that a shard with `total` of them may read ahead into.

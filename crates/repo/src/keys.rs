@@ -64,9 +64,15 @@ pub(crate) struct Binding {
 /// Fills an array from the operating system's random source.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| Error::new(Kind::Internal, "the system gave no random bytes"))?;
-    Ok(bytes)
+    // Of the kernel, and not of aws-lc's generator: that one gathers entropy of its own first, for 40 to 60 ms of each
+    // process, in which a job's shards wait.
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(filled) if filled == N => Ok(bytes),
+        _ => Err(Error::new(
+            Kind::Internal,
+            "the system gave no random bytes",
+        )),
+    }
 }
 
 /// A new identity and its public recipient, as age writes them.

@@ -47,4 +47,4 @@ pub use secret::{Credentials, Secret};
 pub use slots::{ListedSlot, SlotListing};
 pub use timing::{StageSeconds, lap};
 pub use tree::{EXTENT_BYTES, FileMap, TreeItem};
-pub use writer::{MapNode, ShardWriter, WriteCounts, WriteShared, WriterOutcome};
+pub use writer::{LeafPart, MapNode, ShardWriter, WriteCounts, WriteShared, WriterOutcome};

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::{Sha256, sha256};
+use mover_base::checksum::Sha256;
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{
     DIRECTORY_PLAIN_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, FrameDecoder, FrameKind,
@@ -22,7 +22,7 @@ use mover_format::node::NodeRef;
 use mover_format::pack::{PackDirectory, PackTrailer, TRAILER_BYTES};
 use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
 use mover_format::seal::ObjectSealer;
-use mover_io::Shard;
+use mover_io::{Shard, sha256_blocks};
 use mover_store::{Key, READ_BYTES_MAX, Reader, Slice};
 use tokio::task::JoinHandle;
 
@@ -103,6 +103,8 @@ pub struct PackReader {
     frames: VecDeque<(FrameNeed, Vec<u8>)>,
     ahead: VecDeque<ReadAhead>,
     needs: VecDeque<FrameNeed>,
+    /// Of the blocks that are being checked.
+    hashes: Vec<Sha256>,
     /// The announced read that is being used up.
     current: Option<Held>,
     /// A frame that was not announced, until it is decoded. It takes the buffer that a directory would.
@@ -126,6 +128,7 @@ impl PackReader {
             frames: VecDeque::new(),
             ahead: VecDeque::new(),
             needs: VecDeque::new(),
+            hashes: Vec::new(),
             current: None,
             aside: None,
             stages: StageSeconds::default(),
@@ -407,9 +410,12 @@ impl PackReader {
 
     fn check_blocks(&mut self, pack: &OpenPack, ordinal: u32, blocks: &[u8]) -> Result<()> {
         let clock = Instant::now();
-        for (i, block) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
-            let at = ordinal as usize + i;
-            if pack.directory.hashes.get(at) != Some(&sha256(block)) {
+        let (blocks, _) = blocks.as_chunks::<BLOCK_BYTES>();
+        self.hashes.clear();
+        self.hashes.resize(blocks.len(), [0; 32]);
+        sha256_blocks(blocks.iter().zip(&mut self.hashes));
+        for (at, hash) in (ordinal as usize..).zip(&self.hashes) {
+            if pack.directory.hashes.get(at) != Some(hash) {
                 return Err(pack.damaged(Error::new(
                     Kind::Corrupt,
                     format!("block {at} does not match its SHA-256"),

@@ -12,13 +12,13 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::{Sha256, sha256};
+use mover_base::checksum::Sha256;
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
-use mover_format::node::{Child, LeafBuilder, Run};
+use mover_format::node::{Child, Leaf, LeafBuilder, Run};
 use mover_format::preamble::ObjectType;
-use mover_io::{RateBudget, Shard};
+use mover_io::{RateBudget, Shard, sha256_blocks};
 use tokio::task::JoinHandle;
 
 use crate::dedup::{BlockIndex, Location, PackTable};
@@ -203,7 +203,7 @@ impl ShardWriter {
         })
     }
 
-    /// Begins an extent: leaf `index` of a file's map. `parent` is the map of the same file in the parent
+    /// Begins extent `index` of a file, or a part of it. `parent` is the map of the same file in the parent
     /// backup, if it has one.
     pub async fn begin_extent(&mut self, parent: Option<&FileMap>, index: u64) -> Result<()> {
         self.extent_begins = true;
@@ -247,12 +247,20 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ends the extent and gives its node: inline where it is small, else written to a meta pack.
-    pub async fn end_extent(&mut self) -> Result<MapNode> {
-        let leaf = self
-            .leaf
-            .finish()
-            .ok_or_else(|| Error::new(Kind::Internal, "an extent has no blocks"))?;
+    /// Ends the extent, or the part of it.
+    pub fn end_part(&mut self) -> Result<LeafPart> {
+        let leaf = self.leaf.finish();
+        leaf.map(LeafPart).ok_or_else(no_blocks)
+    }
+
+    /// Joins the parts of an extent, which may come from several shards, and gives its node: inline where it is
+    /// small, else written to a meta pack. The node is the same however the extent was divided.
+    pub async fn end_extent(&mut self, parts: Vec<LeafPart>) -> Result<MapNode> {
+        let mut whole = LeafBuilder::new();
+        for LeafPart(part) in &parts {
+            whole.append(part)?;
+        }
+        let leaf = whole.finish().ok_or_else(no_blocks)?;
         self.nodes
             .put(&leaf.encode(), &mut self.encoder)
             .await
@@ -440,10 +448,14 @@ impl ShardWriter {
     /// Finds the blocks of zeros and hashes the others.
     fn hash(&mut self, bytes: &[u8]) {
         self.hashes.clear();
-        for block in bytes.chunks_exact(BLOCK_BYTES) {
-            self.hashes
-                .push((*block != ZERO_BLOCK).then(|| sha256(block)));
-        }
+        let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
+        let is_stored = |block: &[u8; BLOCK_BYTES]| *block != ZERO_BLOCK;
+        let empty = blocks
+            .iter()
+            .map(|block| is_stored(block).then_some([0; 32]));
+        self.hashes.extend(empty);
+        let stored = blocks.iter().zip(&mut self.hashes);
+        sha256_blocks(stored.filter_map(|(block, hash)| Some((block, hash.as_mut()?))));
     }
 }
 
@@ -468,9 +480,16 @@ impl PackNames {
     }
 }
 
+/// What is at the blocks of an extent, or of a part of it.
+pub struct LeafPart(Leaf);
+
 /// The root of the map of one extent, to be joined with others into the map of a file.
 #[derive(Debug, Clone)]
 pub struct MapNode(pub(crate) Child);
+
+fn no_blocks() -> Error {
+    Error::new(Kind::Internal, "an extent has no blocks")
+}
 
 fn run_count(count: u64) -> Result<u32> {
     u32::try_from(count).map_err(|_| Error::new(Kind::Internal, "a run is longer than its leaf"))

@@ -131,6 +131,26 @@ proptest! {
     }
 
     #[test]
+    fn a_leaf_joined_from_parts_is_the_leaf_made_at_once(
+        runs in vec(any_run(), 1..20),
+        cuts in vec(any::<bool>(), 1..100),
+    ) {
+        let (mut whole, mut part, mut joined) = (LeafBuilder::new(), LeafBuilder::new(), LeafBuilder::new());
+        let runs: Vec<Run> = runs.into_iter().filter(|run| run.blocks() < 500).collect();
+        for (block, cut) in spelled_out(&runs).into_iter().zip(cuts.into_iter().cycle()) {
+            whole.push(block).unwrap();
+            part.push(block).unwrap();
+            if cut {
+                joined.append(&part.finish().unwrap()).unwrap();
+            }
+        }
+        if let Some(last) = part.finish() {
+            joined.append(&last).unwrap();
+        }
+        prop_assert_eq!(whole.finish().map(|l| l.encode()), joined.finish().map(|l| l.encode()));
+    }
+
+    #[test]
     fn interior_nodes_round_trip(children in vec(any_child(), 1..40)) {
         let node = Interior { level: 1, children };
         prop_assert_eq!(Interior::decode(&node.encode().unwrap()).unwrap(), node);
