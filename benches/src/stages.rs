@@ -6,14 +6,14 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use mover_base::checksum::crc32;
+use mover_base::checksum::{crc32, sha256_blocks};
 use mover_base::{BLOCK_BYTES, Error, Kind, RepoId, Result, SessionId};
 use mover_format::frame::{
     COMPRESSION_LEVEL_DEFAULT, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameEncoder, FrameKind,
 };
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, SessionKey, TAG_BYTES};
-use mover_io::{ShardConfig, sha256_blocks};
+use mover_io::ShardConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Sample;

@@ -1,4 +1,4 @@
-//! Shards: the runtime of the data path, and the only crate with threads and `unsafe` (hence [`sha256_blocks`] too).
+//! Shards: the runtime of the data path, and the only crate with threads and `unsafe`.
 //!
 //! A [`Shard`] is one pinned thread that owns everything it touches: a current-thread tokio runtime, an
 //! io_uring, and an arena of 1 MiB buffers. Nothing is shared between shards but the [`Stop`] flag and one
@@ -25,7 +25,6 @@ mod queue;
 mod report;
 mod ring;
 mod run;
-mod sha256;
 mod shard;
 mod slab;
 mod stop;
@@ -40,6 +39,5 @@ pub use file::{Access, BLOCK_BYTES, File};
 pub use mapping::SharedWords;
 pub use report::{Latency, LatencySummary, ShardReport};
 pub use run::run;
-pub use sha256::sha256_blocks;
 pub use shard::Shard;
 pub use stop::Stop;

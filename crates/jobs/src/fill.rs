@@ -18,9 +18,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mover_base::checksum::sha256_blocks;
 use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
-use mover_io::{Access, BUF_BYTES, Buf, File, Shard, sha256_blocks};
+use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
 use mover_repo::{
     BackupView, Content, ExtentReader, FileMap, Segment, StageSeconds, block_bytes, lap,
 };

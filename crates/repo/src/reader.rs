@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::Sha256;
+use mover_base::checksum::{Sha256, sha256_blocks};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{
     DIRECTORY_PLAIN_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, FrameDecoder, FrameKind,
@@ -22,7 +22,7 @@ use mover_format::node::NodeRef;
 use mover_format::pack::{PackDirectory, PackTrailer, TRAILER_BYTES};
 use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
 use mover_format::seal::ObjectSealer;
-use mover_io::{Shard, sha256_blocks};
+use mover_io::Shard;
 use mover_store::{Key, READ_BYTES_MAX, Reader, Slice};
 use tokio::task::JoinHandle;
 

@@ -1,9 +1,9 @@
 //! Packing a sample of the source into nothing, to see what a backup would cost.
 
+use mover_base::checksum::sha256_blocks;
 use mover_base::{BLOCK_BYTES, Result};
 use mover_format::frame::{FrameEncoder, FrameKind};
 use mover_format::seal::Cipher;
-use mover_io::sha256_blocks;
 
 /// Hashes, compresses and compares like a backup and stores nothing.
 pub struct SampleEncoder(FrameEncoder);

@@ -12,13 +12,13 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::Sha256;
+use mover_base::checksum::{Sha256, sha256_blocks};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
 use mover_format::node::{Child, Leaf, LeafBuilder, Run};
 use mover_format::preamble::ObjectType;
-use mover_io::{RateBudget, Shard, sha256_blocks};
+use mover_io::{RateBudget, Shard};
 use tokio::task::JoinHandle;
 
 use crate::dedup::{BlockIndex, Location, PackTable};

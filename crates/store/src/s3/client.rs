@@ -654,7 +654,12 @@ fn innermost(error: &reqwest::Error) -> String {
 /// 64 random bits.
 pub(super) fn random() -> Result<u64> {
     let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| Error::new(Kind::Internal, "the system gives no random numbers"))?;
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if filled != Ok(bytes.len()) {
+        return Err(Error::new(
+            Kind::Internal,
+            "the system gives no random numbers",
+        ));
+    }
     Ok(u64::from_ne_bytes(bytes))
 }
