@@ -132,8 +132,29 @@ impl Repository {
             .await?
         {
             Put::Created => Ok((repository, slots)),
-            Put::Exists => Err(exists(url)),
+            Put::Exists => {
+                repository.withdraw(shard, &slots).await?;
+                Err(exists(url))
+            }
         }
+    }
+
+    /// Takes the slots of an init back that lost against another: beside the winner's own, each would open nothing
+    /// and be told as damage.
+    async fn withdraw(&self, shard: &Shard, slots: &[SlotInfo]) -> Result<()> {
+        for slot in slots {
+            let key = layout::slot(slot.slot_id)?;
+            self.store.delete(shard, &key).await.map_err(|error| {
+                Error::new(
+                    Kind::Conflict,
+                    "a repository was made here at the same time, and a key slot of this one is left in it",
+                )
+                .object(key.as_str())
+                .hint("delete that object, which opens nothing; use the repository that is there")
+                .cause(error)
+            })?;
+        }
+        Ok(())
     }
 
     /// Opens a repository. Without credentials an encrypted one can be written and not read.
