@@ -5,11 +5,14 @@
 //! that is printed; whatever a test needs and does not find is a failure, never a skip.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
+pub mod accounts;
 pub mod disk;
+pub mod job;
 pub mod mover;
 pub mod nano;
 pub mod plant;
 pub mod postgres;
+pub mod proof;
 pub mod random;
 pub mod run;
 pub mod scratch;

@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -30,6 +31,8 @@ pub mod exit {
     pub const TARGET: i32 = 20;
     /// The repository's storage failed.
     pub const STORAGE: i32 = 30;
+    /// The storage did not answer.
+    pub const UNREACHABLE: i32 = 31;
     /// The named thing does not exist.
     pub const NOT_FOUND: i32 = 32;
     /// It exists already.
@@ -40,6 +43,8 @@ pub mod exit {
     pub const CORRUPT: i32 = 50;
     /// Verification found damage.
     pub const VERIFY_FAILED: i32 = 51;
+    /// `check` found something that would make a job fail.
+    pub const CHECK_FAILED: i32 = 52;
     /// Cancelled by a signal.
     pub const CANCELLED: i32 = 130;
 }
@@ -207,6 +212,9 @@ impl std::fmt::Display for Outcome {
     }
 }
 
+/// The passphrase of repositories that have one.
+pub const PASSPHRASE: &str = "correct horse battery staple";
+
 /// How a repository is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
@@ -227,72 +235,84 @@ impl Protection {
     ];
 }
 
-/// A repository in a local directory, with what opens it.
+/// A repository anywhere, with what opens it.
 #[derive(Debug, Clone)]
-pub struct Repo {
-    /// Its directory.
-    pub dir: PathBuf,
+pub struct AnyRepo {
+    url: String,
     home: PathBuf,
+    environment: Vec<(String, String)>,
     key_args: Vec<OsString>,
 }
 
-impl Repo {
-    /// Initialises a repository `name` in `scratch`.
-    pub fn create(scratch: &Scratch, name: &str, protection: Protection) -> Self {
-        Repo::create_at(scratch, &scratch.join(name), protection)
-    }
-
-    /// Initialises a repository in `dir`; its keys lie in `scratch`.
-    pub fn create_at(scratch: &Scratch, dir: &Path, protection: Protection) -> Self {
-        let name = dir
-            .file_name()
-            .expect("a repository has a name")
-            .to_string_lossy()
-            .into_owned();
-        let home = scratch.dir("home");
-        let mut repo = Repo {
-            dir: dir.to_path_buf(),
-            home,
-            key_args: Vec::new(),
-        };
-        let mut init: Vec<OsString> = vec!["init".into(), "--repo".into(), repo.url().into()];
-        match protection {
-            Protection::None => init.push("--no-encryption".into()),
-            Protection::Passphrase => {
-                let file = scratch.join(format!("{name}.passphrase"));
-                secret_file(&file, "correct horse battery staple\n");
-                repo.key_args = vec!["--passphrase-file".into(), file.into()];
-                init.extend_from_slice(&repo.key_args);
-            }
-            Protection::Identity => {
-                let (file, recipient) = identity(scratch, &name);
-                repo.key_args = vec!["--identity-file".into(), file.into()];
-                init.extend(["--recipient".into(), recipient.into()]);
-            }
-        }
-        Outcome::of(command(&repo.home).args(&init)).expect(exit::OK);
+impl AnyRepo {
+    /// Initialises the repository at `url`, which is reached with the help of `environment`. Its keys lie in
+    /// `scratch`, in files that begin with `name`.
+    pub fn create(
+        scratch: &Scratch,
+        name: &str,
+        url: &str,
+        environment: &[(&str, &str)],
+        protection: Protection,
+    ) -> Self {
+        let (repo, init) = AnyRepo::prepare(scratch, name, url, environment, protection);
+        Outcome::of(&mut repo.init_command(&init)).expect(exit::OK);
         repo
     }
 
-    /// The same repository in another place, such as a copy of its directory.
-    pub fn moved_to(&self, dir: &Path) -> Self {
-        Repo {
-            dir: dir.to_path_buf(),
-            ..self.clone()
-        }
+    /// What [`create`](Self::create) does but for running `init`: the repository that will be, and the flags of
+    /// `init` that protect it.
+    pub fn prepare(
+        scratch: &Scratch,
+        name: &str,
+        url: &str,
+        environment: &[(&str, &str)],
+        protection: Protection,
+    ) -> (Self, Vec<OsString>) {
+        let (key_args, init) = match protection {
+            Protection::None => (Vec::new(), vec!["--no-encryption".into()]),
+            Protection::Passphrase => {
+                let file = scratch.join(format!("{name}.passphrase"));
+                secret_file(&file, &format!("{PASSPHRASE}\n"));
+                let key: Vec<OsString> = vec!["--passphrase-file".into(), file.into()];
+                (key.clone(), key)
+            }
+            Protection::Identity => {
+                let (file, recipient) = identity(scratch, name);
+                let key = vec!["--identity-file".into(), file.into()];
+                (key, vec!["--recipient".into(), recipient.into()])
+            }
+        };
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let repo = AnyRepo {
+            url: url.to_owned(),
+            home: scratch.dir("home"),
+            environment: environment.iter().map(owned).collect(),
+            key_args,
+        };
+        (repo, init)
     }
 
     /// The same repository opened by other means, such as a wrong key.
     pub fn opened_with(&self, key_args: &[&OsStr]) -> Self {
-        Repo {
+        AnyRepo {
             key_args: key_args.iter().map(|arg| arg.into()).collect(),
             ..self.clone()
         }
     }
 
+    /// The same keys with another place, and another way to reach it.
+    pub fn at(&self, url: &str, environment: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        AnyRepo {
+            url: url.to_owned(),
+            environment: environment.iter().map(owned).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Its URL.
-    pub fn url(&self) -> String {
-        format!("file://{}", self.dir.display())
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// The flags that name it and open it.
@@ -302,10 +322,26 @@ impl Repo {
         out
     }
 
-    /// A command `verb` on this repository.
-    pub fn command(&self, verb: &str) -> Command {
+    /// A command of these words that can reach the repository and does not name it.
+    fn reaching(&self, words: &[&str]) -> Command {
         let mut command = command(&self.home);
-        command.arg(verb).args(self.access());
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
+        command.args(words).envs(environment);
+        command
+    }
+
+    /// `init` of this repository with flags that protect it.
+    pub fn init_command(&self, protection: &[OsString]) -> Command {
+        let mut command = self.reaching(&["init", "--repo", &self.url, "--json"]);
+        command.args(protection);
+        command
+    }
+
+    /// A command `verb` (of one word or two) on this repository.
+    pub fn command(&self, verb: &str) -> Command {
+        let words: Vec<&str> = verb.split(' ').collect();
+        let mut command = self.reaching(&words);
+        command.args(self.access());
         command
     }
 
@@ -361,6 +397,55 @@ impl Repo {
         };
         items.iter().map(id).collect()
     }
+}
+
+/// A repository in a local directory, with what opens it.
+#[derive(Debug, Clone)]
+pub struct Repo {
+    /// Its directory.
+    pub dir: PathBuf,
+    any: AnyRepo,
+}
+
+impl Deref for Repo {
+    type Target = AnyRepo;
+
+    fn deref(&self) -> &AnyRepo {
+        &self.any
+    }
+}
+
+impl Repo {
+    /// Initialises a repository `name` in `scratch`.
+    pub fn create(scratch: &Scratch, name: &str, protection: Protection) -> Self {
+        Repo::create_at(scratch, &scratch.join(name), protection)
+    }
+
+    /// Initialises a repository in `dir`; its keys lie in `scratch`.
+    pub fn create_at(scratch: &Scratch, dir: &Path, protection: Protection) -> Self {
+        let name = dir.file_name().expect("a repository has a name");
+        let name = name.to_string_lossy();
+        Repo {
+            dir: dir.to_path_buf(),
+            any: AnyRepo::create(scratch, &name, &file_url(dir), &[], protection),
+        }
+    }
+
+    /// The same repository in another place, such as a copy of its directory.
+    pub fn moved_to(&self, dir: &Path) -> Self {
+        Repo {
+            dir: dir.to_path_buf(),
+            any: self.any.at(&file_url(dir), &[]),
+        }
+    }
+
+    /// The same repository opened by other means, such as a wrong key.
+    pub fn opened_with(&self, key_args: &[&OsStr]) -> Self {
+        Repo {
+            dir: self.dir.clone(),
+            any: self.any.opened_with(key_args),
+        }
+    }
 
     /// Every object of the repository, as (path below its directory, bytes), sorted.
     pub fn objects(&self) -> Vec<(PathBuf, Vec<u8>)> {
@@ -403,6 +488,10 @@ pub fn list_items(document: &Value) -> Option<&Vec<Value>> {
     document
         .as_array()
         .or_else(|| document["backups"].as_array())
+}
+
+fn file_url(dir: &Path) -> String {
+    format!("file://{}", dir.display())
 }
 
 /// `dir://` URL of a directory.

@@ -13,6 +13,15 @@ use crate::run::{self, as_user};
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 const PORT: &str = "54321";
 
+/// What the truth consists of.
+const ROWS: [&str; 5] = [
+    "select count(*), md5(string_agg(a::text, e'\\n' order by aid)) from pgbench_accounts a",
+    "select count(*), md5(string_agg(b::text, e'\\n' order by bid)) from pgbench_branches b",
+    "select count(*), md5(string_agg(t::text, e'\\n' order by tid)) from pgbench_tellers t",
+    "select count(*), md5(string_agg(h::text, e'\\n' order by h::text)) from pgbench_history h",
+    "select count(*), md5(string_agg(n::text, e'\\n' order by id)) from noise n",
+];
+
 /// A cluster: its data directory, its socket directory, and whether it runs.
 #[derive(Debug)]
 pub struct Postgres {
@@ -121,6 +130,44 @@ impl Postgres {
             "-c",
             sql,
         ]))
+    }
+
+    /// Fills the cluster with pgbench's tables (100,000 accounts for each of `scale`), and with 14 MB that
+    /// hardly compress.
+    pub fn fill(&self, scale: usize) {
+        self.client(
+            "pgbench",
+            ["-i", "-q", "-s", &scale.to_string(), "postgres"],
+        );
+        self.client("pgbench", ["-n", "-c", "2", "-t", "500", "postgres"]);
+        self.query(
+            "create table noise as select id, sha512(id::text::bytea) a, sha512((-id)::text::bytea) b \
+             from generate_series(1, 75000) id",
+        );
+        self.query("create extension amcheck");
+        let accounts = self.query("select count(*) from pgbench_accounts");
+        assert_eq!(accounts.trim(), (scale * 100_000).to_string());
+    }
+
+    /// Digests of everything that [`fill`](Self::fill) makes.
+    pub fn rows(&self) -> Vec<String> {
+        ROWS.iter().map(|sql| self.query(sql)).collect()
+    }
+
+    /// Starts the server and fails the test unless every page, index and row is as it was, and new work succeeds.
+    pub fn start_intact(&mut self, rows: &[String]) {
+        let data = self.data().to_path_buf();
+        self.client(
+            "pg_checksums",
+            ["--check".as_ref(), "-D".as_ref(), data.as_os_str()],
+        );
+        self.start();
+        self.client(
+            "pg_amcheck",
+            ["--all", "--heapallindexed", "--install-missing"],
+        );
+        assert_eq!(rows, self.rows());
+        self.client("pgbench", ["-n", "-c", "2", "-t", "50", "postgres"]);
     }
 
     /// Runs a client program (pgbench, pg_amcheck) and returns its output.

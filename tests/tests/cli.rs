@@ -114,7 +114,7 @@ fn flags_win_over_environment_over_file() {
     Outcome::of(
         backup()
             .env("HELIOS_MOVER_REPO", repos["environment"].url())
-            .args(["--repo", &repos["flag"].url()]),
+            .args(["--repo", repos["flag"].url()]),
     )
     .summary();
     assert_eq!(counts(), [1, 1, 1], "a flag wins over both");

@@ -6,11 +6,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mover_tests::disk::SmallDisk;
+use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit};
 use mover_tests::plant::{self, MIB};
 use mover_tests::random::Random;
@@ -72,13 +72,13 @@ fn target_disk_that_fills_during_a_restore_is_a_target_error() {
 
     let free = disk.free_bytes();
     let mut restore = repo.restore_command("latest", &target);
-    let restore = spawn(restore.args(["--limit-write", "4MiB/s"]));
+    let restore = Job::start(restore.args(["--limit-write", "4MiB/s"]));
     wait_until(|| disk.free_bytes() < free);
     // Takes whatever is left, however much the restore has reserved for itself.
     let mut filler = File::create(disk.path().join("filler")).expect("filler");
     let piece = vec![1; 1 << 16];
     while filler.write_all(&piece).is_ok() {}
-    let outcome = ended(restore);
+    let outcome = restore.outcome();
     drop(filler);
     fs::remove_file(disk.path().join("filler")).expect("filler");
 
@@ -223,7 +223,7 @@ impl AsNobody {
         Outcome::of(
             command
                 .args(args)
-                .args(["--json", "--repo", &self.repo.url()]),
+                .args(["--json", "--repo", self.repo.url()]),
         )
     }
 }
@@ -397,25 +397,25 @@ fn cancelled_jobs_leave_nothing_visible() {
     let repo = Repo::create(&scratch, "repo", Protection::Identity);
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
         let known = repo.ids().len();
-        let backup = spawn(
+        let mut backup = Job::start(
             repo.backup_command(&source)
                 .args(["--limit-read", "4MiB/s"]),
         );
         std::thread::sleep(Duration::from_millis(1500));
-        signal_child(&backup.1, signal);
-        let error = ended(backup).expect(exit::CANCELLED).error();
+        backup.signal(signal);
+        let error = backup.outcome().expect(exit::CANCELLED).error();
         assert_eq!(error["kind"], "cancelled", "{error}");
         assert_eq!(repo.ids().len(), known, "a cancelled backup is listed");
 
         repo.backup(&source).summary();
         let target = scratch.join("target");
-        let restore = spawn(
+        let mut restore = Job::start(
             repo.restore_command("latest", &target)
                 .args(["--limit-write", "4MiB/s"]),
         );
         std::thread::sleep(Duration::from_millis(1500));
-        signal_child(&restore.1, signal);
-        ended(restore).expect(exit::CANCELLED).error();
+        restore.signal(signal);
+        restore.outcome().expect(exit::CANCELLED).error();
         assert!(!target.exists(), "a cancelled restore left its target");
         repo.restore("latest", &target).summary();
         Tree::read(&source).assert_same(&Tree::read(&target), "after a cancelled restore");
@@ -453,7 +453,7 @@ fn hostile_settings_are_usage_errors() {
         let mut command = mover::command(&scratch.dir("home"));
         command.args(["backup", "--json"]).env(name, value);
         if name != "HELIOS_MOVER_REPO" {
-            command.args(["--repo", &repo.url()]);
+            command.args(["--repo", repo.url()]);
         }
         if name != "HELIOS_MOVER_BACKUP_SOURCE" {
             command.args(["--source", &dir_url(&source)]);
@@ -548,35 +548,4 @@ fn init_never_overwrites() {
         2,
         "a directory that is in use became a repository"
     );
-}
-
-fn spawn(command: &mut Command) -> (String, Child) {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    (
-        mover::shown(command),
-        command.spawn().expect("the tool starts"),
-    )
-}
-
-fn ended((shown, child): (String, Child)) -> Outcome {
-    Outcome::new(shown, &child.wait_with_output().expect("the tool ends"))
-}
-
-fn signal_child(child: &Child, signal: rustix::process::Signal) {
-    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal)
-        .expect("the tool still runs");
-}
-
-/// Waits for something that happens soon; a minute of waiting means that it never will.
-fn wait_until(mut happened: impl FnMut() -> bool) {
-    for _ in 0..6000 {
-        if happened() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("waited in vain");
 }

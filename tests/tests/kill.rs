@@ -6,11 +6,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
+use mover_tests::job::{kill_within, time_of};
 use mover_tests::mover::{Outcome, Protection, Repo, exit};
 use mover_tests::plant;
+use mover_tests::proof::{change, killed_backups_harm_nothing};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
@@ -32,29 +32,6 @@ fn seed() -> u64 {
     seed
 }
 
-/// Runs `command` and kills it after a random part of `usual`; returns whether it had ended before.
-fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) -> bool {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("starts");
-    // A little more than usual, so that the very end is hit as well.
-    let micros = random.below(usual.as_micros() as u64 * 5 / 4 + 1);
-    std::thread::sleep(Duration::from_micros(micros));
-    let ended = child.try_wait().expect("child can be waited for").is_some();
-    let _ = child.kill();
-    child.wait().expect("child can be waited for");
-    ended
-}
-
-fn time_of(mut job: impl FnMut()) -> Duration {
-    let start = Instant::now();
-    job();
-    start.elapsed()
-}
-
 /// Names in a directory, but for that of the target.
 fn entries(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir)
@@ -64,19 +41,6 @@ fn entries(dir: &Path) -> Vec<String> {
         .map(|name| name.into_string().expect("UTF-8"))
         .filter(|name| name != "target")
         .collect()
-}
-
-fn restores_to(repo: &Repo, id: &str, truth: &Tree, scratch: &Scratch) {
-    let target = scratch.join("check");
-    repo.restore(id, &target).summary();
-    truth.assert_same(&Tree::read(&target), id);
-    fs::remove_dir_all(&target).expect("target");
-}
-
-/// Rewrites a part of the source, so that the next backup has something new to store.
-fn change(source: &Path, random: &mut Random) {
-    let bytes = random.rows(SOURCE_BYTES / 2);
-    fs::write(source.join(format!("changed-{}", random.below(3))), bytes).expect("file");
 }
 
 #[test]
@@ -92,37 +56,12 @@ fn killed_backups_leave_a_sound_repository() {
         let repo = Repo::create(&scratch, &format!("repo-{round}"), protection);
         change(&source, &mut random);
         let usual = time_of(|| drop(repo.backup(&source).summary()));
-        let mut known = repo.ids();
-        assert_eq!(known.len(), 1);
-        for _ in 0..PER_REPO.min(kills - round * PER_REPO) {
-            change(&source, &mut random);
-            let truth = Tree::read(&source);
-            let ended = kill_within(&mut repo.backup_command(&source), usual, &mut random);
-            *(if ended {
-                &mut after_end
-            } else {
-                &mut before_end
-            }) += 1;
-            let listed = repo.ids();
-            let new: Vec<&String> = listed.iter().filter(|id| !known.contains(id)).collect();
-            assert!(
-                new.len() <= 1 && known.iter().all(|id| listed.contains(id)),
-                "{known:?} became {listed:?}"
-            );
-            assert!(
-                !ended || new.len() == 1,
-                "a backup that ended is not listed"
-            );
-            for id in new {
-                restores_to(&repo, id, &truth, &scratch);
-                published += 1;
-            }
-            repo.verify().expect(exit::OK);
-            known = listed;
-        }
-        // Whatever a killed one left behind is in nobody's way.
-        repo.backup(&source).summary();
-        restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+        assert_eq!(repo.ids().len(), 1);
+        let kills = PER_REPO.min(kills - round * PER_REPO);
+        let seen = killed_backups_harm_nothing(&repo, &source, kills, usual, &mut random, &scratch);
+        before_end += seen.before_end;
+        after_end += seen.after_end;
+        published += seen.published;
         fs::remove_dir_all(&repo.dir).expect("repository");
     }
     eprintln!(

@@ -1,0 +1,111 @@
+//! A run of the tool that is under way, and what is done to it meanwhile.
+//!
+//! Invariants: a job that a failed test leaves behind is killed; nobody waits for ever.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::mover::{Outcome, shown};
+use crate::random::Random;
+
+/// How often, and how many times, something that happens soon is looked for: a minute in all.
+const POLL: Duration = Duration::from_millis(10);
+const POLLS: u32 = 6000;
+
+/// A run of the tool. What it prints is read when it has ended, so it must be less than a pipe holds (64 KiB).
+#[derive(Debug)]
+pub struct Job {
+    shown: String,
+    child: Option<Child>,
+}
+
+impl Job {
+    /// Starts `command`.
+    pub fn start(command: &mut Command) -> Self {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = command.spawn().expect("the tool starts");
+        Job {
+            shown: shown(command),
+            child: Some(child),
+        }
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child
+            .as_mut()
+            .expect("a job has a process until it is asked for its outcome")
+    }
+
+    /// Its process id.
+    pub fn id(&mut self) -> u32 {
+        self.child().id()
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        let ended = self.child().try_wait().expect("a child can be waited for");
+        ended.is_none()
+    }
+
+    /// Sends it a signal; it must be running.
+    pub fn signal(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(self.child()), signal).expect("the tool still runs");
+    }
+
+    /// Waits for its end.
+    pub fn outcome(mut self) -> Outcome {
+        let child = self.child.take().expect("a job ends once");
+        let output = child.wait_with_output().expect("the tool ends");
+        Outcome::new(self.shown.clone(), &output)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Waits for something that happens soon; a minute of waiting means that it never will.
+#[track_caller]
+pub fn wait_until(mut happened: impl FnMut() -> bool) {
+    for _ in 0..POLLS {
+        if happened() {
+            return;
+        }
+        std::thread::sleep(POLL);
+    }
+    panic!("waited in vain");
+}
+
+/// Runs `command` and kills it after a random part of `usual`; returns whether it had ended before.
+pub fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) -> bool {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    // A little more than usual, so that the very end is hit as well.
+    let micros = random.below(usual.as_micros() as u64 * 5 / 4 + 1);
+    std::thread::sleep(Duration::from_micros(micros));
+    let ended = child.try_wait().expect("child can be waited for").is_some();
+    let _ = child.kill();
+    child.wait().expect("child can be waited for");
+    ended
+}
+
+/// How long `job` takes.
+pub fn time_of(job: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    job();
+    start.elapsed()
+}

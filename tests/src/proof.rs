@@ -1,0 +1,126 @@
+//! What is proven of a repository again and again, wherever it lies.
+//!
+//! Invariant: each proof leaves the scratch directory as it was, but for what the source was changed to.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::job::{Job, kill_within};
+use crate::mover::{AnyRepo, exit};
+use crate::random::Random;
+use crate::scratch::Scratch;
+use crate::tree::Tree;
+
+/// Bytes of rows that are new after a change.
+const CHANGED_BYTES: usize = 4 << 20;
+
+/// Fails the test unless the backup `id` restores to exactly `truth`; the target is removed again.
+#[track_caller]
+pub fn restores_to(repo: &AnyRepo, id: &str, truth: &Tree, scratch: &Scratch) {
+    let target = scratch.join(format!("check-{id}"));
+    repo.restore(id, &target).summary();
+    truth.assert_same(&Tree::read(&target), id);
+    fs::remove_dir_all(&target).expect("target");
+}
+
+/// Backs both sources up at the same time: both backups are listed, and both restore exactly.
+#[track_caller]
+pub fn backups_at_once(repo: &AnyRepo, sources: &[PathBuf; 2], scratch: &Scratch) {
+    let known = repo.ids();
+    let truth: Vec<Tree> = sources.iter().map(|source| Tree::read(source)).collect();
+    let jobs = sources
+        .each_ref()
+        .map(|source| Job::start(&mut repo.backup_command(source)));
+    let made = jobs.map(|job| {
+        let summary = job.outcome().summary();
+        let id = summary["backup_id"].as_str();
+        id.expect("summary names the backup").to_owned()
+    });
+    assert_ne!(made[0], made[1]);
+    let ids = repo.ids();
+    assert_eq!(ids.len(), known.len() + 2, "both backups are listed");
+    for (id, truth) in made.iter().zip(&truth) {
+        assert!(ids.contains(id), "{id} is listed");
+        restores_to(repo, id, truth, scratch);
+    }
+    repo.verify().expect(exit::OK);
+}
+
+/// How kills of backups turned out.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Kills {
+    /// Backups that were killed before they had ended.
+    pub before_end: u64,
+    /// Backups that had ended before they were killed.
+    pub after_end: u64,
+    /// Backups that are listed, whether or not they had ended.
+    pub published: u64,
+}
+
+/// Kills a backup at a random instant of the `usual` time, again and again, with something new to store each time.
+/// What is listed restores exactly, verification passes, and whatever a killed one left behind is in nobody's way.
+#[track_caller]
+pub fn killed_backups_harm_nothing(
+    repo: &AnyRepo,
+    source: &Path,
+    kills: u64,
+    usual: Duration,
+    random: &mut Random,
+    scratch: &Scratch,
+) -> Kills {
+    let mut known = repo.ids();
+    let mut all = Kills::default();
+    for _ in 0..kills {
+        change(source, random);
+        let truth = Tree::read(source);
+        let ended = kill_within(&mut repo.backup_command(source), usual, random);
+        all.before_end += u64::from(!ended);
+        all.after_end += u64::from(ended);
+        let listed = repo.ids();
+        let new: Vec<&String> = listed.iter().filter(|id| !known.contains(id)).collect();
+        assert!(
+            new.len() <= 1 && known.iter().all(|id| listed.contains(id)),
+            "{known:?} became {listed:?}"
+        );
+        assert!(
+            !ended || new.len() == 1,
+            "a backup that ended is not listed"
+        );
+        for id in new {
+            restores_to(repo, id, &truth, scratch);
+            all.published += 1;
+        }
+        repo.verify().expect(exit::OK);
+        known = listed;
+    }
+    repo.backup(source).summary();
+    restores_to(repo, "latest", &Tree::read(source), scratch);
+    all
+}
+
+/// Rewrites a part of the source, so that the next backup has something new to store.
+pub fn change(source: &Path, random: &mut Random) {
+    let bytes = random.rows(CHANGED_BYTES);
+    fs::write(source.join(format!("changed-{}", random.below(3))), bytes).expect("file");
+}
+
+/// Bytes of the regular files below `dir`, which may change meanwhile, as the disk counts them.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    let mut open = vec![dir.to_path_buf()];
+    let (mut bytes, mut seen) = (0, BTreeSet::new());
+    while let Some(dir) = open.pop() {
+        // Whatever is gone by now counts nothing.
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                open.push(entry.path());
+            } else if seen.insert(meta.ino()) {
+                bytes += meta.blocks() * 512;
+            }
+        }
+    }
+    bytes
+}
