@@ -114,8 +114,10 @@ fn start_log(out: &Output, manner: &Manner) {
         (false, 1) => "info",
         (false, _) => "debug",
     };
+    // What this library logs about a certificate, the error says too.
+    let filter = format!("{level},rustls_platform_verifier=off");
     let filter =
-        EnvFilter::try_from_env("HELIOS_MOVER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+        EnvFilter::try_from_env("HELIOS_MOVER_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
     let writer = LogWriter(out.bars().clone());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -176,7 +176,8 @@ pub(super) async fn conditions(client: &Client) -> Result<Conditions> {
                 tracing::debug!(%error, "a probe was not deleted");
             }
             if found.as_ref().is_ok_and(|found| *found == Conditions::Ignored) {
-                tracing::warn!(
+                // `check` tells it to people.
+                tracing::info!(
                     server = client.place.location.server(),
                     "the store ignores conditional writes; new objects are claimed first, which takes more requests"
                 );
