@@ -411,3 +411,47 @@ fn names_that_no_object_can_have_are_strays_and_hide_nothing() {
     assert_eq!(page.strays.len(), 2, "{:?}", page.strays);
     let _: &Place = &kept;
 }
+
+#[test]
+fn only_what_stays_is_locked_and_put_into_a_class() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::<(String, bool, bool)>::new()));
+    let noted = Arc::clone(&seen);
+    let scripted = Scripted::start(move |head, _| {
+        let class = head.header("x-amz-storage-class").is_some();
+        let lock = head.header("x-amz-object-lock-mode").is_some();
+        if head.method == "PUT" {
+            let first = !noted
+                .lock()
+                .expect("a list")
+                .iter()
+                .any(|(path, ..)| *path == head.path);
+            noted
+                .lock()
+                .expect("a list")
+                .push((head.path.clone(), class, lock));
+            return match first {
+                true => Reply::new(200, "").with("etag", "\"x\""),
+                false => Reply::s3_error(412, "PreconditionFailed", "it exists"),
+            };
+        }
+        match head.method.as_str() {
+            "DELETE" => Reply::new(204, ""),
+            _ => Reply::new(200, "").with("etag", "\"x\""),
+        }
+    });
+    let (kept, subject) = place(FilesystemOptions::default());
+    let options = "storage_class=STANDARD_IA&lock=governance&lock_days=1";
+    let store = kept.store_at(&scripted.endpoint(), options, &LinkLimits::default());
+    let put = subject.on_shard(async |shard| store.put_if_absent(&shard, &key("x"), b"y").await);
+    assert_eq!(put, Put::Created);
+    let seen = seen.lock().expect("a list");
+    assert_eq!(
+        seen.len(),
+        3,
+        "a probe written twice, and the object: {seen:?}"
+    );
+    for (path, class, lock) in seen.iter() {
+        let stays = path.ends_with("/x");
+        assert_eq!((*class, *lock), (stays, stays), "{path}");
+    }
+}

@@ -25,6 +25,9 @@ const TIMEOUT_S_MAX: usize = 3600;
 /// Signing region where nobody names one and the server is not Amazon's, which alone has many.
 const REGION_DEFAULT: &str = "us-east-1";
 
+/// The header that says what an object's storage costs.
+pub(super) const STORAGE_CLASS_HEADER: &str = "x-amz-storage-class";
+
 /// What stays as it is in a path: RFC 3986's unreserved characters, as the signature demands.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -148,6 +151,11 @@ impl Location {
                     .hint("give both, as in lock=governance&lock_days=30"));
             }
         };
+        if lock.is_some() && options.checksum == Some(Checksum::None) {
+            return Err(wrong("an object lock needs a checksum").hint(
+                "leave checksum=none away: servers refuse to lock what they could not compare",
+            ));
+        }
         let separator = if prefix.is_empty() { "" } else { "/" };
         let question = if query.is_empty() { "" } else { "?" };
         Ok(Location {
@@ -238,7 +246,7 @@ impl Options {
             "credentials" => self.credentials = Some(PathBuf::from(value)),
             "profile" => self.profile = Some(value.to_owned()),
             "checksum" => self.checksum = Some(parse_checksum(value)?),
-            "storage_class" => self.headers.push(header("x-amz-storage-class")?),
+            "storage_class" => self.headers.push(header(STORAGE_CLASS_HEADER)?),
             "sse" => self.headers.push(header("x-amz-server-side-encryption")?),
             "sse_kms_key_id" => self
                 .headers
@@ -466,6 +474,7 @@ mod tests {
             "b?region=x&connections=1000",
             "b?region=x&lock=governance",
             "b?region=x&lock_days=3",
+            "b?region=x&lock=governance&lock_days=3&checksum=none",
             "b?region=x&storage_class=A%0D%0AB",
         ] {
             let error = parsed(rest).unwrap_err();

@@ -43,7 +43,7 @@ impl Parts {
         let mark = new_mark()?;
         let request = Request::new(Operation::Multipart, Method::POST, name.to_owned())
             .query("uploads", "")
-            .headers(&object_headers(client, &mark));
+            .headers(&object_headers(client, name, &mark));
         let answer = client.send_small(&request).await?;
         let result: InitiateMultipartUploadResult = document(client, &answer)?;
         Ok(Parts {

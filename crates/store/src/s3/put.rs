@@ -14,7 +14,7 @@ use super::answer::{Answer, Operation};
 use super::body::Payload;
 use super::claim;
 use super::client::{Client, Request, Sink, random};
-use super::location::Checksum;
+use super::location::{Checksum, STORAGE_CLASS_HEADER};
 use crate::key::TEMPORARY_PART;
 use crate::{Put, Rivals};
 
@@ -37,13 +37,21 @@ pub(super) fn new_mark() -> Result<String> {
     Ok(format!("{:016x}{:016x}", random()?, random()?))
 }
 
-/// Headers of each new object.
-pub(super) fn object_headers(client: &Client, mark: &str) -> Vec<(&'static str, String)> {
+/// Headers of the new object `name`. What is taken back soon (probes, claims) is encrypted as all objects are, and
+/// neither locked nor put into a class of storage that charges for a minimal age.
+pub(super) fn object_headers(
+    client: &Client,
+    name: &str,
+    mark: &str,
+) -> Vec<(&'static str, String)> {
     let location = &client.place.location;
+    let own = name.strip_prefix(&location.prefix).unwrap_or(name);
+    let is_temporary = own.split('/').next() == Some(TEMPORARY_PART);
     let mut headers = location.object_headers.clone();
+    headers.retain(|(name, _)| !is_temporary || *name != STORAGE_CLASS_HEADER);
     headers.push((MARK_HEADER, mark.to_owned()));
     headers.push(("content-type", "application/octet-stream".to_owned()));
-    if let Some((mode, days)) = location.lock {
+    if let Some((mode, days)) = location.lock.filter(|_| !is_temporary) {
         let until = Timestamp::from_micros(
             Timestamp::now()
                 .as_micros()
@@ -59,7 +67,7 @@ pub(super) fn object_headers(client: &Client, mark: &str) -> Vec<(&'static str, 
 pub(super) fn put_request(client: &Client, name: &str, payload: Payload, mark: &str) -> Request {
     let sha256 = payload.sha256;
     let mut request = Request::new(Operation::Put, Method::PUT, name.to_owned())
-        .headers(&object_headers(client, mark))
+        .headers(&object_headers(client, name, mark))
         .payload(payload);
     if let (Checksum::Sha256, Some(sha256)) = (client.place.location.checksum, sha256) {
         request = request.header("x-amz-checksum-sha256", BASE64.encode(sha256));
