@@ -10,15 +10,6 @@ pub fn sha256(bytes: &[u8]) -> Sha256 {
     out
 }
 
-/// SHA-256 of each block, next to it.
-pub fn sha256_blocks<'a, const N: usize>(
-    work: impl Iterator<Item = (&'a [u8; N], &'a mut Sha256)>,
-) {
-    for (block, hash) in work {
-        *hash = sha256(block);
-    }
-}
-
 /// CRC-32 of `bytes`.
 pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)

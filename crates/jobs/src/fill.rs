@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::sha256_blocks;
+use mover_base::checksum::sha256;
 use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
@@ -344,13 +344,10 @@ impl Filler {
             read.map_err(|error| target_error("a file of the target cannot be read", path, error))?;
         buf[read..bytes].fill(0);
         let clock = lap(&mut self.stages.read_wait, clock);
-        let (blocks, _) = buf[..bytes].as_chunks::<BLOCK_BYTES>();
-        let mut found = vec![[0; 32]; expected.as_ref().map_or(0, Vec::len)];
-        sha256_blocks(blocks.iter().zip(&mut found));
-        for (i, block) in blocks.iter().enumerate() {
+        for (i, block) in buf[..bytes].chunks_exact(BLOCK_BYTES).enumerate() {
             let at = part.first_block + i as u64;
             let same = match &expected {
-                Some(hashes) => hashes[i] == found[i],
+                Some(hashes) => hashes[i] == sha256(block),
                 None => is_allocated(at) && block.iter().all(|byte| *byte == 0),
             };
             if same && i * BLOCK_BYTES < read {

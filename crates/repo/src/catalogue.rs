@@ -8,10 +8,9 @@ use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder}
 use mover_format::manifest::{BackupMetadata, MANIFEST_BYTES_MAX, Manifest};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::Origin;
-use mover_io::Shard;
+use mover_io::{Shard, random_bytes};
 use mover_store::{Put, STRAYS_MAX};
 
-use crate::keys::random;
 use crate::layout;
 use crate::reader::damaged;
 use crate::repository::{Repository, Session};
@@ -166,7 +165,7 @@ pub(crate) async fn publish(
 /// their start too: `latest` and the choice of a parent go by the order of ids. Twelve random bits follow.
 fn fresh_id(started: Timestamp) -> Result<BackupId> {
     let micros = started.as_micros().rem_euclid(1_000_000) as u32;
-    let random = u32::from(u16::from_le_bytes(random()?)) & 0xfff;
+    let random = u32::from(u16::from_le_bytes(random_bytes()?)) & 0xfff;
     Ok(BackupId::new(started, micros << 12 | random))
 }
 

@@ -16,6 +16,7 @@ use mover_base::checksum::Sha256;
 use mover_base::{Error, Kind, RepoId, Result, SessionId, SlotId, Timestamp};
 use mover_format::seal::{MasterKey, Origin, SessionKey, WrappedPayload, session_tag};
 use mover_format::slot::{KeySlot, SlotKind, SlotSecret};
+use mover_io::random_bytes;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -61,20 +62,6 @@ pub(crate) struct Binding {
     pub config_sha256: Sha256,
 }
 
-/// Fills an array from the operating system's random source.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    // Of the kernel, and not of aws-lc's generator: that one gathers entropy of its own first, for 40 to 60 ms of each
-    // process, in which a job's shards wait.
-    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
-        Ok(filled) if filled == N => Ok(bytes),
-        _ => Err(Error::new(
-            Kind::Internal,
-            "the system gave no random bytes",
-        )),
-    }
-}
-
 /// A new identity and its public recipient, as age writes them.
 pub fn generate_identity() -> (Secret, String) {
     let identity = age::x25519::Identity::generate();
@@ -104,7 +91,7 @@ impl RepoSecret {
     pub fn generate() -> Result<Self> {
         Ok(RepoSecret {
             identity: age::x25519::Identity::generate(),
-            master_key: MasterKey::new(random()?),
+            master_key: MasterKey::new(random_bytes()?),
         })
     }
 
@@ -173,7 +160,7 @@ impl RepoSecret {
         Ok(KeySlot {
             kind,
             repo_id: binding.repo_id,
-            slot_id: SlotId(random()?),
+            slot_id: SlotId(random_bytes()?),
             created: Timestamp::now(),
             config_sha256: binding.config_sha256,
             label: label.to_owned(),

@@ -13,10 +13,9 @@ use mover_format::manifest::PackInfo;
 use mover_format::pack::{PACK_BLOCKS_MAX, PACK_FRAMES_MAX, PackDirectory, PackTrailer};
 use mover_format::preamble::ObjectType;
 use mover_format::seal::ObjectSealer;
-use mover_io::{BUF_BYTES, Buf, Shard};
+use mover_io::{BUF_BYTES, Buf, Shard, random_bytes};
 use mover_store::{Put, Store, Upload};
 
-use crate::keys::random;
 use crate::layout;
 use crate::repository::Session;
 use crate::timing::{StageSeconds, lap};
@@ -51,7 +50,7 @@ impl PackWriter {
         session: &Session,
         object_type: ObjectType,
     ) -> Result<Self> {
-        let id = PackId(random()?);
+        let id = PackId(random_bytes()?);
         let (preamble, sealer) = session.begin_object(object_type, id.0)?;
         let mut writer = PackWriter {
             shard: shard.clone(),

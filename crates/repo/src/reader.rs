@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::{Sha256, sha256_blocks};
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{
     DIRECTORY_PLAIN_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, FrameDecoder, FrameKind,
@@ -103,8 +103,6 @@ pub struct PackReader {
     frames: VecDeque<(FrameNeed, Vec<u8>)>,
     ahead: VecDeque<ReadAhead>,
     needs: VecDeque<FrameNeed>,
-    /// Of the blocks that are being checked.
-    hashes: Vec<Sha256>,
     /// The announced read that is being used up.
     current: Option<Held>,
     /// A frame that was not announced, until it is decoded. It takes the buffer that a directory would.
@@ -128,7 +126,6 @@ impl PackReader {
             frames: VecDeque::new(),
             ahead: VecDeque::new(),
             needs: VecDeque::new(),
-            hashes: Vec::new(),
             current: None,
             aside: None,
             stages: StageSeconds::default(),
@@ -410,12 +407,8 @@ impl PackReader {
 
     fn check_blocks(&mut self, pack: &OpenPack, ordinal: u32, blocks: &[u8]) -> Result<()> {
         let clock = Instant::now();
-        let (blocks, _) = blocks.as_chunks::<BLOCK_BYTES>();
-        self.hashes.clear();
-        self.hashes.resize(blocks.len(), [0; 32]);
-        sha256_blocks(blocks.iter().zip(&mut self.hashes));
-        for (at, hash) in (ordinal as usize..).zip(&self.hashes) {
-            if pack.directory.hashes.get(at) != Some(hash) {
+        for (at, block) in (ordinal as usize..).zip(blocks.chunks_exact(BLOCK_BYTES)) {
+            if pack.directory.hashes.get(at) != Some(&sha256(block)) {
                 return Err(pack.damaged(Error::new(
                     Kind::Corrupt,
                     format!("block {at} does not match its SHA-256"),

@@ -12,7 +12,7 @@ use mover_base::{Error, Kind, ObjectId, RepoId, Result, SessionId, Timestamp};
 use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, Origin, SessionKey};
-use mover_io::Shard;
+use mover_io::{Shard, random_bytes};
 use mover_store::{LinkLimits, Put, Store};
 
 use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
@@ -107,7 +107,7 @@ impl Repository {
             None
         };
         let recipient = secret.as_ref().map(RepoSecret::recipient);
-        let config = RepositoryConfig::new(RepoId(keys::random()?), Timestamp::now(), recipient);
+        let config = RepositoryConfig::new(RepoId(random_bytes()?), Timestamp::now(), recipient);
         let bytes = config.encode()?;
         let (config, config_sha256) = RepositoryConfig::decode(&bytes)?;
         let repository = Repository {
@@ -250,11 +250,11 @@ impl Repository {
 
     /// Begins a writing session.
     pub fn begin_session(&self) -> Result<Session> {
-        let id = SessionId(keys::random()?);
+        let id = SessionId(random_bytes()?);
         let repo_id = self.config.repository_id;
         let (key, wrapped_key) = match &self.config.recipient {
             Some(recipient) if self.config.cipher != Cipher::None => {
-                let key = SessionKey::new(keys::random()?);
+                let key = SessionKey::new(random_bytes()?);
                 let wrapped = keys::wrap(recipient, self.secret.as_ref(), repo_id, id, &key)?;
                 (Some(key), wrapped)
             }

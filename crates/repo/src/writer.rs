@@ -12,7 +12,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::{Sha256, sha256_blocks};
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
@@ -448,14 +448,10 @@ impl ShardWriter {
     /// Finds the blocks of zeros and hashes the others.
     fn hash(&mut self, bytes: &[u8]) {
         self.hashes.clear();
-        let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
-        let is_stored = |block: &[u8; BLOCK_BYTES]| *block != ZERO_BLOCK;
-        let empty = blocks
-            .iter()
-            .map(|block| is_stored(block).then_some([0; 32]));
-        self.hashes.extend(empty);
-        let stored = blocks.iter().zip(&mut self.hashes);
-        sha256_blocks(stored.filter_map(|(block, hash)| Some((block, hash.as_mut()?))));
+        for block in bytes.chunks_exact(BLOCK_BYTES) {
+            self.hashes
+                .push((*block != ZERO_BLOCK).then(|| sha256(block)));
+        }
     }
 }
 
