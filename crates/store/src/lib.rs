@@ -15,6 +15,7 @@
 //! Everything runs on the calling [`Shard`]: no threads, no runtime of its own. Data moves in the buffers of
 //! that shard's arena.
 
+mod bounds;
 mod key;
 pub mod local;
 pub mod s3;
@@ -204,12 +205,15 @@ impl Store {
     }
 
     async fn upload_with(&self, shard: &Shard, key: &Key, rivals: Rivals) -> Result<Upload> {
-        match self {
-            Store::Local(local) => Ok(Upload(AnyUpload::Local(local.upload(shard, key).await?))),
-            Store::S3(s3) => Ok(Upload(AnyUpload::S3(Box::new(
-                s3.upload(shard, key, rivals).await?,
-            )))),
-        }
+        let any = match self {
+            Store::Local(local) => AnyUpload::Local(local.upload(shard, key).await?),
+            Store::S3(s3) => AnyUpload::S3(Box::new(s3.upload(shard, key, rivals).await?)),
+        };
+        Ok(Upload {
+            any,
+            key: key.clone(),
+            state: UploadState::Open,
+        })
     }
 
     /// The whole object `key`, of `bytes_max` bytes at most.
@@ -325,7 +329,19 @@ impl Store {
 /// An object being written. Nothing is visible under its key before [`commit`](Self::commit). Dropped, it is
 /// aborted as well as that can be done without waiting.
 #[must_use = "an upload that is not committed is thrown away"]
-pub struct Upload(AnyUpload);
+pub struct Upload {
+    any: AnyUpload,
+    key: Key,
+    state: UploadState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum UploadState {
+    Open,
+    /// A short piece was pushed, which is the last one.
+    Ended,
+    Failed,
+}
 
 enum AnyUpload {
     Local(local::LocalUpload),
@@ -340,10 +356,28 @@ impl Upload {
     /// # Errors
     /// [`Kind::Storage`] as for [`Store::put_if_absent`]; [`Kind::Internal`] for a piece after a short one.
     pub async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
-        match &mut self.0 {
-            AnyUpload::Local(local) => local.push(buf, len).await,
-            AnyUpload::S3(s3) => s3.push(buf, len).await,
+        match self.state {
+            UploadState::Open => {}
+            UploadState::Ended => return Err(self.misuse("a piece was pushed after a short one")),
+            UploadState::Failed => return Err(self.misuse("a piece was pushed after an error")),
         }
+        if len > BUF_BYTES {
+            return Err(self.misuse("a piece is longer than its buffer"));
+        }
+        if len < BUF_BYTES {
+            self.state = UploadState::Ended;
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let pushed = match &mut self.any {
+            AnyUpload::Local(local) => local.push(buf, len).await,
+            AnyUpload::S3(s3) => s3.push(&buf[..len]).await,
+        };
+        if pushed.is_err() {
+            self.state = UploadState::Failed;
+        }
+        pushed
     }
 
     /// Ends the object and names it, unless its key exists. Durable on return.
@@ -352,7 +386,10 @@ impl Upload {
     /// As [`Store::put_if_absent`]. The object is not visible then, except where only making its name durable
     /// failed: it may be visible then, whole, and may or may not survive a power cut.
     pub async fn commit(self) -> Result<Put> {
-        match self.0 {
+        if self.state == UploadState::Failed {
+            return Err(self.misuse("an upload was committed after an error"));
+        }
+        match self.any {
             AnyUpload::Local(local) => local.commit().await,
             AnyUpload::S3(s3) => s3.commit().await,
         }
@@ -363,10 +400,14 @@ impl Upload {
     /// # Errors
     /// [`Kind::Storage`] where its bytes could not be removed.
     pub async fn abort(self) -> Result<()> {
-        match self.0 {
+        match self.any {
             AnyUpload::Local(local) => local.abort().await,
             AnyUpload::S3(s3) => s3.abort().await,
         }
+    }
+
+    fn misuse(&self, what: &str) -> Error {
+        Error::new(Kind::Internal, what).object(self.key.as_str())
     }
 }
 

@@ -25,8 +25,9 @@ pub use self::upload::LocalUpload;
 use self::durable::Durability;
 use self::errno::{explain, not_found};
 use self::root::{Root, object_bytes};
+use crate::bounds::{is_stale, too_large, too_short};
 use crate::key::{Key, TEMPORARY_PART};
-use crate::{ObjectInfo, Page, Put, STALE_AFTER_MS, Slice, TEMPORARIES_MAX, Temporary};
+use crate::{ObjectInfo, Page, Put, Slice, TEMPORARIES_MAX, Temporary};
 
 /// End of the names of temporary files.
 const TEMPORARY_SUFFIX: &str = ".part";
@@ -113,11 +114,7 @@ impl LocalStore {
         let len = match usize::try_from(bytes) {
             Ok(len) if bytes <= bytes_max => len,
             _ => {
-                return Err(Error::new(
-                    Kind::Limit,
-                    format!("an object of {bytes} bytes is larger than the {bytes_max} allowed"),
-                )
-                .object(key.as_str()));
+                return Err(too_large(key.as_str(), bytes, bytes_max));
             }
         };
         let mut out = Vec::with_capacity(len);
@@ -128,7 +125,7 @@ impl LocalStore {
             let (result, buf) = file.read_at(buf, out.len() as u64, span).await;
             let got = result.map_err(|error| explain(error, "read an object", key.as_str()))?;
             if got < rest.min(BUF_BYTES) {
-                return Err(reader::too_short(key));
+                return Err(too_short(key));
             }
             out.extend_from_slice(&buf[..rest.min(BUF_BYTES)]);
         }
@@ -232,7 +229,7 @@ impl LocalStore {
                     .saturating_mul(1_000_000)
                     .saturating_add((stat.st_mtime_nsec / 1000) as i64),
             );
-            if is_stale(modified) {
+            if is_stale(modified, Timestamp::now()) {
                 stale.push(Temporary {
                     name: shown,
                     bytes,
@@ -255,9 +252,8 @@ impl LocalStore {
             _ => return Err(not_found(&path)),
         };
         // Looked at again: an upload may have gone on since the listing.
-        if !is_stale(Timestamp::from_micros(
-            stat.st_mtime.saturating_mul(1_000_000),
-        )) {
+        let modified = Timestamp::from_micros(stat.st_mtime.saturating_mul(1_000_000));
+        if !is_stale(modified, Timestamp::now()) {
             return Err(Error::new(Kind::Conflict, "a temporary file is in use").object(path));
         }
         let directory = self
@@ -276,11 +272,4 @@ fn is_temporary_name(name: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
-}
-
-fn is_stale(modified: Timestamp) -> bool {
-    let age_us = Timestamp::now()
-        .as_micros()
-        .saturating_sub(modified.as_micros());
-    age_us / 1000 >= STALE_AFTER_MS
 }

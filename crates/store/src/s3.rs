@@ -22,8 +22,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::Method;
-use mover_base::{Error, Kind, Result, Timestamp};
-use mover_io::Shard;
+use mover_base::{Error, Kind, Result};
+use mover_io::{BUF_BYTES, Shard};
 use tokio::sync::OnceCell;
 
 pub use self::reader::S3Reader;
@@ -34,10 +34,9 @@ use self::client::{Client, Request, Sink};
 use self::credentials::Signature;
 use self::location::{Location, Surroundings};
 use self::put::Conditions;
+use crate::bounds::is_stale;
 use crate::key::{Key, TEMPORARY_PART};
-use crate::{
-    LinkLimits, ObjectInfo, Page, Put, Rivals, STALE_AFTER_MS, Slice, TEMPORARIES_MAX, Temporary,
-};
+use crate::{LinkLimits, ObjectInfo, Page, Put, Rivals, Slice, TEMPORARIES_MAX, Temporary};
 
 /// A repository's place in a bucket. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -89,18 +88,9 @@ impl S3Store {
         key: &Key,
         bytes: &[u8],
     ) -> Result<Put> {
-        let client = self.client(shard)?;
-        if bytes.len() <= multipart::PART_BYTES {
-            let payload = put::payload_of(&client, bytes);
-            return put::put(&client, &self.0.name_of(key), payload, Rivals::Possible)
-                .await
-                .map_err(|error| error.object(key.as_str()));
-        }
-        let mut upload = S3Upload::begin(client, key, Rivals::Possible).await?;
-        for piece in bytes.chunks(mover_io::BUF_BYTES) {
-            let mut buf = shard.buffer().await;
-            buf[..piece.len()].copy_from_slice(piece);
-            upload.push(buf, piece.len()).await?;
+        let mut upload = self.upload(shard, key, Rivals::Possible).await?;
+        for piece in bytes.chunks(BUF_BYTES) {
+            upload.push(piece).await?;
         }
         upload.commit().await
     }
@@ -115,7 +105,10 @@ impl S3Store {
     }
 
     pub(crate) fn reader(&self, shard: &Shard) -> S3Reader {
-        S3Reader(self.client(shard))
+        S3Reader {
+            store: self.clone(),
+            shard: shard.clone(),
+        }
     }
 
     pub(crate) async fn get(&self, shard: &Shard, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
@@ -241,8 +234,4 @@ impl S3Store {
                 .object(temporary.name.as_str())),
         }
     }
-}
-
-fn is_stale(modified: Timestamp, now: Timestamp) -> bool {
-    now.as_micros().saturating_sub(modified.as_micros()) / 1000 >= STALE_AFTER_MS
 }

@@ -7,13 +7,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_base::{BLOCK_BYTES, Result};
 use mover_io::{Access, File, Shard};
 
 use super::LocalStore;
 use super::errno::{explain, not_found};
+use crate::Slice;
+use crate::bounds::{read_end, too_short};
 use crate::key::Key;
-use crate::{READ_BYTES_MAX, Slice};
 
 /// Files that one reader keeps open. A restore reads from a few packs at a time, in runs; 16 per shard stay
 /// far below the usual limit of 1024 descriptors even on large machines.
@@ -79,19 +80,9 @@ pub(super) async fn read_range(
     offset: u64,
     len: usize,
 ) -> Result<Slice> {
-    if len > READ_BYTES_MAX {
-        return Err(Error::new(
-            Kind::Limit,
-            format!("a read is longer than {READ_BYTES_MAX} bytes"),
-        )
-        .object(key.as_str()));
-    }
+    let end = read_end(key, offset, len)?;
     let block = BLOCK_BYTES as u64;
     let first = offset - offset % block;
-    let end = offset
-        .checked_add(len as u64)
-        .filter(|end| *end <= i64::MAX as u64 - block)
-        .ok_or_else(|| too_short(key))?;
     let skip = (offset - first) as usize;
     let buf = shard.buffer().await;
     if len == 0 {
@@ -108,11 +99,4 @@ pub(super) async fn read_range(
         start: skip,
         len,
     })
-}
-
-/// The error for an object that ends before bytes which must be there.
-pub(super) fn too_short(key: &Key) -> Error {
-    Error::new(Kind::Corrupt, "object is shorter than expected")
-        .object(key.as_str())
-        .hint("it was cut off after it was written; verify the repository and restore the object from a replica")
 }

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
-use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
+use mover_io::{Access, BUF_BYTES, Buf, File, Shard, random_bytes};
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 use tokio::task::JoinHandle;
@@ -46,15 +46,6 @@ pub struct LocalUpload {
     /// Length of the whole object where the caller knows it.
     expected_bytes: Option<u64>,
     in_flight: VecDeque<JoinHandle<io::Result<()>>>,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Open,
-    /// A short piece was pushed, which is the last one.
-    Ended,
-    Failed,
 }
 
 impl LocalUpload {
@@ -78,25 +69,10 @@ impl LocalUpload {
             allocated_bytes: 0,
             expected_bytes,
             in_flight: VecDeque::with_capacity(WRITES_IN_FLIGHT_MAX),
-            state: State::Open,
         })
     }
 
     pub(crate) async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
-        match self.state {
-            State::Open => {}
-            State::Ended => return Err(self.misuse("a piece was pushed after a short one")),
-            State::Failed => return Err(self.misuse("a piece was pushed after a failed write")),
-        }
-        if len > BUF_BYTES {
-            return Err(self.misuse("a piece is longer than its buffer"));
-        }
-        if len < BUF_BYTES {
-            self.state = State::Ended;
-        }
-        if len == 0 {
-            return Ok(());
-        }
         while self.in_flight.len() >= WRITES_IN_FLIGHT_MAX
             || self.in_flight.front().is_some_and(JoinHandle::is_finished)
         {
@@ -113,9 +89,6 @@ impl LocalUpload {
     }
 
     pub(crate) async fn commit(mut self) -> Result<Put> {
-        if self.state == State::Failed {
-            return Err(self.misuse("an upload was committed after a failed write"));
-        }
         while !self.in_flight.is_empty() {
             self.reap().await?;
         }
@@ -147,11 +120,7 @@ impl LocalUpload {
         let Some(write) = self.in_flight.pop_front() else {
             return Ok(());
         };
-        let result = write.await;
-        if !matches!(result, Ok(Ok(()))) {
-            self.state = State::Failed;
-        }
-        match result {
+        match write.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(explain(error, "write an object", self.key.as_str())),
             Err(join) => Err(Error::new(Kind::Internal, "a write did not finish")
@@ -217,10 +186,6 @@ impl LocalUpload {
             .map_err(|errno| explain(errno, "remove a temporary file", &self.temporary.path()))?;
         Ok(Put::Exists)
     }
-
-    fn misuse(&self, what: &str) -> Error {
-        Error::new(Kind::Internal, what).object(self.key.as_str())
-    }
 }
 
 /// Whether what stands under the name of `key` is an object.
@@ -247,7 +212,7 @@ impl TemporaryFile {
         let told = |errno| explain(errno, "create a temporary file", TEMPORARY_PART);
         let directory = Rc::new(root.make_directory(TEMPORARY_PART)?);
         for _ in 0..NAME_TRIES_MAX {
-            let name = random_name().map_err(told)?;
+            let name = random_name()?;
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
             match resolve(directory.as_fd(), &name, flags, FILE_MODE) {
                 Ok(fd) => {
@@ -317,14 +282,7 @@ impl Drop for TemporaryFile {
     }
 }
 
-fn random_name() -> Result<String, Errno> {
-    let mut random = [0_u8; 16];
-    let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    if filled != random.len() {
-        return Err(Errno::AGAIN);
-    }
-    Ok(format!(
-        "{:032x}{TEMPORARY_SUFFIX}",
-        u128::from_ne_bytes(random)
-    ))
+fn random_name() -> Result<String> {
+    let random = u128::from_ne_bytes(random_bytes()?);
+    Ok(format!("{random:032x}{TEMPORARY_SUFFIX}"))
 }

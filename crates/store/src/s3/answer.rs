@@ -54,6 +54,7 @@ pub(super) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
+    error: ErrorDocument,
 }
 
 /// The error document of S3.
@@ -71,20 +72,31 @@ impl Answer {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    fn error_document(&self) -> ErrorDocument {
-        let text = std::str::from_utf8(&self.body).unwrap_or_default();
-        quick_xml::de::from_str(text).unwrap_or_default()
+    /// Looks once for an error document: a listing is long, and is none.
+    pub fn new(status: StatusCode, headers: HeaderMap, body: Bytes) -> Self {
+        let error = match has_error_root(&body) {
+            true => std::str::from_utf8(&body)
+                .ok()
+                .and_then(|text| quick_xml::de::from_str(text).ok())
+                .unwrap_or_default(),
+            false => ErrorDocument::default(),
+        };
+        Answer {
+            status,
+            headers,
+            body,
+            error,
+        }
     }
 
     /// The code of an error document in the body, empty where there is none. A success may carry one too.
-    pub fn error_code(&self) -> String {
-        self.error_document().code
+    pub fn error_code(&self) -> &str {
+        &self.error.code
     }
 
     /// Whether a success holds an error document in place of its result.
     pub fn is_hidden_error(&self) -> bool {
-        // A success without a body is what most requests want; a document is a few hundred bytes.
-        self.status.is_success() && !self.body.is_empty() && !self.error_code().is_empty()
+        self.status.is_success() && !self.error_code().is_empty()
     }
 
     /// Whether the same request may succeed later.
@@ -92,16 +104,13 @@ impl Answer {
         let code = self.error_code();
         match self.status.as_u16() {
             408 | 429 | 500 | 502 | 503 | 504 | 507 | 509 => true,
-            409 => matches!(
-                code.as_str(),
-                "ConditionalRequestConflict" | "OperationAborted"
-            ),
+            409 => matches!(code, "ConditionalRequestConflict" | "OperationAborted"),
             400 => matches!(
-                code.as_str(),
+                code,
                 "RequestTimeout" | "IncompleteBody" | "XAmzContentSHA256Mismatch" | "BadDigest"
             ),
             200..=299 => matches!(
-                code.as_str(),
+                code,
                 "InternalError" | "SlowDown" | "ServiceUnavailable" | "RequestTimeout"
             ),
             _ => false,
@@ -116,16 +125,16 @@ impl Answer {
     /// Whether temporary credentials ran out.
     pub fn is_expired(&self) -> bool {
         matches!(
-            self.error_code().as_str(),
+            self.error_code(),
             "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
         )
     }
 
     /// The error that this answer is, with its remedy.
     pub fn into_error(self, operation: Operation, object: &str, location: &Location) -> Error {
-        let document = self.error_document();
         let status = self.status.as_u16();
-        let said = said(&self, &document);
+        let said = said(&self);
+        let document = &self.error;
         let told = |kind, message: String| Error::new(kind, message).object(object);
         let redirect = self.header("x-amz-bucket-region").map(str::to_owned);
         let act = operation.to_text();
@@ -169,14 +178,15 @@ impl Answer {
                 _,
                 "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException",
             ) => {
-                let hint =
-                    match redirect.or(Some(document.region).filter(|region| !region.is_empty())) {
-                        Some(region) => format!(
-                            "the bucket is in another region: use region={}",
-                            escaped(&region)
-                        ),
-                        None => "check endpoint and region of the repository's URL".to_owned(),
-                    };
+                let hint = match redirect
+                    .or(Some(document.region.clone()).filter(|region| !region.is_empty()))
+                {
+                    Some(region) => format!(
+                        "the bucket is in another region: use region={}",
+                        escaped(&region)
+                    ),
+                    None => "check endpoint and region of the repository's URL".to_owned(),
+                };
                 told(Kind::Usage, "the store redirects to another place".into())
                     .hint(hint)
                     .cause(said)
@@ -216,6 +226,14 @@ pub(super) fn not_s3(location: &Location, said: &str) -> Error {
     .cause(said.to_owned())
 }
 
+/// Whether a document begins as S3's errors do.
+fn has_error_root(body: &[u8]) -> bool {
+    const HEAD_BYTES: usize = 256;
+    let head = &body[..body.len().min(HEAD_BYTES)];
+    head.windows(b"<Error".len())
+        .any(|window| window == b"<Error")
+}
+
 /// Whether an answer is a page for people.
 pub(super) fn is_html(headers: &HeaderMap) -> bool {
     headers
@@ -225,7 +243,8 @@ pub(super) fn is_html(headers: &HeaderMap) -> bool {
 }
 
 /// What the server said, for people.
-fn said(answer: &Answer, document: &ErrorDocument) -> String {
+fn said(answer: &Answer) -> String {
+    let document = &answer.error;
     let mut text = format!("HTTP {}", answer.status.as_u16());
     if !document.code.is_empty() {
         text.push_str(&format!(" {}", escaped(&document.code)));
@@ -253,11 +272,12 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer {
-        Answer {
-            status: StatusCode::from_u16(status).unwrap(),
-            headers: HeaderMap::new(),
-            body: Bytes::copy_from_slice(body.as_bytes()),
-        }
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer::new(
+            status,
+            HeaderMap::new(),
+            Bytes::copy_from_slice(body.as_bytes()),
+        )
     }
 
     fn document(code: &str) -> String {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use mover_base::checksum::sha256;
 use mover_base::{Error, Kind, Result, hex};
+use mover_io::random_bytes;
 
 use super::body::Payload;
-use super::client::{Client, Request, Sink, random};
+use super::client::{Client, Request, Sink};
 use super::list;
 use super::multipart;
 use super::put::{self, new_mark, put_request};
@@ -84,7 +85,10 @@ pub(super) async fn claimed(
         }
         withdrawn?;
         let bound = PAUSE_FIRST_MS << attempt.min(PAUSE_DOUBLINGS_MAX);
-        tokio::time::sleep(Duration::from_millis(random()? % bound)).await;
+        tokio::time::sleep(Duration::from_millis(
+            u64::from_ne_bytes(random_bytes()?) % bound,
+        ))
+        .await;
     }
     Err(Error::new(
         Kind::Conflict,

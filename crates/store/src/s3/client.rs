@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
 use mover_base::{Error, Kind, Result, hex};
-use mover_io::{Buf, Shard};
+use mover_io::{Buf, Shard, random_bytes};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::Place;
@@ -26,6 +26,7 @@ use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
 use super::flow::{Class, Flow, pause_before};
 use super::upload::UploadMemory;
+use crate::bounds::too_large;
 
 /// How long a new connection may take.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
@@ -195,7 +196,7 @@ impl Client {
                 true => PATIENCE,
                 false => PATIENCE_AT_FIRST,
             };
-            let pause = pause_before(retry, random()?);
+            let pause = pause_before(retry, u64::from_ne_bytes(random_bytes()?));
             let is_over = now.saturating_duration_since(since) + pause > patience;
             if is_over || !self.flow.pay_for_try(now) {
                 return Err(error);
@@ -217,7 +218,12 @@ impl Client {
         if answer.status.is_success() && !answer.is_hidden_error() {
             return Ok(answer);
         }
-        Err(answer.into_error(request.operation, self.told(request), &self.place.location))
+        Err(self.refusal(request, answer))
+    }
+
+    /// The error that an answer is.
+    fn refusal(&self, request: &Request, answer: Answer) -> Error {
+        answer.into_error(request.operation, self.told(request), &self.place.location)
     }
 
     /// The object's name as the rest of the mover knows it.
@@ -256,15 +262,14 @@ impl Client {
         let latency = started.elapsed();
         let answer = self.take_in(request, response, sink).await?;
         if answer.is_expired() {
-            let error =
-                answer.into_error(request.operation, self.told(request), &self.place.location);
-            return Err(Failure::Expired(error));
+            return Err(Failure::Expired(self.refusal(request, answer)));
         }
         if answer.may_pass() {
             let is_overload = answer.asks_to_slow_down();
-            let error =
-                answer.into_error(request.operation, self.told(request), &self.place.location);
-            return Err(Failure::Passing { error, is_overload });
+            return Err(Failure::Passing {
+                error: self.refusal(request, answer),
+                is_overload,
+            });
         }
         self.flow.answered(request.class(), latency);
         Ok(answer)
@@ -406,62 +411,81 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
-        let mut answer = Answer {
-            status,
-            headers,
-            body: Bytes::new(),
-        };
-        let length = response.content_length();
+        let answer = |body| Answer::new(status, headers.clone(), body);
         let is_object = status.is_success() && request.operation == Operation::Get;
-        let is_about_object =
-            is_object || (status.is_success() && request.operation == Operation::Head);
-        if is_about_object && !answer.headers.contains_key(header::ETAG) {
-            answer.body = self.small_body(request, &mut response).await?;
-            return self.without_tag(request, answer);
+        let is_head = status.is_success() && request.operation == Operation::Head;
+        if (is_object || is_head) && !headers.contains_key(header::ETAG) {
+            let body = self.small_body(request, &mut response).await?;
+            return self.without_tag(request, answer(body));
         }
         match sink {
             Sink::Whole { out, bytes_max } if is_object => {
-                out.clear();
-                let expected = length.unwrap_or(*bytes_max);
-                if expected > *bytes_max {
-                    return Err(Failure::Final(
-                        self.too_large(request, expected, *bytes_max),
-                    ));
-                }
-                // More only as it arrives: a length is the server's word.
-                out.reserve_exact(expected.min(RESERVED_BYTES_MAX) as usize);
-                while let Some(chunk) = self.chunk(request, &mut response).await? {
-                    if (out.len() + chunk.len()) as u64 > *bytes_max {
-                        let got = (out.len() + chunk.len()) as u64;
-                        return Err(Failure::Final(self.too_large(request, got, *bytes_max)));
-                    }
-                    out.extend_from_slice(&chunk);
-                }
+                self.whole(request, &mut response, out, *bytes_max).await?;
+                return Ok(answer(Bytes::new()));
             }
             Sink::Range { buf, len } if is_object => {
-                let mut at = 0;
-                while let Some(chunk) = self.chunk(request, &mut response).await? {
-                    let Some(room) = buf
-                        .get_mut(at..at + chunk.len())
-                        .filter(|_| at + chunk.len() <= *len)
-                    else {
-                        return Err(Failure::Final(ignores_ranges(self.told(request))));
-                    };
-                    room.copy_from_slice(&chunk);
-                    at += chunk.len();
-                }
-                // Shorter and whole: the object ends there, which the reader understands.
-                if at < *len && length != Some(at as u64) {
-                    return Err(self.broken_off(request));
-                }
+                self.range(request, &mut response, buf, *len).await?;
+                return Ok(answer(Bytes::new()));
             }
-            _ => answer.body = self.small_body(request, &mut response).await?,
+            _ => {}
         }
-        if status.is_success() && !is_object && is_html(&answer.headers) {
+        let body = self.small_body(request, &mut response).await?;
+        if status.is_success() && is_html(&headers) {
             let said = format!("HTTP {} with a page of HTML", status.as_u16());
             return Err(Failure::Final(not_s3(&self.place.location, &said)));
         }
-        Ok(answer)
+        Ok(answer(body))
+    }
+
+    /// An object of at most `bytes_max` bytes.
+    async fn whole(
+        &self,
+        request: &Request,
+        response: &mut reqwest::Response,
+        out: &mut Vec<u8>,
+        bytes_max: u64,
+    ) -> Result<(), Failure> {
+        let too_large = |bytes| Failure::Final(too_large(self.told(request), bytes, bytes_max));
+        out.clear();
+        let expected = response.content_length().unwrap_or(bytes_max);
+        if expected > bytes_max {
+            return Err(too_large(expected));
+        }
+        // More only as it arrives: a length is the server's word.
+        out.reserve_exact(expected.min(RESERVED_BYTES_MAX) as usize);
+        while let Some(chunk) = self.chunk(request, response).await? {
+            let got = (out.len() + chunk.len()) as u64;
+            if got > bytes_max {
+                return Err(too_large(got));
+            }
+            out.extend_from_slice(&chunk);
+        }
+        Ok(())
+    }
+
+    /// `len` bytes of an object, fewer where it ends.
+    async fn range(
+        &self,
+        request: &Request,
+        response: &mut reqwest::Response,
+        buf: &mut Buf,
+        len: usize,
+    ) -> Result<(), Failure> {
+        let length = response.content_length();
+        let mut room = &mut buf[..len];
+        while let Some(chunk) = self.chunk(request, response).await? {
+            let Some((next, rest)) = room.split_at_mut_checked(chunk.len()) else {
+                return Err(Failure::Final(ignores_ranges(self.told(request))));
+            };
+            next.copy_from_slice(&chunk);
+            room = rest;
+        }
+        // Shorter and whole: the object ends there, which the reader understands.
+        let got = len - room.len();
+        if got < len && length != Some(got as u64) {
+            return Err(self.broken_off(request));
+        }
+        Ok(())
     }
 
     /// A success that does not bear what every object has: an error in disguise, or no S3 server's.
@@ -527,14 +551,6 @@ impl Client {
                 .hint("try again; if it stays so, check the server and what stands before it"),
             is_overload: false,
         }
-    }
-
-    fn too_large(&self, request: &Request, bytes: u64, bytes_max: u64) -> Error {
-        Error::new(
-            Kind::Limit,
-            format!("an object of {bytes} bytes is larger than the {bytes_max} allowed"),
-        )
-        .object(self.told(request))
     }
 }
 
@@ -649,17 +665,4 @@ fn innermost(error: &reqwest::Error) -> String {
         next = error.source();
     }
     super::answer::escaped(&text)
-}
-
-/// 64 random bits.
-pub(super) fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    if filled != Ok(bytes.len()) {
-        return Err(Error::new(
-            Kind::Internal,
-            "the system gives no random numbers",
-        ));
-    }
-    Ok(u64::from_ne_bytes(bytes))
 }

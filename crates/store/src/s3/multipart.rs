@@ -12,16 +12,15 @@ use super::body::Payload;
 use super::claim;
 use super::client::{Client, Request, Sink};
 use super::list::document;
-use super::put::{self, Conditions, delete, new_mark, object_headers, put_request, unsettled};
+use super::put::{
+    self, Conditions, new_mark, new_probe_name, object_headers, put_request, withdraw_probe,
+};
 use crate::Put;
-use crate::key::TEMPORARY_PART;
 
 /// Bytes of a part: more than any pack, so that packs are written by one request each.
 pub(super) const PART_BYTES: usize = 16 << 20;
 /// Parts of one object (a limit of S3).
 const PARTS_MAX: usize = 10_000;
-/// Tries to name the object where others create and delete it meanwhile.
-const OUTCOMES_MAX: usize = 4;
 
 /// An upload under way.
 pub(super) struct Parts {
@@ -82,19 +81,12 @@ impl Parts {
             return self.complete_claimed(client).await;
         }
         let request = self.complete_request(client).header("if-none-match", "*");
-        for _ in 0..OUTCOMES_MAX {
-            let answer = client.send(&request, &mut Sink::Answer).await?;
-            match put::outcome(client, &request, answer, &self.mark).await? {
-                Some(Put::Exists) => {
-                    // What lost the race takes up room until it is aborted.
-                    self.abandon(client);
-                    return Ok(Put::Exists);
-                }
-                Some(Put::Created) => return Ok(Put::Created),
-                None => continue,
-            }
+        let put = put::settle(client, &request, &self.mark).await?;
+        if put == Put::Exists {
+            // What lost the race takes up room until it is aborted.
+            self.abandon(client);
         }
-        Err(unsettled(&self.name))
+        Ok(put)
     }
 
     /// The same on a server without conditional writes.
@@ -167,15 +159,9 @@ async fn conditions(client: &Client) -> Result<Conditions> {
     let known = &client.place.multipart_conditions;
     known
         .get_or_try_init(|| async {
-            let name = format!(
-                "{}{TEMPORARY_PART}/probe-{}",
-                client.place.location.prefix,
-                new_mark()?
-            );
+            let name = new_probe_name(client)?;
             let found = probe(client, &name).await;
-            if let Err(error) = delete(client, &name).await {
-                tracing::debug!(%error, "a probe was not deleted");
-            }
+            withdraw_probe(client, &name).await;
             found
         })
         .await

@@ -8,12 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use mover_base::{Error, Kind, Result, Timestamp};
+use mover_base::{Error, Kind, Result, Timestamp, hex};
+use mover_io::random_bytes;
 
 use super::answer::{Answer, Operation};
 use super::body::Payload;
 use super::claim;
-use super::client::{Client, Request, Sink, random};
+use super::client::{Client, Request, Sink};
 use super::location::{Checksum, STORAGE_CLASS_HEADER};
 use crate::key::TEMPORARY_PART;
 use crate::{Put, Rivals};
@@ -34,7 +35,7 @@ pub(super) enum Conditions {
 
 /// A random mark for one write.
 pub(super) fn new_mark() -> Result<String> {
-    Ok(format!("{:016x}{:016x}", random()?, random()?))
+    Ok(hex::encode(&random_bytes::<16>()?))
 }
 
 /// Headers of the new object `name`. What is taken back soon (probes, claims) is encrypted as all objects are, and
@@ -88,15 +89,19 @@ pub(super) async fn put(
         (Conditions::Ignored, Rivals::None) => return put_alone(client, name, payload).await,
     }
     let mark = new_mark()?;
-    let request = put_request(client, name, payload, &mark).header("if-none-match", "*");
+    let request = put_request(client, name, payload, &mark);
+    settle(client, &request.header("if-none-match", "*"), &mark).await
+}
+
+/// Sends a write that is conditional until it is known whether it created its object.
+pub(super) async fn settle(client: &Client, request: &Request, mark: &str) -> Result<Put> {
     for _ in 0..OUTCOMES_MAX {
-        let answer = client.send(&request, &mut Sink::Answer).await?;
-        match outcome(client, &request, answer, &mark).await? {
-            Some(put) => return Ok(put),
-            None => continue,
+        let answer = client.send(request, &mut Sink::Answer).await?;
+        if let Some(put) = outcome(client, request, answer, mark).await? {
+            return Ok(put);
         }
     }
-    Err(unsettled(name))
+    Err(unsettled(&request.name))
 }
 
 /// Writes an object that nobody else can want to write.
@@ -194,6 +199,19 @@ pub(super) async fn conditions(client: &Client) -> Result<Conditions> {
         })
         .await
         .copied()
+}
+
+/// A name for an object that only tries out the server.
+pub(super) fn new_probe_name(client: &Client) -> Result<String> {
+    let prefix = &client.place.location.prefix;
+    Ok(format!("{prefix}{TEMPORARY_PART}/probe-{}", new_mark()?))
+}
+
+/// Deletes a probe. One that stays is small, hidden, and told by the leftovers.
+pub(super) async fn withdraw_probe(client: &Client, name: &str) {
+    if let Err(error) = delete(client, name).await {
+        tracing::debug!(%error, "a probe was not deleted");
+    }
 }
 
 async fn probe(client: &Client, name: &str) -> Result<Conditions> {

@@ -3,57 +3,37 @@
 //! Invariants: a read brings exactly the bytes that were asked for, or an error; the server's word on which bytes
 //! it sent is compared with the question.
 
-use std::rc::Rc;
-
 use http::{Method, StatusCode};
 use mover_base::{Error, Kind, Result};
+use mover_io::Shard;
 
+use super::S3Store;
 use super::answer::{Answer, Operation};
 use super::client::{Client, Request, Sink};
+use crate::Slice;
+use crate::bounds::{read_end, too_short};
 use crate::key::Key;
-use crate::{READ_BYTES_MAX, Slice};
 
-/// Reads from one shard; the connections are what is kept from one read to the next.
-pub struct S3Reader(pub(super) Result<Rc<Client>>);
+/// Reads from one shard, over the connections that the shard keeps.
+pub struct S3Reader {
+    pub(super) store: S3Store,
+    pub(super) shard: Shard,
+}
 
 impl S3Reader {
     pub(crate) async fn read(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
-        match &self.0 {
-            Ok(client) => read(client, key, offset, len).await,
-            // The error is told at each read: there is no other place for it.
-            Err(error) => {
-                let again = Error::new(error.kind(), error.message());
-                let again = match error.object_name() {
-                    Some(object) => again.object(object),
-                    None => again,
-                };
-                Err(match error.hint_text() {
-                    Some(hint) => again.hint(hint),
-                    None => again,
-                })
-            }
-        }
+        self.store.read(&self.shard, key, offset, len).await
     }
 }
 
 /// Reads exactly `len` bytes at `offset`.
 pub(super) async fn read(client: &Client, key: &Key, offset: u64, len: usize) -> Result<Slice> {
-    if len > READ_BYTES_MAX {
-        return Err(Error::new(
-            Kind::Limit,
-            format!("a read is longer than {READ_BYTES_MAX} bytes"),
-        )
-        .object(key.as_str()));
-    }
-    let last = offset
-        .checked_add(len as u64)
-        .filter(|end| *end <= i64::MAX as u64)
-        .ok_or_else(|| too_short(key))?;
+    let end = read_end(key, offset, len)?;
     let mut buf = client.shard.buffer().await;
     if len == 0 {
         return Ok(Slice { buf, start: 0, len });
     }
-    let last = last - 1;
+    let last = end - 1;
     let request = Request::new(Operation::Get, Method::GET, client.place.name_of(key))
         .header("range", format!("bytes={offset}-{last}"));
     // The end of the object cuts a range short, which looks like a broken connection unless its size is known.
@@ -93,13 +73,6 @@ pub(super) fn parse_content_range(text: &str) -> Option<(u64, u64)> {
     let (range, _) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
-}
-
-/// The error for an object that ends before bytes which must be there.
-pub(super) fn too_short(key: &Key) -> Error {
-    Error::new(Kind::Corrupt, "object is shorter than expected")
-        .object(key.as_str())
-        .hint("it was cut off after it was written; verify the repository and restore the object from a replica")
 }
 
 #[cfg(test)]

@@ -8,8 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use mover_base::{Error, Kind, Result};
-use mover_io::{BUF_BYTES, Buf};
+use mover_base::Result;
 use tokio::sync::Notify;
 
 use super::body::Payload;
@@ -90,15 +89,6 @@ pub struct S3Upload {
     bytes: u64,
     sums: Checksums,
     parts: Option<Parts>,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Open,
-    /// A short piece was pushed, which is the last one.
-    Ended,
-    Failed,
 }
 
 impl S3Upload {
@@ -115,51 +105,35 @@ impl S3Upload {
             bytes: 0,
             sums,
             parts: None,
-            state: State::Open,
         })
     }
 
-    pub(crate) async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
-        match self.state {
-            State::Open => {}
-            State::Ended => return Err(self.misuse("a piece was pushed after a short one")),
-            State::Failed => return Err(self.misuse("a piece was pushed after a failed request")),
-        }
-        let Some(piece) = buf.get(..len) else {
-            return Err(self.misuse("a piece is longer than its buffer"));
-        };
-        if len < BUF_BYTES {
-            self.state = State::Ended;
-        }
+    /// Appends a piece.
+    pub(crate) async fn push(&mut self, piece: &[u8]) -> Result<()> {
         // The object goes on, so what is gathered is a part and not the whole.
-        let is_part = len > 0 && self.bytes as usize == PART_BYTES;
-        if is_part && let Err(error) = self.send_part().await {
-            self.state = State::Failed;
-            return Err(error);
+        if self.bytes as usize == PART_BYTES {
+            self.send_part().await?;
         }
         self.sums.update(piece);
         self.pieces.push(Bytes::copy_from_slice(piece));
-        self.bytes += len as u64;
-        self.held.add(len as u64);
+        self.bytes += piece.len() as u64;
+        self.held.add(piece.len() as u64);
         Ok(())
     }
 
     pub(crate) async fn commit(mut self) -> Result<Put> {
-        if self.state == State::Failed {
-            return Err(self.misuse("an upload was committed after a failed request"));
+        if self.parts.is_some() {
+            self.send_part().await?;
         }
-        if self.parts.is_none() {
-            let payload = self.take_payload();
-            let name = self.client.place.name_of(&self.key);
-            return put::put(&self.client, &name, payload, self.rivals)
-                .await
-                .map_err(|error| error.object(self.key.as_str()));
-        }
-        self.send_part().await?;
-        match self.parts.take() {
+        let committed = match self.parts.take() {
             Some(parts) => parts.complete(&self.client).await,
-            None => Err(self.misuse("an upload lost its parts")),
-        }
+            None => {
+                let payload = self.take_payload();
+                let name = self.client.place.name_of(&self.key);
+                put::put(&self.client, &name, payload, self.rivals).await
+            }
+        };
+        committed.map_err(|error| error.object(self.key.as_str()))
     }
 
     pub(crate) async fn abort(mut self) -> Result<()> {
@@ -172,13 +146,14 @@ impl S3Upload {
     /// Sends what is gathered as a part.
     async fn send_part(&mut self) -> Result<()> {
         let payload = self.take_payload();
-        if self.parts.is_none() {
-            let name = self.client.place.name_of(&self.key);
-            self.parts = Some(Parts::begin(&self.client, &name).await?);
-        }
-        if let Some(parts) = &mut self.parts {
-            parts.send(&self.client, payload).await?;
-        }
+        let parts = match &mut self.parts {
+            Some(parts) => parts,
+            none => {
+                let name = self.client.place.name_of(&self.key);
+                none.insert(Parts::begin(&self.client, &name).await?)
+            }
+        };
+        parts.send(&self.client, payload).await?;
         self.held.release();
         Ok(())
     }
@@ -187,10 +162,6 @@ impl S3Upload {
         let sums = std::mem::replace(&mut self.sums, Checksums::new(&self.client));
         let bytes = std::mem::take(&mut self.bytes);
         sums.finish(std::mem::take(&mut self.pieces), bytes)
-    }
-
-    fn misuse(&self, what: &str) -> Error {
-        Error::new(Kind::Internal, what).object(self.key.as_str())
     }
 }
 
