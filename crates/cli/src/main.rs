@@ -22,7 +22,9 @@ use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use mover_base::{Error, Kind, Result};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use config::layers::Environment;
 use config::{Call, Refusal};
@@ -114,14 +116,19 @@ fn start_log(out: &Output, manner: &Manner) {
         (false, 1) => "info",
         (false, _) => "debug",
     };
-    // What this library logs about a certificate, the error says too.
-    let filter = format!("{level},rustls_platform_verifier=off");
     let filter =
-        EnvFilter::try_from_env("HELIOS_MOVER_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
+        EnvFilter::try_from_env("HELIOS_MOVER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let writer = LogWriter(out.bars().clone());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_ansi(manner.colours_err)
         .with_writer(move || writer.clone())
-        .init();
+        .with_filter(filter)
+        .with_filter(filter_fn(|metadata| !is_unheard(metadata.target())));
+    tracing_subscriber::registry().with(layer).init();
+}
+
+/// Whether nobody gets to see what comes from there, whatever is asked for: the libraries that load credentials print
+/// whole providers, tokens included; and what the verifier logs about a certificate, the error says too.
+fn is_unheard(target: &str) -> bool {
+    target.starts_with("reqsign") || target.starts_with("rustls_platform_verifier")
 }
