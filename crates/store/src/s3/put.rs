@@ -124,17 +124,23 @@ pub(super) async fn outcome(
     let is_taken = answer.status == StatusCode::PRECONDITION_FAILED
         || answer.status == StatusCode::CONFLICT
         || answer.error_code() == "NoSuchUpload";
-    if !is_taken {
+    let is_success = answer.status.is_success() && !answer.is_hidden_error();
+    // An upload that was named by a try whose answer got lost is gone, and servers differ in how they say so.
+    let is_named_perhaps = request.operation == Operation::Multipart && !is_success;
+    if !is_taken && !is_named_perhaps {
         client.succeeded(request, answer)?;
         return Ok(Some(Put::Created));
     }
-    match mark_of(client, &request.name).await? {
-        Some(found) if found == mark => Ok(Some(Put::Created)),
-        Some(_) => Ok(Some(Put::Exists)),
-        None if answer.error_code() == "NoSuchUpload" => {
+    match mark_of(client, &request.name).await {
+        Ok(Some(found)) if found == mark => Ok(Some(Put::Created)),
+        // It is not ours, so the refusal stands.
+        _ if !is_taken => client.succeeded(request, answer).map(|_| None),
+        Ok(Some(_)) => Ok(Some(Put::Exists)),
+        Ok(None) if answer.error_code() == "NoSuchUpload" => {
             client.succeeded(request, answer).map(|_| None)
         }
-        None => Ok(None),
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
