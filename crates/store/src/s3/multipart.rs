@@ -75,18 +75,14 @@ impl Parts {
         Ok(())
     }
 
-    /// Names the object unless that exists.
-    pub async fn complete(self, client: &Client) -> Result<Put> {
+    /// Names the object unless that exists. An upload that did not become the object is the caller's to throw away.
+    pub async fn complete(&self, client: &Client) -> Result<Put> {
         if conditions(client).await? == Conditions::Ignored {
-            return self.complete_claimed(client).await;
+            let request = self.complete_request(client);
+            return claim::claimed(client, &self.name, &request, &self.mark).await;
         }
         let request = self.complete_request(client).header("if-none-match", "*");
-        let put = put::settle(client, &request, &self.mark).await?;
-        if put == Put::Exists {
-            // What lost the race takes up room until it is aborted.
-            self.abandon(client);
-        }
-        Ok(put)
+        put::settle(client, &request, &self.mark).await
     }
 
     /// The same on a server without conditional writes.

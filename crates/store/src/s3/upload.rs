@@ -125,8 +125,15 @@ impl S3Upload {
         if self.parts.is_some() {
             self.send_part().await?;
         }
-        let committed = match self.parts.take() {
-            Some(parts) => parts.complete(&self.client).await,
+        let committed = match &self.parts {
+            Some(parts) => {
+                let committed = parts.complete(&self.client).await;
+                // Whatever else ends here, be it by a drop, leaves parts behind that are to be thrown away.
+                if matches!(committed, Ok(Put::Created)) {
+                    self.parts = None;
+                }
+                committed
+            }
             None => {
                 let payload = self.take_payload();
                 let name = self.client.place.name_of(&self.key);
