@@ -89,8 +89,12 @@ fn booking(id: usize, random: &mut Random) -> String {
 /// Everything that is in the tables, one text for each query.
 pub fn dump(server: &Nano) -> Vec<String> {
     let dumps: Vec<String> = DUMPS.iter().map(|query| server.query(query)).collect();
-    for (table, dump) in [("accounts", &dumps[0]), ("bookings", &dumps[1])] {
-        assert!(dump.lines().count() >= ROWS, "{table}: rows are missing");
+    for (table, dump, rows) in [
+        ("accounts", &dumps[0], ROWS),
+        ("bookings", &dumps[1], ROWS),
+        ("nothing", &dumps[2], 0),
+    ] {
+        assert_eq!(dump.trim().lines().count(), rows, "rows of {table}");
     }
     dumps
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariants: a job that a failed test leaves behind is killed; nobody waits for ever.
 
+use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,21 @@ impl Job {
         kill_process(Pid::from_child(self.child()), signal).expect("the tool still runs");
     }
 
+    /// Waits for its end; returns also the largest resident set that was seen from outside, in bytes.
+    pub fn outcome_and_peak(mut self) -> (Outcome, u64) {
+        let status = format!("/proc/{}/status", self.id());
+        let mut peak = 0;
+        while self.is_running() {
+            // A process that has just ended has none.
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            peak = peak.max(kib.map_or(0, |kib| kib.parse::<u64>().expect("a number") * 1024));
+            std::thread::sleep(POLL);
+        }
+        (self.outcome(), peak)
+    }
+
     /// Waits for its end.
     pub fn outcome(mut self) -> Outcome {
         let child = self.child.take().expect("a job ends once");
@@ -88,18 +104,12 @@ pub fn wait_until(mut happened: impl FnMut() -> bool) {
 
 /// Runs `command` and kills it after a random part of `usual`; returns whether it had ended before.
 pub fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) -> bool {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("starts");
+    let mut job = Job::start(command);
     // A little more than usual, so that the very end is hit as well.
     let micros = random.below(usual.as_micros() as u64 * 5 / 4 + 1);
     std::thread::sleep(Duration::from_micros(micros));
-    let ended = child.try_wait().expect("child can be waited for").is_some();
-    let _ = child.kill();
-    child.wait().expect("child can be waited for");
+    let ended = !job.is_running();
+    drop(job);
     ended
 }
 

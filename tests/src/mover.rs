@@ -282,11 +282,10 @@ impl AnyRepo {
                 (key, vec!["--recipient".into(), recipient.into()])
             }
         };
-        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let repo = AnyRepo {
             url: url.to_owned(),
             home: scratch.dir("home"),
-            environment: environment.iter().map(owned).collect(),
+            environment: owned(environment),
             key_args,
         };
         (repo, init)
@@ -302,10 +301,9 @@ impl AnyRepo {
 
     /// The same keys with another place, and another way to reach it.
     pub fn at(&self, url: &str, environment: &[(&str, &str)]) -> Self {
-        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         AnyRepo {
             url: url.to_owned(),
-            environment: environment.iter().map(owned).collect(),
+            environment: owned(environment),
             ..self.clone()
         }
     }
@@ -316,7 +314,7 @@ impl AnyRepo {
     }
 
     /// The flags that name it and open it.
-    pub fn access(&self) -> Vec<OsString> {
+    fn access(&self) -> Vec<OsString> {
         let mut out = vec!["--repo".into(), self.url().into()];
         out.extend_from_slice(&self.key_args);
         out
@@ -387,8 +385,8 @@ impl AnyRepo {
     pub fn ids(&self) -> Vec<String> {
         let outcome = self.list().expect(exit::OK);
         let document = outcome.document();
-        let items =
-            list_items(&document).unwrap_or_else(|| panic!("no array of backups\n{outcome}"));
+        let items = list_items(&document);
+        let items = items.unwrap_or_else(|| panic!("no array of backups\n{outcome}"));
         let id = |item: &Value| {
             item["backup_id"]
                 .as_str()
@@ -439,14 +437,6 @@ impl Repo {
         }
     }
 
-    /// The same repository opened by other means, such as a wrong key.
-    pub fn opened_with(&self, key_args: &[&OsStr]) -> Self {
-        Repo {
-            dir: self.dir.clone(),
-            any: self.any.opened_with(key_args),
-        }
-    }
-
     /// Every object of the repository, as (path below its directory, bytes), sorted.
     pub fn objects(&self) -> Vec<(PathBuf, Vec<u8>)> {
         Repo::objects_of(&self.dir)
@@ -484,10 +474,17 @@ impl Repo {
 }
 
 /// The backups in the document that `list` prints: an array, or an object that holds it as `backups`.
-pub fn list_items(document: &Value) -> Option<&Vec<Value>> {
+fn list_items(document: &Value) -> Option<&Vec<Value>> {
     document
         .as_array()
         .or_else(|| document["backups"].as_array())
+}
+
+fn owned(environment: &[(&str, &str)]) -> Vec<(String, String)> {
+    let variables = environment.iter();
+    variables
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 fn file_url(dir: &Path) -> String {

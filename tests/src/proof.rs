@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,15 +50,42 @@ pub fn backups_at_once(repo: &AnyRepo, sources: &[PathBuf; 2], scratch: &Scratch
     repo.verify().expect(exit::OK);
 }
 
-/// How kills of backups turned out.
+/// How kills turned out.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Kills {
-    /// Backups that were killed before they had ended.
+    /// Jobs that were killed before they had ended.
     pub before_end: u64,
-    /// Backups that had ended before they were killed.
+    /// Jobs that had ended before they were killed.
     pub after_end: u64,
     /// Backups that are listed, whether or not they had ended.
     pub published: u64,
+}
+
+impl Kills {
+    /// Counts one more kill, and whether what it was to hit had ended before.
+    pub fn count(&mut self, ended: bool) {
+        self.before_end += u64::from(!ended);
+        self.after_end += u64::from(ended);
+    }
+
+    /// Fails the test if too many kills came too late to prove anything.
+    #[track_caller]
+    pub fn assert_most_were_early(&self) {
+        eprintln!("{self:?}");
+        let all = self.before_end + self.after_end;
+        assert!(
+            self.before_end * 4 > all,
+            "most kills came too late to prove anything: {self:?}"
+        );
+    }
+}
+
+impl AddAssign for Kills {
+    fn add_assign(&mut self, more: Kills) {
+        self.before_end += more.before_end;
+        self.after_end += more.after_end;
+        self.published += more.published;
+    }
 }
 
 /// Kills a backup at a random instant of the `usual` time, again and again, with something new to store each time.
@@ -77,8 +105,7 @@ pub fn killed_backups_harm_nothing(
         change(source, random);
         let truth = Tree::read(source);
         let ended = kill_within(&mut repo.backup_command(source), usual, random);
-        all.before_end += u64::from(!ended);
-        all.after_end += u64::from(ended);
+        all.count(ended);
         let listed = repo.ids();
         let new: Vec<&String> = listed.iter().filter(|id| !known.contains(id)).collect();
         assert!(
