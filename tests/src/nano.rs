@@ -4,12 +4,12 @@
 //! server that a failed test leaves behind is killed.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use mover_test_servers::{free_ports, peer};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::run;
@@ -18,18 +18,8 @@ use crate::run;
 const READY_POLL: Duration = Duration::from_millis(50);
 const READY_POLLS: u32 = 6000;
 
-/// The program; `tests/run` installs it.
-pub fn binary() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache");
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
-    let path = cache.join("helios-mover/peers/heliosdb-nano-4.41.1/bin/heliosdb-nano");
-    assert!(
-        path.exists(),
-        "{} is missing: tests/run installs it",
-        path.display()
-    );
-    path
-}
+/// The version that `tests/run` installs.
+const VERSION: &str = "4.41.1";
 
 /// A running server.
 #[derive(Debug)]
@@ -49,8 +39,8 @@ impl Nano {
         let _ = fs::remove_file(&ready);
         let log = dir.join("nano.log");
         let out = File::create(&log).expect("log file");
-        let port = free_port();
-        let child = Command::new(binary())
+        let [port] = free_ports();
+        let child = Command::new(peer("heliosdb-nano", VERSION))
             .args([
                 "start",
                 "--listen",
@@ -128,13 +118,4 @@ impl Drop for Nano {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback can be bound");
-    listener
-        .local_addr()
-        .expect("bound socket has an address")
-        .port()
 }

@@ -11,9 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
-use rusty_s3::actions::{
-    CompleteMultipartUpload, CreateMultipartUpload, DeleteObjects, ListObjectsV2, ObjectIdentifier,
-};
+use rusty_s3::actions::{CompleteMultipartUpload, CreateMultipartUpload, ListObjectsV2};
 use rusty_s3::{Bucket, Credentials, Method, S3Action, UrlStyle};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -22,6 +20,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::access::Access;
 use crate::exchange::exchange_all;
 use crate::message::Reply;
 
@@ -51,27 +50,20 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for a bucket that is addressed by path.
-    pub fn new(endpoint: &str, region: &str, bucket: &str, key_id: &str, secret: &str) -> Self {
-        let endpoint = endpoint.parse().expect("an endpoint is a URL");
+    /// A client for a bucket that is addressed by path. With a file of certificates it trusts these and no others.
+    pub(crate) fn new(access: &Access) -> Self {
+        let endpoint = access.endpoint.parse().expect("an endpoint is a URL");
         let bucket = Bucket::new(
             endpoint,
             UrlStyle::Path,
-            bucket.to_owned(),
-            region.to_owned(),
+            access.bucket.clone(),
+            access.region.clone(),
         );
         Client {
             bucket: bucket.expect("the endpoint has a host"),
-            credentials: Credentials::new(key_id, secret),
-            ca_file: None,
+            credentials: Credentials::new(&access.key.id, &access.key.secret),
+            ca_file: access.ca_file.clone(),
         }
-    }
-
-    /// The same client, which trusts the certificates in this file and no others.
-    #[must_use]
-    pub fn trusting(mut self, ca_file: &Path) -> Self {
-        self.ca_file = Some(ca_file.to_owned());
-        self
     }
 
     /// Writes an object, whether or not it exists.
@@ -115,23 +107,6 @@ impl Client {
     pub fn delete(&self, key: &str) -> io::Result<Reply> {
         let delete = self.bucket.delete_object(Some(&self.credentials), key);
         self.send(&delete, &[], b"")
-    }
-
-    /// Removes several objects by one request.
-    pub fn delete_all(&self, keys: &[&str]) -> io::Result<Reply> {
-        let keys: Vec<ObjectIdentifier> = keys
-            .iter()
-            .map(|key| ObjectIdentifier::new((*key).to_owned()))
-            .collect();
-        let delete = DeleteObjects::new(&self.bucket, Some(&self.credentials), keys.iter());
-        let url = delete.sign(VALID);
-        let (body, md5) = delete.body_with_md5();
-        self.request(
-            "POST",
-            url.as_str(),
-            &[("content-md5", &md5)],
-            body.as_bytes(),
-        )
     }
 
     /// All objects whose key begins with `prefix`, in the server's order, and how many pages they came in.
@@ -185,12 +160,6 @@ impl Client {
         self.send(&put, &[], body)
     }
 
-    /// Lists the parts of an upload.
-    pub fn list_parts(&self, key: &str, upload: &str) -> io::Result<Reply> {
-        let list = self.bucket.list_parts(Some(&self.credentials), key, upload);
-        self.send(&list, &[], b"")
-    }
-
     /// Makes an object of the parts 1, 2, 3 and so on with these ETags; `if_absent` adds `If-None-Match: *`.
     pub fn complete(
         &self,
@@ -218,11 +187,6 @@ impl Client {
             .bucket
             .abort_multipart_upload(Some(&self.credentials), key, upload);
         self.send(&abort, &[], b"")
-    }
-
-    /// Sends a request that is not signed.
-    pub fn unsigned(&self, method: &str, key: &str) -> io::Result<Reply> {
-        self.request(method, self.bucket.object_url(key).as_str(), &[], b"")
     }
 
     fn send<'a, A: S3Action<'a>>(
@@ -269,14 +233,19 @@ impl Client {
         let request = request
             .body(Full::new(Bytes::copy_from_slice(body)))
             .expect("a valid request");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
+        let exchange = async {
             tokio::time::timeout(PATIENCE, self.over_the_wire(host, port, request))
                 .await
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-        })
+        };
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(exchange)
+        };
+        // On a thread of its own, since who asks may be in a runtime already.
+        std::thread::scope(|scope| scope.spawn(run).join().expect("no panic"))
     }
 
     async fn over_the_wire(
@@ -307,9 +276,4 @@ fn trusting_only(ca_file: &Path) -> TlsConnector {
         .with_root_certificates(roots)
         .with_no_client_auth();
     TlsConnector::from(Arc::new(config))
-}
-
-/// The address of a store in an S3 server, in the form that the mover takes.
-pub(crate) fn store_url(bucket: &str, prefix: &str, endpoint: &str, region: &str) -> String {
-    format!("s3://{bucket}/{prefix}?endpoint={endpoint}&region={region}&path_style=true")
 }

@@ -25,8 +25,6 @@ pub enum Action {
     StallReply(u64),
     /// Upstream gets the request twice, one after the other; the second reply is passed on.
     Duplicate,
-    /// Both bodies pass at this many bytes a second.
-    Throttle(u64),
     /// The request is taken, upstream hears nothing, and no reply ever comes.
     Stall,
     /// The request waits, and then passes.
@@ -48,7 +46,7 @@ impl Action {
 /// A fault: an action, and the requests that it hits. Without further calls it hits every request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
-    pub(crate) action: Action,
+    action: Action,
     method: Option<String>,
     path: Option<String>,
     query: Option<String>,
@@ -126,7 +124,7 @@ impl Fault {
 /// A fault at work.
 #[derive(Debug)]
 pub(crate) struct Armed {
-    pub(crate) fault: Fault,
+    fault: Fault,
     pub(crate) hits: u64,
     skipped: u64,
     random: u64,
@@ -143,8 +141,13 @@ impl Armed {
         }
     }
 
-    /// Whether this request is hit; if so it is counted.
-    pub(crate) fn hit(&mut self, method: &str, path: &str, query: &str) -> bool {
+    /// What happens to this request, if it is hit; then it is counted.
+    pub(crate) fn action(&mut self, method: &str, path: &str, query: &str) -> Option<Action> {
+        self.hit(method, path, query)
+            .then(|| self.fault.action.clone())
+    }
+
+    fn hit(&mut self, method: &str, path: &str, query: &str) -> bool {
         if self.hits >= self.fault.times || !self.fault.matches(method, path, query) {
             return false;
         }

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::exchange::exchange;
 use crate::fault::{Action, Armed, Fault};
 use crate::message::{Reply, error_xml};
-use crate::pipe::{AnyBody, Cut, Shape, boxed, shaped};
+use crate::pipe::{AnyBody, Cut, boxed, cut};
 use crate::serve::{Line, Scissors, Server};
 
 /// The longest body that is held whole, which only [`Action::Duplicate`] needs.
@@ -37,21 +37,19 @@ pub struct FaultProxy {
     shared: Arc<Shared>,
 }
 
-/// Names a fault that was injected into a proxy.
+/// Names a fault that was injected into a proxy: its place in the order of injection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FaultId(u64);
+pub struct FaultId(usize);
 
 #[derive(Debug)]
-struct Shared(Mutex<State>);
-
-#[derive(Debug)]
-struct State {
+struct Shared {
     upstream: String,
-    faults: Vec<(FaultId, Armed)>,
-    /// Faults that were removed keep their count.
-    spent: Vec<(FaultId, u64)>,
-    next: u64,
-    requests: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Vec<Armed>,
     seen: Vec<String>,
 }
 
@@ -70,14 +68,10 @@ impl std::error::Error for Broken {}
 impl FaultProxy {
     /// Starts a proxy without faults before `upstream`, which is `host:port` or `http://host:port`.
     pub fn start(upstream: &str) -> Self {
-        let shared = Arc::new(Shared(Mutex::new(State {
+        let shared = Arc::new(Shared {
             upstream: host_and_port(upstream),
-            faults: Vec::new(),
-            spent: Vec::new(),
-            next: 0,
-            requests: 0,
-            seen: Vec::new(),
-        })));
+            state: Mutex::default(),
+        });
         let for_connections = Arc::clone(&shared);
         let server = Server::start("fault-proxy", move |stream| {
             connection(stream, Arc::clone(&for_connections))
@@ -90,59 +84,16 @@ impl FaultProxy {
         format!("http://{}", self.server.address())
     }
 
-    /// Sends requests elsewhere from now on.
-    pub fn set_upstream(&self, upstream: &str) {
-        self.shared.state().upstream = host_and_port(upstream);
-    }
-
     /// Adds a fault. Of several that match a request, the one that was added first hits.
     pub fn inject(&self, fault: Fault) -> FaultId {
         let mut state = self.shared.state();
-        let id = FaultId(state.next);
-        state.next += 1;
-        state.faults.push((id, Armed::new(fault)));
-        id
-    }
-
-    /// Takes a fault away; its count stays.
-    pub fn remove(&self, id: FaultId) {
-        let mut state = self.shared.state();
-        if let Some(at) = state.faults.iter().position(|(other, _)| *other == id) {
-            let (_, armed) = state.faults.remove(at);
-            state.spent.push((id, armed.hits));
-        }
-    }
-
-    /// Takes all faults away; their counts stay.
-    pub fn clear(&self) {
-        let mut state = self.shared.state();
-        let faults: Vec<_> = state.faults.drain(..).collect();
-        let counts = faults.into_iter().map(|(id, armed)| (id, armed.hits));
-        state.spent.extend(counts);
+        state.faults.push(Armed::new(fault));
+        FaultId(state.faults.len() - 1)
     }
 
     /// How many requests a fault has hit.
     pub fn hits(&self, id: FaultId) -> u64 {
-        let state = self.shared.state();
-        let at_work = state.faults.iter().find(|(other, _)| *other == id);
-        let spent = state.spent.iter().find(|(other, _)| *other == id);
-        at_work
-            .map(|(_, armed)| armed.hits)
-            .or(spent.map(|(_, hits)| *hits))
-            .expect("the fault is one of this proxy's")
-    }
-
-    /// How many requests all faults together have hit.
-    pub fn hits_of_all(&self) -> u64 {
-        let state = self.shared.state();
-        let at_work: u64 = state.faults.iter().map(|(_, armed)| armed.hits).sum();
-        let spent: u64 = state.spent.iter().map(|(_, hits)| hits).sum();
-        at_work + spent
-    }
-
-    /// How many requests have arrived.
-    pub fn requests(&self) -> u64 {
-        self.shared.state().requests
+        self.shared.state().faults[id.0].hits
     }
 
     /// The requests that have arrived, as `METHOD /path?query`, the first 100,000 of them.
@@ -153,25 +104,20 @@ impl FaultProxy {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("nobody panics while it is held")
+        self.state.lock().expect("nobody panics while it is held")
     }
 
-    /// Counts a request and says where it goes and what happens to it.
-    fn decide(&self, request: &Request<Incoming>) -> (String, Option<Action>) {
+    /// Remembers a request and says what happens to it.
+    fn decide(&self, request: &Request<Incoming>) -> Option<Action> {
         let mut state = self.state();
-        state.requests += 1;
         if state.seen.len() < SEEN_MAX {
             let seen = format!("{} {}", request.method(), request.uri());
             state.seen.push(seen);
         }
         let method = request.method().as_str();
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
-        let hit = state.faults.iter_mut().find_map(|(_, armed)| {
-            armed
-                .hit(method, path, query)
-                .then(|| armed.fault.action.clone())
-        });
-        (state.upstream.clone(), hit)
+        let mut faults = state.faults.iter_mut();
+        faults.find_map(|armed| armed.action(method, path, query))
     }
 }
 
@@ -197,12 +143,12 @@ async fn answer(
     scissors: Scissors,
     request: Request<Incoming>,
 ) -> Result<Response<AnyBody>, Broken> {
-    let (upstream, action) = shared.decide(&request);
-    let outcome = match action {
-        None => forward(&upstream, request.map(boxed))
+    let upstream = &shared.upstream;
+    let outcome = match shared.decide(&request) {
+        None => forward(upstream, request.map(boxed))
             .await
             .map(|reply| reply.map(boxed)),
-        Some(action) => carry_out(&upstream, action, request).await,
+        Some(action) => carry_out(upstream, action, request).await,
     };
     if outcome.is_err() {
         scissors.reset_at_end();
@@ -218,12 +164,9 @@ async fn carry_out(
     match action {
         Action::ResetBeforeRequest => Err(Broken),
         Action::ResetAfterRequestBytes(bytes) => {
-            let shape = Shape {
-                cut: Some((bytes, Cut::Close)),
-                ..Shape::default()
-            };
+            let request = request.map(|body| cut(body, bytes, Cut::Close));
             // If the body was shorter, there may be a reply; it is lost.
-            let _ = forward_whole(upstream, request.map(|body| shaped(body, shape))).await;
+            let _ = forward_whole(upstream, request).await;
             Err(Broken)
         }
         Action::LostReply => {
@@ -245,14 +188,6 @@ async fn carry_out(
         Action::TruncateReply(bytes) => cut_reply(upstream, request, bytes, Cut::Close).await,
         Action::StallReply(bytes) => cut_reply(upstream, request, bytes, Cut::Hang).await,
         Action::Duplicate => duplicate(upstream, request).await,
-        Action::Throttle(rate) => {
-            let shape = Shape {
-                rate: Some(rate),
-                ..Shape::default()
-            };
-            let reply = forward(upstream, request.map(|body| shaped(body, shape))).await?;
-            Ok(reply.map(|body| shaped(body, shape)))
-        }
         Action::Stall => {
             drain(request).await?;
             pending().await
@@ -300,11 +235,7 @@ async fn cut_reply(
         };
     }
     let bytes = whole.map_or(bytes, |whole| bytes.min(whole - 1));
-    let shape = Shape {
-        cut: Some((bytes, how)),
-        ..Shape::default()
-    };
-    Ok(reply.map(|body| shaped(body, shape)))
+    Ok(reply.map(|body| cut(body, bytes, how)))
 }
 
 async fn duplicate(

@@ -2,11 +2,12 @@
 //!
 //! What to know of s3s-fs 0.14: `If-None-Match: *` on `PutObject` and `CompleteMultipartUpload` is a look whether the
 //! object exists before anything is read or written, so of two writers at a time both can win, and the later one
-//! overwrites ([`Conditions::Racy`]). Here that is made atomic by default. `ListParts` names neither ETags nor comes
-//! sorted nor in pages; `CompleteMultipartUpload` ignores the ETags it is given, wants parts numbered from 1 without
-//! a gap and all but the last of 5 MiB at least; `ListMultipartUploads` does not exist; listings walk the whole bucket.
-//! A key may not be a directory of another (`a` and `a/b`). A listing with `encoding-type=url` says
-//! that its keys are encoded, and they are not. A payload whose hash is not the signed one is a 500.
+//! overwrites. Here that is made atomic. `ListParts` names neither ETags nor comes sorted nor in pages;
+//! `CompleteMultipartUpload` ignores the ETags it is given, wants parts numbered from 1 without a gap and all but the
+//! last of 5 MiB at least; `ListMultipartUploads` does not exist; listings walk the whole bucket. A key may not be a
+//! directory of another (`a` and `a/b`). A listing with `encoding-type=url` says that its keys are encoded, and they
+//! are not. A payload whose hash is not the signed one is a 500. Session tokens are not looked at; see
+//! [`FilesystemS3::demand_token`].
 
 use std::collections::HashMap;
 use std::fs;
@@ -30,8 +31,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use crate::access::{Access, AccessKey};
 use crate::certificate;
-use crate::client::{Client, store_url};
+use crate::message::Reply;
 use crate::serve::Server;
 
 const REGION: &str = "us-east-1";
@@ -48,8 +50,6 @@ pub enum Conditions {
     /// As S3 does: of several writers exactly one wins, the others get `412 PreconditionFailed`.
     #[default]
     Atomic,
-    /// As s3s-fs does: it looks first and writes later, so writers at the same time all win.
-    Racy,
     /// As a server does which does not know of it: writes always overwrite, and nobody is told.
     Ignored,
 }
@@ -66,9 +66,11 @@ pub struct FilesystemOptions {
 /// A running server with one empty bucket; it stops when dropped.
 #[derive(Debug)]
 pub struct FilesystemS3 {
-    server: Server,
+    /// Kept for its end.
+    _server: Server,
+    access: Access,
     root: PathBuf,
-    ca_file: Option<PathBuf>,
+    token: Arc<Mutex<Option<String>>>,
 }
 
 impl FilesystemS3 {
@@ -88,89 +90,56 @@ impl FilesystemS3 {
         let store = s3s_fs::FileSystem::new(&root).expect("the directory exists");
         let mut builder = S3ServiceBuilder::new(store);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
-        builder.set_access(Access(options.conditions));
+        builder.set_access(Forgetful(options.conditions));
+        let token: Arc<Mutex<Option<String>>> = Arc::default();
         let service = Arc::new(Service {
             inner: builder.build(),
+            token: Arc::clone(&token),
             locks: (options.conditions == Conditions::Atomic).then(Locks::default),
             root: root.clone(),
         });
         let server = Server::start("filesystem-s3", move |stream| {
             connection(stream, tls.clone(), Arc::clone(&service))
         });
-        FilesystemS3 {
-            server,
-            root,
+        let scheme = if ca_file.is_some() { "https" } else { "http" };
+        let access = Access {
+            endpoint: format!("{scheme}://{}", server.address()),
+            region: REGION.to_owned(),
+            bucket: BUCKET.to_owned(),
+            key: AccessKey::new(ACCESS_KEY_ID, SECRET_ACCESS_KEY),
             ca_file,
+        };
+        FilesystemS3 {
+            _server: server,
+            access,
+            root,
+            token,
         }
     }
 
-    /// `http://127.0.0.1:PORT`, or `https://` with TLS.
-    pub fn endpoint(&self) -> String {
-        let scheme = if self.ca_file.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        format!("{scheme}://{}", self.server.address())
+    /// How it is reached.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
-    /// The region that signatures name.
-    pub fn region(&self) -> &'static str {
-        REGION
-    }
-
-    /// The bucket.
-    pub fn bucket(&self) -> &'static str {
-        BUCKET
-    }
-
-    /// Whose requests are accepted.
-    pub fn access_key_id(&self) -> &'static str {
-        ACCESS_KEY_ID
-    }
-
-    /// The secret that goes with it.
-    pub fn secret_access_key(&self) -> &'static str {
-        SECRET_ACCESS_KEY
-    }
-
-    /// The certificate to trust, as PEM; none without TLS.
-    pub fn ca_file(&self) -> Option<&Path> {
-        self.ca_file.as_deref()
+    /// From now on only requests that carry this session token, signed, are looked at; any other is answered by
+    /// `400 ExpiredToken`.
+    pub fn demand_token(&self, token: &str) {
+        *self.token.lock().expect("nobody panics while it is held") = Some(token.to_owned());
     }
 
     /// The directory whose files are the bucket's objects.
     pub fn objects(&self) -> PathBuf {
         self.root.join(BUCKET)
     }
-
-    /// The address of a store below `prefix`, in the form that the mover takes.
-    pub fn url(&self, prefix: &str) -> String {
-        store_url(BUCKET, prefix, &self.endpoint(), REGION)
-    }
-
-    /// A client that sees the bucket without the code under test.
-    pub fn client(&self) -> Client {
-        let client = Client::new(
-            &self.endpoint(),
-            REGION,
-            BUCKET,
-            ACCESS_KEY_ID,
-            SECRET_ACCESS_KEY,
-        );
-        match self.ca_file() {
-            Some(path) => client.trusting(path),
-            None => client,
-        }
-    }
 }
 
 /// Forgets conditions after the signature was checked, if they are to be ignored.
 #[derive(Debug)]
-struct Access(Conditions);
+struct Forgetful(Conditions);
 
 #[async_trait]
-impl S3Access for Access {
+impl S3Access for Forgetful {
     async fn put_object(&self, request: &mut S3Request<PutObjectInput>) -> S3Result<()> {
         if self.0 == Conditions::Ignored {
             request.input.if_none_match = None;
@@ -212,10 +181,17 @@ struct Service {
     inner: S3Service,
     locks: Option<Locks>,
     root: PathBuf,
+    token: Arc<Mutex<Option<String>>>,
 }
 
 impl Service {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<HttpResponse> {
+        if !self.bears_token(&request) {
+            let _ = request.into_body().collect().await;
+            let reply = Reply::s3_error(400, "ExpiredToken", "The provided token has expired.");
+            let body = s3s::Body::from(reply.body.clone());
+            return Ok(reply.into_response().map(|_| body));
+        }
         let locks = self.locks.as_ref().filter(|_| writes_object(&request));
         let Some(locks) = locks else {
             if self.names_directory(&request) {
@@ -237,6 +213,24 @@ impl Service {
             .await;
         drop(lock);
         reply
+    }
+
+    /// Whether a request carries the token that is demanded, and its signature covers it. s3s checks the signature.
+    fn bears_token(&self, request: &Request<Incoming>) -> bool {
+        const TOKEN: &str = "x-amz-security-token";
+        let token = self.token.lock().expect("nobody panics while it is held");
+        let Some(token) = token.as_deref() else {
+            return true;
+        };
+        let header = |name: &str| {
+            let value = request.headers().get(name)?;
+            value.to_str().ok()
+        };
+        let signed = header("authorization")
+            .and_then(|value| value.split_once("SignedHeaders="))
+            .and_then(|(_, rest)| rest.split(',').next())
+            .is_some_and(|names| names.split(';').any(|name| name == TOKEN));
+        signed && header(TOKEN) == Some(token)
     }
 
     /// Whether a request reads what is a directory in the file system. In S3 there is no such thing: nothing exists

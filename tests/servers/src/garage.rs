@@ -9,7 +9,7 @@
 //! [`Garage::restart`]; a server that a failed test leaves behind is killed.
 
 use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::client::{Client, store_url};
+use crate::access::{Access, AccessKey};
+use crate::peer::{free_ports, peer};
 
 const REGION: &str = "garage";
 const BUCKET: &str = "mover";
@@ -29,41 +30,22 @@ const READY_POLLS: u32 = 2400;
 /// Known to whoever reads this: the nodes of a test recognise each other by it.
 const RPC_SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
-/// The program; `tests/run` installs it.
-fn binary() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache");
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
-    let path = cache.join("helios-mover/peers/garage-2.5.0/bin/garage");
-    assert!(
-        path.exists(),
-        "{} is missing: tests/run installs it",
-        path.display()
-    );
-    path
-}
-
-/// An access key and its secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AccessKey {
-    /// The public part.
-    pub id: String,
-    /// The secret part.
-    pub secret: String,
-}
+/// The version that `tests/run` installs.
+const VERSION: &str = "2.5.0";
 
 /// A server of one node with an empty bucket and a key that may do anything in it; it is killed when dropped.
 #[derive(Debug)]
 pub struct Garage {
     node: Node,
     bucket_id: String,
-    key: AccessKey,
+    access: Access,
 }
 
 /// Three nodes that keep every object three times; they are killed when dropped.
 #[derive(Debug)]
 pub struct GarageCluster {
     nodes: Vec<Node>,
-    key: AccessKey,
+    accesses: Vec<Access>,
 }
 
 impl Garage {
@@ -74,35 +56,15 @@ impl Garage {
         lay_out(std::slice::from_ref(&node));
         let (bucket_id, key) = bucket_and_key(&node);
         Garage {
+            access: node.access(&key),
             node,
             bucket_id,
-            key,
         }
     }
 
-    /// `http://127.0.0.1:PORT`.
-    pub fn endpoint(&self) -> String {
-        self.node.endpoint()
-    }
-
-    /// The region that signatures name.
-    pub fn region(&self) -> &'static str {
-        REGION
-    }
-
-    /// The bucket.
-    pub fn bucket(&self) -> &'static str {
-        BUCKET
-    }
-
-    /// The key that may do anything in the bucket.
-    pub fn access_key_id(&self) -> &str {
-        &self.key.id
-    }
-
-    /// The secret that goes with it.
-    pub fn secret_access_key(&self) -> &str {
-        &self.key.secret
+    /// How it is reached, by the key that may do anything in the bucket.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Ends the server by SIGKILL.
@@ -121,40 +83,6 @@ impl Garage {
         allow(&self.node, &self.bucket_id, &key, false);
         key
     }
-
-    /// A new key that may write to the bucket and not read or list it.
-    pub fn write_only_key(&self) -> AccessKey {
-        let key = new_key(&self.node, "write-only");
-        let permissions = json!({ "read": false, "write": true, "owner": false });
-        self.node.call(
-            "AllowBucketKey",
-            &json!({ "bucketId": self.bucket_id, "accessKeyId": key.id, "permissions": permissions }),
-        );
-        key
-    }
-
-    /// A new bucket that no key may use.
-    pub fn forbidden_bucket(&self) -> &'static str {
-        const FORBIDDEN: &str = "forbidden";
-        self.node
-            .call("CreateBucket", &json!({ "globalAlias": FORBIDDEN }));
-        FORBIDDEN
-    }
-
-    /// The address of a store below `prefix`, in the form that the mover takes.
-    pub fn url(&self, prefix: &str) -> String {
-        store_url(BUCKET, prefix, &self.endpoint(), REGION)
-    }
-
-    /// A client that sees the bucket without the code under test.
-    pub fn client(&self) -> Client {
-        self.client_with(&self.key)
-    }
-
-    /// The same with another key.
-    pub fn client_with(&self, key: &AccessKey) -> Client {
-        Client::new(&self.endpoint(), REGION, BUCKET, &key.id, &key.secret)
-    }
 }
 
 impl GarageCluster {
@@ -172,32 +100,13 @@ impl GarageCluster {
         }
         lay_out(&nodes);
         let (_, key) = bucket_and_key(&nodes[0]);
-        GarageCluster { nodes, key }
+        let accesses = nodes.iter().map(|node| node.access(&key)).collect();
+        GarageCluster { nodes, accesses }
     }
 
-    /// `http://127.0.0.1:PORT` of one of the nodes 0, 1 and 2.
-    pub fn endpoint(&self, node: usize) -> String {
-        self.nodes[node].endpoint()
-    }
-
-    /// The region that signatures name.
-    pub fn region(&self) -> &'static str {
-        REGION
-    }
-
-    /// The bucket.
-    pub fn bucket(&self) -> &'static str {
-        BUCKET
-    }
-
-    /// The key that may do anything in the bucket.
-    pub fn access_key_id(&self) -> &str {
-        &self.key.id
-    }
-
-    /// The secret that goes with it.
-    pub fn secret_access_key(&self) -> &str {
-        &self.key.secret
+    /// How one of the nodes 0, 1 and 2 is reached, by the key that may do anything in the bucket.
+    pub fn access(&self, node: usize) -> &Access {
+        &self.accesses[node]
     }
 
     /// Ends a node by SIGKILL. The cluster works on as long as two nodes live.
@@ -225,22 +134,6 @@ impl GarageCluster {
         for node in &live {
             node.wait_until_connected(live.len());
         }
-    }
-
-    /// The address of a store below `prefix` at one of the nodes, in the form that the mover takes.
-    pub fn url(&self, node: usize, prefix: &str) -> String {
-        store_url(BUCKET, prefix, &self.endpoint(node), REGION)
-    }
-
-    /// A client that sees the bucket through one of the nodes, without the code under test.
-    pub fn client(&self, node: usize) -> Client {
-        Client::new(
-            &self.endpoint(node),
-            REGION,
-            BUCKET,
-            &self.key.id,
-            &self.key.secret,
-        )
     }
 }
 
@@ -280,8 +173,14 @@ impl Node {
         }
     }
 
-    fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.s3_port)
+    fn access(&self, key: &AccessKey) -> Access {
+        Access {
+            endpoint: format!("http://127.0.0.1:{}", self.s3_port),
+            region: REGION.to_owned(),
+            bucket: BUCKET.to_owned(),
+            key: key.clone(),
+            ca_file: None,
+        }
     }
 
     /// Starts the process and waits until it answers both its S3 clients and its own command line.
@@ -372,7 +271,7 @@ impl Node {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(peer("garage", VERSION));
         // Warnings only: what is said in a log would be all that many tests wait for.
         command
             .env("RUST_LOG", "garage=info,warn")
@@ -453,17 +352,4 @@ fn text(value: &Value, field: &str) -> String {
         .as_str()
         .unwrap_or_else(|| panic!("no {field} in {value}"))
         .to_owned()
-}
-
-/// Different ports that nobody listens on.
-fn free_ports<const N: usize>() -> [u16; N] {
-    // All are held until the last is known, so that none comes twice.
-    let held: [TcpListener; N] =
-        std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").expect("loopback can be bound"));
-    held.map(|listener| {
-        listener
-            .local_addr()
-            .expect("a bound socket has an address")
-            .port()
-    })
 }

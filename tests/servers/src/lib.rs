@@ -7,6 +7,7 @@
 //! every random choice comes from a seed that the test gives; whatever is missing is a panic, never a skip.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
+mod access;
 mod certificate;
 mod client;
 mod exchange;
@@ -15,14 +16,17 @@ mod fault_proxy;
 mod filesystem;
 mod garage;
 mod message;
+mod peer;
 mod pipe;
 mod serve;
 mod strange;
 
+pub use access::{Access, AccessKey};
 pub use client::{Client, Listed};
 pub use fault::{Action, Fault};
 pub use fault_proxy::{FaultId, FaultProxy};
 pub use filesystem::{Conditions, FilesystemOptions, FilesystemS3};
-pub use garage::{AccessKey, Garage, GarageCluster};
+pub use garage::{Garage, GarageCluster};
 pub use message::{Reply, RequestHead};
+pub use peer::{free_ports, peer};
 pub use strange::{Answered, Scripted, SessionCredentials};

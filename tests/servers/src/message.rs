@@ -31,14 +31,6 @@ impl RequestHead {
     pub fn header(&self, name: &str) -> Option<&str> {
         find(&self.headers, name)
     }
-
-    /// The value of a parameter of the query, as it was sent.
-    pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.query
-            .split('&')
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .find_map(|(key, value)| (key == name).then_some(value))
-    }
 }
 
 /// A whole reply.

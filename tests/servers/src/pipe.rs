@@ -1,4 +1,4 @@
-//! Bodies that are passed on while they arrive: as they are, slowly, or only in part.
+//! Bodies that are passed on while they arrive: as they are, or only in part.
 //!
 //! Invariants: no more than one piece is held; who passes on stops when nobody reads any more.
 
@@ -18,20 +18,8 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Any body.
 pub(crate) type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// The most that a slowed body passes on at a time.
-const PIECE_BYTES: usize = 16 * 1024;
-
 /// How long what was passed on may take to reach the socket before the connection is closed.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
-
-/// How a body is passed on.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Shape {
-    /// Bytes a second; none: as fast as they come.
-    pub(crate) rate: Option<u64>,
-    /// After how many bytes it ends early, and how.
-    pub(crate) cut: Option<(u64, Cut)>,
-}
 
 /// How a body ends early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +39,14 @@ where
     body.map_err(Into::into).boxed_unsync()
 }
 
-/// The same body in another shape. Must be called in a runtime.
-pub(crate) fn shaped<B>(body: B, shape: Shape) -> AnyBody
+/// The first `bytes` of a body, which then ends in this way. Must be called in a runtime.
+pub(crate) fn cut<B>(body: B, bytes: u64, how: Cut) -> AnyBody
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let (to, from) = mpsc::channel(1);
-    tokio::spawn(pump(boxed(body), to, shape));
+    tokio::spawn(pump(boxed(body), to, bytes, how));
     Piped(from).boxed_unsync()
 }
 
@@ -77,8 +65,12 @@ impl Body for Piped {
     }
 }
 
-async fn pump(mut body: AnyBody, to: mpsc::Sender<Result<Frame<Bytes>, BoxError>>, shape: Shape) {
-    let mut left = shape.cut.map_or(u64::MAX, |(bytes, _)| bytes);
+async fn pump(
+    mut body: AnyBody,
+    to: mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+    mut left: u64,
+    how: Cut,
+) {
     while left > 0 {
         let mut data = match body.frame().await {
             None => return,
@@ -89,31 +81,17 @@ async fn pump(mut body: AnyBody, to: mpsc::Sender<Result<Frame<Bytes>, BoxError>
             // Trailers are of no use to S3.
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
         };
-        while !data.is_empty() && left > 0 {
-            let most = if shape.rate.is_some() {
-                PIECE_BYTES
-            } else {
-                data.len()
-            };
-            let most = most.min(usize::try_from(left).unwrap_or(usize::MAX));
-            let piece = data.split_to(most.min(data.len()));
-            let bytes = piece.len() as u64;
-            left -= bytes;
-            if to.send(Ok(Frame::data(piece))).await.is_err() {
-                return;
-            }
-            if let Some(rate) = shape.rate {
-                let micros = bytes.saturating_mul(1_000_000) / rate.max(1);
-                tokio::time::sleep(Duration::from_micros(micros)).await;
-            }
+        data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= data.len() as u64;
+        if !data.is_empty() && to.send(Ok(Frame::data(data))).await.is_err() {
+            return;
         }
     }
-    match shape.cut {
-        Some((_, Cut::Close)) => {
+    match how {
+        Cut::Close => {
             tokio::time::sleep(FLUSH_TIME).await;
             let _ = to.send(Err("the body was cut off on purpose".into())).await;
         }
-        Some((_, Cut::Hang)) => to.closed().await,
-        None => {}
+        Cut::Hang => to.closed().await,
     }
 }

@@ -4,6 +4,7 @@
 //! [`BODY_MAX`] is taken, and a longer one breaks the connection.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -42,6 +43,27 @@ pub struct SessionCredentials {
     pub token: String,
     /// Until when they hold, as `2026-01-01T00:00:00Z`.
     pub expiration: String,
+}
+
+/// Credentials that follow each other; the last stay.
+struct InTurn {
+    all: Vec<SessionCredentials>,
+    given: AtomicUsize,
+}
+
+impl InTurn {
+    fn new(all: &[SessionCredentials]) -> Self {
+        assert!(!all.is_empty(), "credentials to give");
+        InTurn {
+            all: all.to_vec(),
+            given: AtomicUsize::new(0),
+        }
+    }
+
+    fn next(&self) -> &SessionCredentials {
+        let at = self.given.fetch_add(1, Ordering::Relaxed);
+        &self.all[at.min(self.all.len() - 1)]
+    }
 }
 
 type Handler = dyn Fn(&RequestHead, &[u8]) -> Reply + Send + Sync;
@@ -108,11 +130,11 @@ impl Scripted {
     }
 
     /// A machine's metadata service, version 2 only: a token by `PUT`, without which everything is `401`; then the
-    /// role's name; then its credentials.
-    pub fn instance_metadata(role: &str, credentials: SessionCredentials) -> Self {
+    /// role's name; then its credentials: the first of these at first, then the second, and so on; the last stay.
+    pub fn instance_metadata(role: &str, credentials: &[SessionCredentials]) -> Self {
         const TOKEN: &str = "metadata-token";
         const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
-        let role = role.to_owned();
+        let (role, given) = (role.to_owned(), InTurn::new(credentials));
         Self::start(move |head, _| {
             if head.path == "/latest/api/token" {
                 let asked = head.header("x-aws-ec2-metadata-token-ttl-seconds");
@@ -129,19 +151,20 @@ impl Scripted {
             }
             match head.path.strip_prefix(ROLES) {
                 Some("") => Reply::new(200, role.clone()),
-                Some(name) if name == role => Reply::new(200, metadata_json(&credentials)),
+                Some(name) if name == role => Reply::new(200, metadata_json(given.next())),
                 _ if head.path == ROLES.trim_end_matches('/') => Reply::new(200, role.clone()),
                 _ => Reply::new(404, ""),
             }
         })
     }
 
-    /// A container's credentials at any path, for requests with this `Authorization` field; others get `401`.
-    pub fn container_credentials(authorization: &str, credentials: SessionCredentials) -> Self {
-        let authorization = authorization.to_owned();
+    /// A container's credentials at any path, for requests with this `Authorization` field; others get `401`. Of
+    /// several credentials each is given once, and the last from then on.
+    pub fn container_credentials(authorization: &str, credentials: &[SessionCredentials]) -> Self {
+        let (authorization, given) = (authorization.to_owned(), InTurn::new(credentials));
         Self::start(move |head, _| {
             if head.header("authorization") == Some(&authorization) {
-                Reply::new(200, container_json(&credentials))
+                Reply::new(200, container_json(given.next()))
                     .with("content-type", "application/json")
             } else {
                 Reply::new(401, "")

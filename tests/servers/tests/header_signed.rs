@@ -10,18 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
-use mover_test_servers::{FilesystemS3, Garage};
+use mover_test_servers::{Access, FilesystemS3, Garage};
 use tempfile::TempDir;
 
 const HOUR: u64 = 3600;
 
-/// Where a request goes and who signs it.
-struct Signer {
-    endpoint: String,
-    region: String,
-    key_id: String,
-    secret: String,
-}
+/// Signs as who reaches a server this way.
+struct Signer(Access);
 
 /// The status of the reply and the error code in it.
 type Outcome = (u16, Option<String>);
@@ -29,17 +24,17 @@ type Outcome = (u16, Option<String>);
 impl Signer {
     /// Puts `body` to `/mover/k`, signed at `time` with this value of `x-amz-content-sha256`.
     fn put(&self, body: &str, payload: &str, time: SystemTime) -> Outcome {
-        let host = self.endpoint.replace("http://", "");
+        let host = self.0.endpoint.replace("http://", "");
         let stamp = stamp(time);
         let day = &stamp[..8];
         let canonical = format!(
             "PUT\n/mover/k\n\nhost:{host}\nx-amz-content-sha256:{payload}\nx-amz-date:{stamp}\n\n\
              host;x-amz-content-sha256;x-amz-date\n{payload}"
         );
-        let scope = format!("{day}/{}/s3/aws4_request", self.region);
+        let scope = format!("{day}/{}/s3/aws4_request", self.0.region);
         let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}", sha256(&canonical));
-        let mut key = format!("AWS4{}", self.secret).into_bytes();
-        for part in [day, &self.region, "s3", "aws4_request"] {
+        let mut key = format!("AWS4{}", self.0.key.secret).into_bytes();
+        for part in [day, &self.0.region, "s3", "aws4_request"] {
             key = hmac_sha256(&key, part);
         }
         let signature = hex(&hmac_sha256(&key, &text));
@@ -48,7 +43,7 @@ impl Signer {
              x-amz-content-sha256: {payload}\r\nauthorization: AWS4-HMAC-SHA256 \
              Credential={}/{scope},SignedHeaders=host;x-amz-content-sha256;x-amz-date,\
              Signature={signature}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-            self.key_id,
+            self.0.key.id,
             body.len(),
         );
         outcome(&host, &request)
@@ -115,12 +110,7 @@ fn stamps_have_the_form_that_signatures_want() {
 fn the_server_in_process_takes_unsigned_payloads_and_minds_the_clock() {
     let dir = TempDir::new().expect("a temporary directory");
     let server = FilesystemS3::start(dir.path());
-    let signer = Signer {
-        endpoint: server.endpoint(),
-        region: server.region().to_owned(),
-        key_id: server.access_key_id().to_owned(),
-        secret: server.secret_access_key().to_owned(),
-    };
+    let signer = Signer(server.access().clone());
     let now = SystemTime::now();
     assert_eq!(signer.put("body", &sha256("body"), now), (200, None));
     assert_eq!(signer.put("body", "UNSIGNED-PAYLOAD", now), (200, None));
@@ -136,12 +126,7 @@ fn the_server_in_process_takes_unsigned_payloads_and_minds_the_clock() {
 fn garage_takes_unsigned_payloads_and_minds_the_day_only() {
     let dir = TempDir::new().expect("a temporary directory");
     let server = Garage::start(dir.path());
-    let signer = Signer {
-        endpoint: server.endpoint(),
-        region: server.region().to_owned(),
-        key_id: server.access_key_id().to_owned(),
-        secret: server.secret_access_key().to_owned(),
-    };
+    let signer = Signer(server.access().clone());
     let now = SystemTime::now();
     assert_eq!(signer.put("body", &sha256("body"), now), (200, None));
     assert_eq!(signer.put("body", "UNSIGNED-PAYLOAD", now), (200, None));

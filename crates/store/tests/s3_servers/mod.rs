@@ -1,14 +1,15 @@
 //! Stores in S3 for the tests of the driver: a server, the file with its credentials, and URLs that name both.
 //!
 //! Invariants: each test has a server of its own, which ends with it; the driver finds credentials only in the file
-//! that the URL names, so tests do not depend on the environment.
+//! that the URL names, so tests do not depend on the environment; no such file is written twice.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mover_io::{BUF_BYTES, ShardConfig};
 use mover_store::{LinkLimits, Store};
-use mover_test_servers::{Client, FilesystemOptions, FilesystemS3, Garage};
+use mover_test_servers::{Access, AccessKey, Client, FilesystemOptions, FilesystemS3, Garage};
 use tempfile::TempDir;
 
 use crate::conformance::Subject;
@@ -17,6 +18,7 @@ use crate::conformance::Subject;
 pub struct Place {
     directory: TempDir,
     server: Server,
+    key_files: AtomicUsize,
 }
 
 enum Server {
@@ -37,7 +39,11 @@ pub fn place(options: FilesystemOptions) -> (Place, Subject) {
 fn with_subject(server: impl FnOnce(&std::path::Path) -> Server) -> (Place, Subject) {
     let directory = TempDir::new().expect("a temporary directory");
     let server = server(directory.path());
-    let place = Place { directory, server };
+    let place = Place {
+        directory,
+        server,
+        key_files: AtomicUsize::new(0),
+    };
     let store = place.store_at(&place.endpoint(), "", &LinkLimits::default());
     let config = ShardConfig {
         shards: 1,
@@ -49,11 +55,16 @@ fn with_subject(server: impl FnOnce(&std::path::Path) -> Server) -> (Place, Subj
 }
 
 impl Place {
-    pub fn endpoint(&self) -> String {
+    /// How the server is reached.
+    pub fn access(&self) -> &Access {
         match &self.server {
-            Server::Garage(garage) => garage.endpoint(),
-            Server::Filesystem(filesystem) => filesystem.endpoint(),
+            Server::Garage(garage) => garage.access(),
+            Server::Filesystem(filesystem) => filesystem.access(),
         }
+    }
+
+    pub fn endpoint(&self) -> String {
+        self.access().endpoint.clone()
     }
 
     pub fn garage(&self) -> &Garage {
@@ -65,119 +76,60 @@ impl Place {
 
     /// A client that sees what the server holds without the code under test.
     pub fn client(&self) -> Client {
-        match &self.server {
-            Server::Garage(garage) => garage.client(),
-            Server::Filesystem(filesystem) => filesystem.client(),
-        }
+        self.access().client()
     }
 
     /// The store through another endpoint, with further options.
     pub fn store_at(&self, endpoint: &str, options: &str, limits: &LinkLimits) -> Store {
-        let ca = match &self.server {
-            Server::Filesystem(filesystem) => filesystem
-                .ca_file()
-                .map(|path| format!("&ca={}", path.display())),
-            Server::Garage(_) => None,
-        };
-        let options = match options.is_empty() {
-            true => String::new(),
-            false => format!("&{options}"),
-        };
-        let more = format!("{}{options}", ca.unwrap_or_default());
-        self.open(
-            endpoint,
-            self.bucket(),
-            &self.own_credentials(),
-            &more,
-            limits,
-        )
+        self.open(&self.access().at(endpoint), options, limits)
     }
 
     /// The store without its authority's certificate.
     pub fn store_untrusting(&self) -> Store {
-        let credentials = self.own_credentials();
-        self.open(
-            &self.endpoint(),
-            self.bucket(),
-            &credentials,
-            "",
-            &LinkLimits::default(),
-        )
+        let access = Access {
+            ca_file: None,
+            ..self.access().clone()
+        };
+        self.open(&access, "", &LinkLimits::default())
     }
 
     /// The store with another key.
-    pub fn store_with(&self, id: &str, secret: &str) -> Store {
-        let credentials = self.credentials(id, secret);
-        self.open(
-            &self.endpoint(),
-            self.bucket(),
-            &credentials,
-            "",
-            &LinkLimits::default(),
-        )
+    pub fn store_with(&self, key: AccessKey) -> Store {
+        let access = self.access().with_key(key);
+        self.open(&access, "", &LinkLimits::default())
     }
 
     /// Another bucket of the server.
     pub fn store_in(&self, bucket: &str) -> Store {
-        let credentials = self.own_credentials();
-        self.open(
-            &self.endpoint(),
-            bucket,
-            &credentials,
-            "",
-            &LinkLimits::default(),
-        )
+        let access = self.access().in_bucket(bucket);
+        self.open(&access, "", &LinkLimits::default())
     }
 
-    fn open(
-        &self,
-        endpoint: &str,
-        bucket: &str,
-        credentials: &std::path::Path,
-        more: &str,
-        limits: &LinkLimits,
-    ) -> Store {
+    fn open(&self, access: &Access, options: &str, limits: &LinkLimits) -> Store {
+        let ca = access.ca_file.as_ref();
+        let ca = ca.map_or(String::new(), |path| format!("&ca={}", path.display()));
+        let options = match options.is_empty() {
+            true => String::new(),
+            false => format!("&{options}"),
+        };
         let url = format!(
-            "s3://{bucket}?endpoint={endpoint}&region={}&credentials={}{more}",
-            self.region(),
-            credentials.display()
+            "s3://{}?endpoint={}&region={}&credentials={}{ca}{options}",
+            access.bucket,
+            access.endpoint,
+            access.region,
+            self.key_file(&access.key).display()
         );
         Store::open(&url, limits).expect("the URL is right")
     }
 
-    fn own_credentials(&self) -> PathBuf {
-        match &self.server {
-            Server::Garage(garage) => {
-                self.credentials(garage.access_key_id(), garage.secret_access_key())
-            }
-            Server::Filesystem(filesystem) => {
-                self.credentials(filesystem.access_key_id(), filesystem.secret_access_key())
-            }
-        }
-    }
-
-    fn credentials(&self, id: &str, secret: &str) -> PathBuf {
-        let path = self
-            .directory
-            .path()
-            .join(format!("credentials-{id}-{}", secret.len()));
+    /// A new file with this key.
+    fn key_file(&self, key: &AccessKey) -> PathBuf {
+        let number = self.key_files.fetch_add(1, Ordering::Relaxed);
+        let path = self.directory.path().join(format!("credentials-{number}"));
+        let AccessKey { id, secret } = key;
         let text =
             format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
         fs::write(&path, text).expect("a file of credentials");
         path
-    }
-
-    fn bucket(&self) -> &str {
-        match &self.server {
-            Server::Garage(garage) => garage.bucket(),
-            Server::Filesystem(filesystem) => filesystem.bucket(),
-        }
-    }
-
-    fn region(&self) -> &str {
-        match &self.server {
-            Server::Garage(garage) => garage.region(),
-            Server::Filesystem(filesystem) => filesystem.region(),
-        }
     }
 }
