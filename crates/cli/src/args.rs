@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::values::{Annotation, Rate, parse_annotation, parse_arena, parse_index, parse_rate};
+use crate::values::{
+    Annotation, Rate, parse_annotation, parse_arena, parse_index, parse_rate, parse_request_rate,
+};
 
 const REPOSITORY: &str = "Repository";
 const OUTPUT: &str = "Output";
@@ -108,6 +110,9 @@ pub struct GlobalArgs {
     /// Highest rate of receiving from a repository behind a link, such as 40MiB/s; `none` for no limit [default: none]
     #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
     pub limit_download: Option<Rate>,
+    /// Most requests per second to a repository behind a link; `none` for no limit [default: none]
+    #[arg(long, global = true, value_name = "N", value_parser = parse_request_rate, help_heading = ENGINE)]
+    pub limit_requests: Option<Rate>,
 }
 
 /// When to use colours.

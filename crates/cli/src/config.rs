@@ -8,10 +8,13 @@ pub mod secrets;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::values::Rate;
 use clap::{CommandFactory, FromArgMatches};
+use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use mover_jobs::{Credentials, Engine, LinkLimits, RateBudget, RepoAccess, Rung};
+use mover_jobs::{Credentials, Engine, JobLimits, LinkLimits, RateBudget, RepoAccess, Rung};
 
 use crate::args::{ColorWhen, GlobalArgs, RawArgs, RungArg, Verb};
 use layers::{Environment, Layer, Layered};
@@ -36,10 +39,8 @@ pub struct Settings {
     pub key_file: KeyFile,
     /// Shards, memory and limits.
     pub engine: Engine,
-    /// Limit on what is sent to the repository, in bytes per second.
-    pub limit_upload: Option<u64>,
-    /// Limit on what is received from the repository, in bytes per second.
-    pub limit_download: Option<u64>,
+    /// Limits on the link to the repository.
+    pub link: LinkLimits,
     /// JSON instead of text.
     pub json: bool,
     /// Errors only.
@@ -61,6 +62,8 @@ pub struct Call {
     pub verb: Verb,
     /// What to tell before beginning.
     pub warnings: Vec<String>,
+    /// The command line that it came of.
+    pub argv: Vec<OsString>,
 }
 
 /// Why there is no call.
@@ -86,6 +89,7 @@ pub fn resolve(argv: &[OsString], environment: &Environment) -> Result<Call, Ref
         settings,
         verb: raw.verb,
         warnings: layered.warnings,
+        argv: argv.to_vec(),
     })
 }
 
@@ -103,21 +107,30 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         index_bytes: raw
             .index
             .map_or(defaults.index_bytes, |bytes| bytes as usize),
-        limit_read: raw.limit_read.map_or(defaults.limit_read, |rate| rate.0),
-        limit_write: raw.limit_write.map_or(defaults.limit_write, |rate| rate.0),
+        limits: JobLimits {
+            read: budget(raw.limit_read),
+            write: budget(raw.limit_write),
+        },
     };
     Ok(Settings {
         repo: raw.repo.clone(),
         key_file: key_file(raw, layered)?,
         engine,
-        limit_upload: raw.limit_upload.and_then(|rate| rate.0),
-        limit_download: raw.limit_download.and_then(|rate| rate.0),
+        link: LinkLimits {
+            upload: budget(raw.limit_upload),
+            download: budget(raw.limit_download),
+            requests: budget(raw.limit_requests),
+        },
         json: raw.json,
         quiet: raw.quiet,
         verbose: raw.verbose,
         color: raw.color.unwrap_or(ColorWhen::Auto),
         file: layered.file.clone(),
     })
+}
+
+fn budget(typed: Option<Rate>) -> Arc<RateBudget> {
+    RateBudget::new(typed.and_then(|rate| rate.0))
 }
 
 fn rung(typed: RungArg) -> Rung {
@@ -165,12 +178,40 @@ impl Settings {
         absolute("repository", "file://", &url)
     }
 
-    /// The limits on the link to the repository.
-    pub fn link(&self) -> LinkLimits {
-        LinkLimits {
-            upload: RateBudget::new(self.limit_upload),
-            download: RateBudget::new(self.limit_download),
-        }
+    /// Resolves the call of `argv` again, with the environment and the file as they are now, and takes its limits
+    /// over into the job that runs. Returns what they are.
+    pub fn take_new_limits(&self, argv: &[OsString], environment: &Environment) -> Result<String> {
+        let new = match resolve(argv, environment) {
+            Ok(call) => call.settings,
+            Err(Refusal::Wrong(error)) => return Err(error),
+            Err(Refusal::Clap(error)) => {
+                return Err(Error::new(Kind::Usage, error.to_string()));
+            }
+        };
+        let told: Vec<String> = self
+            .limits()
+            .into_iter()
+            .zip(new.limits())
+            .map(|((name, running), (_, new))| {
+                running.set(new.get());
+                let told = new.get().map_or("none".to_owned(), |limit| match name {
+                    "requests" => format!("{limit}/s"),
+                    _ => format!("{}/s", format_bytes(limit)),
+                });
+                format!("{name} {told}")
+            })
+            .collect();
+        Ok(told.join(", "))
+    }
+
+    fn limits(&self) -> [(&'static str, &RateBudget); 5] {
+        [
+            ("read", &self.engine.limits.read),
+            ("write", &self.engine.limits.write),
+            ("upload", &self.link.upload),
+            ("download", &self.link.download),
+            ("requests", &self.link.requests),
+        ]
     }
 
     /// The repository with the key that opens it; `warn` is told about careless file permissions.
@@ -186,7 +227,7 @@ impl Settings {
         Ok(RepoAccess {
             url,
             credentials,
-            link: self.link(),
+            link: self.link.clone(),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The `helios-mover` binary: arguments, then settings, then one verb.
 //!
 //! Invariants: the exit code is 0 or that of a [`Kind`], also after a panic; errors are reported here and
-//! nowhere else; standard streams are written by [`output`] alone.
+//! nowhere else; standard streams are written by [`output`] alone; the process leaves no core file.
 
 mod args;
 mod config;
@@ -34,6 +34,7 @@ use output::{LogWriter, Manner, Output};
 static ALLOCATOR: mover_io::HugeAlloc = mover_io::HugeAlloc;
 
 fn main() -> ExitCode {
+    forbid_core_dumps();
     let argv: Vec<OsString> = std::env::args_os().collect();
     let environment = Environment::of_process();
     let call = match config::resolve(&argv, &environment) {
@@ -61,6 +62,12 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// Keys, passphrases and tokens lie in this process's memory, and a core file would outlive it. That they stay out of
+/// one is worth more than the core; where the kernel refuses, it says nothing worth ending for.
+fn forbid_core_dumps() {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
 fn run(call: Call, out: &mut Output) -> Result<()> {

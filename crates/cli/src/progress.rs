@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mover_base::Result;
 use mover_base::units::format_bytes;
 use mover_jobs::Stop;
 use mover_jobs::progress::{Phase, Progress, Reading};
@@ -178,6 +179,16 @@ impl<'a> Ticker<'a> {
             stop.raise();
         }
         self.show(&progress.read());
+    }
+
+    /// Says which limits hold from now on, or why they stay.
+    pub fn tell_limits(&mut self, limits: Result<String>) {
+        match limits {
+            Ok(limits) => self.out.note(&format!("limits from now on: {limits}")),
+            Err(error) => self
+                .out
+                .warning(&format!("the limits stay as they are: {error}")),
+        }
     }
 
     fn show(&mut self, reading: &Reading) {

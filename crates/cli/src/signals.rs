@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM.
+//! SIGINT and SIGTERM, which end, and SIGUSR2, which has the limits read again.
 //!
 //! Invariants: during a job the first signal asks it to end in order and the second ends the process at once;
 //! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`].
@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mover_base::{Error, Kind, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 
 /// Whether a signal has come.
 #[derive(Debug, Clone)]
 pub struct Signals {
     raised: Arc<AtomicBool>,
     at_once: Arc<AtomicBool>,
+    reread: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -32,7 +33,14 @@ impl Signals {
             signal_hook::flag::register(signal, raised.clone()).map_err(cannot)?;
             signal_hook::flag::register(signal, at_once.clone()).map_err(cannot)?;
         }
-        Ok(Signals { raised, at_once })
+        // SIGHUP stays with terminals that go away; SIGUSR1 is asked elsewhere for a line about the progress.
+        let reread = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGUSR2, reread.clone()).map_err(cannot)?;
+        Ok(Signals {
+            raised,
+            at_once,
+            reread,
+        })
     }
 
     /// From now on a job polls [`Signals::raised`] and ends in order.
@@ -43,6 +51,11 @@ impl Signals {
     /// Whether a signal has come.
     pub fn raised(&self) -> bool {
         self.raised.load(Relaxed)
+    }
+
+    /// Whether the limits are to be read again; each signal is told once.
+    pub fn take_reread(&self) -> bool {
+        self.reread.swap(false, Relaxed)
     }
 
     /// `Err(Cancelled)` once a signal has come.

@@ -14,7 +14,7 @@ const INDEX_BYTES_MIN: u64 = 1 << 20;
 /// Most memory for the deduplication index; above it a mistyped unit is likelier than a need.
 const INDEX_BYTES_MAX: u64 = 256 << 30;
 
-/// A limit in bytes per second; `None` is no limit, which a flag can say to win over a file.
+/// A limit in bytes, or in requests, per second; `None` is no limit, which a flag can say to win over a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
 
@@ -68,6 +68,19 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+/// `--limit-requests`: `100`, `100/s` or `none`.
+pub fn parse_request_rate(text: &str) -> Result<Rate, String> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(Rate(None));
+    }
+    match text.strip_suffix("/s").unwrap_or(text).parse() {
+        Ok(0) => Err("a rate of 0 would never end; write `none` for no limit".into()),
+        Ok(requests) => Ok(Rate(Some(requests))),
+        Err(_) => Err("write requests per second such as 100, or `none`".into()),
+    }
+}
+
 /// `--annotation`
 pub fn parse_annotation(text: &str) -> Result<Annotation, String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
@@ -87,6 +100,16 @@ pub fn parse_annotation(text: &str) -> Result<Annotation, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_are_counted_without_units() {
+        assert_eq!(parse_request_rate("100"), Ok(Rate(Some(100))));
+        assert_eq!(parse_request_rate("100/s"), Ok(Rate(Some(100))));
+        assert_eq!(parse_request_rate("none"), Ok(Rate(None)));
+        for bad in ["", "0", "1k", "1MiB", "-1", "1.5"] {
+            assert!(parse_request_rate(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn rates_take_an_optional_per_second() {

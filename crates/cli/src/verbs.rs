@@ -19,8 +19,10 @@ use mover_base::{Error, Kind, Result};
 use mover_jobs::check::STRAY_HINT;
 use mover_jobs::{Engine, RepoAccess, Tick};
 use serde::Serialize;
+use std::ffi::OsString;
 
 use crate::args::{KeyVerb, Verb};
+use crate::config::layers::Environment;
 use crate::config::{Call, Settings};
 use crate::output::{BOLD, Output, Shape};
 use crate::progress::Ticker;
@@ -38,6 +40,8 @@ pub struct Context<'a> {
     pub out: &'a mut Output,
     /// Whether to stop.
     pub signals: &'a Signals,
+    /// The command line, to resolve the limits anew.
+    pub argv: &'a [OsString],
 }
 
 impl Context<'_> {
@@ -54,8 +58,13 @@ impl Context<'_> {
         step: Option<&'static str>,
         job: impl FnOnce(&Engine, Tick<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut ticker = Ticker::start(self.out, self.signals, step);
-        job(&self.settings.engine, &mut |progress, stop| {
+        let (settings, signals, argv) = (self.settings, self.signals, self.argv);
+        let mut ticker = Ticker::start(self.out, signals, step);
+        job(&settings.engine, &mut |progress, stop| {
+            if signals.take_reread() {
+                let limits = settings.take_new_limits(argv, &Environment::of_process());
+                ticker.tell_limits(limits);
+            }
             ticker.tick(progress, stop)
         })
     }
@@ -123,6 +132,7 @@ pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
         settings,
         verb,
         warnings,
+        argv,
     } = call;
     let (name, shape) = name(&verb);
     out.begin(name, shape);
@@ -136,6 +146,7 @@ pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
         settings: &settings,
         out,
         signals,
+        argv: &argv,
     };
     let context = &mut context;
     match verb {

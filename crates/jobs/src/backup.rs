@@ -24,7 +24,7 @@ use crate::feed::{Event, Feed};
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
-use crate::settings::{Engine, Limits, RepoAccess, Tick};
+use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
 
 /// Warnings about skipped names that are spelled out; the rest is counted.
 const SKIPPED_NAMED_MAX: usize = 20;
@@ -315,7 +315,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         index_bytes: engine.index_bytes,
         source_blocks: tree.totals.bytes / BLOCK_BYTES as u64 + tree.totals.files,
     };
-    let limits = engine.limits();
+    let limits = engine.limits.clone();
     let begin = async |shard: Shard| {
         BackupRun::begin(&shard, &repository, &request, limits.write.clone()).await
     };
@@ -374,7 +374,7 @@ struct CopyJob<'a> {
     tree: &'a Arc<Tree>,
     run: &'a BackupRun,
     progress: &'a Progress,
-    limits: Limits,
+    limits: JobLimits,
     extents: Arc<ExtentQueue>,
     /// Parts of extents that several shards work on.
     parts: Joiner<LeafPart>,
@@ -386,7 +386,7 @@ impl<'a> CopyJob<'a> {
         tree: &'a Arc<Tree>,
         run: &'a BackupRun,
         progress: &'a Progress,
-        limits: Limits,
+        limits: JobLimits,
         shards: usize,
     ) -> Self {
         let files = tree

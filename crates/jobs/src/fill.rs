@@ -30,7 +30,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::extents::Share;
 use crate::progress::Progress;
-use crate::settings::{Limits, writes_max};
+use crate::settings::{JobLimits, writes_max};
 
 /// Blocks in one write.
 const WRITE_BLOCKS_MAX: u64 = (BUF_BYTES / BLOCK_BYTES) as u64;
@@ -92,7 +92,7 @@ pub(crate) struct Filler {
     shard: Shard,
     reader: ExtentReader,
     mode: TargetMode,
-    limits: Limits,
+    limits: JobLimits,
     open: Option<Rc<Open>>,
     pending: VecDeque<Pending>,
     /// Writes among them.
@@ -105,7 +105,12 @@ pub(crate) struct Filler {
 }
 
 impl Filler {
-    pub fn new(shard: &Shard, view: &Arc<BackupView>, mode: TargetMode, limits: &Limits) -> Self {
+    pub fn new(
+        shard: &Shard,
+        view: &Arc<BackupView>,
+        mode: TargetMode,
+        limits: &JobLimits,
+    ) -> Self {
         Filler {
             shard: shard.clone(),
             reader: view.reader(shard),

@@ -25,4 +25,4 @@ pub use mover_repo::{
     LinkLimits, Secret,
 };
 pub use progress::Progress;
-pub use settings::{Engine, RepoAccess, Tick};
+pub use settings::{Engine, JobLimits, RepoAccess, Tick};

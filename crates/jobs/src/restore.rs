@@ -23,7 +23,7 @@ use crate::fill::{FillCounts, Filler, Ready};
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
-use crate::settings::{Engine, Limits, RepoAccess, Tick};
+use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -267,7 +267,7 @@ struct FillJob<'a> {
     target: &'a DirTarget,
     mode: TargetMode,
     progress: &'a Progress,
-    limits: Limits,
+    limits: JobLimits,
     extents: ExtentQueue,
     /// Bytes of each file that are not written yet.
     open_bytes: Vec<AtomicU64>,
@@ -308,7 +308,7 @@ fn fill(
         target,
         mode,
         progress,
-        limits: engine.limits(),
+        limits: engine.limits.clone(),
         extents: ExtentQueue::new(files(), wide.shard_count()),
         open_bytes: files().map(|(_, bytes)| AtomicU64::new(bytes)).collect(),
     };

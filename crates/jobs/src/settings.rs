@@ -50,10 +50,8 @@ pub struct Engine {
     pub register_buffers: bool,
     /// Budget of the block index, in bytes.
     pub index_bytes: usize,
-    /// Limit on reading the source (backup) or the repository (restore, verify), in bytes per second.
-    pub limit_read: Option<u64>,
-    /// Limit on writing to the repository (backup) or the target (restore), in bytes per second.
-    pub limit_write: Option<u64>,
+    /// Limits on what a job reads and writes.
+    pub limits: JobLimits,
 }
 
 impl Default for Engine {
@@ -66,8 +64,7 @@ impl Default for Engine {
             direct: true,
             register_buffers: true,
             index_bytes: INDEX_BYTES_DEFAULT,
-            limit_read: None,
-            limit_write: None,
+            limits: JobLimits::default(),
         }
     }
 }
@@ -93,11 +90,22 @@ impl RepoAccess {
 /// Called about ten times a second on the calling thread while a job runs; raising the flag cancels the job.
 pub type Tick<'a> = &'a mut dyn FnMut(&Progress, &Stop);
 
-/// Rate limits of one job.
-#[derive(Clone)]
-pub(crate) struct Limits {
+/// Limits on what a job reads and writes, in bytes per second; they may change while it runs.
+#[derive(Debug, Clone)]
+pub struct JobLimits {
+    /// On reading the source (backup) or the repository (restore, verify).
     pub read: Arc<RateBudget>,
+    /// On writing to the repository (backup) or the target (restore).
     pub write: Arc<RateBudget>,
+}
+
+impl Default for JobLimits {
+    fn default() -> Self {
+        JobLimits {
+            read: RateBudget::new(None),
+            write: RateBudget::new(None),
+        }
+    }
 }
 
 impl Engine {
@@ -132,13 +140,6 @@ impl Engine {
             top_rung: self.top_rung,
             register_buffers: self.register_buffers,
             direct: self.direct,
-        }
-    }
-
-    pub(crate) fn limits(&self) -> Limits {
-        Limits {
-            read: RateBudget::new(self.limit_read),
-            write: RateBudget::new(self.limit_write),
         }
     }
 }

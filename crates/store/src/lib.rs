@@ -95,13 +95,15 @@ pub struct Temporary {
     pub modified: Timestamp,
 }
 
-/// Limits on the link to a store, in bytes per second; they may change while a job runs. A directory has no link.
+/// Limits on the link to a store; they may change while a job runs. A directory has no link.
 #[derive(Debug, Clone)]
 pub struct LinkLimits {
-    /// On what is sent.
+    /// On what is sent, in bytes per second.
     pub upload: Arc<RateBudget>,
-    /// On what is received.
+    /// On what is received, in bytes per second.
     pub download: Arc<RateBudget>,
+    /// On what is asked for, in requests per second, tries after the first included.
+    pub requests: Arc<RateBudget>,
 }
 
 impl Default for LinkLimits {
@@ -109,6 +111,7 @@ impl Default for LinkLimits {
         LinkLimits {
             upload: RateBudget::new(None),
             download: RateBudget::new(None),
+            requests: RateBudget::new(None),
         }
     }
 }
@@ -287,6 +290,18 @@ impl Store {
         match self {
             Store::Local(local) => local.delete(shard, key).await,
             Store::S3(s3) => s3.delete(shard, key).await,
+        }
+    }
+
+    /// Deletes the objects `keys`, whichever of them exist, by few requests. Durable on return. After an error any
+    /// of them may be gone; called again it goes on.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`], naming an object that was not deleted.
+    pub async fn delete_all(&self, shard: &Shard, keys: &[Key]) -> Result<()> {
+        match self {
+            Store::Local(local) => local.delete_all(shard, keys).await,
+            Store::S3(s3) => s3.delete_all(shard, keys).await,
         }
     }
 

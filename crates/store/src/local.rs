@@ -11,6 +11,7 @@ mod reader;
 mod root;
 mod upload;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -165,21 +166,48 @@ impl LocalStore {
     }
 
     pub(crate) async fn delete(&self, shard: &Shard, key: &Key) -> Result<()> {
-        // Looked at first, so that neither a directory nor a planted link is taken for the object.
-        if self.head(key).await?.is_none() {
+        if !self.unlink(key).await? {
             return Err(not_found(key.as_str()));
         }
-        let directory = self
-            .root()
-            .open_directory(key.parent())?
-            .ok_or_else(|| not_found(key.as_str()))?;
-        match rustix::fs::unlinkat(&directory, key.name(), AtFlags::empty()) {
-            Ok(()) => {
-                self.durability()
-                    .settle(self.root(), shard, key.parent())
-                    .await
+        self.durability()
+            .settle(self.root(), shard, key.parent())
+            .await
+    }
+
+    /// Directories are synced once each, also those whose objects were absent: another writer may have removed them
+    /// and not have synced yet.
+    pub(crate) async fn delete_all(&self, shard: &Shard, keys: &[Key]) -> Result<()> {
+        let mut directories = BTreeSet::new();
+        let mut unlinked = Ok(());
+        for key in keys {
+            unlinked = self.unlink(key).await.map(drop);
+            if unlinked.is_err() {
+                break;
             }
-            Err(Errno::NOENT) => Err(not_found(key.as_str())),
+            directories.insert(key.parent());
+        }
+        for directory in directories {
+            if self.root().open_directory(directory)?.is_some() {
+                self.durability()
+                    .settle(self.root(), shard, directory)
+                    .await?;
+            }
+        }
+        unlinked
+    }
+
+    /// Removes the name of the object `key`, not durably yet; false where there is none.
+    async fn unlink(&self, key: &Key) -> Result<bool> {
+        // Looked at first, so that neither a directory nor a planted link is taken for the object.
+        if self.head(key).await?.is_none() {
+            return Ok(false);
+        }
+        let Some(directory) = self.root().open_directory(key.parent())? else {
+            return Ok(false);
+        };
+        match rustix::fs::unlinkat(&directory, key.name(), AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(explain(errno, "delete an object", key.as_str())),
         }
     }

@@ -16,6 +16,7 @@ mod location;
 mod multipart;
 mod put;
 mod reader;
+mod remove;
 mod upload;
 
 use std::rc::Rc;
@@ -175,6 +176,10 @@ impl S3Store {
         put::delete(&client, &name)
             .await
             .map_err(|error| error.object(key.as_str()))
+    }
+
+    pub(crate) async fn delete_all(&self, shard: &Shard, keys: &[Key]) -> Result<()> {
+        remove::delete_all(&*self.client(shard)?, keys).await
     }
 
     /// Writes, writes again and deletes a small object of our own.

@@ -376,6 +376,7 @@ fn limits_on_the_link_hold() {
     let limits = LinkLimits {
         upload: RateBudget::new(Some(4 << 20)),
         download: RateBudget::new(Some(4 << 20)),
+        ..LinkLimits::default()
     };
     let store = kept.store_at(&kept.endpoint(), "", &limits);
     let bytes = pattern(8 * BUF_BYTES, 2);

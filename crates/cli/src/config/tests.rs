@@ -83,6 +83,7 @@ fn sample(command: &Command, option: &OptionName) -> String {
     match arg.get_long().unwrap() {
         "shards" | "level" | "seed" => "7",
         "arena" | "index" => "64MiB",
+        "limit-requests" => "50",
         "limit-read" | "limit-write" | "limit-upload" | "limit-download" => "5MiB/s",
         "annotation" => "key=value",
         _ => "sample",
@@ -435,15 +436,15 @@ fn the_key_file_of_the_stronger_layer_is_used() {
 #[test]
 fn engine_options_reach_the_engine() {
     let line = "list --shards 3 --pin false --rung threads --no-direct --arena 64MiB --index 8MiB \
-                --limit-read 1MiB/s --limit-write none --limit-upload 3MiB";
+                --limit-read 1MiB/s --limit-write none --limit-upload 3MiB --limit-requests 90";
     let settings = Fixture::new()
         .file("limit-write = '5MiB'\nlimit-download = '7MiB/s'")
         .call(line)
         .settings;
-    let link = settings.link();
+    let link = settings.link;
     assert_eq!(
-        (link.upload.get(), link.download.get()),
-        (Some(3 << 20), Some(7 << 20))
+        (link.upload.get(), link.download.get(), link.requests.get()),
+        (Some(3 << 20), Some(7 << 20), Some(90))
     );
     let engine = settings.engine;
     assert_eq!(
@@ -456,7 +457,7 @@ fn engine_options_reach_the_engine() {
         (64 << 20, 8 << 20)
     );
     assert_eq!(
-        (engine.limit_read, engine.limit_write),
+        (engine.limits.read.get(), engine.limits.write.get()),
         (Some(1 << 20), None)
     );
 }
@@ -486,7 +487,7 @@ fn the_defaults_told_are_those_used() {
     );
     assert!(engine.pin && engine.direct && engine.shards == 0);
     assert!(matches!(engine.top_rung, Rung::DeferTaskrun));
-    assert_eq!((engine.limit_read, engine.limit_write), (None, None));
+    assert!(engine.limits.read.is_unlimited() && engine.limits.write.is_unlimited());
 }
 
 #[test]
@@ -595,4 +596,38 @@ fn an_identity_file_holds_exactly_one_identity() {
     let (_dir, path) = secret_file(b"", 0o600);
     let error = secrets::read_identity(&path.join("absent"), &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), Kind::Key);
+}
+
+#[test]
+fn new_limits_of_the_file_reach_a_job_that_runs() {
+    let line = "backup --source /s --limit-download 5MiB";
+    let fixture = Fixture::new().file("limit-upload = '1MiB'\nlimit-download = '1MiB'");
+    let running = fixture.call(line).settings;
+    let engine = running.engine.clone();
+    let fixture = fixture.file("limit-upload = '2MiB'\nlimit-read = '3MiB'\nlimit-requests = 7");
+    let told = running
+        .take_new_limits(&argv(line), &fixture.environment)
+        .unwrap();
+    assert_eq!(running.link.upload.get(), Some(2 << 20));
+    assert_eq!(engine.limits.read.get(), Some(3 << 20), "the job's own");
+    assert_eq!(running.link.requests.get(), Some(7));
+    assert_eq!(
+        running.link.download.get(),
+        Some(5 << 20),
+        "a flag wins still"
+    );
+    assert_eq!(
+        told,
+        "read 3.00 MiB/s, write none, upload 2.00 MiB/s, download 5.00 MiB/s, requests 7/s"
+    );
+    let fixture = fixture.file("limit-upload = 'fast'");
+    let error = running
+        .take_new_limits(&argv(line), &fixture.environment)
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    assert_eq!(
+        running.link.upload.get(),
+        Some(2 << 20),
+        "an error changes nothing"
+    );
 }

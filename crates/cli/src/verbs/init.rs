@@ -50,7 +50,7 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
             passphrase,
             recipients: args.recipient,
             label: args.label.unwrap_or_default(),
-            link: context.settings.link(),
+            link: context.settings.link.clone(),
         },
     )?;
 

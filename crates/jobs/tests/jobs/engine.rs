@@ -3,7 +3,7 @@
 use std::fs;
 
 use mover_base::Kind;
-use mover_jobs::{Engine, Rung, check, verify};
+use mover_jobs::{Engine, JobLimits, RateBudget, Rung, check, verify};
 
 use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, engine};
 
@@ -113,8 +113,10 @@ fn the_smallest_arena_goes_forward_and_a_smaller_one_is_refused() {
 #[test]
 fn rate_limits_are_kept_to_and_lose_nothing() {
     let limited = Engine {
-        limit_read: Some(64 * MIB as u64),
-        limit_write: Some(64 * MIB as u64),
+        limits: JobLimits {
+            read: RateBudget::new(Some(64 * MIB as u64)),
+            write: RateBudget::new(Some(64 * MIB as u64)),
+        },
         ..engine()
     };
     let place = Place::plain();

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use mover_base::Kind;
-use mover_jobs::{Credentials, Engine, backup, catalogue, restore, verify};
+use mover_jobs::{Credentials, Engine, JobLimits, RateBudget, backup, catalogue, restore, verify};
 
 use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, engine};
 
@@ -109,8 +109,10 @@ fn two_writers_with_the_same_parent_do_not_disturb_each_other() {
 /// Slow enough to be cancelled while bytes flow.
 fn slow() -> Engine {
     Engine {
-        limit_read: Some(MIB as u64),
-        limit_write: Some(MIB as u64),
+        limits: JobLimits {
+            read: RateBudget::new(Some(MIB as u64)),
+            write: RateBudget::new(Some(MIB as u64)),
+        },
         ..engine()
     }
 }

@@ -158,6 +158,7 @@ impl Client {
         loop {
             self.shard.stop()?;
             let permit = self.flow.permit().await;
+            self.shard.throttle(&self.place.limits.requests, 1).await;
             let slow_after = match may_be_slow {
                 true => self.flow.slow_after(request.class()),
                 false => None,
@@ -271,7 +272,8 @@ impl Client {
                 is_overload,
             });
         }
-        self.flow.answered(request.class(), latency);
+        self.flow
+            .answered(request.class(), latency, started + latency);
         Ok(answer)
     }
 

@@ -2,8 +2,10 @@
 //!
 //! Invariants: requests in flight never exceed the limit, which stays between one and the shard's share of the
 //! connections; it grows by one per round of answers and is halved when the server says that it is overloaded or
-//! stops answering (additive increase, multiplicative decrease, as TCP does; Chiu and Jain 1989), at most once a
-//! second; tries after the first are paid for from a budget that successes and time refill, so a failing server
+//! stops answering (additive increase, multiplicative decrease, as TCP does; Chiu and Jain 1989); while answers
+//! take several times as long as they did at best, more in flight would only wait in line, so the limit shrinks by
+//! steps and does not grow (the sign that TCP Vegas goes by; Brakmo and Peterson 1995); all cuts are a second
+//! apart; tries after the first are paid for from a budget that successes and time refill, so a failing server
 //! is never met with more and more requests; the pause before a try is drawn from the full range up to an
 //! exponential bound, so that clients do not come back in step.
 
@@ -28,6 +30,16 @@ const CUT_EVERY: Duration = Duration::from_secs(1);
 /// Answers from which the slow ones are told, and how many are remembered.
 const LATENCIES_MIN: usize = 32;
 const LATENCIES_KEPT: usize = 256;
+/// Answers whose median says whether requests wait in line, and how many such medians are remembered: what the
+/// server could do at best a while ago is no measure for ever.
+const LINE_ANSWERS: usize = 16;
+const LINE_MEDIANS_KEPT: usize = 64;
+/// They wait in line where the median is this much longer than the best one, and longer than a blink.
+const LINE_FACTOR: u32 = 4;
+const LINE_MIN: Duration = Duration::from_millis(50);
+/// What is left of the limit then. Two in flight keep a link busy between one answer and the next request.
+const LINE_CUT: f64 = 0.8;
+const LINE_LIMIT_MIN: f64 = 2.0;
 /// An answer is slow that takes longer than this, and longer than twice what 98 of 100 took.
 const SLOW_MIN: Duration = Duration::from_millis(500);
 const SLOW_SHARE: usize = 98;
@@ -90,27 +102,36 @@ impl Flow {
     }
 
     /// An answer came, its first byte after `latency`.
-    pub fn answered(&self, class: Class, latency: Duration) {
+    pub fn answered(&self, class: Class, latency: Duration, now: Instant) {
         self.has_succeeded.set(true);
         self.refill(TRIES_PER_SUCCESS);
-        self.latencies(class).borrow_mut().add(latency);
+        let is_line = self.latencies(class).borrow_mut().add(latency);
         let limit = self.limit.get();
-        // Only a limit that was felt says anything when it was kept to without harm.
-        if self.in_flight.get() as f64 + 1.0 >= limit {
-            self.limit.set((limit + 1.0 / limit).min(self.max));
-            self.freed.notify_one();
+        // Only a limit that was felt says anything when it was kept to, with harm or without.
+        if (self.in_flight.get() as f64) + 1.0 < limit {
+            return;
         }
+        if is_line {
+            self.cut_to((limit * LINE_CUT).max(LINE_LIMIT_MIN.min(limit)), now);
+            return;
+        }
+        self.limit.set((limit + 1.0 / limit).min(self.max));
+        self.freed.notify_one();
     }
 
     /// The server is overloaded, or does not answer.
     pub fn cut(&self, now: Instant) {
+        self.cut_to((self.limit.get() / 2.0).max(1.0), now);
+    }
+
+    fn cut_to(&self, limit: f64, now: Instant) {
         let is_recent = self
             .last_cut
             .get()
             .is_some_and(|last| now.saturating_duration_since(last) < CUT_EVERY);
         if !is_recent {
             self.last_cut.set(Some(now));
-            self.limit.set((self.limit.get() / 2.0).max(1.0));
+            self.limit.set(limit);
         }
     }
 
@@ -159,35 +180,57 @@ pub(super) fn pause_before(retry: u32, random: u64) -> Duration {
     bound.mul_f64(random as f64 / u64::MAX as f64)
 }
 
-/// The last answers' times, and what is slow by them.
+/// The last answers' times, what is slow by them, and whether requests wait in line.
 #[derive(Default)]
 struct Latencies {
     last: VecDeque<Duration>,
-    since_counted: usize,
+    since_slow: usize,
     slow_after: Option<Duration>,
+    since_line: usize,
+    medians: VecDeque<Duration>,
+    is_line: bool,
 }
 
 impl Latencies {
-    fn add(&mut self, latency: Duration) {
-        if self.last.len() >= LATENCIES_KEPT {
-            self.last.pop_front();
-        }
-        self.last.push_back(latency);
-        self.since_counted += 1;
-        // Sorting now and then is cheaper than keeping order, and the bound need not be fresh.
-        if self.since_counted >= LATENCIES_MIN {
-            self.since_counted = 0;
-            let mut sorted: Vec<Duration> = self.last.iter().copied().collect();
-            sorted.sort_unstable();
-            let at = sorted.len() * SLOW_SHARE / 100;
-            let usual = sorted.get(at.min(sorted.len() - 1)).copied();
+    /// Returns whether requests wait in line.
+    fn add(&mut self, latency: Duration) -> bool {
+        push_bounded(&mut self.last, latency, LATENCIES_KEPT);
+        // Sorting now and then is cheaper than keeping order, and neither bound need be fresh.
+        self.since_slow += 1;
+        if self.since_slow >= LATENCIES_MIN {
+            self.since_slow = 0;
+            let usual = quantile(&self.last, self.last.len(), SLOW_SHARE);
             self.slow_after = usual.map(|usual| (usual * 2).max(SLOW_MIN));
         }
+        self.since_line += 1;
+        if self.since_line >= LINE_ANSWERS {
+            self.since_line = 0;
+            let median = quantile(&self.last, LINE_ANSWERS, 50).unwrap_or_default();
+            push_bounded(&mut self.medians, median, LINE_MEDIANS_KEPT);
+            let best = self.medians.iter().min().copied().unwrap_or_default();
+            self.is_line = median > (best * LINE_FACTOR).max(LINE_MIN);
+        }
+        self.is_line
     }
 
     fn slow_after(&self) -> Option<Duration> {
         self.slow_after
     }
+}
+
+fn push_bounded(queue: &mut VecDeque<Duration>, value: Duration, len_max: usize) {
+    if queue.len() >= len_max {
+        queue.pop_front();
+    }
+    queue.push_back(value);
+}
+
+/// What `percent` of the last `count` did not exceed.
+fn quantile(all: &VecDeque<Duration>, count: usize, percent: usize) -> Option<Duration> {
+    let mut sorted: Vec<Duration> = all.iter().rev().take(count).copied().collect();
+    sorted.sort_unstable();
+    let at = sorted.len() * percent / 100;
+    sorted.get(at.min(sorted.len().saturating_sub(1))).copied()
 }
 
 #[cfg(test)]
@@ -216,16 +259,17 @@ mod tests {
     fn the_limit_grows_by_one_a_round_and_only_where_it_is_felt() {
         let flow = Flow::new(16);
         flow.limit.set(4.0);
-        flow.answered(Class::Read, Duration::from_millis(1));
+        let start = Instant::now();
+        flow.answered(Class::Read, Duration::from_millis(1), start);
         assert_eq!(flow.limit.get(), 4.0, "nothing else was in flight");
         flow.in_flight.set(4);
         for _ in 0..4 {
-            flow.answered(Class::Read, Duration::from_millis(1));
+            flow.answered(Class::Read, Duration::from_millis(1), start);
         }
         assert!((4.9..5.01).contains(&flow.limit.get()));
         for _ in 0..1000 {
             flow.in_flight.set(flow.limit.get() as usize);
-            flow.answered(Class::Read, Duration::from_millis(1));
+            flow.answered(Class::Read, Duration::from_millis(1), start);
         }
         assert_eq!(flow.limit.get(), 16.0);
     }
@@ -240,7 +284,7 @@ mod tests {
         assert!(!flow.pay_for_try(start));
         assert!(flow.pay_for_try(at(start, 1000)));
         for _ in 0..10 {
-            flow.answered(Class::Write, Duration::ZERO);
+            flow.answered(Class::Write, Duration::ZERO, start);
         }
         assert!(flow.pay_for_try(at(start, 1000)));
     }
@@ -250,11 +294,61 @@ mod tests {
         let flow = Flow::new(1);
         assert_eq!(flow.slow_after(Class::Read), None);
         for answer in 0..64_u64 {
-            flow.answered(Class::Read, Duration::from_millis(300 + answer));
+            let latency = Duration::from_millis(300 + answer);
+            flow.answered(Class::Read, latency, Instant::now());
         }
         let slow = flow.slow_after(Class::Read).unwrap();
         assert!((720..=726).contains(&slow.as_millis()), "{slow:?}");
         assert_eq!(flow.slow_after(Class::Write), None);
+    }
+
+    /// A server that answers `served` requests a second and lets the rest wait in line: latency follows the limit.
+    fn rounds(flow: &Flow, start: Instant, rounds: u64, of_one: Duration) {
+        for round in 0..rounds {
+            for _ in 0..LINE_ANSWERS {
+                let in_flight = flow.limit.get() as usize;
+                flow.in_flight.set(in_flight);
+                let now = start + CUT_EVERY * round as u32;
+                flow.answered(Class::Write, of_one * in_flight as u32, now);
+            }
+        }
+    }
+
+    #[test]
+    fn the_limit_shrinks_while_requests_wait_in_line_and_stays_above_one() {
+        let flow = Flow::new(64);
+        let (start, of_one) = (Instant::now(), Duration::from_millis(30));
+        // What the server does at best is known from quiet times.
+        for _ in 0..LINE_ANSWERS {
+            flow.answered(Class::Write, of_one, start);
+        }
+        rounds(&flow, start, 40, of_one);
+        let limit = flow.limit.get();
+        assert!(
+            (LINE_LIMIT_MIN..8.0).contains(&limit),
+            "{limit}: 64 in flight take 64 times as long"
+        );
+        // It is free again.
+        rounds(&flow, start, 400, Duration::from_micros(100));
+        assert_eq!(flow.limit.get(), 64.0);
+    }
+
+    #[test]
+    fn short_waits_and_limits_that_nobody_feels_are_left_alone() {
+        let flow = Flow::new(8);
+        let start = Instant::now();
+        for latency_ms in [1, 40] {
+            for _ in 0..10 * LINE_ANSWERS {
+                flow.in_flight.set(8);
+                flow.answered(Class::Read, Duration::from_millis(latency_ms), start);
+            }
+        }
+        assert_eq!(flow.limit.get(), 8.0, "40 ms is a blink");
+        for _ in 0..10 * LINE_ANSWERS {
+            flow.in_flight.set(1);
+            flow.answered(Class::Read, Duration::from_secs(1), start);
+        }
+        assert_eq!(flow.limit.get(), 8.0, "two in flight are no crowd");
     }
 
     proptest! {

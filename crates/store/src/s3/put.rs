@@ -188,12 +188,9 @@ pub(super) async fn conditions(client: &Client) -> Result<Conditions> {
     let known = &client.place.conditions;
     known
         .get_or_try_init(|| async {
-            let name = format!("{}{TEMPORARY_PART}/probe-{}", client.place.location.prefix, new_mark()?);
+            let name = new_probe_name(client)?;
             let found = probe(client, &name).await;
-            // A probe that stays is small, hidden, and told by the leftovers.
-            if let Err(error) = delete(client, &name).await {
-                tracing::debug!(%error, "a probe was not deleted");
-            }
+            withdraw_probe(client, &name).await;
             if found.as_ref().is_ok_and(|found| *found == Conditions::Ignored) {
                 // `check` tells it to people.
                 tracing::info!(
@@ -271,6 +268,15 @@ impl Checksums {
         Checksums {
             sha256: is_hashed.then(|| aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256)),
             crc32c: is_summed.then(|| crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi)),
+        }
+    }
+
+    /// For the request that deletes objects.
+    pub fn for_deletion(client: &Client) -> Self {
+        let crc32c = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        Checksums {
+            crc32c: Some(crc32c),
+            ..Checksums::new(client)
         }
     }
 

@@ -528,6 +528,39 @@ pub fn a_deleted_object_is_gone_and_its_key_free(subject: &Subject) {
     });
 }
 
+pub fn many_objects_are_deleted_at_once_and_no_others(subject: &Subject) {
+    const OBJECTS: usize = 25;
+    let store = &subject.store;
+    subject.on_shard(async |shard| {
+        let name = |at: usize| key(&format!("purge/{}/object-{at}", at % 3));
+        for at in 0..OBJECTS {
+            store.put_if_absent(&shard, &name(at), &[at as u8]).await?;
+        }
+        store.delete_all(&shard, &[]).await?;
+        assert_eq!(list_all(store, &shard, "purge/", 10).await?.len(), OBJECTS);
+        // Every other one, some twice, and one that was never there.
+        let mut doomed: Vec<Key> = (0..OBJECTS).step_by(2).map(name).collect();
+        doomed.extend([name(4), key("purge/0/never"), key("purge/nowhere/never")]);
+        store.delete_all(&shard, &doomed).await?;
+        let mut left: Vec<(String, u64)> = (1..OBJECTS)
+            .step_by(2)
+            .map(|at| (name(at).to_string(), 1))
+            .collect();
+        left.sort();
+        assert_eq!(list_all(store, &shard, "purge/", 10).await?, left);
+        store.delete_all(&shard, &doomed).await?;
+        // More than one request takes, nearly all of them absent.
+        let many: Vec<Key> = (0..1500).map(name).collect();
+        store.delete_all(&shard, &many).await?;
+        assert!(list_all(store, &shard, "purge/", 10).await?.is_empty());
+        assert_eq!(
+            store.put_if_absent(&shard, &name(4), b"anew").await?,
+            Put::Created
+        );
+        Ok(())
+    });
+}
+
 pub fn a_listing_of_nothing_is_empty_and_of_a_bad_prefix_an_error(subject: &Subject) {
     let store = &subject.store;
     subject.on_shard(async |shard| {
@@ -721,6 +754,7 @@ macro_rules! conformance {
                 what_is_absent_is_told_as_absent,
                 get_refuses_what_is_larger_than_allowed,
                 a_deleted_object_is_gone_and_its_key_free,
+                many_objects_are_deleted_at_once_and_no_others,
                 a_listing_of_nothing_is_empty_and_of_a_bad_prefix_an_error,
                 writers_of_one_directory_all_become_visible,
                 listings_agree_with_a_sorted_map,

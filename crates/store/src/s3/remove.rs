@@ -1,0 +1,122 @@
+//! Deleting many objects by few requests (DeleteObjects).
+//!
+//! Invariants: an object counts as deleted where the server says so by name, or where it is looked for and not
+//! found; a server that does not know the request is asked object by object.
+
+use http::{Method, StatusCode};
+use mover_base::{Error, Kind, Result};
+use serde::Deserialize;
+
+use super::answer::{Operation, escaped, not_s3};
+use super::client::{Client, Request, Sink};
+use super::list::document;
+use super::put::{self, Checksums};
+use crate::key::Key;
+
+/// Objects of one request (a limit of S3).
+const KEYS_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+struct DeleteResult {
+    #[serde(rename = "Deleted", default)]
+    deleted: Vec<Deleted>,
+    #[serde(rename = "Error", default)]
+    refused: Vec<Refused>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Deleted {
+    key: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Refused {
+    #[serde(default)]
+    key: String,
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Deletes the objects `keys`, whichever of them exist.
+pub(super) async fn delete_all(client: &Client, keys: &[Key]) -> Result<()> {
+    for keys in keys.chunks(KEYS_MAX) {
+        let request = request(client, keys);
+        let answer = client.send(&request, &mut Sink::Answer).await?;
+        let is_unknown = matches!(
+            answer.status,
+            StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED
+        );
+        if is_unknown {
+            one_by_one(client, keys.iter()).await?;
+            continue;
+        }
+        let answer = client.succeeded(&request, answer)?;
+        let result: DeleteResult = document(client, &answer)?;
+        // What was absent is no object that stays.
+        let mut refused = result.refused.iter();
+        if let Some(refused) = refused.find(|one| one.code != "NoSuchKey") {
+            return Err(refusal(client, refused));
+        }
+        let mut told: Vec<&str> = result.deleted.iter().map(|one| one.key.as_str()).collect();
+        told.sort_unstable();
+        let untold = keys.iter().filter(|key| {
+            told.binary_search(&client.place.name_of(key).as_str())
+                .is_err()
+        });
+        // Some servers say nothing of what was absent.
+        for key in untold {
+            if put::head(client, &client.place.name_of(key))
+                .await?
+                .is_some()
+            {
+                let said = "an answer that leaves out an object which is there";
+                return Err(not_s3(&client.place.location, said).object(key.as_str()));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn one_by_one(client: &Client, keys: impl Iterator<Item = &Key>) -> Result<()> {
+    for key in keys {
+        put::delete(client, &client.place.name_of(key))
+            .await
+            .map_err(|error| error.object(key.as_str()))?;
+    }
+    Ok(())
+}
+
+fn request(client: &Client, keys: &[Key]) -> Request {
+    let mut text = String::from("<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+    for key in keys {
+        let name = client.place.name_of(key);
+        let name = quick_xml::escape::escape(name.as_str());
+        text.push_str(&format!("<Object><Key>{name}</Key></Object>"));
+    }
+    text.push_str("</Delete>");
+    // Amazon takes no such request without a checksum, whatever objects are written with.
+    let mut sums = Checksums::for_deletion(client);
+    sums.update(text.as_bytes());
+    let bytes = text.len() as u64;
+    Request::new(Operation::Delete, Method::POST, String::new())
+        .query("delete", "")
+        .header("content-type", "application/xml")
+        .payload(sums.finish(vec![text.into()], bytes))
+}
+
+fn refusal(client: &Client, refused: &Refused) -> Error {
+    let prefix = &client.place.location.prefix;
+    let object = refused.key.strip_prefix(prefix).unwrap_or(&refused.key);
+    Error::new(Kind::Storage, "the store did not delete an object")
+        .object(escaped(object))
+        .hint("the credentials need s3:DeleteObject, and a locked object stays until its lock ends; others may be gone already")
+        .cause(format!(
+            "{}: {}",
+            escaped(&refused.code),
+            escaped(&refused.message)
+        ))
+}

@@ -1,0 +1,109 @@
+//! What can be done to a job while it runs: its limits changed, and its process struck down without a trace of its
+//! secrets.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+
+use mover_tests::job::{Job, wait_until};
+use mover_tests::mover::{Protection, Repo, exit, isolated};
+use mover_tests::plant;
+use mover_tests::proof::restores_to;
+use mover_tests::random::Random;
+use mover_tests::scratch::Scratch;
+use mover_tests::tree::Tree;
+use rustix::process::{Pid, Signal, kill_process};
+
+const SEED: u64 = 0x10ad;
+/// At this rate the data below would take hours.
+const CRAWL: &str = "limit-write = '1KiB/s'\n";
+const DATA_BYTES: usize = 12 << 20;
+
+#[test]
+fn limits_of_the_file_are_taken_over_by_a_job_that_runs() {
+    let scratch = Scratch::new("new-limits");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let truth = Tree::read(&source);
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let file = scratch.join("config.toml");
+    fs::write(&file, CRAWL).expect("a configuration file");
+    let mut command = repo.backup_command(&source);
+    let mut job = Job::start(command.arg("--config").arg(&file).arg("-v"));
+    let id = job.id();
+    wait_until(|| listens(id));
+    // A file that is wrong changes nothing.
+    fs::write(&file, "limit-write = 'fast'\n").expect("a configuration file");
+    job.signal(Signal::USR2);
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(job.is_running(), "{}", job.outcome());
+    fs::write(&file, "limit-write = 'none'\n").expect("a configuration file");
+    job.signal(Signal::USR2);
+    wait_until(|| !job.is_running());
+    let outcome = job.outcome().expect(exit::OK);
+    for told in [
+        "the limits stay as they are",
+        "limits from now on: read none, write none",
+    ] {
+        assert!(outcome.to_string().contains(told), "{told}\n{outcome}");
+    }
+    restores_to(&repo, "latest", &truth, &scratch);
+}
+
+/// Whether a process has a handler for SIGUSR2, which the tool installs before it begins.
+fn listens(id: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (Signal::USR2.as_raw() - 1)) != 0)
+}
+
+/// Runs `command` where cores may be as large as they like, and ends it as a fault in it would.
+fn struck_down(mut command: Command, home: &Path, is_ready: impl Fn(u32) -> bool) -> ExitStatus {
+    let mut words = vec![command.get_program().to_owned()];
+    words.extend(command.get_args().map(ToOwned::to_owned));
+    let mut shell = isolated(Command::new("sh"), home);
+    shell
+        .args(["-c", "ulimit -c unlimited; exec \"$@\"", "sh"])
+        .args(words)
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command = shell;
+    let mut child = command.spawn().expect("starts");
+    let id = child.id();
+    wait_until(|| is_ready(id));
+    kill_process(Pid::from_child(&child), Signal::SEGV).expect("it still runs");
+    child.wait().expect("a child ends")
+}
+
+#[test]
+fn a_job_that_is_struck_down_leaves_no_core() {
+    let scratch = Scratch::new("no-core");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let home = scratch.dir("home-of-cores");
+    // What any other program leaves here, so that the test knows a core when it sees none.
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600");
+    let is_sleep =
+        |id| fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name == "sleep\n");
+    let status = struck_down(sleep, &home, is_sleep);
+    assert_eq!(status.signal(), Some(Signal::SEGV.as_raw()));
+    assert!(
+        status.core_dumped(),
+        "this machine keeps no cores (see /proc/sys/kernel/core_pattern), so the test would prove nothing"
+    );
+    let mut backup = repo.backup_command(&source);
+    backup.args(["--limit-write", "1KiB/s"]);
+    let status = struck_down(backup, &home, listens);
+    assert_eq!(status.signal(), Some(Signal::SEGV.as_raw()));
+    assert!(!status.core_dumped());
+}
