@@ -3,7 +3,7 @@
 //! Invariants: a job that a failed test leaves behind is killed; nobody waits for ever.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -71,6 +71,13 @@ impl Job {
             std::thread::sleep(POLL);
         }
         (self.outcome(), peak)
+    }
+
+    /// Waits for its end, which is near.
+    #[track_caller]
+    pub fn status(mut self) -> ExitStatus {
+        wait_until(|| !self.is_running());
+        self.child().wait().expect("a child can be waited for")
     }
 
     /// Waits for its end.

@@ -61,6 +61,8 @@ pub(crate) enum Rivals {
     Possible,
     /// Nobody else can have chosen it.
     None,
+    /// Only earlier tries of the same writer with the same bytes.
+    OwnTries,
 }
 
 /// An object as seen from outside.
@@ -205,6 +207,17 @@ impl Store {
     /// As [`put_if_absent`](Self::put_if_absent).
     pub async fn upload_unique(&self, shard: &Shard, key: &Key) -> Result<Upload> {
         self.upload_with(shard, key, Rivals::None).await
+    }
+
+    /// The same for a key that only this caller writes, and always with the same bytes (a copy of an object elsewhere,
+    /// made under a lease). What an earlier try that was killed has sent already is not sent again where the store
+    /// keeps it: on S3 the parts of an object of more than 16 MiB that match by length and checksum. So an upload
+    /// that is dropped keeps its parts for the next try; [`Upload::abort`] throws them away.
+    ///
+    /// # Errors
+    /// As [`put_if_absent`](Self::put_if_absent).
+    pub async fn upload_again(&self, shard: &Shard, key: &Key) -> Result<Upload> {
+        self.upload_with(shard, key, Rivals::OwnTries).await
     }
 
     async fn upload_with(&self, shard: &Shard, key: &Key, rivals: Rivals) -> Result<Upload> {

@@ -196,7 +196,7 @@ impl S3Store {
     /// Unfinished uploads, and probes and claims that were not taken back.
     pub(crate) async fn stale_temporaries(&self, shard: &Shard) -> Result<Vec<Temporary>> {
         let client = self.client(shard)?;
-        let (uploads, now) = list::uploads(&client).await?;
+        let (uploads, now) = list::uploads(&client, &self.0.location.prefix).await?;
         let place = &self.0.location.prefix;
         let uploads = uploads.into_iter().filter_map(|upload| {
             let key = upload.name.strip_prefix(place)?;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use conformance::{Subject, key, list_all, pattern, upload_all};
+use conformance::{Subject, key, list_all, pattern, push_all, upload_all};
 use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, RateBudget, Shard};
 use mover_store::{LinkLimits, Put, Store};
@@ -399,6 +399,7 @@ fn limits_on_the_link_change_under_a_job() {
     let limits = LinkLimits {
         upload: RateBudget::new(Some(0)),
         download: RateBudget::new(Some(0)),
+        ..LinkLimits::default()
     };
     let store = kept.store_at(&kept.endpoint(), "", &limits);
     let bytes = pattern(8 * BUF_BYTES, 2);
@@ -422,6 +423,58 @@ fn limits_on_the_link_change_under_a_job() {
         assert!(work.await? == bytes);
         Ok(())
     });
+}
+
+/// What a killed job leaves is an upload that was begun and not ended: here one that is dropped. On Garage, which
+/// tells the checksums of parts; what it tells is checked against what was sent.
+#[test]
+fn an_upload_that_was_cut_off_is_taken_up_where_its_parts_match() {
+    const PIECES: usize = 41;
+    let (kept, subject) = garage_place();
+    let bytes = pattern(PIECES * BUF_BYTES + 77, 6);
+    // A part of which the other try knows nothing.
+    let mut changed = bytes.clone();
+    changed[BUF_BYTES] ^= 1;
+    for (options, then, sent_again) in [
+        ("", &bytes, &[3][..]),
+        ("checksum=sha256", &bytes, &[3]),
+        ("", &changed, &[1, 3]),
+        // Without checksums nothing is known to match.
+        ("checksum=none", &bytes, &[1, 2, 3]),
+    ] {
+        let what = format!("{options:?}, {sent_again:?}");
+        let proxy = FaultProxy::start(&kept.endpoint());
+        let store = kept.store_at(&proxy.endpoint(), options, &LinkLimits::default());
+        let name = key(&format!("again/{}{}", options.len(), sent_again.len()));
+        let sent = || -> Vec<String> {
+            let part = |line: &String| {
+                let (_, query) = line.split_once("partNumber=")?;
+                Some(query.split(['&', ' ']).next()?.to_owned())
+            };
+            proxy.seen().iter().filter_map(part).collect()
+        };
+        subject.on_shard(async |shard| {
+            let mut upload = store.upload_again(&shard, &name).await?;
+            for piece in bytes.chunks(BUF_BYTES).take(PIECES) {
+                let mut buf = shard.buffer().await;
+                buf[..piece.len()].copy_from_slice(piece);
+                upload.push(buf, piece.len()).await?;
+            }
+            drop(upload);
+            // What is dropped is usually thrown away by the next upload.
+            upload_all(&store, &shard, &key(&format!("{name}.other")), b"x").await
+        });
+        assert_eq!(sent(), ["1", "2"], "{what}");
+        subject.on_shard(async |shard| {
+            let mut upload = store.upload_again(&shard, &name).await?;
+            push_all(&shard, &mut upload, then).await?;
+            upload.commit().await
+        });
+        let again: Vec<String> = sent_again.iter().map(ToString::to_string).collect();
+        assert_eq!(sent()[2..], again, "{what}");
+        let stored = kept.client().get(name.as_str()).expect("stored");
+        assert!(stored.body == *then, "{what}");
+    }
 }
 
 /// A commit that is dropped while the server works on it, before and after the server has made the object.

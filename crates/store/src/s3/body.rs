@@ -10,11 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use mover_base::checksum::Sha256;
 use mover_io::{RateBudget, Shard};
 use tokio::sync::mpsc;
+
+use super::location::Checksum;
 
 /// Bytes that a body hands over at a time.
 const STEP_BYTES: usize = 256 << 10;
@@ -30,6 +34,17 @@ pub(super) struct Payload {
     pub sha256: Option<Sha256>,
     /// Where it was computed, over all pieces.
     pub crc32c: Option<u32>,
+}
+
+impl Payload {
+    /// A checksum of it as S3 writes them, where it was computed.
+    pub fn sum(&self, checksum: Checksum) -> Option<String> {
+        match checksum {
+            Checksum::None => None,
+            Checksum::Crc32c => self.crc32c.map(|crc| BASE64.encode(crc.to_be_bytes())),
+            Checksum::Sha256 => self.sha256.map(|sha256| BASE64.encode(sha256)),
+        }
+    }
 }
 
 /// How far one try has come. Shared by the body, which the connection owns, and the one who waits.

@@ -44,15 +44,15 @@ pub(super) async fn put(client: &Client, name: &str, payload: Payload) -> Result
     if put::head(client, name).await?.is_some() {
         return Ok(Put::Exists);
     }
-    let mut parts = multipart::Parts::begin(client, name).await?;
-    let sent = parts.send(client, payload).await;
-    match sent {
-        Ok(()) => parts.complete_claimed(client).await,
-        Err(error) => {
-            parts.abandon(client);
-            Err(error)
-        }
+    let mut parts = multipart::Parts::begin(client, name, new_mark()?).await?;
+    let put = match parts.send(client, payload).await {
+        Ok(()) => parts.complete(client).await,
+        Err(error) => Err(error),
+    };
+    if !matches!(put, Ok(Put::Created)) {
+        parts.abandon(client);
     }
+    put
 }
 
 /// Sends `request`, which names the object, as the only one who may. `mark` is that of the object.

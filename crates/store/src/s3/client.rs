@@ -13,8 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
 use mover_base::{Error, Kind, Result, hex};
@@ -25,6 +23,7 @@ use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
 use super::flow::{Class, Flow, pause_before};
+use super::location::Checksum;
 use super::upload::UploadMemory;
 use crate::bounds::too_large;
 
@@ -91,6 +90,14 @@ impl Request {
     pub fn payload(mut self, payload: Payload) -> Self {
         self.payload = payload;
         self
+    }
+
+    /// The payload, with its checksum for the server to compare.
+    pub fn summed_payload(mut self, payload: Payload, checksum: Checksum) -> Self {
+        if let (Some(header), Some(sum)) = (checksum.header(), payload.sum(checksum)) {
+            self = self.header(header, sum);
+        }
+        self.payload(payload)
     }
 
     fn class(&self) -> Class {
@@ -313,11 +320,6 @@ impl Client {
             "x-amz-content-sha256",
             content_sha256(payload, place.location.is_tls()),
         );
-        if let Some(crc) = payload.crc32c {
-            let value = BASE64.encode(crc.to_be_bytes());
-            let value = HeaderValue::from_str(&value).map_err(|error| failed(&error))?;
-            headers.insert("x-amz-checksum-crc32c", value);
-        }
         let (mut parts, ()) = call.into_parts();
         place.signature.sign(&mut parts).await?;
         let body = PayloadBody::new(&self.shard, payload, &place.limits.upload, progress);

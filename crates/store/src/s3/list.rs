@@ -285,14 +285,14 @@ fn parse(client: &Client, answer: &Answer) -> Result<Names> {
     })
 }
 
-/// The unfinished uploads below the repository's prefix, [`TEMPORARIES_MAX`] at most, and the server's time.
-pub(super) async fn uploads(client: &Client) -> Result<(Vec<Unfinished>, Timestamp)> {
+/// The unfinished uploads whose full names begin with `prefix`, [`TEMPORARIES_MAX`] at most, and the server's time.
+pub(super) async fn uploads(client: &Client, prefix: &str) -> Result<(Vec<Unfinished>, Timestamp)> {
     let mut all = Vec::new();
     let mut marker: Option<(String, String)> = None;
     loop {
         let mut request = Request::new(Operation::Multipart, Method::GET, String::new())
             .query("uploads", "")
-            .query("prefix", client.place.location.prefix.clone());
+            .query("prefix", prefix);
         if let Some((name, id)) = &marker {
             request = request
                 .query("key-marker", name.clone())

@@ -49,6 +49,26 @@ pub(super) enum Checksum {
     Sha256,
 }
 
+impl Checksum {
+    /// Its name in S3, as the sender of an object in parts announces it.
+    pub fn algorithm(self) -> Option<&'static str> {
+        match self {
+            Checksum::None => None,
+            Checksum::Crc32c => Some("CRC32C"),
+            Checksum::Sha256 => Some("SHA256"),
+        }
+    }
+
+    /// The header that bears it.
+    pub fn header(self) -> Option<&'static str> {
+        match self {
+            Checksum::None => None,
+            Checksum::Crc32c => Some("x-amz-checksum-crc32c"),
+            Checksum::Sha256 => Some("x-amz-checksum-sha256"),
+        }
+    }
+}
+
 /// Where a repository lies and how its server is spoken to.
 #[derive(Debug, Clone)]
 pub(super) struct Location {

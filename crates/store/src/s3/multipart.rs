@@ -1,7 +1,10 @@
 //! Objects written in parts: begun, filled, and named by one small request at the end.
 //!
 //! Invariants: parts are numbered from 1 without a gap, each of [`PART_BYTES`] but the last; nothing is visible
-//! before the end; an upload that is given up is aborted, by the next request of its shard where nobody can wait.
+//! before the end; an upload that is given up is aborted, by the next request of its shard where nobody can wait,
+//! unless its writer will come back; a part of an earlier try is taken for sent only where length and checksum match.
+
+use std::collections::BTreeMap;
 
 use http::Method;
 use mover_base::{Error, Kind, Result};
@@ -11,7 +14,8 @@ use super::answer::Operation;
 use super::body::Payload;
 use super::claim;
 use super::client::{Client, Request, Sink};
-use super::list::document;
+use super::list::{self, document};
+use super::location::Checksum;
 use super::put::{
     self, Conditions, new_mark, new_probe_name, object_headers, put_request, withdraw_probe,
 };
@@ -22,13 +26,25 @@ pub(super) const PART_BYTES: usize = 16 << 20;
 /// Parts of one object (a limit of S3).
 const PARTS_MAX: usize = 10_000;
 
+/// Parts in one page of their listing (a limit of S3).
+const PAGE_PARTS_MAX: usize = 1000;
+
 /// An upload under way.
 pub(super) struct Parts {
     name: String,
     id: String,
     mark: String,
-    /// Their tags, in order.
-    tags: Vec<String>,
+    /// In order.
+    sent: Vec<Part>,
+    /// What an earlier try has sent, by number.
+    found: BTreeMap<usize, FoundPart>,
+}
+
+/// A part that the server has.
+struct Part {
+    tag: String,
+    /// Where one was sent with it.
+    sum: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -37,25 +53,87 @@ struct InitiateMultipartUploadResult {
     upload_id: String,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListPartsResult {
+    #[serde(default)]
+    is_truncated: bool,
+    #[serde(default)]
+    next_part_number_marker: Option<usize>,
+    #[serde(default)]
+    part: Vec<FoundPart>,
+}
+
+/// A part as a listing shows it.
+#[derive(Deserialize)]
+struct FoundPart {
+    #[serde(rename = "PartNumber")]
+    number: usize,
+    #[serde(rename = "Size")]
+    bytes: u64,
+    #[serde(rename = "ETag", default)]
+    tag: String,
+    #[serde(rename = "ChecksumCRC32C", default)]
+    crc32c: Option<String>,
+    #[serde(rename = "ChecksumSHA256", default)]
+    sha256: Option<String>,
+}
+
+impl FoundPart {
+    /// The part, if it holds what `payload` does by length and checksum.
+    fn holding(self, payload: &Payload, checksum: Checksum) -> Option<Part> {
+        let sum = match checksum {
+            Checksum::None => None,
+            Checksum::Crc32c => self.crc32c,
+            Checksum::Sha256 => self.sha256,
+        };
+        let is_same = sum.is_some() && sum == payload.sum(checksum) && self.bytes == payload.bytes;
+        (is_same && !self.tag.is_empty()).then_some(Part { tag: self.tag, sum })
+    }
+}
+
 impl Parts {
-    pub async fn begin(client: &Client, name: &str) -> Result<Self> {
-        let mark = new_mark()?;
-        let request = Request::new(Operation::Multipart, Method::POST, name.to_owned())
+    /// Begins an upload of the object `name`, which will bear `mark`.
+    pub async fn begin(client: &Client, name: &str, mark: String) -> Result<Self> {
+        let mut request = Request::new(Operation::Multipart, Method::POST, name.to_owned())
             .query("uploads", "")
             .headers(&object_headers(client, name, &mark));
+        // Amazon takes no checksum of a part that was not announced here.
+        if let Some(algorithm) = client.place.location.checksum.algorithm() {
+            request = request.header("x-amz-checksum-algorithm", algorithm);
+        }
         let answer = client.send_small(&request).await?;
         let result: InitiateMultipartUploadResult = document(client, &answer)?;
         Ok(Parts {
             name: name.to_owned(),
             id: result.upload_id,
             mark,
-            tags: Vec::new(),
+            sent: Vec::new(),
+            found: BTreeMap::new(),
         })
     }
 
-    /// Sends the next part.
+    /// Takes up what an earlier try of the same writer has begun last, or begins.
+    pub async fn resume(client: &Client, name: &str) -> Result<Self> {
+        let mark = put::mark_of_copies(name);
+        let (uploads, _) = list::uploads(client, name).await?;
+        let own = uploads.into_iter().filter(|upload| upload.name == name);
+        let Some(last) = own.max_by(|a, b| a.begun.cmp(&b.begun)) else {
+            return Parts::begin(client, name, mark).await;
+        };
+        let found = found_parts(client, name, &last.id).await?;
+        Ok(Parts {
+            name: name.to_owned(),
+            id: last.id,
+            mark,
+            sent: Vec::new(),
+            found,
+        })
+    }
+
+    /// Sends the next part, unless the server has it.
     pub async fn send(&mut self, client: &Client, payload: Payload) -> Result<()> {
-        let number = self.tags.len() + 1;
+        let number = self.sent.len() + 1;
         if number > PARTS_MAX {
             return Err(Error::new(
                 Kind::Limit,
@@ -63,55 +141,58 @@ impl Parts {
             )
             .object(self.name.as_str()));
         }
+        let checksum = client.place.location.checksum;
+        let found = self.found.remove(&number);
+        if let Some(part) = found.and_then(|found| found.holding(&payload, checksum)) {
+            self.sent.push(part);
+            return Ok(());
+        }
+        let sum = payload.sum(checksum);
         let request = Request::new(Operation::Multipart, Method::PUT, self.name.clone())
             .query("partNumber", number.to_string())
             .query("uploadId", self.id.clone())
-            .payload(payload);
+            .summed_payload(payload, checksum);
         let answer = client.send_small(&request).await?;
         let tag = answer.header("etag").ok_or_else(|| {
             super::answer::not_s3(&client.place.location, "a part was taken without an ETag")
         })?;
-        self.tags.push(tag.to_owned());
+        self.sent.push(Part {
+            tag: tag.to_owned(),
+            sum,
+        });
         Ok(())
     }
 
     /// Names the object unless that exists. An upload that did not become the object is the caller's to throw away.
     pub async fn complete(&self, client: &Client) -> Result<Put> {
+        let request = self.complete_request(client);
         if conditions(client).await? == Conditions::Ignored {
-            let request = self.complete_request(client);
             return claim::claimed(client, &self.name, &request, &self.mark).await;
         }
-        let request = self.complete_request(client).header("if-none-match", "*");
+        let request = request.header("if-none-match", "*");
         put::settle(client, &request, &self.mark).await
     }
 
-    /// The same on a server without conditional writes.
-    pub async fn complete_claimed(self, client: &Client) -> Result<Put> {
-        let request = self.complete_request(client);
-        let put = claim::claimed(client, &self.name, &request, &self.mark).await;
-        if !matches!(put, Ok(Put::Created)) {
-            self.abandon(client);
-        }
-        put
-    }
-
     fn complete_request(&self, client: &Client) -> Request {
+        let element = client.place.location.checksum.algorithm();
         let mut text = String::from("<CompleteMultipartUpload>");
-        for (at, tag) in self.tags.iter().enumerate() {
-            let tag = quick_xml::escape::escape(tag);
+        for (at, part) in self.sent.iter().enumerate() {
+            let tag = quick_xml::escape::escape(&part.tag);
+            let sum = match (element, &part.sum) {
+                (Some(name), Some(sum)) => format!("<Checksum{name}>{sum}</Checksum{name}>"),
+                _ => String::new(),
+            };
             text.push_str(&format!(
-                "<Part><PartNumber>{}</PartNumber><ETag>{tag}</ETag></Part>",
+                "<Part><PartNumber>{}</PartNumber><ETag>{tag}</ETag>{sum}</Part>",
                 at + 1
             ));
         }
         text.push_str("</CompleteMultipartUpload>");
-        let mut payload = put::payload_of(client, text.as_bytes());
-        // A checksum here would be taken for that of the object.
-        payload.crc32c = None;
+        // No checksum goes along: here it would be taken for that of the object.
         Request::new(Operation::Multipart, Method::POST, self.name.clone())
             .query("uploadId", self.id.clone())
             .header("content-type", "application/xml")
-            .payload(payload)
+            .payload(put::payload_of(client, text.as_bytes()))
     }
 
     /// Throws the upload away.
@@ -122,6 +203,27 @@ impl Parts {
     /// Throws the upload away later, where nobody can wait.
     pub fn abandon(&self, client: &Client) {
         client.abandon(self.name.clone(), self.id.clone());
+    }
+}
+
+/// The parts of an unfinished upload, by number; none where it is gone.
+async fn found_parts(client: &Client, name: &str, id: &str) -> Result<BTreeMap<usize, FoundPart>> {
+    let mut all = BTreeMap::new();
+    let mut marker = 0;
+    loop {
+        let request = Request::new(Operation::Multipart, Method::GET, name.to_owned())
+            .query("uploadId", id.to_owned())
+            .query("max-parts", PAGE_PARTS_MAX.to_string())
+            .query("part-number-marker", marker.to_string());
+        let answer = client.send_small(&request).await?;
+        let result: ListPartsResult = document(client, &answer)?;
+        all.extend(result.part.into_iter().map(|part| (part.number, part)));
+        let next = result.next_part_number_marker.unwrap_or(0);
+        // Pages that do not go forward bring nothing more; what is not known is sent again.
+        if !result.is_truncated || next <= marker || all.len() > PARTS_MAX {
+            return Ok(all);
+        }
+        marker = next;
     }
 }
 
@@ -168,7 +270,7 @@ async fn probe(client: &Client, name: &str) -> Result<Conditions> {
     let payload = put::payload_of(client, b"helios-mover");
     let request = put_request(client, name, payload.clone(), &new_mark()?);
     client.send_small(&request).await?;
-    let mut parts = Parts::begin(client, name).await?;
+    let mut parts = Parts::begin(client, name, new_mark()?).await?;
     parts.send(client, payload).await?;
     let request = parts.complete_request(client).header("if-none-match", "*");
     let answer = client.send(&request, &mut Sink::Answer).await?;

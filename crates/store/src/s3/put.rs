@@ -4,10 +4,9 @@
 //! that now exists (a lost reply, a request that arrived twice), the mark decides. A server that was not seen to
 //! refuse a second write of an object is never trusted with the decision: there a claim (see `claim`) is.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use mover_base::checksum::sha256;
 use mover_base::{Error, Kind, Result, Timestamp, hex};
 use mover_io::random_bytes;
 
@@ -66,14 +65,14 @@ pub(super) fn object_headers(
 
 /// A request that writes `payload` whole.
 pub(super) fn put_request(client: &Client, name: &str, payload: Payload, mark: &str) -> Request {
-    let sha256 = payload.sha256;
-    let mut request = Request::new(Operation::Put, Method::PUT, name.to_owned())
+    Request::new(Operation::Put, Method::PUT, name.to_owned())
         .headers(&object_headers(client, name, mark))
-        .payload(payload);
-    if let (Checksum::Sha256, Some(sha256)) = (client.place.location.checksum, sha256) {
-        request = request.header("x-amz-checksum-sha256", BASE64.encode(sha256));
-    }
-    request
+        .summed_payload(payload, client.place.location.checksum)
+}
+
+/// The mark of an object that one writer writes, as often as it takes: each of its tries bears the same.
+pub(super) fn mark_of_copies(name: &str) -> String {
+    hex::encode(&sha256(format!("copies of {name}").as_bytes())[..16])
 }
 
 /// Writes `payload` as the object `name` unless that exists.
@@ -83,12 +82,17 @@ pub(super) async fn put(
     payload: Payload,
     rivals: Rivals,
 ) -> Result<Put> {
+    let mark = match rivals {
+        Rivals::Possible | Rivals::None => new_mark()?,
+        Rivals::OwnTries => mark_of_copies(name),
+    };
     match (conditions(client).await?, rivals) {
         (Conditions::Kept, _) => {}
         (Conditions::Ignored, Rivals::Possible) => return claim::put(client, name, payload).await,
-        (Conditions::Ignored, Rivals::None) => return put_alone(client, name, payload).await,
+        (Conditions::Ignored, Rivals::None | Rivals::OwnTries) => {
+            return put_alone(client, name, payload, &mark).await;
+        }
     }
-    let mark = new_mark()?;
     let request = put_request(client, name, payload, &mark);
     settle(client, &request.header("if-none-match", "*"), &mark).await
 }
@@ -105,11 +109,11 @@ pub(super) async fn settle(client: &Client, request: &Request, mark: &str) -> Re
 }
 
 /// Writes an object that nobody else can want to write.
-async fn put_alone(client: &Client, name: &str, payload: Payload) -> Result<Put> {
+async fn put_alone(client: &Client, name: &str, payload: Payload, mark: &str) -> Result<Put> {
     if head(client, name).await?.is_some() {
         return Ok(Put::Exists);
     }
-    let request = put_request(client, name, payload, &new_mark()?);
+    let request = put_request(client, name, payload, mark);
     client.send_small(&request).await?;
     Ok(Put::Created)
 }

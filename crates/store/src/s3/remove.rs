@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::answer::{Operation, escaped, not_s3};
 use super::client::{Client, Request, Sink};
 use super::list::document;
+use super::location::Checksum;
 use super::put::{self, Checksums};
 use crate::key::Key;
 
@@ -105,7 +106,7 @@ fn request(client: &Client, keys: &[Key]) -> Request {
     Request::new(Operation::Delete, Method::POST, String::new())
         .query("delete", "")
         .header("content-type", "application/xml")
-        .payload(sums.finish(vec![text.into()], bytes))
+        .summed_payload(sums.finish(vec![text.into()], bytes), Checksum::Crc32c)
 }
 
 fn refusal(client: &Client, refused: &Refused) -> Error {

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::body::Payload;
 use super::client::Client;
 use super::multipart::{self, PART_BYTES, Parts};
-use super::put::{self, Checksums};
+use super::put::{self, Checksums, new_mark};
 use crate::key::Key;
 use crate::{Put, Rivals};
 
@@ -157,7 +157,12 @@ impl S3Upload {
             Some(parts) => parts,
             none => {
                 let name = self.client.place.name_of(&self.key);
-                none.insert(Parts::begin(&self.client, &name).await?)
+                none.insert(match self.rivals {
+                    Rivals::Possible | Rivals::None => {
+                        Parts::begin(&self.client, &name, new_mark()?).await?
+                    }
+                    Rivals::OwnTries => Parts::resume(&self.client, &name).await?,
+                })
             }
         };
         parts.send(&self.client, payload).await?;
@@ -174,7 +179,9 @@ impl S3Upload {
 
 impl Drop for S3Upload {
     fn drop(&mut self) {
-        if let Some(parts) = self.parts.take() {
+        let parts = self.parts.take();
+        // The parts of a copy are taken up by the next try.
+        if let Some(parts) = parts.filter(|_| self.rivals != Rivals::OwnTries) {
             parts.abandon(&self.client);
         }
     }
