@@ -1,4 +1,4 @@
-//! Identifiers: repositories, sessions, packs and backups.
+//! Identifiers: repositories, sessions, packs, backups, databases and their histories.
 //!
 //! Invariants: every id is 16 bytes on storage; text forms parse back to the same bytes and nothing else
 //! parses. Randomness comes from the caller, so that encoders stay pure.
@@ -80,6 +80,17 @@ hex_id!(
     SlotId,
     "key slot id",
     "A key slot, drawn at random when it is sealed."
+);
+
+hex_id!(
+    SystemId,
+    "system id",
+    "A database, drawn at random when it is created; all its histories share it."
+);
+hex_id!(
+    HistoryId,
+    "history id",
+    "One history of a database's log, drawn at random when the history begins."
 );
 
 /// A backup: its start in whole seconds (UTC) and 32 random bits, as `20261122-181409-7f3a9c2e`.

@@ -1,6 +1,7 @@
-//! What is backed up, and what a restore is written to: directory trees of database files.
+//! What is backed up, and what a restore is written to: directory trees of database files, and page stores with
+//! their write-ahead log.
 //!
-//! Invariants: names and metadata go through here, file contents never do (the data path reads and writes
+//! Invariants of trees: names and metadata go through here, file contents never do (the data path reads and writes
 //! through the descriptors that this crate hands out). Every name is resolved beneath a held directory
 //! descriptor without following symbolic links, on both sides; only the path that the operator gave for
 //! the tree itself may contain them. A source that changes while it is read is an error, never a silent mix.
@@ -9,15 +10,21 @@
 mod attributes;
 mod beneath;
 mod dir;
+pub mod disk;
 mod exclude;
 mod failure;
 mod holes;
 mod metadata;
+pub mod page;
+pub mod pages;
 mod plan;
+pub mod redo;
 mod remove;
 mod scan;
 mod staging;
 mod target;
+pub mod wal;
+mod wire;
 
 pub use dir::DirSource;
 pub use failure::{source_error, target_error};

@@ -1,0 +1,234 @@
+//! The files of a page store and its log, and what "durable" means for them.
+//!
+//! A [`Disk`] is a directory beneath which all names are resolved; [`DirDisk`] is the real one, and the tests' other one
+//! loses, tears and reorders what was not synced, as a power cut does.
+//!
+//! Invariants: a write is durable after [`DiskFile::sync`] of its file, a name (made, renamed or removed) after
+//! [`Disk::sync_dir`] of its directory, and neither before. A failed sync is final: the kernel forgets what it lost, so
+//! nobody may sync again and go on. No lookup leaves the directory or follows a symbolic link.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use mover_base::{Error, Kind, Result};
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::beneath;
+use crate::failure::source_error;
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// To be read; it must exist.
+    Read,
+    /// To be read and written; it must exist.
+    Write,
+    /// To be written past the page cache, where the file system can, in whole aligned blocks; it must exist.
+    WriteDirect,
+    /// Made anew for reading and writing; it must not exist.
+    Create,
+}
+
+/// A directory that holds a page store.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Opens the file at `path` (relative, components joined by `/`).
+    fn open(&self, path: &str, access: Access) -> io::Result<Box<dyn DiskFile>>;
+    /// The names in the directory `path`, in no order.
+    fn list(&self, path: &str) -> io::Result<Vec<String>>;
+    /// Makes a directory; one that exists is left as it is.
+    fn make_dir(&self, path: &str) -> io::Result<()>;
+    /// Puts `from` in the place of `to`, whether that exists or not.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &str) -> io::Result<()>;
+    /// Makes the names in the directory `path` (the empty path is the disk itself) durable.
+    fn sync_dir(&self, path: &str) -> io::Result<()>;
+}
+
+/// An open file of a [`Disk`].
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Fills `buffer` from `offset` and returns how much there was: less than asked for means that the file ends there.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes the file at least `bytes` long, with zeros, and reserves the space where the file system can.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Makes what was written durable, with the length (fdatasync). An error is final.
+    fn sync(&self) -> io::Result<()>;
+    /// The length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether the file is empty.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A real directory.
+#[derive(Debug)]
+pub struct DirDisk {
+    root: OwnedFd,
+}
+
+impl DirDisk {
+    /// Opens the directory `path` for reading; a database may be running in it.
+    ///
+    /// # Errors
+    /// [`Kind::Source`] if it is missing or no directory.
+    pub fn open(path: &Path) -> Result<DirDisk> {
+        let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
+            Error::new(Kind::Source, "the page store's directory cannot be opened")
+                .object(path.display().to_string())
+                .hint("check the path and its permissions")
+                .cause(io::Error::from(error))
+        })?;
+        Ok(DirDisk { root })
+    }
+
+    /// Opens the directory `path` for the one process that writes to it, and keeps others out while it lives.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open); [`Kind::Conflict`] if another process holds it.
+    pub fn open_locked(path: &Path) -> Result<DirDisk> {
+        let disk = DirDisk::open(path)?;
+        rustix::fs::flock(&disk.root, FlockOperation::NonBlockingLockExclusive).map_err(
+            |error| match error {
+                Errno::WOULDBLOCK => {
+                    Error::new(Kind::Conflict, "another process has the page store open")
+                        .object(path.display().to_string())
+                        .hint("stop the database that runs in it")
+                }
+                _ => source_error("the page store cannot be locked", b"", error),
+            },
+        )?;
+        Ok(disk)
+    }
+}
+
+impl Disk for DirDisk {
+    fn open(&self, path: &str, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        let flags = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::Write | Access::WriteDirect => OFlags::RDWR,
+            Access::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+        };
+        let open = |flags| beneath::open(self.root.as_fd(), path.as_bytes(), flags);
+        let fd = match access {
+            // Some file systems (tmpfs of older kernels) refuse the flag: then through the page cache.
+            Access::WriteDirect => open(flags | OFlags::DIRECT).or_else(|error| match error {
+                Errno::INVAL => open(flags),
+                error => Err(error),
+            })?,
+            _ => open(flags)?,
+        };
+        Ok(Box::new(RealFile {
+            file: File::from(fd),
+            direct: AtomicBool::new(access == Access::WriteDirect),
+        }))
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let dir = beneath::open(self.root.as_fd(), path.as_bytes(), beneath::DIR_FLAGS)?;
+        let mut names = Vec::new();
+        beneath::list(dir, |name| {
+            // What is no text is no name of ours.
+            names.extend(name.to_str().ok().map(str::to_owned));
+            Ok::<(), Errno>(())
+        })?;
+        Ok(names)
+    }
+
+    fn make_dir(&self, path: &str) -> io::Result<()> {
+        let place = beneath::place(self.root.as_fd(), path.as_bytes())?;
+        match rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let from = beneath::place(self.root.as_fd(), from.as_bytes())?;
+        let to = beneath::place(self.root.as_fd(), to.as_bytes())?;
+        Ok(rustix::fs::renameat(
+            &from.parent,
+            from.name,
+            &to.parent,
+            to.name,
+        )?)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        let place = beneath::place(self.root.as_fd(), path.as_bytes())?;
+        Ok(rustix::fs::unlinkat(
+            &place.parent,
+            place.name,
+            AtFlags::empty(),
+        )?)
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        let dir = beneath::open(self.root.as_fd(), path.as_bytes(), beneath::DIR_FLAGS)?;
+        Ok(rustix::fs::fsync(dir)?)
+    }
+}
+
+#[derive(Debug)]
+struct RealFile {
+    file: File,
+    direct: AtomicBool,
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(bytes) => done += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match self.file.write_all_at(bytes, offset) {
+            // Some file systems take the flag and refuse the writes. All of ours are aligned, so EINVAL says so.
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput && self.direct.load(Relaxed) =>
+            {
+                let flags = rustix::fs::fcntl_getfl(&self.file)?;
+                rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
+                self.direct.store(false, Relaxed);
+                self.file.write_all_at(bytes, offset)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        if self.len()? >= bytes {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => self.file.set_len(bytes),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+}

@@ -1,0 +1,430 @@
+//! The end of a log after a crash: where it is, whether what follows is a torn tail, and cleaning that up.
+//!
+//! A flush is written only when everything before it is durable. So if a sound beginning of a flush follows something
+//! that is not sound, durable bytes were damaged: an error. If none follows, only the last flush is torn, which nobody
+//! was told about yet: it is cut after its last whole group. docs/wal-format.md, section 7.
+//!
+//! A segment is sealed when the one after it is made, durably: after a sealed segment a missing one is an error too.
+//!
+//! Invariants: [`find_end`] changes nothing. [`clean`] may be cut off at any point and begun anew: what `find_end` says
+//! afterwards is the same. After it, nothing that an earlier run left stands behind the end of the log.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use mover_base::checksum::{Sha256, Sha256Stream};
+use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result};
+use mover_io::AlignedBytes;
+
+use super::reader::{NoSegment, Segment};
+use super::record::{HistorySeed, Parsed, RECORD_HEADER_BYTES, Record, encode_at, parse};
+use super::segment::{LOG_BLOCK_BYTES, LOG_DIR, LSN_MAX, LogIdentity, SegmentFooter};
+use super::stream::after;
+use super::walk::{Ended, Walker};
+use super::writer::make_durable;
+use crate::disk::{Access, Disk, DiskFile};
+use crate::failure::source_error;
+use crate::wire::{corrupt, is_zero};
+
+/// Where a log ends, and what stands behind its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Where the last whole group ends.
+    pub end: Lsn,
+    /// Where the next flush begins.
+    pub next: Lsn,
+    /// What was found behind the end: where, and what is wrong with it. None after a clean stop.
+    pub torn: Option<(Lsn, String)>,
+    /// One more than the largest number of a transaction that was seen; 0 if none was.
+    pub next_transaction: u64,
+    /// The last checkpoint that was seen.
+    pub checkpoint: Option<Lsn>,
+    /// Groups that were seen.
+    pub groups: u64,
+    /// Segments that are complete but not sealed yet.
+    unsealed: Vec<SegmentFooter>,
+    rest: Rest,
+}
+
+/// What becomes of the segment that the last whole group ends in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// The log goes on in it.
+    Free,
+    /// It has no room for another flush: it is ended behind the group.
+    Ended,
+    /// It is complete, and the log goes on in the next one.
+    Complete,
+}
+
+/// Finds the end of the log, reading from `from` on: the end of a group, or the beginning of the history's log.
+///
+/// # Errors
+/// `Corrupt` if something before the last flush is damaged; `NotFound` if a segment is missing between others or at the
+/// beginning; `Source` if a file cannot be read.
+pub fn find_end(disk: &dyn Disk, identity: &LogIdentity, from: Lsn) -> Result<LogEnd> {
+    let starts = segments(disk, identity)?;
+    Search {
+        disk,
+        identity,
+        starts,
+        from,
+        found: LogEnd {
+            end: from,
+            next: Lsn(0),
+            torn: None,
+            next_transaction: 0,
+            checkpoint: None,
+            groups: 0,
+            unsealed: Vec::new(),
+            rest: Rest::Free,
+        },
+        whole_to: None,
+        after_sealed: true,
+    }
+    .run()
+}
+
+/// Where the segments of the history begin that are there, in order.
+///
+/// # Errors
+/// `Source` if the directory cannot be read.
+pub fn segments(disk: &dyn Disk, identity: &LogIdentity) -> Result<BTreeSet<Lsn>> {
+    let names = disk.list(LOG_DIR).map_err(|error| {
+        source_error("the log cannot be listed", LOG_DIR.as_bytes(), error).with_kind(Kind::Source)
+    })?;
+    let starts = names.iter().filter_map(|name| identity.parse_name(name));
+    Ok(starts.collect())
+}
+
+struct Search<'d> {
+    disk: &'d dyn Disk,
+    identity: &'d LogIdentity,
+    starts: BTreeSet<Lsn>,
+    from: Lsn,
+    found: LogEnd,
+    /// The data of the segment after the last that ended without an open group.
+    whole_to: Option<Lsn>,
+    /// Whether the segment before the one that is looked at is sealed: then this one was made, durably, before that.
+    after_sealed: bool,
+}
+
+impl Search<'_> {
+    fn run(mut self) -> Result<LogEnd> {
+        let size = self.identity.size;
+        if self.from > LSN_MAX || self.from < size.data_of(self.identity.first_segment()) {
+            return Err(corrupt(format!(
+                "the log is to be read from {}, where none of this history is",
+                self.from
+            )));
+        }
+        let seed = HistorySeed::new(self.identity.history);
+        let mut walker = Walker::new(size, seed, self.from);
+        let mut previous = None;
+        loop {
+            let start = size.start_of(walker.at());
+            match Segment::try_open(self.disk, self.identity, start) {
+                Ok(segment) => {
+                    segment.follows(previous)?;
+                    previous = self.segment(segment, &mut walker)?;
+                    if previous.is_none() {
+                        return Ok(self.finish());
+                    }
+                    walker.next_segment();
+                }
+                Err(NoSegment::Missing(error) | NoSegment::Unmade(error)) if self.after_sealed => {
+                    return Err(error);
+                }
+                Err(NoSegment::Missing(error)) => {
+                    if self.starts.range(start..).next().is_some() {
+                        return Err(error);
+                    }
+                    return Ok(self.finish());
+                }
+                Err(NoSegment::Unmade(error)) => {
+                    let why = error.message().to_owned();
+                    self.torn(walker.at(), &why, false)?;
+                    return Ok(self.finish());
+                }
+                Err(NoSegment::Other(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Walks through a segment. Returns its SHA-256 if the log may go on after it.
+    fn segment(&mut self, mut segment: Segment, walker: &mut Walker) -> Result<Option<Sha256>> {
+        let mut window = segment.window(true)?;
+        let failed = |error| segment.failed(error);
+        let ended = walker.walk(&mut window, None, failed, |lsn, end, record| {
+            self.record(lsn, end, record)
+        })?;
+        match ended {
+            Ended::SegmentEnd { at } => {
+                let sha256 = window.finish().map_err(failed)?;
+                let sha256 = sha256.unwrap_or_default();
+                if segment.is_sealed() {
+                    if !self.found.unsealed.is_empty() {
+                        return Err(segment.bad(at, "it is sealed, and the segment before is not"));
+                    }
+                    segment.check_seal(at, Some(sha256))?;
+                } else {
+                    self.found.unsealed.push(SegmentFooter {
+                        system: self.identity.system,
+                        history: self.identity.history,
+                        size: self.identity.size,
+                        start: segment.start(),
+                        end: at,
+                        sha256,
+                    });
+                }
+                self.after_sealed = segment.is_sealed();
+                if !walker.in_group() {
+                    let next = self.identity.size.next_of(segment.start());
+                    self.whole_to = Some(self.identity.size.data_of(next));
+                }
+                Ok(Some(sha256))
+            }
+            Ended::Nothing { at } => {
+                self.torn(at, "the log ends", segment.is_sealed())?;
+                // Zeros where the next flush would begin are how a log ends that was not torn.
+                if !walker.in_group() && self.starts.range(segment.start()..).count() == 1 {
+                    self.found.torn = None;
+                }
+                Ok(None)
+            }
+            Ended::Bad { at, why } => {
+                self.torn(at, why, segment.is_sealed())?;
+                Ok(None)
+            }
+            Ended::Reached => Err(Error::new(Kind::Internal, "a walk without end has ended")),
+        }
+    }
+
+    fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<()> {
+        match *record {
+            Record::Flush { begin } if begin == lsn => {
+                if let Some(left) = self.found.unsealed.first() {
+                    return Err(corrupt(
+                        "a log segment is not sealed, though a later flush was written",
+                    )
+                    .object(self.identity.path(left.start)));
+                }
+            }
+            Record::Commit { transaction, .. } => {
+                self.found.next_transaction = self
+                    .found
+                    .next_transaction
+                    .max(transaction.saturating_add(1));
+                self.group(end);
+            }
+            Record::Checkpoint { .. } => {
+                self.found.checkpoint = Some(lsn);
+                self.group(end);
+            }
+            Record::Point { .. } => self.group(end),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, end: Lsn) {
+        self.found.end = end;
+        self.found.groups += 1;
+    }
+
+    /// What stands at `at` is not sound: a torn tail, or an error if durable bytes follow.
+    fn torn(&mut self, at: Lsn, why: &str, sealed: bool) -> Result<()> {
+        let start = self.identity.size.start_of(at);
+        let damaged = |found: String| {
+            Err(
+                corrupt(format!("the log is damaged at {at} ({why}): {found}"))
+                    .object(self.identity.path(start))
+                    .hint("restore from a backup; the log after this place cannot be trusted"),
+            )
+        };
+        if sealed {
+            return damaged("its segment is sealed".to_owned());
+        }
+        for later in self.starts.range(start..) {
+            if let Some(flush) = self.later_flush(*later, at)? {
+                return damaged(format!("a later flush stands at {flush}"));
+            }
+        }
+        self.found.torn = Some((at, why.to_owned()));
+        Ok(())
+    }
+
+    /// The first sound beginning of a flush after `at` in the segment at `start`; its footer, if that is sealed.
+    fn later_flush(&self, start: Lsn, at: Lsn) -> Result<Option<Lsn>> {
+        let size = self.identity.size;
+        let path = self.identity.path(start);
+        let failed = |error| source_error("a log segment cannot be read", path.as_bytes(), error);
+        let file = self.disk.open(&path, Access::Read).map_err(failed)?;
+        let seed = HistorySeed::new(self.identity.history);
+        let mut block = [0; BLOCK_BYTES];
+        let first = Lsn(at.0.next_multiple_of(LOG_BLOCK_BYTES)).max(size.data_of(start));
+        for lsn in (first.0..size.footer_of(start).0).step_by(BLOCK_BYTES) {
+            if file.read_at(&mut block, lsn - start.0).map_err(failed)? < BLOCK_BYTES {
+                return Ok(None);
+            }
+            if let Parsed::Record(Record::Flush { begin }, _) = parse(&block, Lsn(lsn), seed)
+                && begin > at
+            {
+                return Ok(Some(Lsn(lsn)));
+            }
+        }
+        let footer_at = size.footer_of(start);
+        let read = file.read_at(&mut block, footer_at.0 - start.0);
+        let sealed = read.map_err(failed)? == BLOCK_BYTES
+            && SegmentFooter::decode(&block).is_ok_and(|f| f.belongs(self.identity, start));
+        Ok(sealed.then_some(footer_at))
+    }
+
+    fn finish(mut self) -> LogEnd {
+        let size = self.identity.size;
+        let (end, start) = (self.found.end, size.start_of(self.found.end));
+        let complete = self.whole_to.filter(|whole_to| *whole_to > end);
+        let (next, rest) = match complete {
+            Some(next) => (next, Rest::Complete),
+            // Nothing was written yet.
+            None if end == size.data_of(start) => (end, Rest::Free),
+            None => match after(size, end) {
+                (next, false) => (next, Rest::Free),
+                (next, true) => (next, Rest::Ended),
+            },
+        };
+        (self.found.next, self.found.rest) = (next, rest);
+        let from = match rest {
+            Rest::Complete => size.start_of(next),
+            Rest::Free | Rest::Ended => start,
+        };
+        self.found.unsealed.retain(|footer| footer.start < from);
+        self.found
+    }
+}
+
+/// Makes what was found durable and removes what stands behind it: later segments go, complete ones are sealed, the
+/// rest of the last one becomes zeros.
+///
+/// # Errors
+/// `Storage` if the files cannot be written.
+pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<()> {
+    let size = identity.size;
+    let failed = |path: &str, error: io::Error| {
+        Error::new(Kind::Storage, "the log cannot be cleaned up after a crash")
+            .object(path)
+            .cause(error)
+    };
+    let last = size.start_of(found.end);
+    let next = size.start_of(found.next);
+    // After a complete segment the next one stays, if it was made whole.
+    let kept = match found.rest {
+        Rest::Free | Rest::Ended => last,
+        Rest::Complete if Segment::open(disk, identity, next).is_ok() => next,
+        Rest::Complete => Lsn(next.0 - 1),
+    };
+    // From the last on: whatever is left of them when this is cut off has no gap.
+    let later = segments(disk, identity)?;
+    for start in later.iter().rev().filter(|start| **start > kept) {
+        let path = identity.path(*start);
+        disk.remove(&path).map_err(|error| failed(&path, error))?;
+    }
+    disk.sync_dir(LOG_DIR)
+        .map_err(|error| failed(LOG_DIR, error))?;
+    // What is kept is cleared and made durable, before anything is sealed.
+    let (start, from) = match found.rest {
+        Rest::Free | Rest::Ended => (last, Some(found.end)),
+        Rest::Complete => (next, (kept == next).then_some(found.next)),
+    };
+    let mut unsealed = found.unsealed.clone();
+    if let Some(from) = from {
+        let path = identity.path(start);
+        let mut clear = || {
+            let file = disk.open(&path, Access::WriteDirect)?;
+            clear_rest(&*file, identity, from, found.rest == Rest::Ended)?;
+            if found.rest == Rest::Ended {
+                let sha256 = hash_to(&*file, size.footer_of(start).0 - start.0)?.finish();
+                unsealed.push(SegmentFooter {
+                    system: identity.system,
+                    history: identity.history,
+                    size,
+                    start,
+                    end: found.end,
+                    sha256,
+                });
+            }
+            Ok(())
+        };
+        clear().map_err(|error| failed(&path, error))?;
+    }
+    if found.rest == Rest::Ended || from.is_none() {
+        // A sealed segment always has one after it.
+        let previous = unsealed
+            .last()
+            .map(|footer| footer.sha256)
+            .ok_or_else(|| Error::new(Kind::Internal, "a sealed segment has none after it"))?;
+        make_durable(disk, identity, next, previous)?;
+    }
+    for footer in &unsealed {
+        let path = identity.path(footer.start);
+        seal(disk, &path, footer).map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
+}
+
+/// Writes the footer of a segment whose records are all there.
+fn seal(disk: &dyn Disk, path: &str, footer: &SegmentFooter) -> io::Result<()> {
+    let file = disk.open(path, Access::WriteDirect)?;
+    // What it covers must be durable before it says so.
+    file.sync()?;
+    let mut block = AlignedBytes::new(BLOCK_BYTES);
+    block.copy_from_slice(&footer.encode());
+    let at = footer.size.footer_of(footer.start).0 - footer.start.0;
+    file.write_at(&block, at)?;
+    file.sync()
+}
+
+/// The hash of the first `bytes` of a file, a whole number of blocks.
+pub(crate) fn hash_to(file: &dyn DiskFile, bytes: u64) -> io::Result<Sha256Stream> {
+    let mut hash = Sha256Stream::new();
+    let mut piece = AlignedBytes::new(bytes.min(1 << 20) as usize);
+    let mut at = 0;
+    while at < bytes {
+        let len = (bytes - at).min(piece.len() as u64) as usize;
+        if file.read_at(&mut piece[..len], at)? < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hash.update(&piece[..len]);
+        at += len as u64;
+    }
+    Ok(hash)
+}
+
+/// Zeros from `from` to the end of the file; with `ended` behind the record that ends a segment.
+fn clear_rest(
+    file: &dyn DiskFile,
+    identity: &LogIdentity,
+    from: Lsn,
+    ended: bool,
+) -> io::Result<()> {
+    let size = identity.size;
+    let mut block = AlignedBytes::new(BLOCK_BYTES);
+    let end = from.0 - size.start_of(from).0;
+    let first = end / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
+    for at in (first..size.bytes()).step_by(BLOCK_BYTES) {
+        file.read_at(&mut block, at)?;
+        let kept = end.saturating_sub(at) as usize;
+        let clear = is_zero(&block[kept..]);
+        block[kept..].fill(0);
+        let ends_here = ended && at == first;
+        if ends_here {
+            let record =
+                encode_at(&Record::SegmentEnd, from, identity.history).map_err(io::Error::other)?;
+            block[kept..kept + RECORD_HEADER_BYTES].copy_from_slice(&record);
+        }
+        if !clear || ends_here {
+            file.write_at(&block, at)?;
+        }
+    }
+    file.sync()
+}
