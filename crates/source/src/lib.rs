@@ -9,6 +9,7 @@
 
 mod attributes;
 mod beneath;
+pub mod delta;
 mod dir;
 pub mod disk;
 mod exclude;

@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod extract;
 mod kill;
 mod support;
 mod writer;
