@@ -421,6 +421,19 @@ fn limits_on_the_link_change_under_a_job() {
         assert!(early.is_err(), "received though nothing may be received");
         limits.download.set(None);
         assert!(work.await? == bytes);
+
+        limits.requests.set(Some(0));
+        let mut work = Box::pin(store.head(&shard, &download));
+        let early = tokio::time::timeout(while_closed, &mut work).await;
+        assert!(early.is_err(), "asked though nothing may be asked");
+        limits.requests.set(Some(10));
+        assert!(work.await?.is_some());
+        let started = std::time::Instant::now();
+        for _ in 0..20 {
+            store.head(&shard, &download).await?;
+        }
+        // Two seconds' worth: never faster than the limit allows.
+        assert!(started.elapsed() > Duration::from_millis(1800));
         Ok(())
     });
 }
