@@ -388,6 +388,14 @@ fn limits_on_the_link_hold() {
         let started = std::time::Instant::now();
         assert!(store.get(&shard, &key("slow"), u64::MAX).await? == bytes);
         assert!(started.elapsed() > Duration::from_millis(1500));
+        let started = std::time::Instant::now();
+        let range = BUF_BYTES / 2;
+        for at in 0..16 {
+            let offset = (at * range) as u64;
+            let slice = store.read(&shard, &key("slow"), offset, range).await?;
+            assert!(slice[..] == bytes[at * range..][..range]);
+        }
+        assert!(started.elapsed() > Duration::from_millis(1500));
         Ok(())
     });
 }

@@ -166,6 +166,11 @@ impl Client {
             self.shard.stop()?;
             let permit = self.flow.permit().await;
             self.shard.throttle(&self.place.limits.requests, 1).await;
+            // The kernel takes a range in as fast as it comes, so its bytes are paid for before it is asked for.
+            if let Sink::Range { len, .. } = sink {
+                let download = &self.place.limits.download;
+                self.shard.throttle(download, *len as u64).await;
+            }
             let slow_after = match may_be_slow {
                 true => self.flow.slow_after(request.class()),
                 false => None,
@@ -477,7 +482,7 @@ impl Client {
     ) -> Result<(), Failure> {
         let length = response.content_length();
         let mut room = &mut buf[..len];
-        while let Some(chunk) = self.chunk(request, response).await? {
+        while let Some(chunk) = self.paid_chunk(request, response).await? {
             let Some((next, rest)) = room.split_at_mut_checked(chunk.len()) else {
                 return Err(Failure::Final(ignores_ranges(self.told(request))));
             };
@@ -531,21 +536,27 @@ impl Client {
         request: &Request,
         response: &mut reqwest::Response,
     ) -> Result<Option<Bytes>, Failure> {
-        let timeout = self.place.location.timeout;
-        let next = tokio::time::timeout(timeout, response.chunk()).await;
-        let chunk = next
-            .map_err(|_| Failure::Passing {
-                error: self.no_answer(request, timeout),
-                is_overload: true,
-            })?
-            .map_err(|error| self.transport(request, error))?;
+        let chunk = self.paid_chunk(request, response).await?;
         if let Some(chunk) = &chunk {
-            let bytes = chunk.len() as u64;
-            self.shard
-                .throttle(&self.place.limits.download, bytes)
-                .await;
+            let download = &self.place.limits.download;
+            self.shard.throttle(download, chunk.len() as u64).await;
         }
         Ok(chunk)
+    }
+
+    /// The next piece of an answer that was paid for.
+    async fn paid_chunk(
+        &self,
+        request: &Request,
+        response: &mut reqwest::Response,
+    ) -> Result<Option<Bytes>, Failure> {
+        let timeout = self.place.location.timeout;
+        let next = tokio::time::timeout(timeout, response.chunk()).await;
+        next.map_err(|_| Failure::Passing {
+            error: self.no_answer(request, timeout),
+            is_overload: true,
+        })?
+        .map_err(|error| self.transport(request, error))
     }
 
     fn broken_off(&self, request: &Request) -> Failure {
