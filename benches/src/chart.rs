@@ -182,6 +182,8 @@ pub fn svg(files: &[ResultFile], date: &str) -> Option<String> {
                 "Rows of customers, orders and events, {:.1} GB",
                 bytes as f64 / 1e9
             ),
+            // Never backed up by the programs that the picture shows.
+            Dataset::Packs => continue,
         };
         text(
             &mut body,

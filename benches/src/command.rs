@@ -86,6 +86,17 @@ impl Program {
         self
     }
 
+    /// The same program, started by another one that takes it as its last arguments (`taskset -c 0`, say).
+    pub fn through(self, starter: &str, args: &[&str]) -> Self {
+        let own = [self.binary.display().to_string()];
+        let args = args.iter().map(|arg| (*arg).to_owned());
+        Program {
+            binary: PathBuf::from(starter),
+            args: args.chain(own).chain(self.args).collect(),
+            ..self
+        }
+    }
+
     fn command(&self, binary: &Path) -> Command {
         let mut command = Command::new(binary);
         command

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Program;
 use crate::rows::Generator;
+use crate::s3::packs;
 
 /// Seed of the rows.
 const ROWS_SEED: u64 = 20_261_122;
@@ -31,6 +32,8 @@ pub enum Dataset {
     Rows,
     /// The same, 10.7 GB, to see whether memory grows with the data.
     Rows10g,
+    /// Files as packs are, 1.5 GB of random bytes; for transfers to S3 only.
+    Packs,
 }
 
 /// How large the data is made.
@@ -43,12 +46,16 @@ pub enum Scale {
 }
 
 impl Dataset {
+    /// All.
+    pub const ALL: [Dataset; 4] = [Dataset::Pg, Dataset::Rows, Dataset::Rows10g, Dataset::Packs];
+
     /// The name in file names and tables.
     pub fn name(self) -> &'static str {
         match self {
             Dataset::Pg => "pg",
             Dataset::Rows => "rows",
             Dataset::Rows10g => "rows10g",
+            Dataset::Packs => "packs",
         }
     }
 
@@ -58,6 +65,7 @@ impl Dataset {
             Dataset::Pg => "PostgreSQL 15 cluster (pgbench)",
             Dataset::Rows => "realistic rows, 1.3 GB",
             Dataset::Rows10g => "realistic rows, 10.7 GB",
+            Dataset::Packs => "files like packs",
         }
     }
 
@@ -81,6 +89,7 @@ impl Dataset {
                 let (count, bytes) = self.segments(scale);
                 format!("rows-{count}x{}MiB-seed{ROWS_SEED}-v1", bytes >> 20)
             }
+            Dataset::Packs => format!("packs-{}-v1", packs_bytes(scale)),
         };
         cache.join(name)
     }
@@ -102,6 +111,13 @@ impl Dataset {
                     .output()?;
             }
             Dataset::Rows | Dataset::Rows10g => self.make_rows(&path, scale)?,
+            Dataset::Packs => {
+                let part = path.with_extension("part");
+                let _ = std::fs::remove_dir_all(&part);
+                packs::make(&part, packs_bytes(scale))
+                    .and_then(|()| std::fs::rename(&part, &path))
+                    .map_err(|e| cannot_write(&path, e))?;
+            }
         }
         Ok(path)
     }
@@ -146,6 +162,14 @@ fn write_segment(generator: &Generator, index: u64, bytes: usize, dir: &Path) ->
         file.sync_all()
     };
     write().map_err(|e| cannot_write(&path, e))
+}
+
+/// Bytes of all packs together.
+fn packs_bytes(scale: Scale) -> u64 {
+    match scale {
+        Scale::Full => 1_500_000_000,
+        Scale::Smoke => 60_000_000,
+    }
 }
 
 /// Scale factor of pgbench and seconds of load after it.

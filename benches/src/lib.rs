@@ -12,6 +12,7 @@ pub mod report;
 pub mod results;
 pub mod rows;
 pub mod run;
+pub mod s3;
 pub mod stages;
 pub mod stats;
 pub mod tools;

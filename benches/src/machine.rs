@@ -133,7 +133,13 @@ fn versions() -> Vec<String> {
     .chain(first_line(
         &Program::new("/usr/lib/postgresql/15/bin/postgres").args(["--version"]),
     ))
+    .chain(s3_versions())
     .collect()
+}
+
+/// Versions of the S3 clients in the peers' environment: those that `benches/run` installs.
+fn s3_versions() -> Vec<String> {
+    crate::s3::peers::VERSIONS.map(str::to_owned).to_vec()
 }
 
 /// Mount options of the file system of `dir`, and the device's name.

@@ -19,7 +19,7 @@ struct Args {
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
     /// Data sets to measure on
-    #[arg(long, value_delimiter = ',', value_name = "NAME", default_values = ["pg", "rows"])]
+    #[arg(long, value_delimiter = ',', value_name = "NAME", default_values = ["pg", "rows", "packs"])]
     dataset: Vec<Dataset>,
     /// Tiny data, one repetition, results in a temporary directory: tries the harness
     #[arg(long)]
@@ -51,16 +51,22 @@ struct Args {
     /// Binary of the bake-off [default: benches/bakeoff/target/release/runtime-bakeoff]
     #[arg(long, value_name = "FILE")]
     bakeoff: Option<PathBuf>,
+    /// Binary of the S3 measurements [default: target/release/mover-bench-s3]
+    #[arg(long, value_name = "FILE")]
+    s3: Option<PathBuf>,
+    /// Python environment with rclone, s5cmd and awscrt [default: ~/.cache/helios-mover/peers/s3-clients-v1]
+    #[arg(long, value_name = "DIR")]
+    s3_peers: Option<PathBuf>,
 }
 
-fn cache_dir() -> Result<PathBuf> {
+fn cache_dir(name: &str) -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
     let base = base.filter(|path| path.is_absolute()).ok_or_else(|| {
         Error::new(Kind::Usage, "there is no cache directory")
             .hint("set HOME or XDG_CACHE_HOME to an absolute path")
     })?;
-    Ok(base.join("helios-mover/bench-data"))
+    Ok(base.join("helios-mover").join(name))
 }
 
 fn plan(args: &Args) -> Result<Plan> {
@@ -92,7 +98,10 @@ fn plan(args: &Args) -> Result<Plan> {
             .date
             .clone()
             .unwrap_or_else(|| today.chars().take(10).collect()),
-        cache: args.cache.clone().map_or_else(cache_dir, Ok)?,
+        cache: args
+            .cache
+            .clone()
+            .map_or_else(|| cache_dir("bench-data"), Ok)?,
         results,
         mover: args
             .mover
@@ -102,6 +111,14 @@ fn plan(args: &Args) -> Result<Plan> {
             .bakeoff
             .clone()
             .unwrap_or_else(|| root.join("benches/bakeoff/target/release/runtime-bakeoff")),
+        s3: args
+            .s3
+            .clone()
+            .unwrap_or_else(|| root.join("target/release/mover-bench-s3")),
+        s3_peers: args
+            .s3_peers
+            .clone()
+            .map_or_else(|| cache_dir("peers/s3-clients-v1"), Ok)?,
         root,
     })
 }

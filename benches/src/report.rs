@@ -12,6 +12,7 @@ use crate::data::Dataset;
 use crate::disk::DiskFigure;
 use crate::machine::Machine;
 use crate::results::{BakeoffRun, LimitRound, Measured, Part, ResultFile, Rooflines};
+use crate::s3::tables;
 use crate::stats::Spread;
 use crate::tools::{Step, Tool, ToolRun};
 
@@ -81,11 +82,11 @@ pub fn runs(files: &[ResultFile], dataset: Dataset) -> Vec<&ToolRun> {
 }
 
 /// Megabytes (10^6) per second, without decimals.
-fn mb(bytes_per_second: f64) -> String {
+pub(crate) fn mb(bytes_per_second: f64) -> String {
     format!("{:.0}", bytes_per_second / 1e6)
 }
 
-fn spread(spread: Spread, show: impl Fn(f64) -> String) -> String {
+pub(crate) fn spread(spread: Spread, show: impl Fn(f64) -> String) -> String {
     let (low, middle, high) = (show(spread.min), show(spread.median), show(spread.max));
     if low == high {
         middle
@@ -94,7 +95,7 @@ fn spread(spread: Spread, show: impl Fn(f64) -> String) -> String {
     }
 }
 
-fn step_title(step: Step) -> &'static str {
+pub(crate) fn step_title(step: Step) -> &'static str {
     match step {
         Step::Init => "init",
         Step::Backup => "backup",
@@ -108,6 +109,7 @@ fn step_title(step: Step) -> &'static str {
 macro_rules! line {
     ($out:expr, $($arg:tt)*) => { let _ = writeln!($out, $($arg)*); };
 }
+pub(crate) use line;
 
 /// The whole report as Markdown.
 pub fn markdown(files: &[ResultFile], date: &str) -> String {
@@ -122,7 +124,8 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
     machine(&mut out, &first.machine, files);
     for dataset in [Dataset::Pg, Dataset::Rows] {
         let of_set = files.iter().find(|file| file.dataset == dataset);
-        if let Some(file) = of_set {
+        let is_measured = rooflines(files, dataset).is_some() || !runs(files, dataset).is_empty();
+        if let Some(file) = of_set.filter(|_| is_measured) {
             line!(out, "## {}\n", dataset.title());
             line!(
                 out,
@@ -145,6 +148,9 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
         match &file.measured {
             Measured::Bakeoff(runs) => bakeoff(&mut out, runs, file.dataset),
             Measured::Tools(runs) if file.part == Part::Memory => memory(&mut out, runs),
+            Measured::S3Transfers(all) => tables::transfers(&mut out, all),
+            Measured::S3Backups(runs) => tables::backups(&mut out, runs, file.dataset),
+            Measured::S3Link(runs) => tables::link(&mut out, runs),
             _ => {}
         }
     }

@@ -12,6 +12,9 @@ use crate::command::Usage;
 use crate::data::Dataset;
 use crate::disk::{DiskFigure, Quantiles};
 use crate::machine::Machine;
+use crate::s3::backups::BackupRun;
+use crate::s3::link_runs::LinkRun;
+use crate::s3::transfers::S3Transfers;
 use crate::stages::{SampleFacts, StageFigure};
 use crate::tools::ToolRun;
 
@@ -31,16 +34,22 @@ pub enum Part {
     Bakeoff,
     /// Peak memory of the mover on 1 GB and 10 GB.
     Memory,
+    /// Repositories in S3, and transfers beside other S3 clients.
+    S3,
+    /// S3 over a link of limited bandwidth.
+    S3Link,
 }
 
 impl Part {
     /// All, in the order in which they run.
-    pub const ALL: [Part; 5] = [
+    pub const ALL: [Part; 7] = [
         Part::Rooflines,
         Part::Mover,
         Part::Peers,
         Part::Bakeoff,
         Part::Memory,
+        Part::S3,
+        Part::S3Link,
     ];
 
     /// Name in file names.
@@ -51,6 +60,8 @@ impl Part {
             Part::Peers => "peers",
             Part::Bakeoff => "bakeoff",
             Part::Memory => "memory",
+            Part::S3 => "s3",
+            Part::S3Link => "s3_link",
         }
     }
 }
@@ -147,6 +158,12 @@ pub enum Measured {
     Tools(Vec<ToolRun>),
     /// Runs of engines.
     Bakeoff(Vec<BakeoffRun>),
+    /// Files to S3 and back by several clients.
+    S3Transfers(S3Transfers),
+    /// Backups and restores, locally and in S3.
+    S3Backups(Vec<BackupRun>),
+    /// Backups and restores over a limited link.
+    S3Link(Vec<LinkRun>),
 }
 
 /// A result file.
@@ -205,7 +222,7 @@ impl ResultFile {
     pub fn read_all(dir: &Path, date: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for part in Part::ALL {
-            for dataset in [Dataset::Pg, Dataset::Rows, Dataset::Rows10g] {
+            for dataset in Dataset::ALL {
                 let path = path_of(dir, date, part, dataset);
                 let text = match std::fs::read_to_string(&path) {
                     Ok(text) => text,

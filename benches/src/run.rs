@@ -1,7 +1,8 @@
 //! The measurements in order: each part on each data set, a result file after each.
 //!
-//! Invariants: everything temporary is below one working directory, which is removed at the end; a part that fails
-//! leaves the files of the parts before it; the mover and its peers take turns within each repetition.
+//! Invariants: everything temporary is below one working directory (for S3 also one in memory), named by the process,
+//! which is removed at the end, by benches/run if need be; a part that fails leaves the files of the parts before it;
+//! the mover and its peers take turns within each repetition.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,9 @@ use crate::data::{Dataset, Files, Sample, Scale};
 use crate::disk::{self, Drain, Fill, Quantiles};
 use crate::machine::Machine;
 use crate::results::{BakeoffRun, LimitRound, Measured, Part, ResultFile, Rooflines};
+use crate::s3::backups;
+use crate::s3::link_runs::{self, Sources};
+use crate::s3::transfers::{self, Places};
 use crate::stages::{self, Prepared, Stage};
 use crate::stats::Spread;
 use crate::tools::{self, Tool, ToolRun};
@@ -30,6 +34,8 @@ const SAMPLE_BYTES: u64 = 192 << 20;
 const WRITE_BYTES: u64 = 2 << 30;
 /// Files of the bake-off are at least so large, so that it reads and does not open.
 const BAKEOFF_FILE_BYTES_MIN: u64 = 1 << 20;
+/// File system in memory.
+const MEMORY_DIR: &str = "/dev/shm";
 /// Engines of the bake-off, as its program names them.
 const ENGINES: [&str; 5] = [
     "mover_io",
@@ -73,6 +79,10 @@ pub struct Plan {
     pub mover: PathBuf,
     /// Binary of the bake-off.
     pub bakeoff: PathBuf,
+    /// This package's program for S3.
+    pub s3: PathBuf,
+    /// Directory of the peers' environment for S3.
+    pub s3_peers: PathBuf,
 }
 
 /// A data set that is there.
@@ -91,8 +101,18 @@ impl Plan {
         self.parts.contains(&part)
     }
 
+    /// Data sets that are kept; packs are made in memory, for S3 alone.
+    fn on_disk(&self) -> impl Iterator<Item = Dataset> {
+        let all = self.datasets.iter().copied();
+        all.filter(|dataset| *dataset != Dataset::Packs)
+    }
+
     fn ready(&self, dataset: Dataset) -> Result<Ready> {
-        let path = dataset.ensure(&self.cache, &self.root.join("benches/scripts"), self.scale)?;
+        self.ready_in(dataset, &self.cache)
+    }
+
+    fn ready_in(&self, dataset: Dataset, cache: &Path) -> Result<Ready> {
+        let path = dataset.ensure(cache, &self.root.join("benches/scripts"), self.scale)?;
         let files = Files::list(&path)?;
         Ok(Ready {
             dataset,
@@ -102,7 +122,7 @@ impl Plan {
     }
 
     fn check_space(&self) -> Result<()> {
-        let mut sets = self.datasets.clone();
+        let mut sets: Vec<Dataset> = self.on_disk().collect();
         sets.extend(self.has(Part::Memory).then_some(Dataset::Rows10g));
         let complete = sets
             .iter()
@@ -165,8 +185,8 @@ pub fn prepare(plan: &Plan) -> Result<()> {
             .cause(e)
     })?;
     plan.check_space()?;
-    for dataset in &plan.datasets {
-        let ready = plan.ready(*dataset)?;
+    for dataset in plan.on_disk() {
+        let ready = plan.ready(dataset)?;
         eprintln!(
             "{}: {} in {} files",
             ready.dataset.name(),
@@ -185,27 +205,30 @@ pub fn prepare(plan: &Plan) -> Result<()> {
 pub fn run(plan: &Plan) -> Result<()> {
     prepare(plan)?;
     let work = tempfile::Builder::new()
-        .prefix("work-")
+        .prefix(&format!("work-{}-", std::process::id()))
         .tempdir_in(&plan.cache)
         .map_err(|e| {
             Error::new(Kind::Target, "a working directory cannot be made")
                 .object(plan.cache.display().to_string())
                 .cause(e)
         })?;
-    for dataset in &plan.datasets {
-        measure_dataset(plan, &plan.ready(*dataset)?, work.path())?;
+    for dataset in plan.on_disk() {
+        measure_dataset(plan, &plan.ready(dataset)?, work.path())?;
     }
     if plan.has(Part::Bakeoff)
-        && let Some(dataset) = plan.datasets.first()
+        && let Some(dataset) = plan.on_disk().next()
     {
         eprintln!("== bake-off, {}", dataset.name());
-        let ready = plan.ready(*dataset)?;
+        let ready = plan.ready(dataset)?;
         let started = Timestamp::now();
         let runs = measure_bakeoff(plan, &ready)?;
         plan.save(Part::Bakeoff, &ready, started, Measured::Bakeoff(runs))?;
     }
     if plan.has(Part::Memory) {
         measure_memory(plan, work.path())?;
+    }
+    if plan.has(Part::S3) || plan.has(Part::S3Link) {
+        measure_s3(plan, work.path())?;
     }
     Ok(())
 }
@@ -461,4 +484,105 @@ fn measure_memory(plan: &Plan, work: &Path) -> Result<()> {
     }
     let ready = plan.ready(Dataset::Rows10g)?;
     plan.save(Part::Memory, &ready, started, Measured::Tools(runs))
+}
+
+/// Transfers, repositories in S3, and both over a limited link.
+fn measure_s3(plan: &Plan, work: &Path) -> Result<()> {
+    let memory = tempfile::Builder::new()
+        .prefix(&format!("mover-bench-{}-", std::process::id()))
+        .tempdir_in(MEMORY_DIR)
+        .map_err(|e| {
+            Error::new(Kind::Target, "a directory in memory cannot be made")
+                .object(MEMORY_DIR)
+                .cause(e)
+        })?;
+    let places = Places {
+        own: plan.s3.clone(),
+        peers: plan.s3_peers.clone(),
+        scripts: plan.root.join("benches/scripts"),
+        memory: memory.path().to_path_buf(),
+    };
+    let has_packs = plan.datasets.contains(&Dataset::Packs);
+    if plan.has(Part::S3) && has_packs {
+        eprintln!("== S3, transfers");
+        let (ready, started) = (
+            plan.ready_in(Dataset::Packs, memory.path())?,
+            Timestamp::now(),
+        );
+        let all = transfers::measure(&places, &ready.path, plan.repetitions, |run| {
+            eprintln!(
+                "{:?} {:?} {:?} {:?} {}: {:.0} MB/s, {:.2} CPU s/GB, {}",
+                run.server,
+                run.placement,
+                run.client,
+                run.direction,
+                run.repetition,
+                run.bytes_per_second() / 1e6,
+                run.cpu_seconds_per_gb(),
+                format_bytes(run.usage.rss_bytes)
+            );
+        })?;
+        plan.save(Part::S3, &ready, started, Measured::S3Transfers(all))?;
+    }
+    if plan.has(Part::S3) {
+        for dataset in plan.on_disk() {
+            measure_s3_backups(plan, &places, &plan.ready(dataset)?, work)?;
+        }
+    }
+    match plan.has(Part::S3Link) && has_packs {
+        true => measure_s3_link(plan, &places, work),
+        false => Ok(()),
+    }
+}
+
+fn measure_s3_backups(plan: &Plan, places: &Places, ready: &Ready, work: &Path) -> Result<()> {
+    eprintln!("== S3, repositories, {}", ready.dataset.name());
+    let started = Timestamp::now();
+    let runs = backups::measure(
+        places,
+        &plan.mover,
+        &ready.path,
+        work,
+        plan.repetitions,
+        |run| {
+            eprintln!(
+                "{} {:?} {}: {:.2} s, {:.0} MB/s, {:.2} CPU s, {}",
+                run.place.title(),
+                run.step,
+                run.repetition,
+                run.usage.wall_seconds,
+                run.bytes_per_second() / 1e6,
+                run.usage.cpu_seconds(),
+                format_bytes(run.usage.rss_bytes)
+            );
+        },
+    )?;
+    plan.save(Part::S3, ready, started, Measured::S3Backups(runs))
+}
+
+fn measure_s3_link(plan: &Plan, places: &Places, work: &Path) -> Result<()> {
+    eprintln!("== S3, limited link");
+    let packs = plan.ready_in(Dataset::Packs, &places.memory)?;
+    let rows = plan.ready(Dataset::Rows)?;
+    let sources = Sources {
+        packs: &packs.path,
+        rows: &rows.path,
+        work,
+    };
+    let started = Timestamp::now();
+    let runs = link_runs::measure(places, &plan.mover, &sources, plan.repetitions, |run| {
+        eprintln!(
+            "{:?} {:?} {:?} {:?} bit/s, connections {:?}: {:.2} s, {:.1} % of the link, {:.1} % while data flows, {}",
+            run.client,
+            run.dataset,
+            run.step,
+            run.link_bits_per_second,
+            run.connections,
+            run.usage.wall_seconds,
+            100.0 * run.share_of_link().unwrap_or(0.0),
+            100.0 * run.flowing_share().unwrap_or(0.0),
+            format_bytes(run.usage.rss_bytes)
+        );
+    })?;
+    plan.save(Part::S3Link, &packs, started, Measured::S3Link(runs))
 }

@@ -5,7 +5,7 @@
 //! exit. A final `sync` is timed on its own, because not every peer makes what it restored durable.
 
 mod borg;
-mod mover;
+pub mod mover;
 mod pgbackrest;
 mod restic;
 
@@ -149,7 +149,7 @@ impl Tool {
 
     fn program(self, step: Step, round: &Round<'_>) -> Result<Program> {
         match self {
-            Tool::Mover => mover::program(step, round),
+            Tool::Mover => mover::program(step, &format!("file://{}", round.repo.display()), round),
             Tool::Pgbackrest => Ok(pgbackrest::program(step, round)),
             Tool::Restic => Ok(restic::program(step, round)),
             Tool::Borg => Ok(borg::program(step, round)),

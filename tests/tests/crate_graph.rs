@@ -35,7 +35,14 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("mover-pagedb", &["mover-base", "mover-io", "mover-source"]),
     (
         "mover-benches",
-        &["mover-base", "mover-io", "mover-format", "mover-jobs"],
+        &[
+            "mover-base",
+            "mover-io",
+            "mover-format",
+            "mover-store",
+            "mover-jobs",
+            "mover-test-servers",
+        ],
     ),
 ];
 

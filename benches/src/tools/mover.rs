@@ -6,7 +6,11 @@ use serde_json::Value;
 use super::{PASSPHRASE, Round, Step, cannot_make};
 use crate::command::Program;
 
-pub(super) fn program(step: Step, round: &Round<'_>) -> Result<Program> {
+/// The program for one step on the repository at `url`.
+///
+/// # Errors
+/// Where the passphrase's file cannot be written.
+pub fn program(step: Step, url: &str, round: &Round<'_>) -> Result<Program> {
     let secret = round.scratch.join("passphrase");
     if step == Step::Init {
         use std::os::unix::fs::PermissionsExt;
@@ -22,7 +26,7 @@ pub(super) fn program(step: Step, round: &Round<'_>) -> Result<Program> {
     };
     let program = Program::new(round.mover)
         .args([verb, "--json", "--repo"])
-        .args([format!("file://{}", round.repo.display())])
+        .args([url])
         .args(["--passphrase-file"])
         .path(&secret)
         // The user's own configuration must not change what is measured.
@@ -38,7 +42,7 @@ pub(super) fn program(step: Step, round: &Round<'_>) -> Result<Program> {
 }
 
 /// The summary line of its JSON output, without what names directories.
-pub(super) fn detail(printed: &str) -> Option<Value> {
+pub fn detail(printed: &str) -> Option<Value> {
     let parsed = |line| serde_json::from_str::<Value>(line).ok();
     let mut documents = printed.lines().rev().filter_map(parsed);
     let mut summary = documents.find(|document| document["message_type"] == "summary")?;

@@ -1,0 +1,241 @@
+//! The servers that clients are measured against: Garage, a real store, and the cheap one, which shows the client's limit.
+//!
+//! Invariants: a server is a process of its own, so its CPU time is never counted as a client's, but read beside it; it
+//! and its data are gone when it is dropped; its data lies in memory (tmpfs), so no disk of this machine has a say.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use mover_base::{Error, Kind, Result};
+use mover_test_servers::Garage;
+use serde::{Deserialize, Serialize};
+
+use super::link::{LinkedHost, inside};
+
+/// Clock ticks per second in `/proc` (`getconf CLK_TCK` is 100 on every Linux that this was made for).
+const TICKS_PER_SECOND: f64 = 100.0;
+/// Bucket and prefix on the cheap server, which makes them as they are named.
+const SINK_BUCKET: &str = "bench";
+
+/// Which server.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerKind {
+    /// The cheap server.
+    Sink,
+    /// Garage 2.5, one node.
+    Garage,
+}
+
+impl ServerKind {
+    /// Name for tables.
+    pub fn title(self) -> &'static str {
+        match self {
+            ServerKind::Sink => "sink",
+            ServerKind::Garage => "Garage 2.5",
+        }
+    }
+}
+
+/// Where a client finds a server, and as whom.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// `http://HOST:PORT`.
+    pub endpoint: String,
+    /// Region.
+    pub region: String,
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub id: String,
+    /// Secret.
+    pub secret: String,
+}
+
+impl Access {
+    /// The mover's URL of a repository below `prefix`, with further options.
+    pub fn url(&self, prefix: &str, options: &str) -> String {
+        format!(
+            "s3://{}/{prefix}?endpoint={}&region={}{options}",
+            self.bucket, self.endpoint, self.region
+        )
+    }
+
+    /// What clients find in their environment.
+    pub fn variables(&self) -> [(&'static str, String); 4] {
+        [
+            ("AWS_ACCESS_KEY_ID", self.id.clone()),
+            ("AWS_SECRET_ACCESS_KEY", self.secret.clone()),
+            ("AWS_REGION", self.region.clone()),
+            // No client waits for a metadata service that is not there.
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ]
+    }
+}
+
+/// A running server.
+pub struct Server {
+    process: Process,
+    /// How it is reached.
+    pub access: Access,
+}
+
+enum Process {
+    Sink(Child),
+    Garage { server: Garage, pid: u32 },
+}
+
+impl Server {
+    /// Starts a server with room for `bytes` of objects, its data below `dir`. `program` is this package's own for S3;
+    /// the cheap server can be held to one core.
+    ///
+    /// # Errors
+    /// [`Kind::CheckFailed`] where it does not start.
+    pub fn start(
+        kind: ServerKind,
+        program: &Path,
+        dir: &Path,
+        bytes: u64,
+        core: Option<&str>,
+    ) -> Result<Server> {
+        match kind {
+            ServerKind::Sink => {
+                let mut command = match core {
+                    Some(_) => Command::new("taskset"),
+                    None => Command::new(program),
+                };
+                if let Some(core) = core {
+                    command.args(["-c", core]).arg(program);
+                }
+                Server::sink(command, "127.0.0.1:0", bytes)
+            }
+            ServerKind::Garage => Server::garage(dir),
+        }
+    }
+
+    /// The cheap server at the far end of a link.
+    ///
+    /// # Errors
+    /// [`Kind::CheckFailed`] where it does not start.
+    pub fn behind(host: &LinkedHost, program: &Path, bytes: u64) -> Result<Server> {
+        let bind = format!("{}:0", host.address);
+        Server::sink(inside(host, program), &bind, bytes)
+    }
+
+    fn sink(mut command: Command, bind: &str, bytes: u64) -> Result<Server> {
+        let memory_mib = (bytes >> 20) + 256;
+        let mut child = command
+            .args(["serve", "--bind", bind, "--memory-mib"])
+            .arg(memory_mib.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| no_server("the cheap server cannot be started").cause(e))?;
+        let mut line = String::new();
+        let told = child
+            .stdout
+            .take()
+            .map(|out| BufReader::new(out).read_line(&mut line));
+        let address = line.trim();
+        if !matches!(told, Some(Ok(_))) || address.is_empty() {
+            end(&mut child);
+            return Err(no_server("the cheap server did not tell its address"));
+        }
+        let access = Access {
+            endpoint: format!("http://{address}"),
+            region: "us-east-1".to_owned(),
+            bucket: SINK_BUCKET.to_owned(),
+            id: "bench".to_owned(),
+            secret: "benchmark data is no secret".to_owned(),
+        };
+        Ok(Server {
+            process: Process::Sink(child),
+            access,
+        })
+    }
+
+    fn garage(dir: &Path) -> Result<Server> {
+        let server = Garage::start(dir);
+        let access = Access {
+            endpoint: server.endpoint(),
+            region: server.region().to_owned(),
+            bucket: server.bucket().to_owned(),
+            id: server.access_key_id().to_owned(),
+            secret: server.secret_access_key().to_owned(),
+        };
+        let pid = pid_with(dir)?;
+        Ok(Server {
+            process: Process::Garage { server, pid },
+            access,
+        })
+    }
+
+    /// CPU seconds that it has used so far.
+    ///
+    /// # Errors
+    /// [`Kind::CheckFailed`] where it runs no more.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let pid = match &self.process {
+            Process::Sink(child) => child.id(),
+            Process::Garage { pid, .. } => *pid,
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .map_err(|e| no_server("the server has ended").cause(e))?;
+        ticks(&stat)
+            .map(|ticks| ticks / TICKS_PER_SECOND)
+            .ok_or_else(|| no_server("the server's CPU time cannot be read"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        match &mut self.process {
+            Process::Sink(child) => end(child),
+            Process::Garage { server, .. } => server.kill(),
+        }
+    }
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn no_server(text: &str) -> Error {
+    Error::new(Kind::CheckFailed, text)
+}
+
+/// User and kernel ticks of a line of `/proc/PID/stat`. The name, which may hold blanks, ends with the last bracket.
+fn ticks(stat: &str) -> Option<f64> {
+    let (_, behind) = stat.rsplit_once(')')?;
+    let mut fields = behind.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<f64>().ok();
+    Some(next()? + next()?)
+}
+
+/// The process whose arguments name `dir`: Garage, by its configuration.
+fn pid_with(dir: &Path) -> Result<u32> {
+    let needle = dir.display().to_string();
+    let found = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    found
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.contains(&needle) && line.contains("garage") && line.contains("server")
+        })
+        .ok_or_else(|| no_server("the process of Garage was not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_read_behind_a_name_with_blanks() {
+        let stat = "7 (a b) c) S 1 7 7 0 -1 4194560 100 0 0 0 120 30 0 0 20 0 4 0 1";
+        assert_eq!(ticks(stat), Some(150.0));
+        assert_eq!(ticks("7 (a"), None);
+    }
+}

@@ -1,0 +1,259 @@
+//! The readable tables of the S3 measurements.
+//!
+//! Invariants: medians are shown with the smallest and largest repetition; a limit that was set is shown beside what held.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::backups::{BackupRun, RepoPlace};
+use super::link_runs::LinkRun;
+use super::peers::{Client, Direction};
+use super::transfers::{S3Transfers, SETUPS, TransferRun};
+use crate::data::Dataset;
+use crate::report::{line, mb, spread};
+use crate::stats::Spread;
+use crate::tools::Step;
+
+fn mib(bytes: f64) -> String {
+    format!("{:.0}", bytes / f64::from(1 << 20))
+}
+
+fn of<T>(runs: &[&T], figure: impl Fn(&T) -> f64) -> Spread {
+    Spread::of(runs.iter().map(|run| figure(run))).unwrap_or_default()
+}
+
+/// Transfers by server and placement.
+pub(crate) fn transfers(out: &mut String, all: &S3Transfers) {
+    line!(out, "## Files to S3 and back\n");
+    let bytes = all.runs.first().map_or(0, |run| run.bytes);
+    line!(
+        out,
+        "{:.2} GB of random bytes in files of about 10 MB, all in memory. CPU is the client's alone; what the server used is \
+         beside it. Rates are from the start of the program to its exit.\n",
+        bytes as f64 / 1e9
+    );
+    for (server, placement) in SETUPS {
+        let is_of = |run: &&TransferRun| run.server == server && run.placement == placement;
+        let runs: Vec<&TransferRun> = all.runs.iter().filter(is_of).collect();
+        if runs.is_empty() {
+            continue;
+        }
+        line!(out, "### {}, {}\n", server.title(), placement.title());
+        line!(
+            out,
+            "| direction | client | MB/s | CPU s/GB | of it user / kernel | peak memory MiB | server's CPU s/GB | request p50 / p99 / p99.9 / max ms |\n|---|---|---|---|---|---|---|---|"
+        );
+        let mut groups: BTreeMap<(Direction, Client), Vec<&TransferRun>> = BTreeMap::new();
+        for run in runs {
+            groups
+                .entry((run.direction, run.client))
+                .or_default()
+                .push(run);
+        }
+        for ((direction, client), runs) in groups {
+            transfer_row(out, direction, client, &runs);
+        }
+        line!(out, "");
+    }
+    for client in Client::ALL {
+        line!(out, "- {}: {}.", client.title(), client.settings());
+    }
+    line!(out, "");
+    first_bytes(out, all);
+}
+
+fn transfer_row(out: &mut String, direction: Direction, client: Client, runs: &[&TransferRun]) {
+    let gb = |run: &TransferRun| run.bytes as f64 / 1e9;
+    let latency = runs.get(runs.len() / 2).and_then(|run| run.own.as_ref());
+    let latency = latency.map_or("not measurable".to_owned(), |own| {
+        let of = own.latency;
+        [of.p50_us, of.p99_us, of.p999_us, of.max_us]
+            .map(|us| format!("{:.1}", us as f64 / 1000.0))
+            .join(" / ")
+    });
+    line!(
+        out,
+        "| {} | {} | {} | {} | {:.2} / {:.2} | {} | {:.2} | {latency} |",
+        match direction {
+            Direction::Upload => "upload",
+            Direction::Download => "download",
+        },
+        client.title(),
+        spread(of(runs, TransferRun::bytes_per_second), mb),
+        spread(of(runs, TransferRun::cpu_seconds_per_gb), |s| format!(
+            "{s:.2}"
+        )),
+        of(runs, |run| run.usage.user_seconds / gb(run)).median,
+        of(runs, |run| run.usage.system_seconds / gb(run)).median,
+        mib(of(runs, |run| run.usage.rss_bytes as f64).max),
+        of(runs, TransferRun::server_cpu_seconds_per_gb).median,
+    );
+}
+
+fn first_bytes(out: &mut String, all: &S3Transfers) {
+    if all.first_bytes.is_empty() {
+        return;
+    }
+    line!(
+        out,
+        "Time to the first byte: reads of one byte, one at a time, from sending the request to having the byte; the middle \
+         repetition. What happens inside of the other programs cannot be seen.\n"
+    );
+    line!(
+        out,
+        "| server | client | requests | p50 us | p99 us | p99.9 us | max us |\n|---|---|---|---|---|---|---|"
+    );
+    let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for run in &all.first_bytes {
+        groups
+            .entry((run.server, run.client))
+            .or_default()
+            .push(&run.times);
+    }
+    for ((server, client), mut times) in groups {
+        times.sort_by_key(|times| times.latency.p50_us);
+        let Some(middle) = times.get(times.len() / 2) else {
+            continue;
+        };
+        let of = middle.latency;
+        line!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            server.title(),
+            client.title(),
+            middle.requests,
+            of.p50_us,
+            of.p99_us,
+            of.p999_us,
+            of.max_us
+        );
+    }
+    line!(out, "");
+}
+
+/// Backups and restores by place of the repository.
+pub(crate) fn backups(out: &mut String, all: &[BackupRun], dataset: Dataset) {
+    line!(
+        out,
+        "## Repository on the disk and in S3 ({})\n",
+        dataset.title()
+    );
+    line!(
+        out,
+        "Extra CPU is the mover's beyond that with a local repository, per GB (10^9 bytes) sent or received. The server \
+         shares the two cores; its CPU seconds stand beside.\n"
+    );
+    line!(
+        out,
+        "| step | repository | wall s | MB/s of source | of the local rate | GB moved | CPU s | extra CPU s per GB moved | peak memory MiB | server's CPU s |\n|---|---|---|---|---|---|---|---|---|---|"
+    );
+    let mut groups: BTreeMap<(Step, RepoPlace), Vec<&BackupRun>> = BTreeMap::new();
+    for run in all {
+        groups.entry((run.step, run.place)).or_default().push(run);
+    }
+    for ((step, place), runs) in &groups {
+        let cpu = of(runs, |run| run.usage.cpu_seconds());
+        let rate = of(runs, BackupRun::bytes_per_second);
+        let moved = of(runs, |run| run.moved_bytes as f64).median / 1e9;
+        let local = groups
+            .get(&(*step, RepoPlace::Local))
+            .filter(|_| *place != RepoPlace::Local);
+        let (share, extra) = local.map_or((String::new(), String::new()), |local| {
+            let (local_cpu, local_rate) = (
+                of(local, |run| run.usage.cpu_seconds()).median,
+                of(local, BackupRun::bytes_per_second).median,
+            );
+            (
+                format!("{:.0} %", 100.0 * rate.median / local_rate),
+                format!("{:.2}", (cpu.median - local_cpu) / moved),
+            )
+        });
+        let server = of(runs, |run| run.server_cpu_seconds.unwrap_or(0.0)).median;
+        line!(
+            out,
+            "| {} | {} | {} | {} | {share} | {moved:.2} | {} | {extra} | {} | {server:.2} |",
+            crate::report::step_title(*step),
+            place.title(),
+            spread(of(runs, |run| run.usage.wall_seconds), |s| format!(
+                "{s:.2}"
+            )),
+            spread(rate, mb),
+            spread(cpu, |s| format!("{s:.2}")),
+            mib(of(runs, |run| run.usage.rss_bytes as f64).max),
+        );
+    }
+    line!(out, "");
+}
+
+/// Runs over limited links.
+pub(crate) fn link(out: &mut String, runs: &[LinkRun]) {
+    line!(out, "## Over a limited link\n");
+    line!(
+        out,
+        "The cheap server behind a pair of virtual interfaces with a token bucket (tbf) in each direction. The bucket counts \
+         frames, so of 1,514 bytes 1,448 are payload: 1 Gbit/s carries 119.6 MB/s. \"Of the link\" is payload per second, from the \
+         program's start to its exit, against that; \"while data flows\" leaves the first and the last hundredth of the bytes out.\n"
+    );
+    line!(
+        out,
+        "| link Mbit/s | step | client | data | connections | GB moved | wall s | bytes / bandwidth s | of the link | while data flows | MB/s of source | CPU s | peak memory MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    );
+    for run in runs.iter().filter(|run| run.link_bits_per_second.is_some()) {
+        let percent =
+            |share: Option<f64>| share.map_or(String::new(), |s| format!("{:.1} %", 100.0 * s));
+        line!(
+            out,
+            "| {} | {} | {} | {} | {} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {:.2} | {} |",
+            run.link_bits_per_second.unwrap_or(0) / 1_000_000,
+            crate::report::step_title(run.step),
+            run.client.title(),
+            run.dataset.name(),
+            run.connections
+                .map_or("default".to_owned(), |n| n.to_string()),
+            run.moved_bytes as f64 / 1e9,
+            run.usage.wall_seconds,
+            run.ideal_seconds().unwrap_or(0.0),
+            percent(run.share_of_link()),
+            percent(run.flowing_share()),
+            mb(run.source_bytes as f64 / run.usage.wall_seconds),
+            run.usage.cpu_seconds(),
+            mib(run.usage.rss_bytes as f64),
+        );
+    }
+    line!(out, "");
+    windows(out, runs);
+}
+
+fn windows(out: &mut String, runs: &[LinkRun]) {
+    let limited = runs
+        .iter()
+        .filter_map(|run| Some((run, run.own_limit_bytes_per_second?, run.windows?)));
+    line!(
+        out,
+        "The mover's own limits on an unlimited link: payload of TCP at the near end of the link, sampled every 100 ms, in all \
+         windows of 5 s.\n"
+    );
+    line!(
+        out,
+        "| step | limit MiB/s | windows | lowest MiB/s (begins at s) | highest MiB/s (begins at s) | worst deviation | 99 % moved at s | GB moved | wall s |\n|---|---|---|---|---|---|---|---|---|"
+    );
+    for (run, limit, windows) in limited {
+        let mib = |rate: f64| rate / f64::from(1 << 20);
+        line!(
+            out,
+            "| {} | {} | {} | {:.2} ({:.1}) | {:.2} ({:.1}) | {:.2} % | {:.1} | {:.2} | {:.2} |",
+            crate::report::step_title(run.step),
+            limit >> 20,
+            windows.count,
+            mib(windows.min_bytes_per_second),
+            windows.min_at_seconds,
+            mib(windows.max_bytes_per_second),
+            windows.max_at_seconds,
+            100.0 * windows.worst_deviation(limit as f64),
+            windows.end_seconds,
+            run.moved_bytes as f64 / 1e9,
+            run.usage.wall_seconds,
+        );
+    }
+    line!(out, "");
+}

@@ -1,0 +1,265 @@
+//! Files to S3 and back: every client against every server.
+//!
+//! Invariants: clients take turns within a repetition, each with a server that has just started; what came back is compared
+//! with what was sent, byte by byte, in the first repetition.
+
+use std::path::{Path, PathBuf};
+
+use mover_base::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use super::figures::Moved;
+use super::peers::{Client, Direction, Job, first_byte};
+use super::servers::{Server, ServerKind};
+use crate::command::{Program, Usage, sync};
+use crate::data::Files;
+
+/// Core of the server and core of the client where each has its own.
+const SERVER_CORE: &str = "1";
+const CLIENT_CORE: &str = "0";
+
+/// Who may use which core.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// One core for the server, one for the client: the client's own limit shows.
+    OneEach,
+    /// Both use what they find.
+    Shared,
+}
+
+impl Placement {
+    /// For tables.
+    pub fn title(self) -> &'static str {
+        match self {
+            Placement::OneEach => "one core each",
+            Placement::Shared => "both cores shared",
+        }
+    }
+}
+
+/// Servers and placements that are measured. Garage needs more of the machine than any client, so it gets all that is left.
+pub const SETUPS: [(ServerKind, Placement); 3] = [
+    (ServerKind::Sink, Placement::OneEach),
+    (ServerKind::Sink, Placement::Shared),
+    (ServerKind::Garage, Placement::Shared),
+];
+
+/// One timed transfer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferRun {
+    /// Against which server.
+    pub server: ServerKind,
+    /// On which cores.
+    pub placement: Placement,
+    /// By whom.
+    pub client: Client,
+    /// Which way.
+    pub direction: Direction,
+    /// Counted from 1.
+    pub repetition: u32,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// What the client's process used.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// What the server used meanwhile, in CPU seconds.
+    pub server_cpu_seconds: f64,
+    /// What our own programs tell of their requests.
+    pub own: Option<Moved>,
+}
+
+impl TransferRun {
+    /// Bytes per second of wall time, from start to exit of the program.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.usage.wall_seconds
+    }
+
+    /// CPU seconds of the client per gigabyte.
+    pub fn cpu_seconds_per_gb(&self) -> f64 {
+        self.usage.cpu_seconds() * 1e9 / self.bytes.max(1) as f64
+    }
+
+    /// CPU seconds of the server per gigabyte.
+    pub fn server_cpu_seconds_per_gb(&self) -> f64 {
+        self.server_cpu_seconds * 1e9 / self.bytes.max(1) as f64
+    }
+}
+
+/// Times to the first byte of small reads, one at a time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FirstByteRun {
+    /// From which server.
+    pub server: ServerKind,
+    /// By whom: the mover's driver or a bare connection.
+    pub client: Client,
+    /// Counted from 1.
+    pub repetition: u32,
+    /// The requests.
+    pub times: Moved,
+}
+
+/// All transfers of a day.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct S3Transfers {
+    /// Uploads and downloads.
+    pub runs: Vec<TransferRun>,
+    /// Times to the first byte.
+    pub first_bytes: Vec<FirstByteRun>,
+}
+
+/// Where programs and data are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// This package's program for S3.
+    pub own: PathBuf,
+    /// Directory of the peers' environment.
+    pub peers: PathBuf,
+    /// Directory of the scripts.
+    pub scripts: PathBuf,
+    /// Directory in memory, for everything temporary.
+    pub memory: PathBuf,
+}
+
+/// Measures all clients against all servers.
+///
+/// # Errors
+/// Those of the programs; [`Kind::CheckFailed`] where other bytes came back than were sent.
+pub fn measure(
+    places: &Places,
+    source: &Path,
+    repetitions: u32,
+    mut done: impl FnMut(&TransferRun),
+) -> Result<S3Transfers> {
+    let mut all = S3Transfers::default();
+    for (server, placement) in SETUPS {
+        for repetition in 1..=repetitions {
+            for client in Client::ALL {
+                let round = Round {
+                    places,
+                    source,
+                    server,
+                    placement,
+                    client,
+                    repetition,
+                };
+                round.run(&mut all, &mut done)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// One client, there and back.
+struct Round<'a> {
+    places: &'a Places,
+    source: &'a Path,
+    server: ServerKind,
+    placement: Placement,
+    client: Client,
+    repetition: u32,
+}
+
+impl Round<'_> {
+    fn run(&self, all: &mut S3Transfers, done: &mut impl FnMut(&TransferRun)) -> Result<()> {
+        let dir = tempfile::tempdir_in(&self.places.memory).map_err(|e| no_room(e.to_string()))?;
+        let target = dir.path().join("target");
+        std::fs::create_dir(&target).map_err(|e| no_room(e.to_string()))?;
+        let bytes = Files::list(self.source)?.bytes();
+        let core = match self.placement {
+            Placement::OneEach => Some(SERVER_CORE),
+            Placement::Shared => None,
+        };
+        let server = Server::start(self.server, &self.places.own, dir.path(), bytes, core)?;
+        let job = Job {
+            own: &self.places.own,
+            peers: &self.places.peers,
+            scripts: &self.places.scripts,
+            source: self.source,
+            target: &target,
+            access: &server.access,
+        };
+        for direction in [Direction::Upload, Direction::Download] {
+            let run = self.transfer(direction, &job, &server, bytes)?;
+            done(&run);
+            all.runs.push(run);
+        }
+        // Once is enough: repetitions run the same program on the same data.
+        if self.repetition == 1 {
+            compare(self.client, self.source, &target)?;
+        }
+        if self.placement == Placement::Shared
+            && let Some(program) = first_byte(self.client, &job)
+        {
+            all.first_bytes.push(FirstByteRun {
+                server: self.server,
+                client: self.client,
+                repetition: self.repetition,
+                times: told(&program.output()?)?,
+            });
+        }
+        Ok(())
+    }
+
+    fn transfer(
+        &self,
+        direction: Direction,
+        job: &Job<'_>,
+        server: &Server,
+        bytes: u64,
+    ) -> Result<TransferRun> {
+        let program = self.client.program(direction, job);
+        let program = match self.placement {
+            Placement::OneEach => program.through("taskset", &["-c", CLIENT_CORE]),
+            Placement::Shared => program,
+        };
+        sync();
+        let before = server.cpu_seconds()?;
+        let (usage, printed) = program.timed()?;
+        let own = match self.client {
+            Client::Mover | Client::Bare => Some(told(&printed)?),
+            Client::Crt | Client::S5cmd | Client::Rclone => None,
+        };
+        Ok(TransferRun {
+            server: self.server,
+            placement: self.placement,
+            client: self.client,
+            direction,
+            repetition: self.repetition,
+            bytes,
+            usage,
+            server_cpu_seconds: server.cpu_seconds()? - before,
+            own,
+        })
+    }
+}
+
+/// What our own program prints.
+fn told(printed: &str) -> Result<Moved> {
+    serde_json::from_str(printed).map_err(|e| {
+        Error::new(
+            Kind::Internal,
+            "the program printed something else than its figures",
+        )
+        .cause(e)
+    })
+}
+
+fn compare(client: Client, source: &Path, target: &Path) -> Result<()> {
+    let diff = Program::new("diff").args(["-r", "-q"]);
+    let diff = diff.path(source).path(target);
+    diff.output().map(drop).map_err(|e| {
+        Error::new(
+            Kind::CheckFailed,
+            format!(
+                "{} brought back something else than it sent",
+                client.title()
+            ),
+        )
+        .cause(e)
+    })
+}
+
+fn no_room(cause: String) -> Error {
+    Error::new(Kind::Target, "a directory in memory cannot be made").cause(cause)
+}
