@@ -1,10 +1,12 @@
 //! Damage of every byte: an error or, in the last flush alone, a cut; never another content.
 
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{HistoryId, Kind, Lsn, LsnRange};
 use mover_pagedb::random::Random;
 use mover_pagedb::{Database, Options, SimDisk, Workload};
 use mover_source::page::{BODY_BYTES, PAGE_BYTES};
 use mover_source::pages::{Store, table_path};
+use mover_source::wal::record::encode_at;
 use mover_source::wal::{Group, LogIdentity, LogReader, Verify, find_end};
 
 use crate::support::*;
@@ -18,21 +20,22 @@ struct Log {
     /// Where the last group of the last flush but one ends.
     before_last: Lsn,
     /// Everything that the log says.
-    records: Vec<String>,
+    records: Vec<(Lsn, Sha256)>,
 }
 
 fn id() -> LogIdentity {
     identity(3, LOG2)
 }
 
-fn read(disk: &SimDisk, end: Lsn, verify: Verify) -> mover_base::Result<Vec<String>> {
+fn read(disk: &SimDisk, end: Lsn, verify: Verify) -> mover_base::Result<Vec<(Lsn, Sha256)>> {
     let mut records = Vec::new();
     let range = LsnRange {
         start: Lsn(4096),
         end,
     };
     LogReader::new(arc(disk), id(), verify).read(range, |lsn, _, record| {
-        records.push(format!("{lsn} {record:?}"));
+        let encoded = encode_at(record, lsn, id().history)?;
+        records.push((lsn, sha256(&encoded)));
         Ok(())
     })?;
     Ok(records)
