@@ -83,7 +83,7 @@ pub struct Server {
 
 enum Process {
     Sink(Child),
-    Garage { server: Garage, pid: u32 },
+    Garage { server: Box<Garage>, pid: u32 },
 }
 
 impl Server {
@@ -158,15 +158,18 @@ impl Server {
     fn garage(dir: &Path) -> Result<Server> {
         let server = Garage::start(dir);
         let access = Access {
-            endpoint: server.endpoint(),
-            region: server.region().to_owned(),
-            bucket: server.bucket().to_owned(),
-            id: server.access_key_id().to_owned(),
-            secret: server.secret_access_key().to_owned(),
+            endpoint: server.access().endpoint.clone(),
+            region: server.access().region.clone(),
+            bucket: server.access().bucket.clone(),
+            id: server.access().key.id.clone(),
+            secret: server.access().key.secret.clone(),
         };
         let pid = pid_with(dir)?;
         Ok(Server {
-            process: Process::Garage { server, pid },
+            process: Process::Garage {
+                server: Box::new(server),
+                pid,
+            },
             access,
         })
     }
