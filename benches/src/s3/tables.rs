@@ -239,18 +239,21 @@ fn windows(out: &mut String, runs: &[LinkRun]) {
     );
     for (run, limit, windows) in limited {
         let mib = |rate: f64| rate / f64::from(1 << 20);
+        let in_brackets = |at: Option<f64>| at.map_or(String::new(), |at| format!(" ({at:.1})"));
         line!(
             out,
-            "| {} | {} | {} | {:.2} ({:.1}) | {:.2} ({:.1}) | {:.2} % | {:.1} | {:.2} | {:.2} |",
+            "| {} | {} | {} | {:.2}{} | {:.2}{} | {:.2} % | {} | {:.2} | {:.2} |",
             crate::report::step_title(run.step),
             limit >> 20,
             windows.count,
             mib(windows.min_bytes_per_second),
-            windows.min_at_seconds,
+            in_brackets(windows.min_at_seconds),
             mib(windows.max_bytes_per_second),
-            windows.max_at_seconds,
+            in_brackets(windows.max_at_seconds),
             100.0 * windows.worst_deviation(limit as f64),
-            windows.end_seconds,
+            windows
+                .end_seconds
+                .map_or("not taken".to_owned(), |at| format!("{at:.1}")),
             run.moved_bytes as f64 / 1e9,
             run.usage.wall_seconds,
         );

@@ -36,13 +36,13 @@ pub struct Windows {
     /// Highest rate of any window, in bytes per second.
     pub max_bytes_per_second: f64,
     /// When that window began, in seconds from the program's start.
-    pub max_at_seconds: f64,
+    pub max_at_seconds: Option<f64>,
     /// Lowest rate of a window in which the transfer was under way throughout.
     pub min_bytes_per_second: f64,
     /// When that window began.
-    pub min_at_seconds: f64,
+    pub min_at_seconds: Option<f64>,
     /// When 99 of 100 bytes had passed.
-    pub end_seconds: f64,
+    pub end_seconds: Option<f64>,
 }
 
 impl Windows {
@@ -55,10 +55,10 @@ impl Windows {
         let mut windows = Windows {
             count: 0,
             max_bytes_per_second: 0.0,
-            max_at_seconds: 0.0,
+            max_at_seconds: None,
             min_bytes_per_second: f64::INFINITY,
-            min_at_seconds: 0.0,
-            end_seconds: samples.iter().find(is_end)?.seconds,
+            min_at_seconds: None,
+            end_seconds: samples.iter().find(is_end).map(|sample| sample.seconds),
         };
         for (at, begin) in samples.iter().enumerate() {
             let fits = |end: &&Sample| end.seconds - begin.seconds >= WINDOW_SECONDS;
@@ -68,11 +68,13 @@ impl Windows {
             let rate = (end.bytes - begin.bytes) / (end.seconds - begin.seconds);
             windows.count += 1;
             if rate > windows.max_bytes_per_second {
-                (windows.max_bytes_per_second, windows.max_at_seconds) = (rate, begin.seconds);
+                (windows.max_bytes_per_second, windows.max_at_seconds) =
+                    (rate, Some(begin.seconds));
             }
             let is_inside = begin.bytes - base >= low && end.bytes - base <= high;
             if is_inside && rate < windows.min_bytes_per_second {
-                (windows.min_bytes_per_second, windows.min_at_seconds) = (rate, begin.seconds);
+                (windows.min_bytes_per_second, windows.min_at_seconds) =
+                    (rate, Some(begin.seconds));
             }
         }
         windows.min_bytes_per_second.is_finite().then_some(windows)
