@@ -10,13 +10,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::values::Rate;
 use clap::{CommandFactory, FromArgMatches};
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::{Credentials, Engine, JobLimits, LinkLimits, RateBudget, RepoAccess, Rung};
 
 use crate::args::{ColorWhen, GlobalArgs, RawArgs, RungArg, Verb};
+use crate::values::Rate;
 use layers::{Environment, Layer, Layered};
 
 /// A file that opens the repository.
@@ -64,6 +64,14 @@ pub struct Call {
     pub warnings: Vec<String>,
     /// The command line that it came of.
     pub argv: Vec<OsString>,
+}
+
+/// A limit that can change while a job runs.
+struct Limit<'a> {
+    name: &'static str,
+    budget: &'a RateBudget,
+    /// How an amount of its unit is shown.
+    shown: fn(u64) -> String,
 }
 
 /// Why there is no call.
@@ -192,25 +200,33 @@ impl Settings {
             .limits()
             .into_iter()
             .zip(new.limits())
-            .map(|((name, running), (_, new))| {
-                running.set(new.get());
-                let told = new.get().map_or("none".to_owned(), |limit| match name {
-                    "requests" => format!("{limit}/s"),
-                    _ => format!("{}/s", format_bytes(limit)),
-                });
-                format!("{name} {told}")
+            .map(|(running, new)| {
+                running.budget.set(new.budget.get());
+                match new.budget.get() {
+                    Some(rate) => format!("{} {}/s", running.name, (running.shown)(rate)),
+                    None => format!("{} none", running.name),
+                }
             })
             .collect();
         Ok(told.join(", "))
     }
 
-    fn limits(&self) -> [(&'static str, &RateBudget); 5] {
+    fn limits(&self) -> [Limit<'_>; 5] {
+        let bytes = |name, budget| Limit {
+            name,
+            budget,
+            shown: format_bytes,
+        };
         [
-            ("read", &self.engine.limits.read),
-            ("write", &self.engine.limits.write),
-            ("upload", &self.link.upload),
-            ("download", &self.link.download),
-            ("requests", &self.link.requests),
+            bytes("read", &self.engine.limits.read),
+            bytes("write", &self.engine.limits.write),
+            bytes("upload", &self.link.upload),
+            bytes("download", &self.link.download),
+            Limit {
+                name: "requests",
+                budget: &self.link.requests,
+                shown: |count| count.to_string(),
+            },
         ]
     }
 

@@ -53,31 +53,27 @@ pub fn parse_index(text: &str) -> Result<u64, String> {
     within(parse_size(text)?, INDEX_BYTES_MIN, INDEX_BYTES_MAX)
 }
 
-/// `--limit-read`, `--limit-write`: `200MiB/s`, `200MiB` or `none`.
+/// `--limit-read`, `--limit-write`, `--limit-upload`, `--limit-download`: `200MiB/s`, `200MiB` or `none`.
 pub fn parse_rate(text: &str) -> Result<Rate, String> {
-    let text = text.trim();
-    if text.eq_ignore_ascii_case("none") {
-        return Ok(Rate(None));
-    }
-    let size = text.strip_suffix("/s").unwrap_or(text);
     let wrong = "write a rate such as 200MiB/s, 1.5GB/s, or `none`";
-    match parse_bytes(size) {
-        Ok(0) => Err("a rate of 0 would never end; write `none` for no limit".into()),
-        Ok(bytes) => Ok(Rate(Some(bytes))),
-        Err(_) => Err(wrong.into()),
-    }
+    limit(text, |size| parse_bytes(size).ok(), wrong)
 }
 
 /// `--limit-requests`: `100`, `100/s` or `none`.
 pub fn parse_request_rate(text: &str) -> Result<Rate, String> {
+    let wrong = "write requests per second such as 100, or `none`";
+    limit(text, |count| count.parse().ok(), wrong)
+}
+
+fn limit(text: &str, parse: impl Fn(&str) -> Option<u64>, wrong: &str) -> Result<Rate, String> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("none") {
         return Ok(Rate(None));
     }
-    match text.strip_suffix("/s").unwrap_or(text).parse() {
-        Ok(0) => Err("a rate of 0 would never end; write `none` for no limit".into()),
-        Ok(requests) => Ok(Rate(Some(requests))),
-        Err(_) => Err("write requests per second such as 100, or `none`".into()),
+    match parse(text.strip_suffix("/s").unwrap_or(text)) {
+        Some(0) => Err("a rate of 0 would never end; write `none` for no limit".into()),
+        Some(amount) => Ok(Rate(Some(amount))),
+        None => Err(wrong.into()),
     }
 }
 

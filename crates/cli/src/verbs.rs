@@ -15,11 +15,12 @@ mod show;
 mod tune;
 mod verify;
 
+use std::ffi::OsString;
+
 use mover_base::{Error, Kind, Result};
 use mover_jobs::check::STRAY_HINT;
 use mover_jobs::{Engine, RepoAccess, Tick};
 use serde::Serialize;
-use std::ffi::OsString;
 
 use crate::args::{KeyVerb, Verb};
 use crate::config::layers::Environment;

@@ -400,6 +400,12 @@ fn limits_on_the_link_hold() {
     });
 }
 
+/// What `work`, which a limit held back, comes to when it is lifted.
+async fn noticed<T>(work: impl Future<Output = T>) -> T {
+    let ended = tokio::time::timeout(Duration::from_secs(60), work).await;
+    ended.expect("it is noticed that the limit was lifted")
+}
+
 /// With a limit of zero nothing moves, so whoever comes to an end has noticed that it was lifted.
 #[test]
 fn limits_on_the_link_change_under_a_job() {
@@ -421,21 +427,21 @@ fn limits_on_the_link_change_under_a_job() {
         assert_eq!(kept.client().get("upload").expect("a reply").status, 404);
         limits.upload.set(None);
         limits.download.set(None);
-        assert_eq!(work.await?, Put::Created);
+        assert_eq!(noticed(work).await?, Put::Created);
 
         limits.download.set(Some(0));
         let mut work = Box::pin(store.get(&shard, &download, u64::MAX));
         let early = tokio::time::timeout(while_closed, &mut work).await;
         assert!(early.is_err(), "received though nothing may be received");
         limits.download.set(None);
-        assert!(work.await? == bytes);
+        assert!(noticed(work).await? == bytes);
 
         limits.requests.set(Some(0));
         let mut work = Box::pin(store.head(&shard, &download));
         let early = tokio::time::timeout(while_closed, &mut work).await;
         assert!(early.is_err(), "asked though nothing may be asked");
         limits.requests.set(Some(10));
-        assert!(work.await?.is_some());
+        assert!(noticed(work).await?.is_some());
         let started = std::time::Instant::now();
         for _ in 0..20 {
             store.head(&shard, &download).await?;
@@ -456,17 +462,24 @@ fn an_upload_that_was_cut_off_is_taken_up_where_its_parts_match() {
     // A part of which the other try knows nothing.
     let mut changed = bytes.clone();
     changed[BUF_BYTES] ^= 1;
-    for (options, then, sent_again) in [
-        ("", &bytes, &[3][..]),
-        ("checksum=sha256", &bytes, &[3]),
-        ("", &changed, &[1, 3]),
+    let (none, crc32c, sha256) = ("checksum=none", "checksum=crc32c", "checksum=sha256");
+    for (at, (options, then_options, then, sent_again)) in [
+        (crc32c, crc32c, &bytes, &[3][..]),
+        (sha256, sha256, &bytes, &[3]),
+        (crc32c, crc32c, &changed, &[1, 3]),
         // Without checksums nothing is known to match.
-        ("checksum=none", &bytes, &[1, 2, 3]),
-    ] {
-        let what = format!("{options:?}, {sent_again:?}");
+        (none, none, &bytes, &[1, 2, 3]),
+        (crc32c, sha256, &bytes, &[1, 2, 3]),
+        (crc32c, none, &bytes, &[1, 2, 3]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let what = format!("{options}, then {then_options}, {sent_again:?}");
         let proxy = FaultProxy::start(&kept.endpoint());
         let store = kept.store_at(&proxy.endpoint(), options, &LinkLimits::default());
-        let name = key(&format!("again/{}{}", options.len(), sent_again.len()));
+        let then_store = kept.store_at(&proxy.endpoint(), then_options, &LinkLimits::default());
+        let name = key(&format!("again/{at}"));
         let sent = || -> Vec<String> {
             let part = |line: &String| {
                 let (_, query) = line.split_once("partNumber=")?;
@@ -487,7 +500,7 @@ fn an_upload_that_was_cut_off_is_taken_up_where_its_parts_match() {
         });
         assert_eq!(sent(), ["1", "2"], "{what}");
         subject.on_shard(async |shard| {
-            let mut upload = store.upload_again(&shard, &name).await?;
+            let mut upload = then_store.upload_again(&shard, &name).await?;
             push_all(&shard, &mut upload, then).await?;
             upload.commit().await
         });
@@ -495,6 +508,110 @@ fn an_upload_that_was_cut_off_is_taken_up_where_its_parts_match() {
         assert_eq!(sent()[2..], again, "{what}");
         let stored = kept.client().get(name.as_str()).expect("stored");
         assert!(stored.body == *then, "{what}");
+    }
+}
+
+/// The uploads that were thrown away by way of `proxy`.
+fn aborted(proxy: &FaultProxy) -> usize {
+    let seen = proxy.seen();
+    let is_abort = |line: &&String| line.starts_with("DELETE") && line.contains("uploadId=");
+    seen.iter().filter(is_abort).count()
+}
+
+#[test]
+fn an_upload_that_is_gone_is_begun_anew_and_one_of_what_exists_is_thrown_away() {
+    let (kept, subject) = garage_place();
+    let proxy = FaultProxy::start(&kept.endpoint());
+    let store = kept.store_at(&proxy.endpoint(), "", &LinkLimits::default());
+    let (name, bytes) = (key("copy"), pattern(17 * BUF_BYTES, 6));
+    let begin = async |shard: &Shard| {
+        let mut upload = store.upload_again(shard, &name).await?;
+        push_all(shard, &mut upload, &bytes).await?;
+        Ok(upload)
+    };
+    subject.on_shard(async |shard| begin(&shard).await.map(drop));
+    // It is listed still, and its parts are not.
+    let gone = Action::error(404, "NoSuchUpload");
+    let fault = proxy.inject(Fault::new(gone).method("GET").query("uploadId=").times(1));
+    subject.on_shard(async |shard| {
+        assert_eq!(begin(&shard).await?.commit().await?, Put::Created);
+        assert_eq!(begin(&shard).await?.commit().await?, Put::Exists);
+        // The next request of the shard throws away what nobody will take up.
+        let before = aborted(&proxy);
+        upload_all(&store, &shard, &key("next"), b"x").await?;
+        assert_eq!(aborted(&proxy), before + 1);
+        Ok(())
+    });
+    assert_eq!(proxy.hits(fault), 1);
+    assert!(kept.client().get("copy").expect("stored").body == bytes);
+}
+
+/// s3s-fs knows no listing of uploads.
+#[test]
+fn a_copy_is_written_where_uploads_cannot_be_listed() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    let bytes = pattern(17 * BUF_BYTES, 6);
+    let put = subject.on_shard(async |shard| {
+        let mut upload = subject.store.upload_again(&shard, &key("copy")).await?;
+        push_all(&shard, &mut upload, &bytes).await?;
+        upload.commit().await
+    });
+    assert_eq!(put, Put::Created);
+    assert!(kept.client().get("copy").expect("stored").body == bytes);
+}
+
+#[test]
+fn deleting_many_tells_what_stays_and_does_without_the_request() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    let proxy = FaultProxy::start(&kept.endpoint());
+    let store = kept.store_at(&proxy.endpoint(), "", &LinkLimits::default());
+    let keys: Vec<_> = ["a", "b", "c"].map(key).into();
+    let write = async |shard: Shard| {
+        for key in &keys {
+            store.put_if_absent(&shard, key, b"x").await?;
+        }
+        Ok(())
+    };
+    let answer = |status, text: &str| {
+        let answer = Action::Answer(Reply::new(status, text));
+        let fault = Fault::new(answer).method("POST").query("delete");
+        proxy.inject(fault.times(1))
+    };
+    subject.on_shard(write);
+    answer(
+        200,
+        "<DeleteResult><Deleted><Key>a</Key></Deleted><Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>",
+    );
+    let error = refusal(&subject, &store, async |store, shard| {
+        store.delete_all(shard, &keys).await
+    });
+    assert_eq!(error.kind(), Kind::Storage);
+    assert_eq!(error.object_name(), Some("b"), "{error}");
+    assert!(
+        error
+            .hint_text()
+            .is_some_and(|hint| hint.contains("s3:DeleteObject"))
+    );
+    // A server that says nothing of what it kept.
+    answer(
+        200,
+        "<DeleteResult><Deleted><Key>a</Key></Deleted></DeleteResult>",
+    );
+    let error = refusal(&subject, &store, async |store, shard| {
+        store.delete_all(shard, &keys).await
+    });
+    assert_eq!(error.object_name(), Some("b"), "{error}");
+    for status in [501, 405] {
+        subject.on_shard(write);
+        let fault = answer(status, "");
+        subject.on_shard(async |shard| store.delete_all(&shard, &keys).await);
+        assert_eq!(proxy.hits(fault), 1);
+        for key in &keys {
+            assert_eq!(
+                kept.client().get(key.as_str()).expect("a reply").status,
+                404
+            );
+        }
     }
 }
 
@@ -522,7 +639,7 @@ fn a_cancelled_commit_leaves_all_or_nothing_and_no_parts() {
             let is_stored = || kept.client().get("cancelled").expect("a reply").status == 200;
             subject.on_shard(async |shard| {
                 let mut upload = store.upload(&shard, &name).await?;
-                conformance::push_all(&shard, &mut upload, &bytes).await?;
+                push_all(&shard, &mut upload, &bytes).await?;
                 let mut commit = Box::pin(upload.commit());
                 while proxy.hits(fault) == 0 || is_stored() != arrives {
                     let early = tokio::time::timeout(Duration::from_millis(20), &mut commit).await;
@@ -572,7 +689,7 @@ fn a_dropped_upload_is_aborted_by_the_next_and_a_young_one_is_not_told() {
     let store = kept.store_at(&proxy.endpoint(), "", &LinkLimits::default());
     subject.on_shard(async |shard| {
         let mut upload = store.upload(&shard, &key("left/long")).await?;
-        conformance::push_all(&shard, &mut upload, &pattern(20 * BUF_BYTES, 1)).await?;
+        push_all(&shard, &mut upload, &pattern(20 * BUF_BYTES, 1)).await?;
         // It may belong to a running job.
         assert!(store.stale_temporaries(&shard).await?.is_empty());
         drop(upload);

@@ -184,9 +184,8 @@ pub(super) fn pause_before(retry: u32, random: u64) -> Duration {
 #[derive(Default)]
 struct Latencies {
     last: VecDeque<Duration>,
-    since_slow: usize,
+    answers: usize,
     slow_after: Option<Duration>,
-    since_line: usize,
     medians: VecDeque<Duration>,
     is_line: bool,
 }
@@ -196,15 +195,12 @@ impl Latencies {
     fn add(&mut self, latency: Duration) -> bool {
         push_bounded(&mut self.last, latency, LATENCIES_KEPT);
         // Sorting now and then is cheaper than keeping order, and neither bound need be fresh.
-        self.since_slow += 1;
-        if self.since_slow >= LATENCIES_MIN {
-            self.since_slow = 0;
+        self.answers += 1;
+        if self.answers.is_multiple_of(LATENCIES_MIN) {
             let usual = quantile(&self.last, self.last.len(), SLOW_SHARE);
             self.slow_after = usual.map(|usual| (usual * 2).max(SLOW_MIN));
         }
-        self.since_line += 1;
-        if self.since_line >= LINE_ANSWERS {
-            self.since_line = 0;
+        if self.answers.is_multiple_of(LINE_ANSWERS) {
             let median = quantile(&self.last, LINE_ANSWERS, 50).unwrap_or_default();
             push_bounded(&mut self.medians, median, LINE_MEDIANS_KEPT);
             let best = self.medians.iter().min().copied().unwrap_or_default();
@@ -302,7 +298,8 @@ mod tests {
         assert_eq!(flow.slow_after(Class::Write), None);
     }
 
-    /// A server that answers `served` requests a second and lets the rest wait in line: latency follows the limit.
+    /// Rounds of answers, a second apart, of a server that works on one request at a time, each for `of_one`: latency
+    /// follows the limit.
     fn rounds(flow: &Flow, start: Instant, rounds: u64, of_one: Duration) {
         for round in 0..rounds {
             for _ in 0..LINE_ANSWERS {

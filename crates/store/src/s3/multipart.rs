@@ -25,7 +25,6 @@ use crate::Put;
 pub(super) const PART_BYTES: usize = 16 << 20;
 /// Parts of one object (a limit of S3).
 const PARTS_MAX: usize = 10_000;
-
 /// Parts in one page of their listing (a limit of S3).
 const PAGE_PARTS_MAX: usize = 1000;
 
@@ -80,13 +79,18 @@ struct FoundPart {
 }
 
 impl FoundPart {
+    /// Its checksum of that kind.
+    fn sum(&self, checksum: Checksum) -> Option<&String> {
+        match checksum {
+            Checksum::None => None,
+            Checksum::Crc32c => self.crc32c.as_ref(),
+            Checksum::Sha256 => self.sha256.as_ref(),
+        }
+    }
+
     /// The part, if it holds what `payload` does by length and checksum.
     fn holding(self, payload: &Payload, checksum: Checksum) -> Option<Part> {
-        let sum = match checksum {
-            Checksum::None => None,
-            Checksum::Crc32c => self.crc32c,
-            Checksum::Sha256 => self.sha256,
-        };
+        let sum = self.sum(checksum).cloned();
         let is_same = sum.is_some() && sum == payload.sum(checksum) && self.bytes == payload.bytes;
         (is_same && !self.tag.is_empty()).then_some(Part { tag: self.tag, sum })
     }
@@ -116,12 +120,20 @@ impl Parts {
     /// Takes up what an earlier try of the same writer has begun last, or begins.
     pub async fn resume(client: &Client, name: &str) -> Result<Self> {
         let mark = put::mark_of_copies(name);
-        let (uploads, _) = list::uploads(client, name).await?;
+        // Not every server lists uploads, and not every key may. What is not known is sent again.
+        let uploads = list::uploads(client, name).await;
+        let uploads = uploads.map_or_else(|error| unknown(&error), |(uploads, _)| uploads);
         let own = uploads.into_iter().filter(|upload| upload.name == name);
-        let Some(last) = own.max_by(|a, b| a.begun.cmp(&b.begun)) else {
+        let Some(last) = own.max_by_key(|upload| upload.begun) else {
             return Parts::begin(client, name, mark).await;
         };
-        let found = found_parts(client, name, &last.id).await?;
+        let found = found_parts(client, name, &last.id).await;
+        let found = found.unwrap_or_else(|error| unknown(&error));
+        if found.is_empty() {
+            // Perhaps it was begun for another kind of checksum, and would take none of our parts.
+            client.abandon(name.to_owned(), last.id);
+            return Parts::begin(client, name, mark).await;
+        }
         Ok(Parts {
             name: name.to_owned(),
             id: last.id,
@@ -206,8 +218,15 @@ impl Parts {
     }
 }
 
-/// The parts of an unfinished upload, by number; none where it is gone.
+/// What stands for a listing that could not be had.
+fn unknown<T: Default>(error: &Error) -> T {
+    tracing::debug!(%error, "what an earlier try has sent is not known");
+    T::default()
+}
+
+/// The parts of an unfinished upload that bear our kind of checksum, by number.
 async fn found_parts(client: &Client, name: &str, id: &str) -> Result<BTreeMap<usize, FoundPart>> {
+    let checksum = client.place.location.checksum;
     let mut all = BTreeMap::new();
     let mut marker = 0;
     loop {
@@ -217,7 +236,9 @@ async fn found_parts(client: &Client, name: &str, id: &str) -> Result<BTreeMap<u
             .query("part-number-marker", marker.to_string());
         let answer = client.send_small(&request).await?;
         let result: ListPartsResult = document(client, &answer)?;
-        all.extend(result.part.into_iter().map(|part| (part.number, part)));
+        let summed = result.part.into_iter();
+        let summed = summed.filter(|part| part.sum(checksum).is_some());
+        all.extend(summed.map(|part| (part.number, part)));
         let next = result.next_part_number_marker.unwrap_or(0);
         // Pages that do not go forward bring nothing more; what is not known is sent again.
         if !result.is_truncated || next <= marker || all.len() > PARTS_MAX {

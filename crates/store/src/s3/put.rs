@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use mover_base::checksum::sha256;
+use mover_base::checksum::{Sha256Stream, sha256};
 use mover_base::{Error, Kind, Result, Timestamp, hex};
 use mover_io::random_bytes;
 
@@ -259,7 +259,7 @@ pub(super) fn payload_of(client: &Client, bytes: &[u8]) -> Payload {
 
 /// What is computed over a payload while it is gathered.
 pub(super) struct Checksums {
-    sha256: Option<aws_lc_rs::digest::Context>,
+    sha256: Option<Sha256Stream>,
     crc32c: Option<crc_fast::Digest>,
 }
 
@@ -270,7 +270,7 @@ impl Checksums {
         let is_hashed = !location.is_tls() || location.checksum == Checksum::Sha256;
         let is_summed = location.checksum == Checksum::Crc32c;
         Checksums {
-            sha256: is_hashed.then(|| aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256)),
+            sha256: is_hashed.then(Sha256Stream::new),
             crc32c: is_summed.then(|| crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi)),
         }
     }
@@ -294,15 +294,10 @@ impl Checksums {
     }
 
     pub fn finish(self, pieces: Vec<Bytes>, bytes: u64) -> Payload {
-        let digest = self.sha256.map(|sha256| {
-            let mut out = [0; 32];
-            out.copy_from_slice(sha256.finish().as_ref());
-            out
-        });
         Payload {
             pieces,
             bytes,
-            sha256: digest,
+            sha256: self.sha256.map(Sha256Stream::finish),
             crc32c: self.crc32c.map(|crc32c| crc32c.finalize() as u32),
         }
     }

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use mover_base::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::answer::{Operation, escaped, not_s3};
+use super::answer::{Operation, escaped};
 use super::client::{Client, Request, Sink};
 use super::list::document;
 use super::location::Checksum;
@@ -74,8 +74,7 @@ pub(super) async fn delete_all(client: &Client, keys: &[Key]) -> Result<()> {
                 .await?
                 .is_some()
             {
-                let said = "an answer that leaves out an object which is there";
-                return Err(not_s3(&client.place.location, said).object(key.as_str()));
+                return Err(stayed(key.as_str()).cause("its answer leaves the object out"));
             }
         }
     }
@@ -112,12 +111,15 @@ fn request(client: &Client, keys: &[Key]) -> Request {
 fn refusal(client: &Client, refused: &Refused) -> Error {
     let prefix = &client.place.location.prefix;
     let object = refused.key.strip_prefix(prefix).unwrap_or(&refused.key);
+    stayed(&escaped(object)).cause(format!(
+        "{}: {}",
+        escaped(&refused.code),
+        escaped(&refused.message)
+    ))
+}
+
+fn stayed(object: &str) -> Error {
     Error::new(Kind::Storage, "the store did not delete an object")
-        .object(escaped(object))
+        .object(object)
         .hint("the credentials need s3:DeleteObject, and a locked object stays until its lock ends; others may be gone already")
-        .cause(format!(
-            "{}: {}",
-            escaped(&refused.code),
-            escaped(&refused.message)
-        ))
 }

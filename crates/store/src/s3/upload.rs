@@ -128,9 +128,12 @@ impl S3Upload {
         let committed = match &self.parts {
             Some(parts) => {
                 let committed = parts.complete(&self.client).await;
-                // Whatever else ends here, be it by a drop, leaves parts behind that are to be thrown away.
-                if matches!(committed, Ok(Put::Created)) {
-                    self.parts = None;
+                match committed {
+                    Ok(Put::Created) => self.parts = None,
+                    // Nobody needs the parts any more, also those that would be kept for another try.
+                    Ok(Put::Exists) => self.abandon_parts(),
+                    // Whatever else ends here, be it by a drop, leaves them to the drop of this.
+                    Err(_) => {}
                 }
                 committed
             }
@@ -170,6 +173,12 @@ impl S3Upload {
         Ok(())
     }
 
+    fn abandon_parts(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            parts.abandon(&self.client);
+        }
+    }
+
     fn take_payload(&mut self) -> Payload {
         let sums = std::mem::replace(&mut self.sums, Checksums::new(&self.client));
         let bytes = std::mem::take(&mut self.bytes);
@@ -179,10 +188,9 @@ impl S3Upload {
 
 impl Drop for S3Upload {
     fn drop(&mut self) {
-        let parts = self.parts.take();
         // The parts of a copy are taken up by the next try.
-        if let Some(parts) = parts.filter(|_| self.rivals != Rivals::OwnTries) {
-            parts.abandon(&self.client);
+        if self.rivals != Rivals::OwnTries {
+            self.abandon_parts();
         }
     }
 }
