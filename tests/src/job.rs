@@ -1,6 +1,7 @@
 //! A run of the tool that is under way, and what is done to it meanwhile.
 //!
-//! Invariants: a job that a failed test leaves behind is killed; nobody waits for ever.
+//! Invariants: a job that a failed test leaves behind is killed; what ought to happen soon is waited for a minute, and
+//! not for ever.
 
 use std::fs;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -25,10 +26,12 @@ pub struct Job {
 impl Job {
     /// Starts `command`.
     pub fn start(command: &mut Command) -> Self {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        Job::start_into(command, Stdio::piped(), Stdio::piped())
+    }
+
+    /// Starts `command`, whose output goes elsewhere and so is not in the outcome.
+    pub fn start_into(command: &mut Command, stdout: Stdio, stderr: Stdio) -> Self {
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let child = command.spawn().expect("the tool starts");
         Job {
             shown: shown(command),
@@ -60,13 +63,11 @@ impl Job {
 
     /// Waits for its end; returns also the largest resident set that was seen from outside, in bytes.
     pub fn outcome_and_peak(mut self) -> (Outcome, u64) {
-        let status = format!("/proc/{}/status", self.id());
+        let id = self.id();
         let mut peak = 0;
         while self.is_running() {
-            // A process that has just ended has none.
-            let text = fs::read_to_string(&status).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            let line = status_of(id, "VmHWM:");
+            let kib = line.as_deref().and_then(|line| line.strip_suffix(" kB"));
             peak = peak.max(kib.map_or(0, |kib| kib.parse::<u64>().expect("a number") * 1024));
             std::thread::sleep(POLL);
         }
@@ -97,6 +98,13 @@ impl Drop for Job {
     }
 }
 
+/// What `/proc` says of a process under `field`; none of one that has just ended.
+pub fn status_of(id: u32, field: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(value.trim().to_owned())
+}
+
 /// Waits for something that happens soon; a minute of waiting means that it never will.
 #[track_caller]
 pub fn wait_until(mut happened: impl FnMut() -> bool) {
@@ -111,7 +119,7 @@ pub fn wait_until(mut happened: impl FnMut() -> bool) {
 
 /// Runs `command` and kills it after a random part of `usual`; returns whether it had ended before.
 pub fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) -> bool {
-    let mut job = Job::start(command);
+    let mut job = Job::start_into(command, Stdio::null(), Stdio::null());
     // A little more than usual, so that the very end is hit as well.
     let micros = random.below(usual.as_micros() as u64 * 5 / 4 + 1);
     std::thread::sleep(Duration::from_micros(micros));

@@ -2,12 +2,12 @@
 //! secrets.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 
-use mover_tests::job::{Job, wait_until};
+use mover_tests::job::{Job, status_of, wait_until};
 use mover_tests::mover::{Protection, Repo, exit, isolated};
 use mover_tests::plant;
 use mover_tests::proof::restores_to;
@@ -30,29 +30,29 @@ fn limits_of_the_file_are_taken_over_by_a_job_that_runs() {
     let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
     let file = scratch.join("config.toml");
     fs::write(&file, CRAWL).expect("a configuration file");
+    let printed = scratch.join("printed");
+    let says = |text: &str| fs::read_to_string(&printed).is_ok_and(|said| said.contains(text));
     let mut command = repo.backup_command(&source);
-    let mut job = Job::start(command.arg("--config").arg(&file).arg("-v"));
-    let id = job.id();
-    wait_until(|| listens(id));
+    command.arg("--config").arg(&file);
+    let stdout = File::create(&printed).expect("a file").into();
+    let mut job = Job::start_into(&mut command, stdout, Stdio::piped());
+    wait_until(|| says("\"phase\":\"copy\""));
     // A file that is wrong changes nothing.
     fs::write(&file, "limit-write = 'fast'\n").expect("a configuration file");
     job.signal(Signal::USR2);
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    wait_until(|| says("the limits stay as they are: `fast` is not a value for --limit-write"));
     assert!(job.is_running(), "{}", job.outcome());
     fs::write(&file, "limit-write = 'none'\n").expect("a configuration file");
     job.signal(Signal::USR2);
     wait_until(|| !job.is_running());
-    let outcome = job.outcome().expect(exit::OK);
-    let warned = "the limits stay as they are: `fast` is not a value for --limit-write";
-    assert!(outcome.stdout.contains(warned), "{outcome}");
+    job.outcome().expect(exit::OK);
     restores_to(&repo, "latest", &truth, &scratch);
 }
 
 /// Whether a process has a handler for SIGUSR2, which the tool installs before it begins.
 fn listens(id: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let mask = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let caught = status_of(id, "SigCgt:");
+    let mask = caught.and_then(|mask| u64::from_str_radix(&mask, 16).ok());
     mask.is_some_and(|mask| mask & (1 << (Signal::USR2.as_raw() - 1)) != 0)
 }
 

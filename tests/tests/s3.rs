@@ -306,40 +306,50 @@ fn in_the_middle_of(
     job.outcome().summary()
 }
 
-/// Backs `data` up and, when it was lost, restores it; `harm` is done once during each. `held` is where the server
-/// keeps what it is given.
-fn lost_and_restored(repo: &AnyRepo, data: &Path, held: &Path, mut harm: impl FnMut(&mut Job)) {
+/// Backs `data` up while `harm` is done, and loses it. `held` is where the server keeps what it is given.
+fn backed_up_and_lost(
+    repo: &AnyRepo,
+    data: &Path,
+    held: &Path,
+    harm: impl FnOnce(&mut Job),
+) -> Tree {
     let files = Tree::read(data);
     let before = disk_bytes(held);
     let mut backup = repo.backup_command(data);
     backup.args(["--limit-upload", RATE]);
     let begun = || disk_bytes(held) > before + UNDER_WAY_BYTES;
-    in_the_middle_of(&mut backup, begun, &mut harm);
+    in_the_middle_of(&mut backup, begun, harm);
     fs::remove_dir_all(data).expect("the data are lost");
+    files
+}
 
+/// Brings `files` back to `data` while `harm` is done.
+fn restored(repo: &AnyRepo, data: &Path, files: &Tree, harm: impl FnOnce(&mut Job)) {
     // What is restored so far lies beside the target.
     let parent = data.parent().expect("the data lie in a directory");
     let before = disk_bytes(parent);
     let mut restore = repo.restore_command("latest", data);
     restore.args(["--limit-download", RATE]);
     let begun = || !data.exists() && disk_bytes(parent) > before + UNDER_WAY_BYTES;
-    in_the_middle_of(&mut restore, begun, &mut harm);
+    in_the_middle_of(&mut restore, begun, harm);
     files.assert_same(&Tree::read(data), "restored files");
 }
 
-/// The same while the server is killed and comes back.
+/// Backs `data` up and, when it was lost, restores it; during each the server is killed and comes back.
 fn lost_and_restored_over_killed_servers(
     garage: &Garage,
     scratch: &Scratch,
     repo: &AnyRepo,
     data: &Path,
 ) {
-    lost_and_restored(repo, data, &scratch.join("garage/data"), |job| {
+    let kill = |job: &mut Job| {
         garage.kill();
         std::thread::sleep(AWAY);
         assert!(job.is_running(), "ended while the server was away");
         garage.restart();
-    });
+    };
+    let files = backed_up_and_lost(repo, data, &scratch.join("garage/data"), kill);
+    restored(repo, data, &files, kill);
 }
 
 #[test]
@@ -351,17 +361,16 @@ fn lost_files_come_back_from_a_cluster_that_loses_a_node() {
     fs::create_dir(&data).expect("directory");
     plant::mixed(&data, &mut Random::new(SEED), 16 << 20);
     let held = scratch.join("garage-0/data");
-    // One is lost during the backup; it comes back, and another is lost during the restore.
-    let mut lost = Vec::new();
-    lost_and_restored(&repo, &data, &held, |_| {
-        if let Some(node) = lost.last() {
-            cluster.restart(*node);
+    let lose = |node| {
+        let cluster = &cluster;
+        move |job: &mut Job| {
+            cluster.kill(node);
+            assert!(job.is_running(), "ended before the node was lost");
         }
-        let node = 2 - lost.len();
-        cluster.kill(node);
-        lost.push(node);
-    });
-    assert_eq!(lost, [2, 1]);
+    };
+    let files = backed_up_and_lost(&repo, &data, &held, lose(2));
+    cluster.restart(2);
+    restored(&repo, &data, &files, lose(1));
     repo.verify().expect(exit::OK);
 }
 
@@ -416,7 +425,7 @@ fn killed_backups_leave_a_sound_repository_in_s3() {
     change(&source, &mut random);
     let usual = time_of(|| drop(repo.backup(&source).summary()));
     let seen = killed_backups_harm_nothing(&repo, &source, KILLS, usual, &mut random, &scratch);
-    seen.assert_most_were_early();
+    seen.assert_enough_were_early();
 }
 
 #[test]
@@ -598,8 +607,11 @@ fn without_any_credentials_the_tool_says_so_after_one_look() {
     let metadata = silent.endpoint();
     let environment = [(METADATA, metadata.as_str())];
     let repo = reached.repo.at(reached.repo.url(), &environment);
+    // Whoever waits for the service for ever is noticed after a minute.
+    let mut list = Job::start(repo.command("list").arg("--json"));
+    wait_until(|| !list.is_running());
     told(
-        repo.list(),
+        list.outcome(),
         exit::STORAGE,
         "credentials",
         "AWS_ACCESS_KEY_ID",
@@ -778,10 +790,8 @@ fn expired_credentials_are_loaded_anew_once() {
     let metadata = Scripted::instance_metadata("mover-role", &[old]);
     let proxy = FaultProxy::start(&demanding.server.access().endpoint);
     let url = demanding.server.access().at(&proxy.endpoint());
-    let environment = [(METADATA, metadata.endpoint())];
-    let environment = environment
-        .each_ref()
-        .map(|(name, value)| (*name, value.as_str()));
+    let endpoint = metadata.endpoint();
+    let environment = [(METADATA, endpoint.as_str())];
     let stale = demanding.repo.at(&url.url("demanding"), &environment);
     told(stale.list(), exit::STORAGE, "has expired", "renew");
     assert_eq!(loads(&metadata, ROLE), 2);

@@ -50,7 +50,6 @@ pub struct Fault {
     method: Option<String>,
     path: Option<String>,
     query: Option<String>,
-    skip: u64,
     times: u64,
     chance: Option<(f64, u64)>,
 }
@@ -63,7 +62,6 @@ impl Fault {
             method: None,
             path: None,
             query: None,
-            skip: 0,
             times: u64::MAX,
             chance: None,
         }
@@ -87,13 +85,6 @@ impl Fault {
     #[must_use]
     pub fn query(mut self, part: &str) -> Self {
         self.query = Some(part.to_owned());
-        self
-    }
-
-    /// Lets the first requests that it would hit pass.
-    #[must_use]
-    pub fn skip(mut self, requests: u64) -> Self {
-        self.skip = requests;
         self
     }
 
@@ -126,7 +117,6 @@ impl Fault {
 pub(crate) struct Armed {
     fault: Fault,
     pub(crate) hits: u64,
-    skipped: u64,
     random: u64,
 }
 
@@ -136,7 +126,6 @@ impl Armed {
         Armed {
             fault,
             hits: 0,
-            skipped: 0,
             random,
         }
     }
@@ -154,10 +143,6 @@ impl Armed {
         if let Some((probability, _)) = self.fault.chance
             && self.fraction() >= probability
         {
-            return false;
-        }
-        if self.skipped < self.fault.skip {
-            self.skipped += 1;
             return false;
         }
         self.hits += 1;
@@ -187,9 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_skips_then_hits_then_is_spent() {
-        let fault = Fault::new(Action::Stall).skip(1).times(2);
-        assert_eq!(pattern(fault, 5), [false, true, true, false, false]);
+    fn a_fault_hits_until_it_is_spent() {
+        let fault = Fault::new(Action::Stall).times(2);
+        assert_eq!(pattern(fault, 4), [true, true, false, false]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! An S3 server in the test's process, over a directory: crates s3s and s3s-fs. It checks signatures.
 //!
-//! What to know of s3s-fs 0.14: `If-None-Match: *` on `PutObject` and `CompleteMultipartUpload` is a look whether the
+//! What to know of s3s-fs 0.14, as seen in its code and not tested here: `If-None-Match: *` on `PutObject` and `CompleteMultipartUpload` is a look whether the
 //! object exists before anything is read or written, so of two writers at a time both can win, and the later one
 //! overwrites. Here that is made atomic. `ListParts` names neither ETags nor comes sorted nor in pages;
 //! `CompleteMultipartUpload` ignores the ETags it is given, wants parts numbered from 1 without a gap and all but the

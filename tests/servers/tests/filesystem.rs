@@ -62,11 +62,20 @@ fn what_is_signed_by_another_is_refused() {
 fn whose_token_is_not_the_one_demanded_is_expired() {
     let (_dir, server) = with(Conditions::Atomic);
     server.demand_token("fresh");
-    let refused = server.access().client().put("k", b"x").expect("a reply");
-    assert_eq!(
-        (refused.status, refused.code().as_deref()),
-        (400, Some("ExpiredToken"))
-    );
+    let client = server.access().client();
+    // Not at all, a wrong one, and the right one outside of the signature.
+    for headers in [
+        &[][..],
+        &[("x-amz-security-token", "stale")],
+        &[("x-amz-security-token", "fresh")],
+    ] {
+        let refused = client.put_with("k", b"x", headers).expect("a reply");
+        assert_eq!(
+            (refused.status, refused.code().as_deref()),
+            (400, Some("ExpiredToken")),
+            "{headers:?}"
+        );
+    }
 }
 
 #[test]
