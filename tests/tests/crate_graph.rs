@@ -32,7 +32,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("mover-tests", &["mover-test-servers"]),
     ("mover-test-servers", &[]),
     // It stands on the page store and the log, whose model it holds beside them.
-    ("mover-pagedb", &["mover-base", "mover-io", "mover-source"]),
+    ("mover-pagedb", &["mover-base", "mover-source"]),
     (
         "mover-benches",
         &[

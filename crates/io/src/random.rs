@@ -5,6 +5,10 @@
 use mover_base::{Error, Kind, Result};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+fn none(cause: String) -> Error {
+    Error::new(Kind::Internal, "the system gave no random bytes").cause(cause)
+}
+
 /// `N` bytes of the kernel's random source. Not of aws-lc's generator: that one gathers entropy of its own first, for
 /// 40 to 60 ms of each process, in which a job's shards wait.
 ///
@@ -14,9 +18,7 @@ pub fn random_bytes<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     match getrandom(&mut bytes, GetRandomFlags::empty()) {
         Ok(filled) if filled == N => Ok(bytes),
-        _ => Err(Error::new(
-            Kind::Internal,
-            "the system gave no random bytes",
-        )),
+        Ok(filled) => Err(none(format!("{filled} of {N} bytes"))),
+        Err(errno) => Err(none(errno.to_string())),
     }
 }

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -89,6 +89,11 @@ impl DirDisk {
                 .cause(io::Error::from(error))
         })?;
         Ok(DirDisk { root })
+    }
+
+    /// The directory.
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// Opens the directory `path` for the one process that writes to it, and keeps others out while it lives.
@@ -217,7 +222,8 @@ impl DiskFile for RealFile {
         if self.len()? >= bytes {
             return Ok(());
         }
-        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+        let allocate = || rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes);
+        match rustix::io::retry_on_intr(allocate) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP) => self.file.set_len(bytes),
             Err(error) => Err(error.into()),

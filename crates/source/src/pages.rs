@@ -156,6 +156,14 @@ impl Store {
             .object(identity.path(identity.size.start_of(log.end)))
             .hint("restore from a backup; part of the log is lost"));
         }
+        if self.catalogue.history == identity.history && self.catalogue.lsn > log.end {
+            return Err(corrupt(format!(
+                "the log ends at {}, before the catalogue's position {}, up to which it was durable",
+                log.end, self.catalogue.lsn
+            ))
+            .object(identity.path(identity.size.start_of(log.end)))
+            .hint("restore from a backup; part of the log is lost"));
+        }
         clean(&*self.disk, &identity, &log)?;
         let mut redo = Redo::new(
             Arc::clone(&self.disk),
@@ -179,6 +187,13 @@ impl Store {
             self.save_catalogue(catalogue)?;
         }
         table::remove_orphans(&*self.disk, &self.catalogue)?;
+        if identity.fork.is_some() && self.control.checkpoint == Lsn(0) {
+            // The other slot may still name the history that this one came from, if that was cut off.
+            self.save_control(Control {
+                sequence: self.control.sequence + 1,
+                ..self.control
+            })?;
+        }
         Ok(Recovered {
             writer: Writer::open(Arc::clone(&self.disk), identity, &log)?,
             next_transaction: self.control.next_transaction.max(log.next_transaction),
@@ -233,10 +248,13 @@ impl Store {
     /// boundary of segments. All pages must be on disk and synced, and the log recovered with `recovered`.
     ///
     /// # Errors
-    /// `Storage` if anything cannot be written.
+    /// `Usage` if the log was gone on with; `Storage` if anything cannot be written.
     pub fn begin_history(&mut self, recovered: Recovered, history: HistoryId) -> Result<Writer> {
-        let at = recovered.writer.end();
-        recovered.writer.flush_to(at)?;
+        let at = recovered.log.end;
+        if recovered.writer.end() != at {
+            let what = "a new history begins where recovery ended, and the log was gone on with";
+            return Err(Error::new(Kind::Usage, what));
+        }
         drop(recovered.writer);
         self.sync_names()?;
         let old = self.control.identity;
@@ -274,31 +292,6 @@ impl Store {
         })?;
         let found = find_end(&*self.disk, &identity, redo)?;
         Writer::open(Arc::clone(&self.disk), identity, &found)
-    }
-
-    /// Removes sealed segments that end before `lsn`, which must not lie behind the beginning of redo.
-    ///
-    /// # Errors
-    /// `Usage` if redo would need them; `Storage` if they cannot be removed.
-    pub fn remove_log_before(&self, lsn: Lsn) -> Result<()> {
-        if lsn > self.control.redo {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("the log from {} on is needed for redo", self.control.redo),
-            ));
-        }
-        let identity = &self.control.identity;
-        for start in wal::segments(&*self.disk, identity)? {
-            if identity.size.next_of(start) <= lsn {
-                let path = identity.path(start);
-                self.disk
-                    .remove(&path)
-                    .map_err(|error| failed(&path, error))?;
-            }
-        }
-        self.disk
-            .sync_dir(LOG_DIR)
-            .map_err(|error| failed(LOG_DIR, error))
     }
 
     fn sync_names(&self) -> Result<()> {

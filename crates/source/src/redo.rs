@@ -82,9 +82,11 @@ impl Redo {
                 page,
                 ranges,
             } if self.concerns(table) => {
+                self.within(lsn, table, page)?;
                 self.change(lsn, table, page, false, |bytes| ranges.apply(bytes))
             }
             Record::Image { table, page, body } if self.concerns(table) => {
+                self.within(lsn, table, page)?;
                 self.change(lsn, table, page, true, |bytes| {
                     bytes[PAGE_HEADER_BYTES..].copy_from_slice(body);
                 })
@@ -98,6 +100,16 @@ impl Redo {
 
     fn concerns(&self, table: u32) -> bool {
         self.catalogue.tables().contains_key(&table)
+    }
+
+    /// Tables only grow, so a page that the catalogue does not have yet never was one, also in records before it.
+    fn within(&self, lsn: Lsn, table: u32, page: u32) -> Result<()> {
+        let known = self.catalogue.tables().get(&table);
+        if known.is_some_and(|known| page < known.pages) {
+            return Ok(());
+        }
+        let what = format!("the log's record at {lsn} changes a page that its table does not have");
+        Err(corrupt(what).object(page::name(table, page)))
     }
 
     fn change(
@@ -159,7 +171,7 @@ impl Redo {
             }
             Ok(lsn) => lsn,
             Err(_) => {
-                if self.torn.len() >= TORN_PAGES_MAX {
+                if self.torn.len() >= TORN_PAGES_MAX && !self.torn.contains(&place) {
                     return Err(Error::new(
                         Kind::Limit,
                         format!("more than {TORN_PAGES_MAX} pages are damaged"),

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use mover_base::Result;
+use mover_io::random_bytes;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -71,11 +72,7 @@ enum Examined {
 impl Place<'_> {
     /// Makes a new directory with a random name that only its owner may enter, marked and locked.
     pub fn make(&self) -> rustix::io::Result<Staged> {
-        let mut random = [0_u8; 8];
-        let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        if got != random.len() {
-            return Err(Errno::IO);
-        }
+        let random = random_bytes().map_err(|_| Errno::IO)?;
         let mut name = self.prefix.as_bytes().to_vec();
         name.extend_from_slice(format!("{:016x}", u64::from_ne_bytes(random)).as_bytes());
         rustix::fs::mkdirat(self.parent, &name, Mode::RWXU)?;

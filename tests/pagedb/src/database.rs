@@ -350,11 +350,6 @@ impl Database {
         }
         Ok(contents)
     }
-
-    /// Stops the database as it is: what is in memory only is lost.
-    pub fn into_store(self) -> Store {
-        self.store.into_inner().expect("lock")
-    }
 }
 
 impl State {

@@ -11,6 +11,8 @@ use crate::wal::{Fork, LSN_MAX, LogIdentity, SegmentSize};
 use crate::wire::{array_at, corrupt, is_zero, u16_at, u32_at, u64_at};
 
 const MAGIC: [u8; 8] = *b"HELIOSCT";
+/// Far from the end of its type, so that nobody counts beyond that.
+const SEQUENCE_MAX: u64 = 1 << 62;
 const CRC_AT: usize = BLOCK_BYTES - 4;
 
 /// What a slot of the control file says.
@@ -85,18 +87,17 @@ impl Control {
             redo: Lsn(u64_at(bytes, 88)),
             next_transaction: u64_at(bytes, 96),
         };
-        let first = || identity.size.data_of(identity.first_segment());
         let sound = identity.system.0 != [0; 16]
             && identity.history.0 != [0; 16]
             && at <= LSN_MAX
             && (identity.fork.is_some() || at == Lsn(0))
             && is_zero(&bytes[11..16])
             && is_zero(&bytes[104..CRC_AT])
-            && control.redo <= LSN_MAX
-            && control.redo >= first()
-            && (control.checkpoint == Lsn(0) || control.checkpoint >= control.redo)
-            && control.checkpoint <= LSN_MAX
-            && control.sequence < u64::MAX;
+            && identity.holds_records_at(control.redo)
+            && (control.checkpoint == Lsn(0)
+                || (control.checkpoint >= control.redo
+                    && identity.holds_records_at(control.checkpoint)))
+            && control.sequence <= SEQUENCE_MAX;
         if sound { Ok(control) } else { Err(rules()) }
     }
 }

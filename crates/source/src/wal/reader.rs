@@ -55,7 +55,8 @@ impl LogReader {
     ) -> Result<()> {
         let size = self.identity.size;
         let first = size.data_of(self.identity.first_segment());
-        if range.start < first || range.end < range.start || range.end > super::LSN_MAX {
+        let holds = |lsn| self.identity.holds_records_at(lsn);
+        if range.end < range.start || !holds(range.start) || !holds(range.end) {
             return Err(Error::new(
                 Kind::Usage,
                 format!(
@@ -80,7 +81,7 @@ impl LogReader {
             match walker.walk(&mut window, Some(range.end), failed, &mut visit)? {
                 Ended::Reached => return Ok(()),
                 Ended::SegmentEnd { at } if at < range.end => {
-                    previous = Some(segment.check_seal(at, window.finish().map_err(failed)?)?);
+                    previous = Some(segment.check_seal(at, window.finish())?);
                     walker.next_segment();
                 }
                 Ended::SegmentEnd { at } | Ended::Nothing { at } => {

@@ -128,6 +128,17 @@ impl LogIdentity {
         format!("{LOG_DIR}/{}", self.file_name(start))
     }
 
+    /// Whether a record of this history, or the end of one, can stand at `lsn`.
+    pub fn holds_records_at(&self, lsn: Lsn) -> bool {
+        if lsn > LSN_MAX || !lsn.0.is_multiple_of(8) {
+            return false;
+        }
+        let start = self.size.start_of(lsn);
+        start >= self.first_segment()
+            && lsn >= self.size.data_of(start)
+            && lsn < self.size.footer_of(start)
+    }
+
     fn file_name(&self, start: Lsn) -> String {
         format!("{}-{:016x}{SUFFIX}", self.history, start.0)
     }

@@ -18,7 +18,7 @@ use mover_io::AlignedBytes;
 
 use super::reader::{NoSegment, Segment};
 use super::record::{HistorySeed, Parsed, RECORD_HEADER_BYTES, Record, encode_at, parse};
-use super::segment::{LOG_BLOCK_BYTES, LOG_DIR, LSN_MAX, LogIdentity, SegmentFooter};
+use super::segment::{LOG_BLOCK_BYTES, LOG_DIR, LogIdentity, SegmentFooter};
 use super::stream::after;
 use super::walk::{Ended, Walker};
 use super::writer::make_durable;
@@ -31,14 +31,14 @@ use crate::wire::{corrupt, is_zero};
 pub struct LogEnd {
     /// Where the last whole group ends.
     pub end: Lsn,
+    /// Where the last whole group ends before the last flush that was seen to begin.
+    pub before_flush: Lsn,
     /// Where the next flush begins.
     pub next: Lsn,
     /// What was found behind the end: where, and what is wrong with it. None after a clean stop.
     pub torn: Option<(Lsn, String)>,
     /// One more than the largest number of a transaction that was seen; 0 if none was.
     pub next_transaction: u64,
-    /// The last checkpoint that was seen.
-    pub checkpoint: Option<Lsn>,
     /// Groups that were seen.
     pub groups: u64,
     /// Segments that are complete but not sealed yet.
@@ -71,10 +71,10 @@ pub fn find_end(disk: &dyn Disk, identity: &LogIdentity, from: Lsn) -> Result<Lo
         from,
         found: LogEnd {
             end: from,
+            before_flush: from,
             next: Lsn(0),
             torn: None,
             next_transaction: 0,
-            checkpoint: None,
             groups: 0,
             unsealed: Vec::new(),
             rest: Rest::Free,
@@ -112,7 +112,7 @@ struct Search<'d> {
 impl Search<'_> {
     fn run(mut self) -> Result<LogEnd> {
         let size = self.identity.size;
-        if self.from > LSN_MAX || self.from < size.data_of(self.identity.first_segment()) {
+        if !self.identity.holds_records_at(self.from) {
             return Err(corrupt(format!(
                 "the log is to be read from {}, where none of this history is",
                 self.from
@@ -160,8 +160,9 @@ impl Search<'_> {
         })?;
         match ended {
             Ended::SegmentEnd { at } => {
-                let sha256 = window.finish().map_err(failed)?;
-                let sha256 = sha256.unwrap_or_default();
+                let sha256 = window.finish().ok_or_else(|| {
+                    Error::new(Kind::Internal, "a segment was not hashed to its end")
+                })?;
                 if segment.is_sealed() {
                     if !self.found.unsealed.is_empty() {
                         return Err(segment.bad(at, "it is sealed, and the segment before is not"));
@@ -185,7 +186,8 @@ impl Search<'_> {
                 Ok(Some(sha256))
             }
             Ended::Nothing { at } => {
-                self.torn(at, "the log ends", segment.is_sealed())?;
+                let sealed = segment.is_sealed() || self.was_durable(walker, &segment, true);
+                self.torn(at, "the log ends", sealed)?;
                 // Zeros where the next flush would begin are how a log ends that was not torn.
                 if !walker.in_group() && self.starts.range(segment.start()..).count() == 1 {
                     self.found.torn = None;
@@ -193,11 +195,20 @@ impl Search<'_> {
                 Ok(None)
             }
             Ended::Bad { at, why } => {
-                self.torn(at, why, segment.is_sealed())?;
+                let may_begin = at.0.is_multiple_of(LOG_BLOCK_BYTES);
+                let sealed = segment.is_sealed() || self.was_durable(walker, &segment, may_begin);
+                self.torn(at, why, sealed)?;
                 Ok(None)
             }
             Ended::Reached => Err(Error::new(Kind::Internal, "a walk without end has ended")),
         }
+    }
+
+    /// Whether what the walk stopped in was durable once: a flush that began in a segment which was sealed after it.
+    /// Where another flush `may_begin` and no group is open, the stop may be in that one.
+    fn was_durable(&self, walker: &Walker, segment: &Segment, may_begin: bool) -> bool {
+        let goes_on = walker.began_before(segment.start());
+        self.after_sealed && goes_on && (walker.in_group() || !may_begin)
     }
 
     fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<()> {
@@ -209,6 +220,7 @@ impl Search<'_> {
                     )
                     .object(self.identity.path(left.start)));
                 }
+                self.found.before_flush = self.found.end;
             }
             Record::Commit { transaction, .. } => {
                 self.found.next_transaction = self
@@ -217,11 +229,7 @@ impl Search<'_> {
                     .max(transaction.saturating_add(1));
                 self.group(end);
             }
-            Record::Checkpoint { .. } => {
-                self.found.checkpoint = Some(lsn);
-                self.group(end);
-            }
-            Record::Point { .. } => self.group(end),
+            Record::Checkpoint { .. } | Record::Point { .. } => self.group(end),
             _ => {}
         }
         Ok(())
@@ -243,7 +251,7 @@ impl Search<'_> {
             )
         };
         if sealed {
-            return damaged("its segment is sealed".to_owned());
+            return damaged("it was sealed".to_owned());
         }
         for later in self.starts.range(start..) {
             if let Some(flush) = self.later_flush(*later, at)? {
@@ -320,8 +328,11 @@ pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<
     // After a complete segment the next one stays, if it was made whole.
     let kept = match found.rest {
         Rest::Free | Rest::Ended => last,
-        Rest::Complete if Segment::open(disk, identity, next).is_ok() => next,
-        Rest::Complete => Lsn(next.0 - 1),
+        Rest::Complete => match Segment::try_open(disk, identity, next) {
+            Ok(_) => next,
+            Err(NoSegment::Missing(_) | NoSegment::Unmade(_)) => Lsn(next.0 - 1),
+            Err(NoSegment::Other(error)) => return Err(error),
+        },
     };
     // From the last on: whatever is left of them when this is cut off has no gap.
     let later = segments(disk, identity)?;

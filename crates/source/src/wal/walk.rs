@@ -83,16 +83,10 @@ impl Window {
         Ok(())
     }
 
-    /// SHA-256 of all bytes up to the footer, if they were to be hashed.
-    pub(crate) fn finish(mut self) -> io::Result<Option<Sha256>> {
-        if self.hash.is_some() {
-            let mut at = self.first;
-            while at < self.limit {
-                at = (at + READ_BYTES as u64).min(self.limit);
-                self.show(at)?;
-            }
-        }
-        Ok(self.hash.map(Sha256Stream::finish))
+    /// SHA-256 of all bytes up to the footer, if they were to be hashed and were all shown.
+    pub(crate) fn finish(self) -> Option<Sha256> {
+        let is_whole = self.first + self.filled as u64 == self.limit;
+        self.hash.filter(|_| is_whole).map(Sha256Stream::finish)
     }
 }
 
@@ -152,6 +146,11 @@ impl Walker {
         self.group.is_some()
     }
 
+    /// Whether the flush or the group that it is in began before `lsn`.
+    pub(crate) fn began_before(&self, lsn: Lsn) -> bool {
+        self.flush.is_some_and(|begin| begin < lsn) || self.group.is_some_and(|first| first < lsn)
+    }
+
     /// Goes on in the next segment.
     pub(crate) fn next_segment(&mut self) {
         self.at = self
@@ -185,12 +184,19 @@ impl Walker {
             Parsed::Record(record, len) => match self.check(at, aligned, &record) {
                 Err(why) => bad(why),
                 Ok(()) if record == Record::SegmentEnd => Step::Ended(Ended::SegmentEnd { at }),
+                Ok(()) if !self.leaves_room(at, len) => bad("no room is left for a segment's end"),
                 Ok(()) => {
                     self.at.0 += len as u64;
                     Step::Record(at, record)
                 }
             },
         }
+    }
+
+    /// Whether the record that ends a segment fits behind one of `len` bytes at `at`.
+    fn leaves_room(&self, at: Lsn, len: usize) -> bool {
+        let footer = self.size.footer_of(self.size.start_of(at));
+        at.0 + (len + RECORD_HEADER_BYTES) as u64 <= footer.0
     }
 
     /// Holds the rules of order, and notes what follows from the record.

@@ -75,7 +75,7 @@ impl Writer {
     /// Goes on where [`find_end`](super::find_end) found the end, after [`clean`](super::clean).
     ///
     /// # Errors
-    /// `Storage` if the segment to go on in cannot be opened; `Corrupt` if the one before it is not sealed.
+    /// `Storage` if the segment to go on in cannot be opened.
     pub fn open(disk: Arc<dyn Disk>, identity: LogIdentity, found: &LogEnd) -> Result<Writer> {
         let files = Files::open(disk, identity, found.next)?;
         Ok(Writer {

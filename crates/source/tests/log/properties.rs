@@ -236,11 +236,13 @@ proptest! {
         let (system, history, size) = (identity.system, identity.history, identity.size);
         let footer = SegmentFooter { system, history, size, start, end, sha256: previous };
         prop_assert_eq!(SegmentFooter::decode(&footer.encode()).unwrap(), footer);
-        let redo = Lsn(first.0 + 4096 + words[1] % (1 << 40));
+        // Where records may be: any multiple of 8 between a segment's header and its footer.
+        let within = |word: u64| 4096 + 8 * (word % (identity.size.bytes() / 8 - 1023));
+        let redo = Lsn(start.0 + within(words[1]));
         let control = Control {
-            sequence: words[2] >> 1,
+            sequence: words[2] >> 2,
             identity,
-            checkpoint: Lsn(redo.0 + words[3] % (1 << 30)),
+            checkpoint: Lsn(start.0 + segments * identity.size.bytes() + within(words[3])),
             redo,
             next_transaction: words[3],
         };

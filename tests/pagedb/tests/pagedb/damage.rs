@@ -80,6 +80,15 @@ fn log() -> Log {
     }
 }
 
+/// What both ways to read the log say about one that is not in order.
+fn refusals(log: &Log) -> [mover_base::Error; 2] {
+    [
+        find_end(&log.disk, &id(), Lsn(4096)).map(|_| ()),
+        read(&log.disk, log.end(), Verify::Records).map(|_| ()),
+    ]
+    .map(Result::unwrap_err)
+}
+
 impl Log {
     fn end(&self) -> Lsn {
         *self.ends.last().unwrap()
@@ -181,11 +190,7 @@ fn missing_foreign_and_misplaced_segments_are_errors() {
         let path = id().path(*start);
         let bytes = log.disk.bytes(&path);
         log.disk.delete(&path);
-        for outcome in [
-            find_end(&log.disk, &id(), Lsn(4096)).map(|_| ()),
-            read(&log.disk, log.end(), Verify::Records).map(|_| ()),
-        ] {
-            let error = outcome.unwrap_err();
+        for error in refusals(&log) {
             assert_eq!(
                 (error.kind(), error.object_name()),
                 (Kind::NotFound, Some(&path[..]))
@@ -217,11 +222,7 @@ fn missing_foreign_and_misplaced_segments_are_errors() {
         foreign.extend(misplaced.map(|other| log.disk.bytes(&id().path(*other))));
         for bytes in foreign {
             log.disk.set(&path, &bytes);
-            for outcome in [
-                find_end(&log.disk, &id(), Lsn(4096)).map(|_| ()),
-                read(&log.disk, log.end(), Verify::Records).map(|_| ()),
-            ] {
-                let error = outcome.unwrap_err();
+            for error in refusals(&log) {
                 assert_eq!(
                     (error.kind(), error.object_name()),
                     (Kind::Corrupt, Some(&path[..]))
@@ -248,10 +249,9 @@ fn a_segment_rewritten_with_sound_checksums_breaks_the_chain() {
         disk.bytes(&id().path(Lsn(0)))
     };
     log.disk.set(&id().path(Lsn(0)), &other);
-    let error = find_end(&log.disk, &id(), Lsn(4096)).unwrap_err();
-    assert!(error.message().contains("does not follow"), "{error}");
-    let error = read(&log.disk, log.end(), Verify::Records).unwrap_err();
-    assert!(error.message().contains("does not follow"), "{error}");
+    for error in refusals(&log) {
+        assert!(error.message().contains("does not follow"), "{error}");
+    }
 }
 
 /// A database with some history, stopped without a checkpoint.
@@ -345,10 +345,108 @@ fn a_log_that_lost_its_end_is_noticed_by_control_and_pages() {
     cut_at(end).unwrap();
     let error = cut_at(control.checkpoint).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);
-    assert!(
-        error.message().contains("checkpoint") || error.message().contains("log"),
-        "{error}"
-    );
+    let wanted = format!("before the checkpoint at {}", control.checkpoint);
+    assert!(error.message().contains(&wanted), "{error}");
+}
+
+/// A segment is sealed when the whole flush is durable that began in it: what of that stands in the next, active
+/// segment was acknowledged once, and its damage is no torn tail.
+#[test]
+fn what_goes_on_from_a_sealed_segment_is_never_cut() {
+    let disk = SimDisk::new();
+    let mut store = Store::create(arc(&disk), id()).unwrap();
+    let writer = store.recover(4).unwrap().writer;
+    let mut group = Group::new();
+    for page in 0..9 {
+        group.image(1, page, &[5; BODY_BYTES]).unwrap();
+    }
+    let end = writer.append(&group, 1, TIME).unwrap().end;
+    writer.flush_to(end).unwrap();
+    let active = id().size.start_of(end);
+    assert_eq!(active, Lsn(id().size.bytes()), "the group crosses");
+    let path = id().path(active);
+    let flushed = end.0.next_multiple_of(4096);
+    for lsn in active.0..flushed {
+        let at = (lsn - active.0) as usize;
+        disk.flip(&path, at, 1 << (at % 8));
+        match find_end(&disk, &id(), Lsn(4096)) {
+            Ok(found) => panic!("a flip at {lsn} cuts the log at {}", found.end),
+            Err(error) => assert_eq!(error.kind(), Kind::Corrupt, "{error}"),
+        }
+        disk.flip(&path, at, 1 << (at % 8));
+    }
+    // Behind it the next flush may have been torn.
+    disk.flip(&path, (flushed - active.0) as usize, 1);
+    let found = find_end(&disk, &id(), Lsn(4096)).unwrap();
+    assert_eq!(found.end, end);
+    assert!(found.torn.is_some());
+}
+
+#[test]
+fn positions_where_no_record_can_stand_are_refused() {
+    let log = log();
+    let size = id().size.bytes();
+    for lsn in [
+        0,
+        8,
+        4095,
+        4097,
+        4100,
+        size - 4096,
+        size - 8,
+        size,
+        size + 8,
+        1 << 62,
+    ] {
+        let error = find_end(&log.disk, &id(), Lsn(lsn)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+        let reader = LogReader::new(arc(&log.disk), id(), Verify::Records);
+        for (start, end) in [(lsn, log.end().0), (4096, lsn)] {
+            let range = LsnRange {
+                start: Lsn(start),
+                end: Lsn(end),
+            };
+            let error = reader.read(range, |_, _, _| Ok(())).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_catalogue_ahead_of_the_log_is_damage() {
+    let (origin, _, end) = stopped(14);
+    let mut catalogue = mover_source::pages::read_catalogue(&origin).unwrap();
+    for (lsn, is_sound) in [(end, true), (Lsn(end.0 + 8), false)] {
+        let disk = origin.copy();
+        catalogue.lsn = lsn;
+        disk.set("catalogue", &catalogue.encode());
+        let recovered = Store::open(arc(&disk)).unwrap().recover(20);
+        match recovered {
+            Ok(_) => assert!(is_sound),
+            Err(error) => {
+                assert!(!is_sound, "{error}");
+                assert_eq!(error.kind(), Kind::Corrupt);
+                assert!(error.message().contains("catalogue's position"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_history_begins_where_recovery_ended_and_nowhere_else() {
+    let (disk, _, _) = stopped(15);
+    let mut store = Store::open(arc(&disk)).unwrap();
+    let recovered = store.recover(20).unwrap();
+    let mut group = Group::new();
+    group.extend(1, 4000).unwrap();
+    recovered.writer.append(&group, 1 << 40, TIME).unwrap();
+    let error = store
+        .begin_history(recovered, HistoryId([7; 16]))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    // Nothing was changed by the refusal.
+    let control = mover_source::pages::read_control(&disk).unwrap();
+    assert!(control.identity.fork.is_none());
 }
 
 #[test]

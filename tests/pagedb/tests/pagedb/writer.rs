@@ -216,6 +216,7 @@ fn limits_and_misuse_are_told() {
     let kind = |range| reader.read(range, |_, _, _| Ok(())).unwrap_err().kind();
     assert_eq!(kind(range(0, 4096)), Kind::Usage);
     assert_eq!(kind(range(8192, 4096)), Kind::Usage);
+    assert_eq!(kind(range(1 << 40, 1 << 41)), Kind::Usage, "a header");
     assert_eq!(
         kind(range(4096, 4112)),
         Kind::Corrupt,
@@ -231,5 +232,8 @@ fn limits_and_misuse_are_told() {
         Kind::Corrupt,
         "beyond the end"
     );
-    assert_eq!(kind(range(1 << 40, 1 << 41)), Kind::NotFound);
+    assert_eq!(
+        kind(range((1 << 40) + 4096, (1 << 41) + 4096)),
+        Kind::NotFound
+    );
 }
