@@ -202,16 +202,22 @@ pub enum TypeArg {
     helios-mover backup --repo file:///backup/helios --source dir:///srv/heliosdb\n  \
     helios-mover backup --source /srv/heliosdb --annotation ticket=4711 --exclude 'tmp/*'\n  \
     helios-mover backup --source /srv/heliosdb --dry-run\n  \
-    helios-mover backup --source /srv/heliosdb --limit-read 200MiB/s --json\n\n\
-    A source is dir:///absolute/path or a path. A directory has no log, so only --type full is possible; \
-    blocks that an earlier backup holds are not stored again.")]
+    helios-mover backup --source /srv/heliosdb --limit-read 200MiB/s --json\n  \
+    helios-mover backup --source pages:///srv/heliosdb --type incr\n\n\
+    A source is a page store, pages:///absolute/path, which may be written to meanwhile, or a directory that is not, \
+    dir:///absolute/path or a path. A directory has no log, so only --type full is possible; blocks that an earlier backup \
+    holds are not stored again. Where an incremental or differential backup is not possible, a full one is made, and the \
+    reason is told.")]
 pub struct BackupArgs {
-    /// What to back up: dir:///srv/heliosdb or a path
+    /// What to back up: pages:///srv/heliosdb, dir:///srv/heliosdb or a path
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
     /// Type of the backup [default: full]
     #[arg(long = "type", value_name = "TYPE", value_enum)]
     pub backup_type: Option<TypeArg>,
+    /// Backup to stand on, for incr and diff: an id or its beginning [default: the latest that serves]
+    #[arg(long, value_name = "ID")]
+    pub base: Option<String>,
     /// zstd level, 1 (fast) to 19 (small) [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
     pub level: Option<i32>,
@@ -372,7 +378,7 @@ pub struct KeyGenerateArgs {
     helios-mover check --repo file:///backup/helios --source /srv/heliosdb\n\n\
     Exits with 52 when something would make a job fail.")]
 pub struct CheckArgs {
-    /// Source to check too: dir:///srv/heliosdb or a path
+    /// Source to check too: pages:///srv/heliosdb, dir:///srv/heliosdb or a path
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
 }

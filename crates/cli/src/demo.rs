@@ -253,6 +253,7 @@ impl Demo<'_, '_> {
             repo: access.clone(),
             source: format!("dir://{}", home.display()),
             backup_type: BackupType::Full,
+            base: None,
             level: COMPRESSION_LEVEL_DEFAULT,
             annotations: [("made-by".to_owned(), "demo".to_owned())].into(),
             exclude: Vec::new(),

@@ -118,6 +118,13 @@ pub struct ReplicationInfo {
     pub regions: Vec<String>,
 }
 
+/// A fingerprint of a log at a position.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    /// SHA-256 of the log's last block up to the position, as hex digits.
+    pub sha256: String,
+}
+
 /// What a manifest says of its backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupMetadata {
@@ -133,6 +140,9 @@ pub struct BackupMetadata {
     pub lsn_range: Option<LsnRange>,
     /// The history (timeline) of the database that the positions belong to.
     pub history: Option<String>,
+    /// By which the log that leads to the end of `lsn_range` is known again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_mark: Option<LogMark>,
     /// When reading began.
     pub started: Timestamp,
     /// When all packs were stored.

@@ -1,33 +1,48 @@
-//! `backup`: a directory becomes a backup of the repository. Plan, then execute.
+//! `backup`: a directory, or a page store that may be written to meanwhile, becomes a backup of the repository. Plan, then
+//! execute.
 //!
-//! Invariants: what is published was read from files that did not change between the scan and the end of the
-//! job, in a tree that did not change either; a job that fails or is cancelled publishes nothing. What it may
-//! leave are packs that no manifest names.
+//! Invariants: what is published of a directory was read from files that did not change between the scan and the end of
+//! the job, in a tree that did not change either; what is published of a page store is one that recovers to exactly the end
+//! of the log in it. A job that fails or is cancelled publishes nothing. What it may leave are packs that no manifest names.
+
+mod base;
+mod copy;
+mod feed;
+mod origin;
+mod pages;
+mod summary;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Result, Timestamp};
-use mover_io::{Shard, ShardReport};
+use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result, Timestamp};
+use mover_io::Shard;
 use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
-    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, LeafPart, MapNode, Repository,
-    ShardWriter, SizeInfo, SourceInfo, StageSeconds, StorageInfo, VerificationInfo, WriterOutcome,
-    find_parent, lap,
+    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, LogMark, MapNode, Repository,
+    WriterOutcome, find_parent,
 };
-use mover_source::{DirSource, ScanOptions, Totals, Tree};
+use mover_source::delta::Delta;
+use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
+use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
 
+use self::base::{Footing, Wanted};
+use self::copy::Gathered;
+use self::origin::{Origin, TreeOrigin};
+use self::pages::{Changes, PageOrigin};
+use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::estimate::{self, Estimate};
-use crate::extents::{ExtentId, ExtentQueue, Joiner};
-use crate::feed::{Event, Feed};
+use crate::extents::ExtentId;
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
-use crate::report::EngineReport;
-use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
+use crate::settings::{Engine, RepoAccess, Tick};
 
-/// Warnings about skipped names that are spelled out; the rest is counted.
-const SKIPPED_NAMED_MAX: usize = 20;
+pub(crate) use self::base::SOURCE_KIND;
+pub use self::summary::BackupSummary;
+
+/// Less than this is copied by one shard: starting others, and the packs that each of them leaves half full, cost more.
+const SINGLE_BYTES_MAX: u64 = 64 << 20;
 
 /// What to back up, and how.
 #[derive(Debug, Clone)]
@@ -38,6 +53,8 @@ pub struct BackupOptions {
     pub source: String,
     /// Full, incremental or differential.
     pub backup_type: BackupType,
+    /// The backup to stand on: an id or the beginning of one; the latest that serves if none is named.
+    pub base: Option<String>,
     /// zstd level.
     pub level: i32,
     /// Notes kept with the backup.
@@ -59,6 +76,10 @@ pub struct BackupPlan {
     pub repository: String,
     /// The type that will be made.
     pub backup_type: BackupType,
+    /// Why it is of that type, where that is not what was asked for.
+    pub reason: Option<String>,
+    /// The backup that an incremental or differential one stands on.
+    pub base: Option<BackupId>,
     /// The earlier backup of the same source that unchanged blocks are taken from.
     pub parent: Option<BackupId>,
     /// Whether earlier backups can be read with the key given, so that known blocks need not be stored.
@@ -94,101 +115,39 @@ struct Prepared {
     /// Opening it costs a passphrase's key derivation, so it is opened once.
     repository: Arc<Repository>,
     parent: Option<OpenManifest>,
-    source: Arc<DirSource>,
-    tree: Arc<Tree>,
+    source: Source,
     started: Timestamp,
 }
 
-/// What a backup did.
-#[derive(Debug, Serialize)]
-pub struct BackupSummary {
-    /// Its id.
-    pub backup_id: BackupId,
-    /// Its type.
-    pub backup_type: BackupType,
-    /// Why it is of that type, where that is not what was asked for.
-    pub reason: Option<String>,
-    /// The earlier backup that unchanged blocks were taken from.
-    pub parent: Option<BackupId>,
-    /// URL of the source.
-    pub source: String,
-    /// URL of the repository.
-    pub repository: String,
-    /// Sizes of all files.
-    pub bytes_source: u64,
-    /// Bytes read from the source.
-    pub bytes_read: u64,
-    /// Bytes in blocks that were packed.
-    pub bytes_new: u64,
-    /// Those bytes after compression and sealing.
-    pub bytes_compressed: u64,
-    /// Everything added to the repository: packs with their directories, map and manifest.
-    pub bytes_stored: u64,
-    /// `bytes_new / bytes_compressed`; absent where nothing was new.
-    pub compression_ratio: Option<f64>,
-    /// Share of the blocks that are not zero which were in the repository, or twice in the source.
-    pub deduplicated_share: f64,
-    /// Bytes in blocks of zeros.
-    pub zero_bytes: u64,
-    /// Bytes in holes.
-    pub hole_bytes: u64,
-    /// Regular files.
-    pub files: u64,
-    /// Directories.
-    pub dirs: u64,
-    /// Symbolic links.
-    pub symlinks: u64,
-    /// Further names of files.
-    pub hardlinks: u64,
-    /// Packs written.
-    pub packs: u64,
-    /// `bytes_source` per second of the whole job.
-    pub bytes_per_second: f64,
-    /// Whether the repository is encrypted.
-    pub encrypted: bool,
-    /// Whether earlier backups could be read.
-    pub reads_earlier_backups: bool,
-    /// What was not backed up, and other things to know.
-    pub warnings: Vec<String>,
-    /// The machinery.
-    pub engine: EngineReport,
+/// What will be read.
+enum Source {
+    Tree(TreeOrigin),
+    Pages(Box<PageSource>),
 }
 
-/// What one shard brings back.
-struct Part {
-    outcome: WriterOutcome,
-    nodes: Vec<(ExtentId, MapNode)>,
-    read_bytes: u64,
-    stages: StageSeconds,
-    report: ShardReport,
+/// A page store, and what of it is to be read.
+struct PageSource {
+    store: Arc<LiveStore>,
+    checkpoint: Checkpoint,
+    /// What changed since the base; all of it is read where there is none.
+    delta: Option<Delta>,
+    /// The base, if the type is not full.
+    base: Option<Base>,
 }
 
-/// What all shards bring back.
-#[derive(Default)]
-struct Gathered {
-    outcomes: Vec<WriterOutcome>,
-    nodes: Vec<(ExtentId, MapNode)>,
-    bytes_read: u64,
-    stages: StageSeconds,
-    reports: Vec<ShardReport>,
-}
-
-impl Gathered {
-    fn of(parts: Vec<Part>) -> Self {
-        let mut all = Gathered::default();
-        for part in parts {
-            all.outcomes.push(part.outcome);
-            all.nodes.extend(part.nodes);
-            all.bytes_read += part.read_bytes;
-            all.stages.add(&part.stages);
-            all.reports.push(part.report);
-        }
-        all
-    }
+/// What a backup stands on.
+#[derive(Clone, Copy)]
+struct Base {
+    id: BackupId,
+    /// Up to there it has the log.
+    end: Lsn,
 }
 
 /// Looks at source and repository and says what a backup would do. Changes nothing.
 pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
+    if options.source.starts_with(PAGES_SCHEME) {
+        return plan_pages(engine, options, tick);
+    }
     require_full(options)?;
     let started = Timestamp::now();
     let progress = Progress::default();
@@ -199,7 +158,8 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         ..ScanOptions::default()
     };
     let tree = Arc::new(source.scan(&scan_options)?);
-    let look = async |shard: Shard| look(&shard, options, &source, &tree).await;
+    let origin = TreeOrigin { source, tree };
+    let look = async |shard: Shard| look(&shard, options, &origin).await;
     let Outlook {
         repository,
         parent,
@@ -208,7 +168,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     } = only(mover_io::run(&engine.single(), look, |stop| {
         tick(&progress, stop)
     })?)?;
-    warnings.extend(skipped_warnings(&tree));
+    warnings.extend(skipped_warnings(&origin.tree));
     if !repository.can_read() {
         warnings.push(
             "no key was given: earlier backups cannot be read, so every block is stored again"
@@ -223,13 +183,15 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         bytes,
         allocated_bytes,
         ..
-    } = tree.totals;
+    } = origin.tree.totals;
     let data_bytes = allocated_bytes.min(bytes);
     let Estimate { sampled_bytes, .. } = estimate;
     Ok(BackupPlan {
-        source: source.url().to_owned(),
+        source: options.source.clone(),
         repository: repository.url().to_owned(),
         backup_type: options.backup_type,
+        reason: None,
+        base: None,
         parent: parent.as_ref().map(|parent| parent.id),
         reads_earlier_backups: repository.can_read(),
         files,
@@ -246,8 +208,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             options: options.clone(),
             repository,
             parent,
-            source,
-            tree,
+            source: Source::Tree(origin),
             started,
         },
     })
@@ -255,7 +216,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
 
 /// A directory can only be backed up in full.
 fn require_full(options: &BackupOptions) -> Result<()> {
-    if options.backup_type == BackupType::Full {
+    if options.backup_type == BackupType::Full && options.base.is_none() {
         return Ok(());
     }
     Err(Error::new(
@@ -274,17 +235,13 @@ struct Outlook {
     warnings: Vec<String>,
 }
 
-async fn look(
-    shard: &Shard,
-    options: &BackupOptions,
-    source: &Arc<DirSource>,
-    tree: &Arc<Tree>,
-) -> Result<Outlook> {
+async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Result<Outlook> {
     let access = &options.repo;
     let repository = Arc::new(access.open(shard).await?);
-    let (parent, warnings) = find_parent(shard, &repository, source.url(), &host_name()).await?;
+    let (parent, warnings) =
+        find_parent(shard, &repository, origin.source.url(), &host_name()).await?;
     let estimate = match options.estimate {
-        true => estimate::sample(shard, source, tree, options.level).await?,
+        true => estimate::sample(shard, &origin.source, &origin.tree, options.level).await?,
         false => Estimate::default(),
     };
     Ok(Outlook {
@@ -295,16 +252,112 @@ async fn look(
     })
 }
 
+fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
+    if !options.exclude.is_empty() || options.one_file_system {
+        return Err(
+            Error::new(Kind::Usage, "a page store is backed up as a whole")
+                .object(options.source.clone())
+                .hint("leave out --exclude and --one-file-system"),
+        );
+    }
+    let started = Timestamp::now();
+    let progress = Progress::default();
+    let store = Arc::new(LiveStore::open(&options.source)?);
+    let checkpoint = store.checkpoint()?;
+    let wanted = Wanted {
+        backup_type: options.backup_type,
+        base: options.base.as_deref(),
+    };
+    let look = async |shard: Shard| {
+        let repository = Arc::new(options.repo.open(&shard).await?);
+        let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted).await?;
+        Ok((repository, footing))
+    };
+    let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {
+        tick(&progress, stop)
+    })?)?;
+    let base = footing.base();
+    let Footing {
+        backup_type,
+        reason,
+        parent,
+        delta,
+        mut warnings,
+    } = footing;
+    if !repository.can_read() {
+        warnings.push(
+            "no key was given: earlier backups cannot be read, so every block is stored again"
+                .to_owned(),
+        );
+    }
+    let tables = checkpoint.catalogue.tables();
+    let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
+    let source_bytes = mover_repo::block_bytes(pages);
+    let changed = delta.as_ref().map(|delta| {
+        let pages = delta.tables.values().map(|table| table.pages.len());
+        mover_repo::block_bytes(pages.sum())
+    });
+    Ok(BackupPlan {
+        source: options.source.clone(),
+        repository: repository.url().to_owned(),
+        backup_type,
+        reason: reason.clone(),
+        base: base.map(|base| base.id),
+        parent: parent.as_ref().map(|parent| parent.id),
+        reads_earlier_backups: repository.can_read(),
+        files: tables.len() as u64,
+        dirs: 0,
+        symlinks: 0,
+        hardlinks: 0,
+        source_bytes,
+        data_bytes: changed.unwrap_or(source_bytes),
+        estimated_stored_bytes: None,
+        estimated_seconds: None,
+        sampled_bytes: 0,
+        warnings,
+        prepared: Prepared {
+            options: BackupOptions {
+                backup_type,
+                ..options.clone()
+            },
+            repository,
+            parent,
+            source: Source::Pages(Box::new(PageSource {
+                store,
+                checkpoint,
+                delta,
+                base,
+            })),
+            started,
+        },
+    })
+}
+
+/// What a copied source adds to the backup's metadata.
+struct Copied {
+    origin: Origin,
+    totals: Totals,
+    gathered: Gathered,
+    log: Option<LogPart>,
+}
+
+/// The part of the log that a backup of a page store stands on.
+struct LogPart {
+    range: LsnRange,
+    history: String,
+    mark: LogMark,
+    base_id: Option<BackupId>,
+}
+
 /// Makes the backup that was planned.
 pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<BackupSummary> {
     let clock = Clock::start();
     let progress = Progress::default();
     let Prepared {
-        options,
+        mut options,
         repository,
         parent,
         source,
-        tree,
         started,
     } = plan.prepared;
 
@@ -313,32 +366,38 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         parent: parent.as_ref(),
         level: options.level,
         index_bytes: engine.index_bytes,
-        source_blocks: tree.totals.bytes / BLOCK_BYTES as u64 + tree.totals.files,
+        source_blocks: plan.source_bytes / BLOCK_BYTES as u64 + plan.files,
     };
-    let limits = engine.limits.clone();
     let begin = async |shard: Shard| {
-        BackupRun::begin(&shard, &repository, &request, limits.write.clone()).await
+        BackupRun::begin(&shard, &repository, &request, engine.limits.write.clone()).await
     };
     let run = only(mover_io::run(&engine.single(), begin, |stop| {
         tick(&progress, stop)
     })?)?;
     let mut warnings = plan.warnings;
+    let mut reason = plan.reason;
     warnings.extend(run.warning.clone());
     // Only what the run has read of it is needed from here on.
     drop(parent);
+    if options.backup_type != BackupType::Full && run.parent().is_none() {
+        options.backup_type = BackupType::Full;
+        reason = run.warning.clone();
+    }
 
-    progress.begin(Phase::Copy, tree.totals.bytes, tree.totals.files);
-    let wide = engine.wide()?;
-    let shards = wide.shard_count();
-    let job = CopyJob::new(&source, &tree, &run, &progress, limits, shards);
-    let parts = mover_io::run(
-        &wide,
-        async |shard| copy(&shard, &job).await,
-        |stop| tick(&progress, stop),
-    )?;
-
-    progress.begin(Phase::Commit, 0, 0);
-    source.check_tree_unchanged(&tree)?;
+    let work = Work {
+        engine,
+        run: &run,
+        progress: &progress,
+    };
+    let copied = match source {
+        Source::Tree(tree) => copy_tree(&work, tree, tick)?,
+        Source::Pages(mut source) => {
+            if options.backup_type == BackupType::Full {
+                (source.delta, source.base) = (None, None);
+            }
+            copy_pages(&work, *source, tick)?
+        }
+    };
     if run.damaged_extents() > 0 {
         warnings.push(format!(
             "{} parts of the parent backup are damaged; their blocks were stored anew. Run `helios-mover verify`",
@@ -346,17 +405,24 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         ));
     }
     let parent = run.parent();
-    let draft = draft(&options, &source, &tree, &repository, started);
+    let mut draft = draft(&options, &copied, &repository, started);
+    draft.reason = reason;
     let Gathered {
         outcomes,
         nodes,
         bytes_read,
         stages,
         reports,
-    } = Gathered::of(parts);
-    let committed = publish(engine, run, outcomes, nodes, &tree, draft, &mut |stop| {
-        tick(&progress, stop)
-    })?;
+    } = copied.gathered;
+    let committed = publish(
+        engine,
+        run,
+        outcomes,
+        nodes,
+        &copied.origin,
+        draft,
+        &mut |stop| tick(&progress, stop),
+    )?;
     Ok(summary(Ended {
         committed,
         parent,
@@ -364,98 +430,109 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         warnings,
         repository: &repository,
         engine: clock.report(stages, reports),
-        totals: tree.totals,
+        totals: copied.totals,
     }))
 }
 
-/// What the shards share while they copy.
-struct CopyJob<'a> {
-    source: &'a Arc<DirSource>,
-    tree: &'a Arc<Tree>,
+/// What copying needs beside the source.
+struct Work<'a> {
+    engine: &'a Engine,
     run: &'a BackupRun,
     progress: &'a Progress,
-    limits: JobLimits,
-    extents: Arc<ExtentQueue>,
-    /// Parts of extents that several shards work on.
-    parts: Joiner<LeafPart>,
 }
 
-impl<'a> CopyJob<'a> {
-    fn new(
-        source: &'a Arc<DirSource>,
-        tree: &'a Arc<Tree>,
-        run: &'a BackupRun,
-        progress: &'a Progress,
-        limits: JobLimits,
-        shards: usize,
-    ) -> Self {
-        let files = tree
-            .items
-            .iter()
-            .enumerate()
-            .map(|(at, item)| (at as u32, item.entry.content_bytes()));
-        let extents = Arc::new(ExtentQueue::new(files, shards));
-        CopyJob {
-            source,
-            tree,
-            run,
-            progress,
-            limits,
-            extents,
-            parts: Joiner::default(),
-        }
+impl Work<'_> {
+    /// Copies these files on as many shards as `bytes`, which are to be read of them, are worth.
+    fn copy(
+        &self,
+        origin: &Origin,
+        files: Vec<(u32, u64)>,
+        bytes: u64,
+        gathered: &mut Gathered,
+        tick: Tick<'_>,
+    ) -> Result<()> {
+        let config = match bytes <= SINGLE_BYTES_MAX {
+            true => self.engine.single(),
+            false => self.engine.wide()?,
+        };
+        let (progress, limits) = (self.progress, &self.engine.limits);
+        let job = (origin, self.run, progress, limits);
+        copy::run(&config, job, files, gathered, &mut |stop| {
+            tick(progress, stop)
+        })
     }
 }
 
-async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
-    job.run.preload(shard).await?;
-    let mut writer = ShardWriter::new(shard, job.run.shared())?;
-    let mut feed = Feed::new(shard, job.source, job.tree, &job.extents, &job.limits.read);
-    let mut nodes = Vec::new();
-    loop {
-        shard.stop()?;
-        let clock = std::time::Instant::now();
-        let event = feed.next().await?;
-        lap(&mut writer.stages.read_wait, clock);
-        match event {
-            None => break,
-            Some(Event::Begin(share)) => {
-                let entry = &job.tree.items[share.item as usize].entry;
-                let parent = job.run.parent_map(&entry.path);
-                writer.begin_extent(parent, share.index).await?;
-                if share.begin == 0 {
-                    job.progress.add_files(1);
-                }
-            }
-            Some(Event::Hole(blocks)) => {
-                writer.hole(blocks)?;
-                job.progress.add_bytes(mover_repo::block_bytes(blocks));
-            }
-            Some(Event::Data {
-                buf,
-                bytes,
-                first_block,
-            }) => {
-                writer.blocks(&buf[..bytes], first_block).await?;
-                job.progress.add_bytes(bytes as u64);
-            }
-            Some(Event::End(share)) => {
-                let part = writer.end_part()?;
-                if let Some(parts) = job.parts.add(&share, part) {
-                    nodes.push((share.extent(), writer.end_extent(parts).await?));
-                }
-            }
-        }
+fn copy_tree(work: &Work<'_>, tree: TreeOrigin, tick: Tick<'_>) -> Result<Copied> {
+    let totals = tree.tree.totals;
+    work.progress.begin(Phase::Copy, totals.bytes, totals.files);
+    let items = (0u32..).zip(&tree.tree.items);
+    let files = items
+        .map(|(at, item)| (at, item.entry.content_bytes()))
+        .collect();
+    let origin = Origin::Tree(tree);
+    let mut gathered = Gathered::default();
+    work.copy(&origin, files, u64::MAX, &mut gathered, tick)?;
+    work.progress.begin(Phase::Commit, 0, 0);
+    if let Origin::Tree(tree) = &origin {
+        tree.source.check_tree_unchanged(&tree.tree)?;
     }
-    let read_bytes = feed.read_bytes;
-    let outcome = writer.finish().await?;
-    job.progress.add_stored(outcome.counts.stored_bytes);
-    Ok(Part {
-        stages: outcome.stages,
-        outcome,
-        nodes,
-        read_bytes,
-        report: shard.report(),
+    Ok(Copied {
+        origin,
+        totals,
+        gathered,
+        log: None,
+    })
+}
+
+/// Tables first, then the log up to an end behind all that was read of them.
+fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Copied> {
+    let PageSource {
+        store,
+        checkpoint,
+        delta,
+        base,
+    } = source;
+    let base_end = base.map(|base| base.end);
+    let origin = PageOrigin::new(&store, checkpoint, |table, path| {
+        let base = work.run.parent_map(path).map(|map| map.blocks() as u32);
+        match &delta {
+            Some(delta) => pages::changes_since(delta, table, base),
+            None => Changes::All,
+        }
+    })?;
+    drop(delta);
+    let tables = origin.tables();
+    let table_bytes = tables.iter().map(|(_, bytes)| bytes).sum();
+    let read_bytes = origin.read_bytes();
+    work.progress
+        .begin(Phase::Copy, table_bytes, tables.len() as u64);
+    let mut gathered = Gathered::default();
+    let mut origin = Origin::Pages(Box::new(origin));
+    work.copy(&origin, tables, read_bytes, &mut gathered, &mut *tick)?;
+
+    let Origin::Pages(pages) = &mut origin else {
+        return Err(Error::new(Kind::Internal, "a page store is not a tree"));
+    };
+    let range = pages.add_log(base_end, |path| work.run.parent_map(path).is_some())?;
+    let (others, log_bytes) = (pages.others(), pages.log_bytes());
+    let checkpoint = pages.checkpoint();
+    let log = LogPart {
+        range,
+        history: pages::history_text(&checkpoint.control.identity),
+        mark: base::mark(&store, checkpoint, range.end)?,
+        base_id: base.map(|base| base.id),
+    };
+    let totals = pages.totals();
+    work.progress
+        .begin(Phase::Copy, log_bytes, others.len() as u64);
+    work.copy(&origin, others, log_bytes, &mut gathered, tick)?;
+    work.progress.begin(Phase::Commit, 0, 0);
+    Ok(Copied {
+        origin,
+        totals,
+        gathered,
+        log: Some(log),
     })
 }
 
@@ -465,18 +542,18 @@ fn publish(
     run: BackupRun,
     outcomes: Vec<WriterOutcome>,
     mut nodes: Vec<(ExtentId, MapNode)>,
-    tree: &Tree,
+    origin: &Origin,
     draft: BackupMetadata,
     tick: &mut dyn FnMut(&mover_io::Stop),
 ) -> Result<Committed> {
     nodes.sort_by_key(|(extent, _)| *extent);
     let mut nodes = nodes.into_iter().peekable();
-    let entries = tree.items.iter().enumerate().map(move |(at, item)| {
+    let entries = origin.entries().enumerate().map(move |(at, entry)| {
         let mut extents = Vec::new();
         while let Some((_, node)) = nodes.next_if(|((item, _), _)| *item as usize == at) {
             extents.push(node);
         }
-        (item.entry.clone(), extents)
+        (entry.clone(), extents)
     });
     // The shard's body may be called once per shard, and there is one shard.
     let work = Mutex::new(Some((run, outcomes, entries, draft)));
@@ -488,119 +565,6 @@ fn publish(
         run.commit(&shard, outcomes, entries, draft).await
     };
     only(mover_io::run(&engine.single(), commit, tick)?)
-}
-
-fn draft(
-    options: &BackupOptions,
-    source: &DirSource,
-    tree: &Tree,
-    repository: &Repository,
-    started: Timestamp,
-) -> BackupMetadata {
-    let totals = &tree.totals;
-    BackupMetadata {
-        backup_id: BackupId::new(started, 0),
-        backup_type: options.backup_type,
-        reason: None,
-        base_id: None,
-        lsn_range: None,
-        history: None,
-        started,
-        ended: started,
-        source: SourceInfo {
-            url: source.url().to_owned(),
-            kind: "dir".to_owned(),
-            host: host_name(),
-        },
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        annotations: options.annotations.clone(),
-        size_info: SizeInfo {
-            original_bytes: totals.bytes,
-            data_bytes: totals.allocated_bytes.min(totals.bytes),
-            files: totals.files,
-            dirs: totals.dirs,
-            symlinks: totals.symlinks,
-            hardlinks: totals.hardlinks,
-            ..SizeInfo::default()
-        },
-        storage_info: StorageInfo {
-            primary: format!("repository {}", repository.id()),
-            ..StorageInfo::default()
-        },
-        verification_info: VerificationInfo {
-            decoded_and_compared: true,
-            ..VerificationInfo::default()
-        },
-        replication_info: Default::default(),
-    }
-}
-
-/// What the summary is made of.
-struct Ended<'a> {
-    committed: Committed,
-    parent: Option<BackupId>,
-    bytes_read: u64,
-    warnings: Vec<String>,
-    repository: &'a Repository,
-    engine: EngineReport,
-    totals: Totals,
-}
-
-fn summary(ended: Ended<'_>) -> BackupSummary {
-    let Ended {
-        committed,
-        parent,
-        bytes_read,
-        warnings,
-        repository,
-        engine,
-        totals,
-    } = ended;
-    let Committed { metadata, counts } = committed;
-    let content_blocks = counts.blocks - counts.zero_blocks;
-    let bytes_new = mover_repo::block_bytes(counts.new_blocks);
-    BackupSummary {
-        backup_id: metadata.backup_id,
-        backup_type: metadata.backup_type,
-        reason: metadata.reason,
-        parent,
-        source: metadata.source.url,
-        repository: repository.url().to_owned(),
-        bytes_source: totals.bytes,
-        bytes_read,
-        bytes_new,
-        bytes_compressed: counts.compressed_bytes,
-        bytes_stored: counts.stored_bytes,
-        compression_ratio: (counts.compressed_bytes > 0)
-            .then(|| bytes_new as f64 / counts.compressed_bytes as f64),
-        deduplicated_share: counts.known_blocks as f64 / content_blocks.max(1) as f64,
-        zero_bytes: mover_repo::block_bytes(counts.zero_blocks),
-        hole_bytes: mover_repo::block_bytes(counts.hole_blocks),
-        files: totals.files,
-        dirs: totals.dirs,
-        symlinks: totals.symlinks,
-        hardlinks: totals.hardlinks,
-        packs: counts.packs,
-        bytes_per_second: totals.bytes as f64 / engine.seconds.max(1e-9),
-        encrypted: repository.is_encrypted(),
-        reads_earlier_backups: repository.can_read(),
-        warnings,
-        engine,
-    }
-}
-
-fn skipped_warnings(tree: &Tree) -> Vec<String> {
-    let named = tree.skipped.iter().take(SKIPPED_NAMED_MAX);
-    let mut warnings: Vec<String> = named
-        .map(|skipped| format!("not backed up, {}: {}", skipped.reason, skipped.path))
-        .collect();
-    if tree.skipped.len() > SKIPPED_NAMED_MAX {
-        warnings.push(format!(
-            "not backed up: {} names more",
-            tree.skipped.len() - SKIPPED_NAMED_MAX
-        ));
-    }
-    warnings
 }
 
 /// The one result of a run with one shard.
@@ -624,6 +588,7 @@ mod tests {
             },
             source: "dir:///nowhere".into(),
             backup_type: BackupType::Incremental,
+            base: None,
             level: 3,
             annotations: BTreeMap::new(),
             exclude: Vec::new(),

@@ -6,6 +6,7 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Result};
 use mover_io::{Rung, Shard, ShardReport};
 use mover_repo::catalogue;
+use mover_source::pages::{LiveStore, SCHEME};
 use mover_source::{DirSource, ScanOptions};
 use serde::Serialize;
 
@@ -222,6 +223,9 @@ fn stray_names(strays: &[String]) -> Option<CheckItem> {
 
 fn source(url: &str) -> CheckItem {
     const AREA: &str = "source";
+    if url.starts_with(SCHEME) {
+        return page_store(AREA, url);
+    }
     let scanned = DirSource::open(url).and_then(|source| source.scan(&ScanOptions::default()));
     match scanned {
         Ok(tree) => {
@@ -239,5 +243,22 @@ fn source(url: &str) -> CheckItem {
             item(AREA, "readable", status, detail)
         }
         Err(error) => failed(AREA, "readable", &error),
+    }
+}
+
+fn page_store(area: &'static str, url: &str) -> CheckItem {
+    match LiveStore::open(url).and_then(|store| store.checkpoint()) {
+        Ok(checkpoint) => {
+            let tables = checkpoint.catalogue.tables();
+            let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
+            let detail = format!(
+                "{} tables, {}, in history {}",
+                tables.len(),
+                format_bytes(mover_repo::block_bytes(pages)),
+                checkpoint.control.identity.history
+            );
+            item(area, "readable", Status::Ok, detail)
+        }
+        Err(error) => failed(area, "readable", &error),
     }
 }

@@ -8,7 +8,6 @@ pub mod catalogue;
 pub mod check;
 mod estimate;
 mod extents;
-mod feed;
 mod fill;
 pub mod init;
 pub mod key;
@@ -17,6 +16,7 @@ pub mod progress;
 pub mod report;
 pub mod restore;
 pub mod settings;
+mod settle;
 pub mod verify;
 
 pub use mover_io::{RateBudget, Rung, ShardReport, Stop};
@@ -26,3 +26,4 @@ pub use mover_repo::{
 };
 pub use progress::Progress;
 pub use settings::{Engine, JobLimits, RepoAccess, Tick};
+pub use settle::Settled;

@@ -24,6 +24,7 @@ use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
+use crate::settle::{Settled, settle};
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -109,6 +110,8 @@ pub struct RestoreSummary {
     pub hardlinks: u64,
     /// Names that were not in the backup and were removed (delta only).
     pub removed: u64,
+    /// Where a page store stands after it was recovered; absent for a directory.
+    pub settled: Option<Settled>,
     /// `bytes` per second of the whole job, with everything durable at its end.
     pub bytes_per_second: f64,
     /// What could not be put back.
@@ -202,8 +205,11 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     progress.begin(Phase::Prepare, 0, 0);
     let not_removed = clear_leftovers(&target, plan.data_bytes)?;
     let target = DirTarget::begin(target)?;
-    let filled = fill(engine, &view, &target, mode, &progress, tick);
-    let (parts, removed) = match filled {
+    let filled = fill(engine, &view, &target, mode, &progress, tick).and_then(|filled| {
+        progress.begin(Phase::Commit, 0, 0);
+        Ok((filled, settle(&view, &target)?))
+    });
+    let ((parts, removed), settled) = match filled {
         Ok(filled) => filled,
         Err(error) => {
             // The first error is the one to tell; what is left behind is recognisable as unfinished.
@@ -213,7 +219,6 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
             return Err(error);
         }
     };
-    progress.begin(Phase::Commit, 0, 0);
     let Finished {
         warnings: unset,
         warnings_more,
@@ -248,6 +253,7 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
         symlinks: plan.symlinks,
         hardlinks: plan.hardlinks,
         removed,
+        settled,
         bytes_per_second: plan.bytes as f64 / engine.seconds.max(1e-9),
         warnings,
         engine,

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mover_base::tree::Entry;
 use mover_base::{BackupId, Error, Kind, PackId, Result};
@@ -72,6 +72,18 @@ pub async fn find_parent(
     source: &str,
     host: &str,
 ) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
+    find_latest(shard, repository, |metadata| {
+        metadata.source.url == source && metadata.source.host == host
+    })
+    .await
+}
+
+/// The latest backup that can be read and is `wanted`, with reasons why later ones cannot be read.
+pub async fn find_latest(
+    shard: &Shard,
+    repository: &Repository,
+    wanted: impl Fn(&BackupMetadata) -> bool,
+) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
     let mut warnings = Vec::new();
     if !repository.can_read() {
         return Ok((None, warnings));
@@ -79,12 +91,8 @@ pub async fn find_parent(
     let ids = catalogue::list(shard, repository).await?;
     for id in ids.into_iter().rev().take(PARENT_TRIES) {
         match catalogue::load(shard, repository, id).await {
-            Ok(open) => {
-                let made_of = &open.manifest.metadata.source;
-                if made_of.url == source && made_of.host == host {
-                    return Ok((Some(open), warnings));
-                }
-            }
+            Ok(open) if wanted(&open.manifest.metadata) => return Ok((Some(open), warnings)),
+            Ok(_) => {}
             // Over its cap is damaged too.
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
                 warnings.push(no_parent(id, &error));
@@ -127,13 +135,7 @@ impl ParentTree {
             pages,
             preload: data_packs.map(|pack| pack.id).collect(),
         };
-        let numbers = infos.keys().map(|id| (*id, packs.add(*id))).collect();
-        let shared = Parent {
-            infos,
-            numbers,
-            damaged_extents: AtomicU64::new(0),
-        };
-        Ok((tree, shared))
+        Ok((tree, Parent::new(infos, packs)))
     }
 }
 
@@ -235,6 +237,7 @@ impl BackupRun {
                 }
                 Err(error) => return Err(error),
             };
+            parent.set_checked(*id);
             for (ordinal, hash) in pack.directory.hashes.iter().enumerate() {
                 let location = Location {
                     pack: *number,
@@ -292,7 +295,7 @@ impl BackupRun {
         draft.size_info.blocks = counts.blocks;
         draft.size_info.zero_blocks = counts.zero_blocks;
         draft.size_info.hole_blocks = counts.hole_blocks;
-        draft.size_info.deduplicated_blocks = counts.known_blocks;
+        draft.size_info.deduplicated_blocks = counts.known_blocks + counts.kept_blocks;
         draft.storage_info.pack_count = packs.len() as u64;
         let manifest = Manifest {
             metadata: draft,

@@ -30,12 +30,12 @@ mod tree;
 pub mod verify;
 mod writer;
 
-pub use backup::{BackupRequest, BackupRun, Committed, find_parent};
+pub use backup::{BackupRequest, BackupRun, Committed, find_latest, find_parent};
 pub use keys::{SlotInfo, generate_identity};
 pub use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS};
 pub use mover_format::manifest::{
-    BackupMetadata, BackupType, PackInfo, ReplicationInfo, SizeInfo, SourceInfo, StorageInfo,
-    VerificationInfo,
+    BackupMetadata, BackupType, LogMark, PackInfo, ReplicationInfo, SizeInfo, SourceInfo,
+    StorageInfo, VerificationInfo,
 };
 pub use mover_format::seal::Origin;
 pub use mover_store::LinkLimits;

@@ -8,14 +8,14 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use mover_base::checksum::Sha256;
-use mover_base::{Kind, PackId, Result};
+use mover_base::{Error, Kind, PackId, Result};
 use mover_format::node::{NodeRef, Run};
 use mover_io::Shard;
 
-use crate::dedup::Location;
+use crate::dedup::{Location, PackTable};
 use crate::reader::{OpenPack, PackInfos, PackReader};
 use crate::tree::FileMap;
 use crate::writer::WriteShared;
@@ -25,11 +25,43 @@ pub(crate) struct Parent {
     pub infos: Arc<PackInfos>,
     /// Numbers of its packs in the session's table.
     pub numbers: HashMap<PackId, u32>,
+    /// By number of the pack: whether its directory was read and checked in this session.
+    checked: Vec<AtomicBool>,
     /// Extents whose old map could not be used because it is damaged.
     pub damaged_extents: AtomicU64,
 }
 
 impl Parent {
+    /// A parent with these packs, which enter `table`.
+    pub fn new(infos: Arc<PackInfos>, table: &PackTable) -> Self {
+        let numbers: HashMap<PackId, u32> = infos.keys().map(|id| (*id, table.add(*id))).collect();
+        let numbered = numbers.values().max().map_or(0, |last| *last as usize + 1);
+        Parent {
+            infos,
+            numbers,
+            checked: std::iter::repeat_with(AtomicBool::default)
+                .take(numbered)
+                .collect(),
+            damaged_extents: AtomicU64::new(0),
+        }
+    }
+
+    fn cell(&self, pack: PackId) -> Option<&AtomicBool> {
+        self.checked.get(*self.numbers.get(&pack)? as usize)
+    }
+
+    /// Notes that the directory of `pack` was read and is the one that the manifest names.
+    pub fn set_checked(&self, pack: PackId) {
+        if let Some(cell) = self.cell(pack) {
+            cell.store(true, Relaxed);
+        }
+    }
+
+    /// Whether that was noted.
+    pub fn is_checked(&self, pack: PackId) -> bool {
+        self.cell(pack).is_some_and(|cell| cell.load(Relaxed))
+    }
+
     /// Blocks in all its packs.
     pub fn blocks(&self) -> u64 {
         self.infos.values().map(|info| u64::from(info.blocks)).sum()
@@ -40,15 +72,21 @@ impl Parent {
 pub(crate) struct ParentReader {
     reader: PackReader,
     shared: Arc<WriteShared>,
-    runs: Vec<StoredRun>,
+    /// What the parent has in the extent at hand, in order; empty where that is not known.
+    runs: Vec<PlacedRun>,
     expected: Vec<Option<(Location, Sha256)>>,
 }
 
-struct StoredRun {
+/// A run, with its first block counted from the beginning of the extent.
+struct PlacedRun {
     first_block: u64,
-    count: u32,
-    pack: PackId,
-    ordinal: u32,
+    run: Run,
+}
+
+impl PlacedRun {
+    fn end(&self) -> u64 {
+        self.first_block + u64::from(self.run.blocks())
+    }
 }
 
 impl ParentReader {
@@ -77,22 +115,73 @@ impl ParentReader {
         };
         let mut first_block = 0;
         for run in leaf.runs() {
-            if let Run::Stored {
-                blocks,
-                pack,
-                ordinal,
-            } = *run
-            {
-                self.runs.push(StoredRun {
-                    first_block,
-                    count: blocks,
-                    pack,
-                    ordinal,
-                });
-            }
+            self.runs.push(PlacedRun {
+                first_block,
+                run: *run,
+            });
             first_block += u64::from(run.blocks());
         }
         Ok(name)
+    }
+
+    /// What the parent has at `count` blocks from `first_block` of the extent on. `None` if that is not known for all of
+    /// them, or if one of their packs is not as the parent's manifest says; then nothing may be taken over.
+    pub async fn kept(&mut self, first_block: u64, count: u64) -> Result<Option<Vec<Run>>> {
+        let end = first_block + count;
+        if self.runs.last().is_none_or(|last| last.end() < end) {
+            return Ok(None);
+        }
+        let from = self.runs.partition_point(|run| run.end() <= first_block);
+        let mut kept = Vec::new();
+        for at in from..self.runs.len() {
+            let placed = &self.runs[at];
+            if placed.first_block >= end {
+                break;
+            }
+            let skipped = first_block.saturating_sub(placed.first_block) as u32;
+            let blocks = (placed.end().min(end) - placed.first_block) as u32 - skipped;
+            kept.push(match placed.run {
+                Run::Hole { .. } => Run::Hole { blocks },
+                Run::Zeros { .. } => Run::Zeros { blocks },
+                Run::Stored { pack, ordinal, .. } => {
+                    if !self.holds(pack, ordinal + skipped + blocks).await? {
+                        return Ok(None);
+                    }
+                    Run::Stored {
+                        blocks,
+                        pack,
+                        ordinal: ordinal + skipped,
+                    }
+                }
+            });
+        }
+        Ok(Some(kept))
+    }
+
+    /// Whether a pack has at least so many blocks, and its directory is the one that the parent's manifest names.
+    async fn holds(&mut self, pack: PackId, blocks: u32) -> Result<bool> {
+        let shared = self.shared.clone();
+        let Some(parent) = &shared.parent else {
+            return Ok(false);
+        };
+        let info = parent.infos.get(&pack);
+        if parent.is_checked(pack) && info.is_some_and(|info| blocks <= info.blocks) {
+            return Ok(true);
+        }
+        let damage = match self.reader.open(pack).await {
+            Ok(open) if blocks as usize <= open.directory.hashes.len() => {
+                parent.set_checked(pack);
+                return Ok(true);
+            }
+            Ok(_) => Error::new(
+                Kind::Corrupt,
+                "a map names a block that its pack does not hold",
+            )
+            .object(pack.to_string()),
+            Err(error) => error,
+        };
+        self.runs.clear();
+        self.give_up(damage).map(|()| false)
     }
 
     /// Prepares the hashes that the parent has for `count` blocks from `first_block` of the extent on.
@@ -100,15 +189,16 @@ impl ParentReader {
         self.expected.clear();
         self.expected.resize(count, None);
         let end = first_block + count as u64;
-        let from = self
-            .runs
-            .partition_point(|run| run.first_block + u64::from(run.count) <= first_block);
+        let from = self.runs.partition_point(|run| run.end() <= first_block);
         for at in from..self.runs.len() {
-            let run = &self.runs[at];
-            if run.first_block >= end {
+            let placed = &self.runs[at];
+            if placed.first_block >= end {
                 break;
             }
-            let pack = match self.reader.open(run.pack).await {
+            let Run::Stored { pack, .. } = placed.run else {
+                continue;
+            };
+            let pack = match self.reader.open(pack).await {
                 Ok(pack) => pack,
                 Err(error) => {
                     self.runs.clear();
@@ -121,18 +211,19 @@ impl ParentReader {
     }
 
     fn fill(&mut self, at: usize, first_block: u64, end: u64, pack: &Rc<OpenPack>) {
-        let run = &self.runs[at];
-        let Some(number) = self
-            .shared
-            .parent
-            .as_ref()
-            .and_then(|parent| parent.numbers.get(&run.pack))
+        let placed = &self.runs[at];
+        let Run::Stored {
+            pack: id, ordinal, ..
+        } = placed.run
         else {
             return;
         };
-        let run_end = run.first_block + u64::from(run.count);
-        for block in run.first_block.max(first_block)..run_end.min(end) {
-            let ordinal = run.ordinal + (block - run.first_block) as u32;
+        let numbers = self.shared.parent.as_ref().map(|parent| &parent.numbers);
+        let Some(number) = numbers.and_then(|numbers| numbers.get(&id)) else {
+            return;
+        };
+        for block in placed.first_block.max(first_block)..placed.end().min(end) {
+            let ordinal = ordinal + (block - placed.first_block) as u32;
             if let Some(hash) = pack.directory.hashes.get(ordinal as usize) {
                 let location = Location {
                     pack: *number,
@@ -152,7 +243,7 @@ impl ParentReader {
     }
 
     /// A damaged parent is left aside; any other failure ends the backup.
-    fn give_up(&mut self, error: mover_base::Error) -> Result<()> {
+    fn give_up(&mut self, error: Error) -> Result<()> {
         if error.kind() != Kind::Corrupt {
             return Err(error);
         }

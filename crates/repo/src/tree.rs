@@ -39,6 +39,11 @@ impl FileMap {
         self.blocks.div_ceil(LEAF_BLOCKS_MAX as u64)
     }
 
+    /// Blocks of the file.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     /// Blocks of extent `index`.
     pub fn extent_blocks(&self, index: u64) -> u64 {
         let before = index * LEAF_BLOCKS_MAX as u64;

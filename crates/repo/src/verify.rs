@@ -147,30 +147,48 @@ impl Inventory {
         shard: &Shard,
         repository: &Repository,
     ) -> Result<Unreferenced> {
-        let mut found = Unreferenced::default();
-        let mut after = None;
-        loop {
-            shard.stop()?;
-            let page = repository
-                .store()
-                .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
-                .await?;
-            found.strays.extend(page.strays);
-            for object in page.objects {
-                match layout::pack_of(&object.key) {
-                    Some(id) if self.packs.contains_key(&id) => {}
-                    Some(_) => {
-                        found.packs += 1;
-                        found.bytes = found.bytes.saturating_add(object.bytes);
-                    }
-                    None => found.strays.push(object.key.as_str().to_owned()),
-                }
+        let (mut packs, mut bytes_all) = (0, 0u64);
+        let strays = each_pack(shard, repository, |id, bytes| {
+            if !self.packs.contains_key(&id) {
+                packs += 1;
+                bytes_all = bytes_all.saturating_add(bytes);
             }
-            found.strays.truncate(STRAYS_MAX);
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(found),
+        })
+        .await?;
+        Ok(Unreferenced {
+            packs,
+            bytes: bytes_all,
+            strays,
+        })
+    }
+}
+
+/// Gives the id and length of every stored pack to `each`, by their names; returns names that are none, at most
+/// [`STRAYS_MAX`].
+pub async fn each_pack(
+    shard: &Shard,
+    repository: &Repository,
+    mut each: impl FnMut(PackId, u64),
+) -> Result<Vec<String>> {
+    let mut strays = Vec::new();
+    let mut after = None;
+    loop {
+        shard.stop()?;
+        let page = repository
+            .store()
+            .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
+            .await?;
+        strays.extend(page.strays);
+        for object in page.objects {
+            match layout::pack_of(&object.key) {
+                Some(id) => each(id, object.bytes),
+                None => strays.push(object.key.as_str().to_owned()),
             }
+        }
+        strays.truncate(STRAYS_MAX);
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(strays),
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct WriteCounts {
     pub hole_blocks: u64,
     /// Blocks found in the repository.
     pub known_blocks: u64,
+    /// Blocks with content taken over from the parent without being read.
+    pub kept_blocks: u64,
     /// Blocks packed.
     pub new_blocks: u64,
     /// Frame payloads after compression.
@@ -77,6 +79,7 @@ impl WriteCounts {
         self.zero_blocks += other.zero_blocks;
         self.hole_blocks += other.hole_blocks;
         self.known_blocks += other.known_blocks;
+        self.kept_blocks += other.kept_blocks;
         self.new_blocks += other.new_blocks;
         self.compressed_bytes += other.compressed_bytes;
         self.stored_bytes += other.stored_bytes;
@@ -213,6 +216,34 @@ impl ShardWriter {
             self.nodes.know(&node);
         }
         Ok(())
+    }
+
+    /// Takes over `count` blocks from `first_block` of the extent on as the parent has them, unread. False if what the
+    /// parent has there is not known or damaged: then nothing was done, and they must be given as blocks.
+    pub async fn keep(&mut self, first_block: u64, count: u64) -> Result<bool> {
+        let Some(parent) = &mut self.parent else {
+            return Ok(false);
+        };
+        let Some(runs) = parent.kept(first_block, count).await? else {
+            return Ok(false);
+        };
+        for run in runs {
+            let blocks = u64::from(run.blocks());
+            match run {
+                Run::Hole { .. } => self.counts.hole_blocks += blocks,
+                Run::Zeros { .. } => {
+                    self.counts.blocks += blocks;
+                    self.counts.zero_blocks += blocks;
+                }
+                Run::Stored { pack, .. } => {
+                    self.counts.blocks += blocks;
+                    self.counts.kept_blocks += blocks;
+                    self.packs.used.insert(pack);
+                }
+            }
+            self.leaf.push(run)?;
+        }
+        Ok(true)
     }
 
     /// Adds the blocks in `bytes` (a multiple of 4096, at most 1 MiB) to the extent, of which they are the

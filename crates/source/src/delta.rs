@@ -5,6 +5,7 @@
 //! fails. Continuity, histories and the checksum of every record are checked by [`LogReader`].
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use mover_base::{Error, Kind, LsnRange, Result};
@@ -50,14 +51,28 @@ impl PageSet {
 
     /// The pages in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
-        (0u32..)
-            .zip(&self.chunks)
-            .filter_map(|(at, chunk)| chunk.as_ref().map(|chunk| (at, chunk)))
-            .flat_map(|(at, chunk)| (0u32..).zip(chunk.iter()).map(move |(i, w)| (at, i, *w)))
-            .flat_map(|(at, i, word)| {
+        // No table has a page with the last number.
+        self.within(0..u32::MAX)
+    }
+
+    /// The pages of `range` in order.
+    pub fn within(&self, range: Range<u32>) -> impl Iterator<Item = u32> {
+        let chunks = range.start / CHUNK_PAGES..range.end.div_ceil(CHUNK_PAGES);
+        let words = chunks.filter_map(|at| {
+            let chunk = self.chunks.get(at as usize)?.as_ref()?;
+            Some((at, chunk))
+        });
+        let words = words.flat_map(|(at, chunk)| {
+            let base = u64::from(at) * u64::from(CHUNK_PAGES);
+            (base..).step_by(64).zip(chunk.iter().copied())
+        });
+        words
+            .filter(|(_, word)| *word != 0)
+            .flat_map(|(base, word)| {
                 let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
-                set.map(move |bit| at * CHUNK_PAGES + i * 64 + bit)
+                set.map(move |bit| (base + bit) as u32)
             })
+            .filter(move |page| range.contains(page))
     }
 
     /// Adds a page. `None` if that would take more than `budget` bytes, which are counted down.
@@ -79,6 +94,17 @@ impl PageSet {
         let bit = page % CHUNK_PAGES;
         chunk[(bit / 64) as usize] |= 1 << (bit % 64);
         Some(())
+    }
+}
+
+impl FromIterator<u32> for PageSet {
+    fn from_iter<T: IntoIterator<Item = u32>>(pages: T) -> Self {
+        let mut set = PageSet::default();
+        let mut budget = usize::MAX;
+        for page in pages {
+            set.insert(page, &mut budget);
+        }
+        set
     }
 }
 

@@ -91,6 +91,11 @@ impl DirDisk {
         Ok(DirDisk { root })
     }
 
+    /// The directory that is open as `root`.
+    pub(crate) fn beneath(root: OwnedFd) -> DirDisk {
+        DirDisk { root }
+    }
+
     /// The directory.
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

@@ -13,6 +13,7 @@
 
 mod catalogue;
 mod control;
+mod live;
 mod table;
 
 use std::io;
@@ -22,6 +23,7 @@ use mover_base::{BLOCK_BYTES, Error, HistoryId, Kind, Lsn, LsnRange, Result, Tim
 
 pub use catalogue::{CATALOGUE_BYTES_MAX, Catalogue, TABLES_MAX, Table};
 pub use control::Control;
+pub use live::{Checkpoint, LiveStore, SCHEME};
 pub use table::{TABLES_DIR, TableFile, table_path};
 
 use crate::disk::{Access, Disk};

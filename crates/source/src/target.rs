@@ -20,6 +20,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
+use crate::disk::DirDisk;
 use crate::failure::target_error;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
@@ -146,6 +147,16 @@ impl DirTarget {
     /// The directory that will hold the tree.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is being made, as the files of a page store.
+    ///
+    /// # Errors
+    /// `Target` if its descriptor cannot be duplicated.
+    pub fn disk(&self) -> Result<DirDisk> {
+        let root = self.root.try_clone();
+        root.map(DirDisk::beneath)
+            .map_err(|error| target_error("the target cannot be opened again", b"", error))
     }
 
     /// Makes a directory with a temporary mode; delta: keeps one that is there, replaces anything else. The

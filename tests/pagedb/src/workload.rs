@@ -132,6 +132,17 @@ impl Workload {
         }
     }
 
+    /// Goes on as another client, with tables of its own: for a database that has forgotten what this one did.
+    pub fn renamed(self, client: u64) -> Self {
+        Workload {
+            client,
+            random: self.random,
+            tables: BTreeMap::new(),
+            next_key: self.next_key,
+            done: 0,
+        }
+    }
+
     /// The table in which the client counts its transactions, as the one row 0.
     pub fn counter(client: u64) -> String {
         format!("client-{client}")

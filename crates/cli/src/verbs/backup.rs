@@ -41,11 +41,12 @@ pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
 
 fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions> {
     let source = args.source.as_deref().ok_or_else(|| {
-        missing("source", "--source dir:///path, HELIOS_MOVER_BACKUP_SOURCE, or `source` in [backup] of the configuration file")
+        missing("source", "--source pages:///path or dir:///path, HELIOS_MOVER_BACKUP_SOURCE, or `source` in [backup] of the configuration file")
     })?;
     let source = absolute("source", "dir://", source)?;
     Ok(BackupOptions {
-        backup_type: backup_type(args.backup_type.unwrap_or(TypeArg::Full), &source)?,
+        backup_type: backup_type(args.backup_type.unwrap_or(TypeArg::Full)),
+        base: args.base.clone(),
         repo: context.repo_access()?,
         source,
         level: args.level.unwrap_or(COMPRESSION_LEVEL_DEFAULT),
@@ -56,18 +57,12 @@ fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions
     })
 }
 
-fn backup_type(typed: TypeArg, source: &str) -> Result<BackupType> {
-    let asked = match typed {
-        TypeArg::Full => return Ok(BackupType::Full),
-        TypeArg::Incr => "incr",
-        TypeArg::Diff => "diff",
-    };
-    Err(Error::new(
-        Kind::Usage,
-        format!("a directory has no log to take changes from, so --type {asked} is not possible"),
-    )
-    .object(source)
-    .hint("use --type full: blocks that an earlier backup holds are not stored again"))
+fn backup_type(typed: TypeArg) -> BackupType {
+    match typed {
+        TypeArg::Full => BackupType::Full,
+        TypeArg::Incr => BackupType::Incremental,
+        TypeArg::Diff => BackupType::Differential,
+    }
 }
 
 fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
@@ -82,8 +77,13 @@ fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
 
 fn plan_table(plan: &BackupPlan) -> Table {
     let mut table = Table::pairs().indent(2);
+    let kind = figures_of::type_text(plan.backup_type, plan.reason.as_deref());
+    table.pair("type", kind);
     table.pair("source", &plan.source);
     table.pair("repository", &plan.repository);
+    if let Some(base) = plan.base {
+        table.pair("base", base.to_string());
+    }
     table.pair(
         "parent",
         plan.parent.map_or("none".into(), |id| id.to_string()),
@@ -113,16 +113,6 @@ fn plan_table(plan: &BackupPlan) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_directory_is_backed_up_in_full_only() {
-        for typed in [TypeArg::Incr, TypeArg::Diff] {
-            let error = backup_type(typed, "dir:///srv").err().unwrap();
-            assert_eq!(error.kind(), Kind::Usage);
-            assert!(error.hint_text().unwrap().contains("--type full"));
-        }
-        assert!(backup_type(TypeArg::Full, "dir:///srv").is_ok());
-    }
 
     #[test]
     fn an_annotation_given_twice_is_refused() {

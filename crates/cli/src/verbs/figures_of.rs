@@ -53,6 +53,12 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
     let mut table = Table::pairs().indent(2);
     let kind = type_text(summary.backup_type, summary.reason.as_deref());
     table.pair("type", kind);
+    if let Some(base) = summary.base {
+        table.pair("base", base.to_string());
+    }
+    if let Some(range) = &summary.lsn_range {
+        table.pair("positions", format!("{} to {}", range.start, range.end));
+    }
     table.pair("source", &summary.source);
     table.pair("repository", &summary.repository);
     table.pair(
@@ -156,6 +162,13 @@ pub fn restore_table(summary: &RestoreSummary) -> Table {
             format_bytes(summary.hole_bytes)
         ),
     );
+    if let Some(settled) = &summary.settled {
+        table.pair("position", settled.position.to_string());
+        table.pair(
+            "history",
+            format!("{}, begun with this restore", settled.history),
+        );
+    }
     if summary.removed > 0 {
         table.pair(
             "removed",

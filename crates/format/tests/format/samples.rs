@@ -313,6 +313,7 @@ pub fn metadata() -> BackupMetadata {
             end: Lsn(u64::MAX),
         }),
         history: None,
+        log_mark: None,
         started: CREATED,
         ended: Timestamp::from_micros(CREATED.as_micros() + 1_500_000),
         source: SourceInfo {

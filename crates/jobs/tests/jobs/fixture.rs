@@ -93,6 +93,7 @@ impl Place {
             repo: self.access(),
             source: format!("dir://{}", self.path("source").display()),
             backup_type: BackupType::Full,
+            base: None,
             level: 1,
             annotations: BTreeMap::new(),
             exclude: Vec::new(),

@@ -9,5 +9,6 @@ mod fixture;
 mod hostile;
 mod keys;
 mod maps;
+mod page_store;
 mod sessions;
 mod strays;

@@ -31,6 +31,14 @@ pub struct Control {
 }
 
 impl Control {
+    /// A control file in which only this slot is sound.
+    pub fn file(&self) -> Vec<u8> {
+        let mut file = vec![0; 2 * BLOCK_BYTES];
+        let slot = (self.sequence % 2) as usize * BLOCK_BYTES;
+        file[slot..slot + BLOCK_BYTES].copy_from_slice(&self.encode());
+        file
+    }
+
     /// The bytes of the slot.
     pub fn encode(&self) -> LogBlock {
         let mut out = [0; BLOCK_BYTES];

@@ -3,28 +3,31 @@
 //!
 //! Invariants: reads are queued before the piece in hand is worked on; at most the read-ahead share of the
 //! arena holds unread or unpacked pieces, so the packs being written always find buffers; pieces come out in
-//! the order of their blocks; a file that differs from what was scanned is an error, not a surprise.
+//! the order of their blocks; what was read is handed out only when its origin has found nothing wrong with it.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, RateBudget, Shard};
 use mover_repo::EXTENT_BYTES;
-use mover_source::{DirSource, HOLES_UNKNOWN, Item, Tree, data_ranges, source_error};
 
+use super::origin::{Origin, Piece};
 use crate::extents::{ExtentQueue, Share};
 use crate::settings::read_ahead;
 
 /// Reads are queued this many at a time, as one submission: on a virtual disk each costs the kernel an exit to
 /// the host, however many requests it brings.
 const READS_BATCH: usize = 4;
+/// How long what was read in the middle of a write is read again: many times what a write of a few blocks takes.
+const MENDING: Duration = Duration::from_millis(500);
 
 /// What comes next.
 pub(crate) enum Event {
@@ -32,6 +35,13 @@ pub(crate) enum Event {
     Begin(Share),
     /// Blocks of a hole.
     Hole(u64),
+    /// Blocks that are as the parent has them.
+    Kept {
+        /// First block, counted from the beginning of the extent.
+        first_block: u64,
+        /// How many.
+        blocks: u64,
+    },
     /// Whole blocks of data, the last one padded with zeros.
     Data {
         /// They begin the buffer.
@@ -58,49 +68,47 @@ enum Queued {
     },
     End {
         share: Share,
-        file: Rc<File>,
+        file: Option<Rc<File>>,
     },
 }
 
 /// The share whose reads are being queued.
 struct Cursor {
     share: Share,
-    file: Rc<File>,
-    /// Data ranges not yet queued, in order.
-    ranges: VecDeque<Range<u64>>,
+    /// None if it is gone and need not be there.
+    file: Option<Rc<File>>,
+    /// Pieces not yet queued, in order.
+    pieces: VecDeque<Piece>,
     /// First byte not yet queued.
     at: u64,
 }
 
 /// Reads extents for one shard.
-pub(crate) struct Feed {
+pub(crate) struct Feed<'a> {
     shard: Shard,
-    source: Arc<DirSource>,
-    tree: Arc<Tree>,
+    origin: &'a Origin,
     extents: Arc<ExtentQueue>,
     limit: Arc<RateBudget>,
     queue: VecDeque<Queued>,
     reads: usize,
     reads_max: usize,
     cursor: Option<Cursor>,
-    open: Option<(u32, Rc<File>)>,
+    open: Option<(u32, Option<Rc<File>>)>,
     exhausted: bool,
     /// Bytes of data read.
     pub read_bytes: u64,
 }
 
-impl Feed {
+impl<'a> Feed<'a> {
     pub fn new(
         shard: &Shard,
-        source: &Arc<DirSource>,
-        tree: &Arc<Tree>,
+        origin: &'a Origin,
         extents: &Arc<ExtentQueue>,
         limit: &Arc<RateBudget>,
     ) -> Self {
         Feed {
             shard: shard.clone(),
-            source: source.clone(),
-            tree: tree.clone(),
+            origin,
             extents: extents.clone(),
             limit: limit.clone(),
             queue: VecDeque::new(),
@@ -127,10 +135,8 @@ impl Feed {
                 first_block,
             }) => {
                 self.reads -= 1;
-                let (result, mut buf) = read.await;
-                let whole = self.check_read(item, offset, bytes, result)?;
-                buf[bytes..whole].fill(0);
-                self.read_bytes += bytes as u64;
+                let (result, buf) = read.await;
+                let (buf, whole) = self.checked(item, offset, bytes, result, buf).await?;
                 Ok(Some(Event::Data {
                     buf,
                     bytes: whole,
@@ -138,44 +144,77 @@ impl Feed {
                 }))
             }
             Some(Queued::End { share, file }) => {
-                let item = self.item(share.item)?;
-                self.source.check_unchanged(item, file.as_fd())?;
+                if let Some(file) = file {
+                    self.origin.check_end(share.item, file.as_fd())?;
+                }
                 Ok(Some(Event::End(share)))
             }
         }
     }
 
-    fn item(&self, at: u32) -> Result<&Item> {
-        self.tree
-            .items
-            .get(at as usize)
-            .ok_or_else(|| Error::new(Kind::Internal, "an extent of a file that was not listed"))
+    /// Reads a piece now that was to be kept and cannot be: `blocks` of them, at most a buffer full, counted from the
+    /// beginning of the share's extent. Such pieces are few: the parent is damaged where they are.
+    pub async fn read_now(
+        &mut self,
+        share: &Share,
+        first_block: u64,
+        blocks: u64,
+    ) -> Result<Event> {
+        let offset = share.extent_begin() + first_block * BLOCK_BYTES as u64;
+        let whole = (blocks as usize * BLOCK_BYTES).min(BUF_BYTES);
+        let entry = self.origin.entry(share.item)?;
+        let bytes = (entry.content_bytes() - offset).min(whole as u64) as usize;
+        let Some(fd) = self.origin.open(share.item)? else {
+            return Ok(Event::Hole(blocks_of(bytes as u64)));
+        };
+        let file = self.file(share.item, fd)?;
+        let buf = self.shard.buffer().await;
+        let (result, mut buf) = file.read_at(buf, offset, whole).await;
+        // A page store's file may end before its table does.
+        if let Ok(read) = result
+            && read < bytes
+        {
+            buf[read..bytes].fill(0);
+        }
+        let result = result.map(|read| read.max(bytes));
+        let (buf, bytes) = self.checked(share.item, offset, bytes, result, buf).await?;
+        Ok(Event::Data {
+            buf,
+            bytes,
+            first_block,
+        })
     }
 
-    /// Whole bytes of the piece, if exactly what was scanned was read.
-    fn check_read(
-        &self,
+    /// The whole blocks of what was read, if it is what it should be.
+    async fn checked(
+        &mut self,
         item: u32,
         offset: u64,
         bytes: usize,
         result: io::Result<usize>,
-    ) -> Result<usize> {
-        let item = self.item(item)?;
+        mut buf: Buf,
+    ) -> Result<(Buf, usize)> {
         let read = result.map_err(|error| {
+            let object = self.origin.entry(item).map(|entry| entry.display_path());
             Error::new(Kind::Source, format!("the source cannot be read at byte {offset}"))
-                .object(item.entry.display_path())
+                .object(object.unwrap_or_default())
                 .hint("check the disk (dmesg, smartctl); restore the file from an older backup if it is lost")
                 .cause(error)
         })?;
         if read != bytes {
-            return Err(Error::new(
-                Kind::SourceChanged,
-                "a file changed its size while it was read",
-            )
-            .object(item.entry.display_path())
-            .hint("stop the database first, or back up a snapshot (LVM, btrfs, ZFS)"));
+            return Err(self.origin.too_short(item));
         }
-        Ok(blocks_of(bytes as u64) as usize * BLOCK_BYTES)
+        let whole = blocks_of(bytes as u64) as usize * BLOCK_BYTES;
+        buf[bytes..whole].fill(0);
+        self.read_bytes += bytes as u64;
+        let begun = Instant::now();
+        let mut last = false;
+        while !self.origin.check(item, offset, &mut buf[..whole], last)? {
+            self.shard.stop()?;
+            last = begun.elapsed() > MENDING;
+            self.shard.turn().await;
+        }
+        Ok((buf, whole))
     }
 
     async fn fill(&mut self) -> Result<()> {
@@ -204,61 +243,78 @@ impl Feed {
             return Ok(());
         };
         let file = self.open_file(share.item)?;
-        let item = self.item(share.item)?;
-        let is_dense = item.stamp.allocated_bytes >= item.entry.content_bytes();
-        let ranges = if is_dense {
-            std::iter::once(share.range()).collect()
-        } else {
-            data_ranges(file.as_fd(), share.range())
-                .map_err(|error| source_error(HOLES_UNKNOWN, &item.entry.path, error))?
-                .into()
+        let pieces = match &file {
+            Some(file) => self.origin.pieces(&share, file.as_fd())?,
+            None => VecDeque::new(),
         };
         self.queue.push_back(Queued::Event(Event::Begin(share)));
         self.cursor = Some(Cursor {
             share,
             file,
-            ranges,
+            pieces,
             at: share.begin,
         });
         Ok(())
     }
 
-    fn open_file(&mut self, at: u32) -> Result<Rc<File>> {
+    fn open_file(&mut self, at: u32) -> Result<Option<Rc<File>>> {
         if let Some((open, file)) = &self.open
             && *open == at
         {
             return Ok(file.clone());
         }
-        let item = self.item(at)?;
-        let fd = self.source.open_file(item)?;
-        let failed = |error| {
-            Error::new(Kind::Source, "a file cannot be read")
-                .object(item.entry.display_path())
-                .cause(error)
-        };
-        let file = Rc::new(self.shard.file(fd, Access::Direct).map_err(failed)?);
+        let opened = self.origin.open(at)?;
+        let file = opened.map(|fd| self.file(at, fd)).transpose()?;
         self.open = Some((at, file.clone()));
         Ok(file)
     }
 
-    /// Queues the next hole, read or end of the share. False: no buffer is free, work on what there is.
-    async fn queue_next(&mut self, mut cursor: Cursor) -> Result<bool> {
-        let Some(range) = cursor.ranges.front().cloned() else {
-            let Cursor {
-                share, file, at, ..
-            } = cursor;
-            if at < share.end {
-                let blocks = blocks_of(share.end - at);
-                self.queue.push_back(Queued::Event(Event::Hole(blocks)));
-            }
-            self.queue.push_back(Queued::End { share, file });
-            return Ok(true);
+    fn file(&self, at: u32, fd: OwnedFd) -> Result<Rc<File>> {
+        let failed = |error| {
+            let object = self.origin.entry(at).map(|entry| entry.display_path());
+            Error::new(Kind::Source, "a file cannot be read")
+                .object(object.unwrap_or_default())
+                .cause(error)
         };
-        if cursor.at < range.start {
-            let blocks = blocks_of(range.start - cursor.at);
+        let file = self.shard.file(fd, Access::Direct).map_err(failed)?;
+        Ok(Rc::new(file))
+    }
+
+    /// Queues the next hole, piece or end of the share. False: no buffer is free, work on what there is.
+    async fn queue_next(&mut self, mut cursor: Cursor) -> Result<bool> {
+        let next = cursor.pieces.front().map(Piece::range);
+        let hole_end = next.as_ref().map_or(cursor.share.end, |range| range.start);
+        if cursor.at < hole_end {
+            let blocks = blocks_of(hole_end - cursor.at);
             self.queue.push_back(Queued::Event(Event::Hole(blocks)));
-            cursor.at = range.start;
+            cursor.at = hole_end;
         }
+        match (cursor.pieces.front().cloned(), cursor.file.clone()) {
+            (Some(Piece::Read(range)), Some(file)) => {
+                return self.queue_read(cursor, file, range.end).await;
+            }
+            (Some(Piece::Keep(range)), Some(_)) => {
+                let first_block = range.start % EXTENT_BYTES / BLOCK_BYTES as u64;
+                let blocks = blocks_of(range.end - range.start);
+                let kept = Event::Kept {
+                    first_block,
+                    blocks,
+                };
+                self.queue.push_back(Queued::Event(kept));
+                cursor.at = range.end;
+                cursor.pieces.pop_front();
+                self.cursor = Some(cursor);
+            }
+            _ => {
+                let Cursor { share, file, .. } = cursor;
+                self.queue.push_back(Queued::End { share, file });
+            }
+        }
+        Ok(true)
+    }
+
+    /// Queues a read of what the cursor is at, up to `end`.
+    async fn queue_read(&mut self, mut cursor: Cursor, file: Rc<File>, end: u64) -> Result<bool> {
         let buf = match self.shard.try_buffer() {
             Some(buf) => buf,
             None if self.reads > 0 => {
@@ -267,10 +323,10 @@ impl Feed {
             }
             None => self.shard.buffer().await,
         };
-        let bytes = (range.end - cursor.at).min(BUF_BYTES as u64) as usize;
+        let bytes = (end - cursor.at).min(BUF_BYTES as u64) as usize;
         self.shard.throttle(&self.limit, bytes as u64).await;
         let whole = blocks_of(bytes as u64) as usize * BLOCK_BYTES;
-        let read = Box::pin(cursor.file.read_at(buf, cursor.at, whole));
+        let read = Box::pin(file.read_at(buf, cursor.at, whole));
         self.reads += 1;
         let first_block = cursor.at % EXTENT_BYTES / BLOCK_BYTES as u64;
         let item = cursor.share.item;
@@ -282,8 +338,8 @@ impl Feed {
             first_block,
         });
         cursor.at += bytes as u64;
-        if cursor.at >= range.end {
-            cursor.ranges.pop_front();
+        if cursor.at >= end {
+            cursor.pieces.pop_front();
         }
         self.cursor = Some(cursor);
         Ok(true)

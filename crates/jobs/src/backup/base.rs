@@ -1,0 +1,246 @@
+//! What an incremental or differential backup of a page store stands on: its base, and what changed since by the log.
+//!
+//! Invariants: a base is used only if everything between it and now is known: the same history, the same log up to the
+//! base's end, every record since, and every pack that the base needs. Whatever else is found makes the backup a full
+//! one, with the reason; nothing is guessed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use mover_base::{Error, Kind, Lsn, LsnRange, Result, hex};
+use mover_io::Shard;
+use mover_repo::catalogue::{self, OpenManifest};
+use mover_repo::{BackupMetadata, BackupType, LogMark, Repository, find_latest, find_parent};
+use mover_source::delta::{BUDGET_BYTES_DEFAULT, Delta, extract};
+use mover_source::pages::{Checkpoint, LiveStore};
+
+use super::Base;
+use super::pages::history_text;
+use crate::machine::host_name;
+
+/// How manifests name this kind of source.
+pub(crate) const SOURCE_KIND: &str = "pages";
+
+/// How the backup will be made.
+pub(crate) struct Footing {
+    /// The type that will be made.
+    pub backup_type: BackupType,
+    /// Why, if that is not the type that was asked for.
+    pub reason: Option<String>,
+    /// The backup whose blocks this one builds on, whatever its type.
+    pub parent: Option<OpenManifest>,
+    /// What changed since the parent, if the type is not full.
+    pub delta: Option<Delta>,
+    /// What else there is to know.
+    pub warnings: Vec<String>,
+}
+
+impl Footing {
+    /// The base: none for a full backup.
+    pub fn base(&self) -> Option<Base> {
+        let parent = self.parent.as_ref()?;
+        self.delta.as_ref()?;
+        Some(Base {
+            id: parent.id,
+            end: parent.manifest.metadata.lsn_range?.end,
+        })
+    }
+}
+
+/// What was asked for.
+pub(crate) struct Wanted<'a> {
+    /// The type.
+    pub backup_type: BackupType,
+    /// The base, if one was named.
+    pub base: Option<&'a str>,
+}
+
+/// Chooses the base and finds out what changed since.
+///
+/// # Errors
+/// `NotFound` or `Usage` if a base was named that does not exist or is not of this source; what ends any job.
+pub(crate) async fn find(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    store: &LiveStore,
+    checkpoint: &Checkpoint,
+    wanted: &Wanted<'_>,
+) -> Result<Footing> {
+    let (base, mut warnings) = candidate(shard, repository, store, wanted).await?;
+    if wanted.backup_type == BackupType::Full {
+        return Ok(Footing {
+            backup_type: BackupType::Full,
+            reason: None,
+            parent: base,
+            delta: None,
+            warnings,
+        });
+    }
+    let found = match &base {
+        None if !repository.can_read() => {
+            Err("earlier backups cannot be read without a key".to_owned())
+        }
+        None => Err(nothing_before(wanted.backup_type).to_owned()),
+        Some(base) => match missing_pack(shard, repository, base).await? {
+            Some(missing) => Err(format!("base {}: {missing}", base.id)),
+            None => changed_since(store, checkpoint, &base.manifest.metadata)?
+                .map_err(|why| format!("base {}: {why}", base.id)),
+        },
+    };
+    Ok(match found {
+        Ok(delta) => Footing {
+            backup_type: wanted.backup_type,
+            reason: None,
+            parent: base,
+            delta: Some(delta),
+            warnings,
+        },
+        Err(reason) => {
+            warnings.push(format!("a full backup is made instead: {reason}"));
+            Footing {
+                backup_type: BackupType::Full,
+                reason: Some(reason),
+                parent: base,
+                delta: None,
+                warnings,
+            }
+        }
+    })
+}
+
+fn nothing_before(wanted: BackupType) -> &'static str {
+    match wanted {
+        BackupType::Differential => "there is no full backup of this source to stand on",
+        _ => "there is no earlier backup of this source",
+    }
+}
+
+/// The backup to stand on, before it is looked at closely.
+async fn candidate(
+    shard: &Shard,
+    repository: &Repository,
+    store: &LiveStore,
+    wanted: &Wanted<'_>,
+) -> Result<(Option<OpenManifest>, Vec<String>)> {
+    let host = host_name();
+    let is_ours = |metadata: &BackupMetadata| {
+        let source = &metadata.source;
+        source.kind == SOURCE_KIND && source.url == store.url() && source.host == host
+    };
+    if let Some(named) = wanted.base {
+        if wanted.backup_type == BackupType::Full {
+            return Err(Error::new(Kind::Usage, "a full backup has no base")
+                .hint("leave out --base, or ask for --type incr or diff"));
+        }
+        let id = catalogue::find(shard, repository, named).await?;
+        let open = catalogue::load(shard, repository, id).await?;
+        if !is_ours(&open.manifest.metadata) {
+            let of = &open.manifest.metadata.source;
+            return Err(Error::new(
+                Kind::Usage,
+                format!("the base is of another source: {} on {}", of.url, of.host),
+            )
+            .object(id.to_string())
+            .hint("name a backup of this source, or leave out --base"));
+        }
+        return Ok((Some(open), Vec::new()));
+    }
+    match wanted.backup_type {
+        BackupType::Full => find_parent(shard, repository, store.url(), &host).await,
+        BackupType::Incremental => find_latest(shard, repository, is_ours).await,
+        BackupType::Differential => {
+            find_latest(shard, repository, |metadata| {
+                metadata.backup_type == BackupType::Full && is_ours(metadata)
+            })
+            .await
+        }
+    }
+}
+
+/// What is wrong with the packs of `base`, going by their names and lengths.
+async fn missing_pack(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    base: &OpenManifest,
+) -> Result<Option<String>> {
+    let mut wanted: HashMap<_, _> = base
+        .manifest
+        .packs
+        .iter()
+        .map(|pack| (pack.id, pack.bytes))
+        .collect();
+    let mut wrong = None;
+    mover_repo::verify::each_pack(shard, repository, |id, bytes| {
+        if let Some(stated) = wanted.remove(&id)
+            && stated != bytes
+        {
+            wrong = Some(format!("pack {id} has {bytes} bytes instead of {stated}"));
+        }
+    })
+    .await?;
+    Ok(wrong.or_else(|| {
+        let gone = wanted.keys().next()?;
+        Some(format!("pack {gone} is missing"))
+    }))
+}
+
+/// What the log says changed between what `base` holds and the redo position of `checkpoint`, or why that is not
+/// known. What changed later is in the log that goes with the backup.
+fn changed_since(
+    store: &LiveStore,
+    checkpoint: &Checkpoint,
+    base: &BackupMetadata,
+) -> Result<Result<Delta, String>> {
+    let control = &checkpoint.control;
+    let identity = &control.identity;
+    let (Some(range), Some(history)) = (base.lsn_range, &base.history) else {
+        return Ok(Err(
+            "it does not say which part of a log it stands on".to_owned()
+        ));
+    };
+    let ours = history_text(identity);
+    if *history != ours {
+        return Ok(Err(format!(
+            "it is of history {history}, and the database is in history {ours} now"
+        )));
+    }
+    let marked = match mark(store, checkpoint, range.end) {
+        Ok(mark) => mark,
+        Err(error) if is_about_log(&error) => return Ok(Err(error.to_string())),
+        Err(error) => return Err(error),
+    };
+    if base.log_mark.as_ref() != Some(&marked) {
+        return Ok(Err(format!(
+            "the log at {} is not the one that it was made of: the database was put back to an earlier state without \
+             a new history",
+            range.end
+        )));
+    }
+    // Pages on disk are never older than the redo position; what changed behind it, redo brings.
+    let since = LsnRange {
+        start: range.start.min(control.redo),
+        end: control.redo,
+    };
+    match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
+        Ok(delta) => Ok(Ok(delta)),
+        Err(error) if is_about_log(&error) || error.kind() == Kind::Limit => {
+            Ok(Err(error.to_string()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_about_log(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::NotFound | Kind::Corrupt | Kind::SourceChanged
+    )
+}
+
+/// The fingerprint of the log up to `end`, as manifests have it.
+pub(crate) fn mark(store: &LiveStore, checkpoint: &Checkpoint, end: Lsn) -> Result<LogMark> {
+    let sha256 = store.mark(&checkpoint.control.identity, end)?;
+    Ok(LogMark {
+        sha256: hex::encode(&sha256),
+    })
+}

@@ -1,0 +1,171 @@
+//! The copying part of a backup, on all shards: pieces from the feed to the writer, extents to nodes of the map.
+//!
+//! Invariants: every block of every file is given to the writer once, in order within its share; what cannot be kept as
+//! the parent has it is read instead.
+
+use std::sync::Arc;
+
+use mover_base::{BLOCK_BYTES, Result};
+use mover_io::{Shard, ShardConfig, ShardReport, Stop};
+use mover_repo::{BackupRun, LeafPart, MapNode, ShardWriter, StageSeconds, WriterOutcome, lap};
+
+use super::feed::{Event, Feed};
+use super::origin::{Origin, not_listed};
+use crate::extents::{ExtentId, ExtentQueue, Joiner, Share};
+use crate::progress::Progress;
+use crate::settings::JobLimits;
+
+/// What one shard brings back.
+struct Part {
+    outcome: WriterOutcome,
+    nodes: Vec<(ExtentId, MapNode)>,
+    read_bytes: u64,
+    stages: StageSeconds,
+    report: ShardReport,
+}
+
+/// What all shards bring back.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    pub outcomes: Vec<WriterOutcome>,
+    pub nodes: Vec<(ExtentId, MapNode)>,
+    pub bytes_read: u64,
+    pub stages: StageSeconds,
+    pub reports: Vec<ShardReport>,
+}
+
+impl Gathered {
+    fn add(&mut self, part: Part) {
+        self.outcomes.push(part.outcome);
+        self.nodes.extend(part.nodes);
+        self.bytes_read += part.read_bytes;
+        self.stages.add(&part.stages);
+        // What is copied after the bulk, by shards of its own, says nothing more of the machinery.
+        if part.report.shard == self.reports.len() {
+            self.reports.push(part.report);
+        }
+    }
+}
+
+/// What the shards share while they copy.
+struct CopyJob<'a> {
+    origin: &'a Origin,
+    run: &'a BackupRun,
+    progress: &'a Progress,
+    limits: JobLimits,
+    extents: Arc<ExtentQueue>,
+    /// Parts of extents that several shards work on.
+    parts: Joiner<LeafPart>,
+}
+
+/// Copies these files, given by number and size, on the shards of `config`, and adds what comes of it to `gathered`.
+pub(crate) fn run(
+    config: &ShardConfig,
+    (origin, run, progress, limits): (&Origin, &BackupRun, &Progress, &JobLimits),
+    files: Vec<(u32, u64)>,
+    gathered: &mut Gathered,
+    tick: &mut dyn FnMut(&Stop),
+) -> Result<()> {
+    let extents = ExtentQueue::new(files.into_iter(), config.shard_count());
+    let job = CopyJob {
+        origin,
+        run,
+        progress,
+        limits: limits.clone(),
+        extents: Arc::new(extents),
+        parts: Joiner::default(),
+    };
+    let parts = mover_io::run(config, async |shard| copy(&shard, &job).await, tick)?;
+    parts.into_iter().for_each(|part| gathered.add(part));
+    Ok(())
+}
+
+async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
+    job.run.preload(shard).await?;
+    let mut writer = ShardWriter::new(shard, job.run.shared())?;
+    let mut feed = Feed::new(shard, job.origin, &job.extents, &job.limits.read);
+    let mut nodes = Vec::new();
+    let mut current = None;
+    loop {
+        shard.stop()?;
+        let clock = std::time::Instant::now();
+        let event = feed.next().await?;
+        lap(&mut writer.stages.read_wait, clock);
+        match event {
+            None => break,
+            Some(Event::Begin(share)) => {
+                let entry = job.origin.entry(share.item)?;
+                let parent = job.run.parent_map(&entry.path);
+                writer.begin_extent(parent, share.index).await?;
+                if share.begin == 0 {
+                    job.progress.add_files(1);
+                }
+                current = Some(share);
+            }
+            Some(Event::Kept {
+                first_block,
+                blocks,
+            }) => {
+                if !writer.keep(first_block, blocks).await? {
+                    let share = current.as_ref().ok_or_else(not_listed)?;
+                    read_instead(&mut feed, &mut writer, share, first_block, blocks).await?;
+                }
+                job.progress.add_bytes(mover_repo::block_bytes(blocks));
+            }
+            Some(Event::Hole(blocks)) => {
+                writer.hole(blocks)?;
+                job.progress.add_bytes(mover_repo::block_bytes(blocks));
+            }
+            Some(Event::Data {
+                buf,
+                bytes,
+                first_block,
+            }) => {
+                writer.blocks(&buf[..bytes], first_block).await?;
+                job.progress.add_bytes(bytes as u64);
+            }
+            Some(Event::End(share)) => {
+                let part = writer.end_part()?;
+                if let Some(parts) = job.parts.add(&share, part) {
+                    nodes.push((share.extent(), writer.end_extent(parts).await?));
+                }
+            }
+        }
+    }
+    let read_bytes = feed.read_bytes;
+    let outcome = writer.finish().await?;
+    job.progress.add_stored(outcome.counts.stored_bytes);
+    Ok(Part {
+        stages: outcome.stages,
+        outcome,
+        nodes,
+        read_bytes,
+        report: shard.report(),
+    })
+}
+
+/// Reads blocks that were to be kept, where the parent turned out to be damaged.
+async fn read_instead(
+    feed: &mut Feed<'_>,
+    writer: &mut ShardWriter,
+    share: &Share,
+    first_block: u64,
+    blocks: u64,
+) -> Result<()> {
+    let end = first_block + blocks;
+    let mut at = first_block;
+    while at < end {
+        match feed.read_now(share, at, end - at).await? {
+            Event::Data { buf, bytes, .. } => {
+                writer.blocks(&buf[..bytes], at).await?;
+                at += (bytes / BLOCK_BYTES) as u64;
+            }
+            Event::Hole(blocks) => {
+                writer.hole(blocks)?;
+                at += blocks;
+            }
+            _ => return Err(not_listed()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,538 @@
+//! A page store as the origin of a backup: its files as they shall stand in the backup, and what of each is read.
+//!
+//! The backup of a store that is written to is a directory as a crash could have left it: the tables as they were found,
+//! control file and catalogue of one checkpoint, and the log from that checkpoint's redo position to an end behind every
+//! page that was read. What opens it recovers it to exactly that end.
+//!
+//! Invariants: a page that goes into the backup is whole, or is known to be torn and has an image in the log that goes with
+//! it; no page is newer than the log's end; of the log nothing behind its end is taken. At most [`TORN_MAX`] torn pages
+//! are remembered, as many as redo mends.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mover_base::tree::{Entry, EntryKind};
+use mover_base::units::blocks_of;
+use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
+use mover_source::delta::{BUDGET_BYTES_DEFAULT, Delta, PageSet, extract};
+use mover_source::page::{self, PAGE_BYTES};
+use mover_source::pages::{
+    CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
+};
+use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
+use mover_source::{Totals, source_error, wal};
+use rustix::fs::MemfdFlags;
+
+use super::origin::{Piece, data_pieces, not_listed};
+use crate::extents::Share;
+
+/// Redo mends as many.
+const TORN_MAX: usize = 65_536;
+/// So many unchanged pages between changed ones are read along: one request costs more than they do.
+const GAP_PAGES: u32 = 3;
+
+/// What of a table is read.
+pub(crate) enum Changes {
+    /// Everything.
+    All,
+    /// These pages, and what lies behind the base's last one; the rest is as the base has it.
+    Since {
+        /// The pages.
+        pages: PageSet,
+        /// Pages that the base has.
+        base_pages: u32,
+    },
+}
+
+enum Content {
+    Dir,
+    /// These bytes, whatever stands in the store now.
+    Bytes(Vec<u8>),
+    Table {
+        table: u32,
+        changes: Changes,
+    },
+    /// A log segment: so much of it is as the base has it, so much is read, and zeros.
+    Log {
+        kept_bytes: u64,
+        data_bytes: u64,
+    },
+}
+
+struct PageItem {
+    entry: Entry,
+    content: Content,
+}
+
+/// What was found while reading that the log has to make good.
+#[derive(Default)]
+struct Odd {
+    torn: BTreeSet<(u32, u32)>,
+    gone: BTreeSet<u32>,
+}
+
+/// A page store that is being copied.
+pub(crate) struct PageOrigin {
+    store: Arc<LiveStore>,
+    checkpoint: Checkpoint,
+    items: Vec<PageItem>,
+    newest: AtomicU64,
+    odd: Mutex<Odd>,
+}
+
+impl PageOrigin {
+    /// The files of the store as of `checkpoint`, but for the log; `changes` says what of a table, by its id and
+    /// path, is read.
+    ///
+    /// # Errors
+    /// `Source` if a file cannot be looked at.
+    pub fn new(
+        store: &Arc<LiveStore>,
+        checkpoint: Checkpoint,
+        mut changes: impl FnMut(u32, &[u8]) -> Changes,
+    ) -> Result<Self> {
+        let catalogue = checkpoint.catalogue.encode();
+        let control = checkpoint.control.file();
+        let mut items = vec![dir(store, "")?];
+        for (path, bytes) in [(CATALOGUE_FILE, catalogue), (CONTROL_FILE, control)] {
+            items.push(PageItem {
+                entry: store.entry(path, Some(bytes.len() as u64))?,
+                content: Content::Bytes(bytes),
+            });
+        }
+        items.push(dir(store, TABLES_DIR)?);
+        for (table, kept) in checkpoint.catalogue.tables() {
+            let bytes = u64::from(kept.pages) * BLOCK_BYTES as u64;
+            let entry = match store.entry(&table_path(*table), Some(bytes)) {
+                // It was dropped, or its first page was never written.
+                Err(error) if error.kind() == Kind::SourceChanged => {
+                    let like = &items[1].entry;
+                    Entry {
+                        path: table_path(*table).into_bytes(),
+                        kind: EntryKind::File { bytes },
+                        ..like.clone()
+                    }
+                }
+                entry => entry?,
+            };
+            let changes = changes(*table, &entry.path);
+            items.push(PageItem {
+                entry,
+                content: Content::Table {
+                    table: *table,
+                    changes,
+                },
+            });
+        }
+        items.push(dir(store, LOG_DIR)?);
+        Ok(PageOrigin {
+            store: store.clone(),
+            checkpoint,
+            items,
+            newest: AtomicU64::new(0),
+            odd: Mutex::default(),
+        })
+    }
+
+    fn item(&self, at: u32) -> Result<&PageItem> {
+        self.items.get(at as usize).ok_or_else(not_listed)
+    }
+
+    /// The entry with this number, in path order.
+    pub fn entry(&self, at: u32) -> Result<&Entry> {
+        Ok(&self.item(at)?.entry)
+    }
+
+    /// All entries, in path order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.items.iter().map(|item| &item.entry)
+    }
+
+    /// Numbers and sizes of the tables.
+    pub fn tables(&self) -> Vec<(u32, u64)> {
+        self.sizes(|content| matches!(content, Content::Table { .. }))
+    }
+
+    /// Numbers and sizes of everything else: what is copied when the log's end is known.
+    pub fn others(&self) -> Vec<(u32, u64)> {
+        self.sizes(|content| !matches!(content, Content::Table { .. }))
+    }
+
+    fn sizes(&self, wanted: impl Fn(&Content) -> bool) -> Vec<(u32, u64)> {
+        let numbered = (0u32..).zip(&self.items);
+        let wanted = numbered.filter(|(_, item)| wanted(&item.content));
+        wanted
+            .map(|(at, item)| (at, item.entry.content_bytes()))
+            .collect()
+    }
+
+    /// How many bytes of the tables are to be read, as far as that is known without looking at their files.
+    pub fn read_bytes(&self) -> u64 {
+        let pages = self.items.iter().map(|item| match &item.content {
+            Content::Table {
+                changes: Changes::All,
+                ..
+            } => blocks_of(item.entry.content_bytes()),
+            Content::Table {
+                changes: Changes::Since { pages, base_pages },
+                ..
+            } => {
+                let all = blocks_of(item.entry.content_bytes());
+                pages.len() + all.saturating_sub(u64::from(*base_pages))
+            }
+            _ => 0,
+        });
+        pages.sum::<u64>() * BLOCK_BYTES as u64
+    }
+
+    /// Opens a file; `None` if it is the table's that is not there any more, or not yet.
+    pub fn open(&self, at: u32) -> Result<Option<OwnedFd>> {
+        let item = self.item(at)?;
+        let path = item.entry.display_path();
+        match &item.content {
+            Content::Dir => Err(not_listed()),
+            Content::Bytes(bytes) => in_memory(bytes).map(Some).map_err(|error| {
+                source_error("no memory file can be made", path.as_bytes(), error)
+            }),
+            Content::Table { table, .. } => {
+                let opened = self.store.open_file(&path)?;
+                if opened.is_none() {
+                    self.odd().gone.insert(*table);
+                }
+                Ok(opened)
+            }
+            Content::Log { .. } => self.store.open_file(&path)?.map(Some).ok_or_else(|| {
+                Error::new(Kind::NotFound, "a log segment is missing")
+                    .object(path)
+                    .hint("keep the log from the last checkpoint on until the backup has ended")
+            }),
+        }
+    }
+
+    /// What of a share is read, and what is kept.
+    pub fn pieces(&self, share: &Share, fd: BorrowedFd<'_>) -> Result<VecDeque<Piece>> {
+        let item = self.item(share.item)?;
+        let range = share.range();
+        match &item.content {
+            Content::Dir => Err(not_listed()),
+            Content::Bytes(_) => Ok(VecDeque::from([Piece::Read(range)])),
+            Content::Log {
+                kept_bytes,
+                data_bytes,
+            } => {
+                let kept = range.start..range.end.min(*kept_bytes);
+                let data = range.start.max(*kept_bytes)..range.end.min(*data_bytes);
+                let pieces = [Piece::Keep(kept), Piece::Read(data)];
+                let there = pieces.into_iter().filter(|piece| !piece.range().is_empty());
+                Ok(there.collect())
+            }
+            Content::Table { changes, .. } => {
+                let stat = rustix::fs::fstat(fd).map_err(|error| {
+                    source_error("a table cannot be read", &item.entry.path, error)
+                })?;
+                // What was never written is not in the file yet.
+                let written = (stat.st_size as u64) / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+                match changes {
+                    Changes::All => {
+                        data_pieces(fd, range.start..range.end.min(written), &item.entry.path)
+                    }
+                    Changes::Since { pages, base_pages } => {
+                        let base_bytes = u64::from(*base_pages) * PAGE_BYTES as u64;
+                        let old = range.start..range.end.min(base_bytes);
+                        let mut pieces = changed_pieces(old, written, pages);
+                        let new = range.start.max(base_bytes)..range.end.min(written);
+                        if !new.is_empty() {
+                            pieces.extend(data_pieces(fd, new, &item.entry.path)?);
+                        }
+                        Ok(pieces)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Checks the pages that were read from `offset` of a table on. False if one was torn and has been read again; with
+    /// `last`, it is noted as torn.
+    pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<bool> {
+        let Content::Table { table, .. } = self.item(at)?.content else {
+            return Ok(true);
+        };
+        let first = (offset / PAGE_BYTES as u64) as u32;
+        let mut newest = Lsn(0);
+        let mut torn = Vec::new();
+        for (number, page) in (first..).zip(bytes.as_chunks_mut::<PAGE_BYTES>().0) {
+            match page::check(page, table, number) {
+                Ok(lsn) => newest = newest.max(lsn),
+                Err(_) => torn.push((number, page)),
+            }
+        }
+        self.newest.fetch_max(newest.0, Relaxed);
+        if torn.is_empty() {
+            return Ok(true);
+        }
+        if last {
+            let mut odd = self.odd();
+            odd.torn.extend(torn.iter().map(|(page, _)| (table, *page)));
+            if odd.torn.len() > TORN_MAX {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("more than {TORN_MAX} pages do not match their checksums"),
+                )
+                .object(table_path(table))
+                .hint("the database is damaged; restore it from a backup"));
+            }
+            return Ok(true);
+        }
+        let disk = self.store.disk();
+        if let Some(file) = TableFile::open_read(&*disk, table)? {
+            for (number, page) in torn {
+                *page = file.read(number)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn odd(&self) -> MutexGuard<'_, Odd> {
+        self.odd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds the end of the log that the backup is consistent from, after all tables were read, and adds the segments
+    /// that lead there. Of those that `in_base` says the base has, what lies before its end `base_end` is kept. Returns the
+    /// part of the log that the backup holds.
+    ///
+    /// # Errors
+    /// `Corrupt` if the log is damaged, or does not mend what was found torn; `NotFound` if a segment is missing.
+    pub fn add_log(
+        &mut self,
+        base_end: Option<Lsn>,
+        in_base: impl Fn(&[u8]) -> bool,
+    ) -> Result<LsnRange> {
+        let control = &self.checkpoint.control;
+        let identity = &control.identity;
+        // The catalogue and the last checkpoint's record are in the log, too.
+        let newest = Lsn(self.newest.load(Relaxed)).max(control.checkpoint);
+        let newest = newest.max(Lsn(self.checkpoint.catalogue.lsn.0.saturating_sub(1)));
+        let end = self.store.end(identity, control.redo, newest)?;
+        let range = LsnRange {
+            start: control.redo,
+            end,
+        };
+        self.check_odd(range)?;
+        let size = identity.size;
+        let mut start = size.start_of(range.start);
+        while start <= end {
+            let data_bytes = match start == size.start_of(end) {
+                true => (end.0 - start.0).next_multiple_of(LOG_BLOCK_BYTES),
+                false => size.bytes(),
+            };
+            let entry = self
+                .store
+                .entry(&identity.path(start), Some(size.bytes()))?;
+            let kept = base_end.filter(|_| in_base(&entry.path));
+            let kept = kept.map_or(0, |end| end.0.saturating_sub(start.0));
+            // Not the footer: the base may have the segment before it was sealed.
+            let kept = kept.min(size.footer_of(start).0 - start.0);
+            self.items.push(PageItem {
+                entry,
+                content: Content::Log {
+                    kept_bytes: kept / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES,
+                    data_bytes,
+                },
+            });
+            start = size.next_of(start);
+        }
+        Ok(range)
+    }
+
+    /// Whether the log from `range` makes good what was found torn or gone.
+    fn check_odd(&self, range: LsnRange) -> Result<()> {
+        let odd = self.odd();
+        if odd.torn.is_empty() && odd.gone.is_empty() {
+            return Ok(());
+        }
+        let identity = self.checkpoint.control.identity;
+        let delta = extract(self.store.disk(), identity, range, BUDGET_BYTES_DEFAULT)?;
+        let dropped = |table: &u32| delta.tables.get(table).is_some_and(|t| t.dropped);
+        for (table, page) in &odd.torn {
+            let pages = delta.tables.get(table).map(|table| &table.pages);
+            // The first change of a page behind the redo position is an image of it.
+            if !dropped(table) && !pages.is_some_and(|pages| pages.contains(*page)) {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    "a page does not match its checksum, and the log holds no image of it",
+                )
+                .object(format!("table {table:08x}, page {page}"))
+                .hint("the database is damaged there; restore it from a backup"));
+            }
+        }
+        for table in &odd.gone {
+            let is_empty = self
+                .checkpoint
+                .catalogue
+                .tables()
+                .get(table)
+                .is_some_and(|t| t.pages == 0);
+            if !dropped(table) && !is_empty {
+                return Err(Error::new(Kind::Corrupt, "a table's file is missing")
+                    .object(table_path(*table))
+                    .hint("the database is damaged; restore it from a backup"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums over all files.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for item in &self.items {
+            match item.content {
+                Content::Dir => totals.dirs += 1,
+                _ => totals.files += 1,
+            }
+            let bytes = item.entry.content_bytes();
+            totals.bytes += bytes;
+            totals.allocated_bytes += match item.content {
+                Content::Log { data_bytes, .. } => data_bytes,
+                _ => bytes,
+            };
+        }
+        totals
+    }
+
+    /// The checkpoint that the backup begins with.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Bytes of the log that are to be read.
+    pub fn log_bytes(&self) -> u64 {
+        let log = self.items.iter().map(|item| match item.content {
+            Content::Log {
+                kept_bytes,
+                data_bytes,
+            } => data_bytes.saturating_sub(kept_bytes),
+            _ => 0,
+        });
+        log.sum()
+    }
+}
+
+fn dir(store: &LiveStore, path: &str) -> Result<PageItem> {
+    Ok(PageItem {
+        entry: store.entry(path, None)?,
+        content: Content::Dir,
+    })
+}
+
+/// A file that is nowhere but in memory.
+fn in_memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create(
+        "helios-mover",
+        MemfdFlags::CLOEXEC,
+    )?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// What of `range`, all of which the base has, is read because `pages` changed, and what is kept.
+fn changed_pieces(range: Range<u64>, written: u64, pages: &PageSet) -> VecDeque<Piece> {
+    let mut pieces = VecDeque::new();
+    if range.is_empty() {
+        return pieces;
+    }
+    let bytes = |page: u64| page * PAGE_BYTES as u64;
+    let end = blocks_of(range.end);
+    let mut at = range.start / PAGE_BYTES as u64;
+    let mut run: Option<Range<u64>> = None;
+    let mut close = |at: &mut u64, run: Range<u64>| {
+        if *at < run.start {
+            pieces.push_back(Piece::Keep(bytes(*at)..bytes(run.start)));
+        }
+        pieces.push_back(Piece::Read(bytes(run.start)..bytes(run.end)));
+        *at = run.end;
+    };
+    let changed = pages.within(at as u32..end.min(written / PAGE_BYTES as u64) as u32);
+    for page in changed.map(u64::from) {
+        match &mut run {
+            Some(run) if page - run.end <= u64::from(GAP_PAGES) => run.end = page + 1,
+            _ => {
+                if let Some(done) = run.replace(page..page + 1) {
+                    close(&mut at, done);
+                }
+            }
+        }
+    }
+    if let Some(done) = run {
+        close(&mut at, done);
+    }
+    if at < end {
+        pieces.push_back(Piece::Keep(bytes(at)..bytes(end)));
+    }
+    pieces
+}
+
+/// The history of a log, as manifests have it.
+pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
+    identity.history.to_string()
+}
+
+/// What a base has of a table and what changed since, from a delta of the log.
+pub(crate) fn changes_since(delta: &Delta, table: u32, base_pages: Option<u32>) -> Changes {
+    let (Some(base_pages), changed) = (base_pages, delta.tables.get(&table)) else {
+        return Changes::All;
+    };
+    match changed {
+        // Whatever the base has under this name is of another time.
+        Some(changed) if changed.created => Changes::All,
+        Some(changed) => Changes::Since {
+            pages: changed.pages.clone(),
+            base_pages,
+        },
+        None => Changes::Since {
+            pages: PageSet::default(),
+            base_pages,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pieces_cover_the_range_and_read_what_changed(
+            pages in proptest::collection::btree_set(0u32..600, 0..80), first in 0u64..300, len in 0u64..300,
+        ) {
+            let set: PageSet = pages.iter().copied().collect();
+            let page = PAGE_BYTES as u64;
+            let range = first * page..(first + len) * page;
+            let pieces = changed_pieces(range.clone(), u64::MAX / page * page, &set);
+            let mut at = range.start;
+            for piece in &pieces {
+                prop_assert_eq!(piece.range().start, at);
+                prop_assert!(!piece.range().is_empty());
+                at = piece.range().end;
+                let read: Vec<u32> = (piece.range().start / page..at / page)
+                    .map(|page| page as u32)
+                    .collect();
+                match piece {
+                    Piece::Read(_) => {
+                        let is_changed = |page: &u32| pages.contains(page);
+                        prop_assert!(read.first().is_some_and(is_changed));
+                        prop_assert!(read.last().is_some_and(is_changed));
+                    }
+                    Piece::Keep(_) => prop_assert!(read.iter().all(|page| !pages.contains(page))),
+                }
+            }
+            prop_assert_eq!(at, range.end);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The last step of restoring a page store: what was restored is a store as a crash left it, and becomes one that stands at
+//! exactly the position of its backup, at the beginning of a new history.
+//!
+//! Invariants: it is done before the target appears, or in delta mode before its marker goes; a log that leads anywhere
+//! else than to the backup's position is an error. The new history keeps backups of the restored database and of the one
+//! that it was restored from apart.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use mover_base::tree::{Entry, EntryKind};
+use mover_base::{Error, HistoryId, Kind, Result};
+use mover_io::random_bytes;
+use mover_repo::BackupView;
+use mover_source::DirTarget;
+use mover_source::disk::Disk;
+use mover_source::pages::{CATALOGUE_FILE, Store, TABLES_DIR};
+use mover_source::wal::segment::LOG_DIR;
+use serde::Serialize;
+
+use crate::backup::SOURCE_KIND;
+
+/// Pages that redo holds in memory: 32 MiB.
+const CACHE_PAGES: usize = 8192;
+
+/// What became of a restored page store.
+#[derive(Debug, Clone, Serialize)]
+pub struct Settled {
+    /// Where it stands: all transactions that end here or before are in it, and no other.
+    pub position: u64,
+    /// The history that it begins.
+    pub history: String,
+    /// Records of the log that were applied to pages.
+    pub records_applied: u64,
+}
+
+/// Recovers the page store in `target` and begins a new history; `None` if the backup is not of a page store.
+///
+/// # Errors
+/// `Corrupt` if the log does not lead to the backup's position; `Target` or `Storage` if it cannot be written.
+pub(crate) fn settle(view: &BackupView, target: &DirTarget) -> Result<Option<Settled>> {
+    let metadata = &view.metadata;
+    if metadata.source.kind != SOURCE_KIND {
+        return Ok(None);
+    }
+    let disk: Arc<dyn Disk> = Arc::new(target.disk()?);
+    let mut store = Store::open(disk.clone())?;
+    let recovered = store.recover(CACHE_PAGES)?;
+    let end = recovered.log.end;
+    if metadata.lsn_range.is_none_or(|range| range.end != end) {
+        let wanted = metadata
+            .lsn_range
+            .map_or("none".to_owned(), |range| range.end.to_string());
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!("the restored log leads to {end}, and the backup's position is {wanted}"),
+        )
+        .object(view.id.to_string())
+        .hint("verify the backup, and restore another one meanwhile"));
+    }
+    let settled = Settled {
+        position: end.0,
+        history: String::new(),
+        records_applied: recovered.redone.applied,
+    };
+    let history = HistoryId(random_bytes()?);
+    drop(store.begin_history(recovered, history)?);
+    own(view, target, &*disk)?;
+    Ok(Some(Settled {
+        history: history.to_string(),
+        ..settled
+    }))
+}
+
+/// Gives the files that recovery made the owner and mode that their kind had in the backup.
+fn own(view: &BackupView, target: &DirTarget, disk: &dyn Disk) -> Result<()> {
+    let known: HashSet<&[u8]> = view.items.iter().map(|item| &item.entry.path[..]).collect();
+    let Some(like) = view
+        .items
+        .iter()
+        .map(|item| &item.entry)
+        .find(|entry| entry.path == CATALOGUE_FILE.as_bytes())
+    else {
+        return Ok(());
+    };
+    let mut paths = vec![CATALOGUE_FILE.to_owned()];
+    for dir in [TABLES_DIR, LOG_DIR] {
+        let names = disk.list(dir).map_err(|error| {
+            mover_source::target_error("a directory cannot be listed", dir.as_bytes(), error)
+        })?;
+        let paths_of = names.iter().map(|name| format!("{dir}/{name}"));
+        paths.extend(paths_of.filter(|path| !known.contains(path.as_bytes())));
+    }
+    for path in paths {
+        let made = Entry {
+            path: path.into_bytes(),
+            kind: EntryKind::File { bytes: 0 },
+            ..like.clone()
+        };
+        target.apply_metadata(&made, None)?;
+    }
+    Ok(())
+}

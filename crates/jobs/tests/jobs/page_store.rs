@@ -1,0 +1,569 @@
+//! Backups of a page store: whatever its history, whatever the type, at whatever moment: what is restored has exactly the
+//! rows and pages that the model says there were at the backup's position.
+//!
+//! `HELIOS_MOVER_HISTORIES=100000 cargo test --release -p mover-jobs --test jobs random_histories` runs for hours;
+//! `HELIOS_MOVER_FIRST_SEED` says where it begins.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use mover_base::checksum::sha256;
+use mover_base::{BackupId, Kind, Lsn, Result};
+use mover_jobs::BackupType;
+use mover_jobs::backup::{BackupOptions, BackupSummary};
+use mover_jobs::restore::RestoreSummary;
+use mover_pagedb::random::Random;
+use mover_pagedb::workload::accounts;
+use mover_pagedb::{Database, Journal, Options, Workload};
+use mover_source::disk::{DirDisk, Disk};
+use mover_source::page::PAGE_HEADER_BYTES;
+use mover_source::pages::{Store, TableFile, new_identity, read_control, table_path};
+use mover_source::wal::SegmentSize;
+
+use crate::fixture::*;
+
+const OPTIONS: Options = Options {
+    pool_pages: 24,
+    journal: true,
+};
+
+/// A database in a directory of its own, that can be stopped and started.
+struct Site {
+    place: Place,
+    database: Option<Database>,
+    journal: Journal,
+    workload: Workload,
+    random: Random,
+    clients: u64,
+    targets: u64,
+}
+
+/// A backup and what the model knew when it ended.
+struct Made {
+    summary: BackupSummary,
+    journal: Journal,
+}
+
+impl Made {
+    fn end(&self) -> Lsn {
+        self.summary.lsn_range.expect("positions").end
+    }
+}
+
+fn disk(path: &Path) -> Arc<dyn Disk> {
+    Arc::new(DirDisk::open(path).unwrap())
+}
+
+impl Site {
+    fn new(seed: u64, log2: u8) -> Site {
+        let place = Place::plain();
+        let mut id = [9; 32];
+        id[..8].copy_from_slice(&seed.to_le_bytes());
+        id[16..24].copy_from_slice(&seed.to_le_bytes());
+        let identity = new_identity(id, SegmentSize::new(log2).unwrap());
+        Store::create(disk(&place.path("source")), identity).unwrap();
+        let mut site = Site {
+            place,
+            database: None,
+            journal: Journal::default(),
+            workload: Workload::new(seed, 0),
+            random: Random::new(seed),
+            clients: 1000,
+            targets: 0,
+        };
+        site.start();
+        site.database().commit(&accounts(seed)).unwrap();
+        site
+    }
+
+    fn database(&self) -> &Database {
+        self.database.as_ref().expect("running")
+    }
+
+    fn start(&mut self) {
+        let (database, end) = Database::open(disk(&self.place.path("source")), OPTIONS).unwrap();
+        self.journal.cut(end);
+        database.set_journal(self.journal.clone());
+        self.database = Some(database);
+    }
+
+    /// As a kill: what was not flushed is gone, what is in memory too. The client knows nothing of what was undone, so
+    /// another one goes on.
+    fn kill(&mut self) {
+        self.journal = self.database().journal();
+        self.database = None;
+        self.clients += 1;
+        self.workload = self.workload.clone().renamed(self.clients);
+    }
+
+    /// The database in the directory `name` takes the place of this one.
+    fn replace_by(&mut self, name: &str) {
+        fs::remove_dir_all(self.place.path("source")).unwrap();
+        fs::rename(self.place.path(name), self.place.path("source")).unwrap();
+    }
+
+    fn run(&mut self, transactions: u64) {
+        for _ in 0..transactions {
+            let ops = self.workload.next_transaction();
+            let end = self.database().append(&ops).unwrap();
+            if self.random.below(4) == 0 {
+                self.database().writer().flush_to(end).unwrap();
+            }
+        }
+    }
+
+    fn options(&self, backup_type: BackupType) -> BackupOptions {
+        BackupOptions {
+            source: format!("pages://{}", self.place.path("source").display()),
+            backup_type,
+            ..self.place.backup_options()
+        }
+    }
+
+    fn try_backup(&self, backup_type: BackupType) -> Result<BackupSummary> {
+        self.place.try_backup(&engine(), &self.options(backup_type))
+    }
+
+    fn backup(&self, backup_type: BackupType) -> Made {
+        let summary = self.try_backup(backup_type).unwrap();
+        let journal = match &self.database {
+            Some(database) => database.journal(),
+            None => self.journal.clone(),
+        };
+        Made { summary, journal }
+    }
+
+    fn restore_as(&self, id: BackupId, to: &str) -> RestoreSummary {
+        let options = self.place.restore_options(&id.to_string(), to, false);
+        self.place.try_restore(&engine(), &options).unwrap()
+    }
+
+    /// Restores a backup and compares rows and pages with the model.
+    fn check(&mut self, made: &Made) {
+        self.targets += 1;
+        let to = format!("restored-{}", self.targets);
+        let summary = self.restore_as(made.summary.backup_id, &to);
+        let settled = summary.settled.expect("a page store is recovered");
+        assert_eq!(settled.position, made.end().0);
+        let path = self.place.path(&to);
+        same(&path, &made.journal, made.end());
+        fs::remove_dir_all(path).unwrap();
+    }
+}
+
+/// The store in `path` holds what the model holds at `end`.
+fn same(path: &Path, journal: &Journal, end: Lsn) {
+    let (database, reached) = Database::open(disk(path), OPTIONS).unwrap();
+    assert!(reached >= end, "{reached} {end}");
+    let (contents, wanted) = (database.contents().unwrap(), journal.contents_at(end));
+    assert!(
+        contents.0.keys().eq(wanted.0.keys()),
+        "{:?} instead of {:?}",
+        contents.0.keys(),
+        wanted.0.keys()
+    );
+    for (name, rows) in &wanted.0 {
+        assert!(contents.0[name] == *rows, "{name} differs at {end}");
+    }
+    for ((table, page), body) in journal.pages_at(end) {
+        let file = TableFile::open_read(&*disk(path), table)
+            .unwrap()
+            .expect("table");
+        let (bytes, lsn) = file.read_checked(page).unwrap();
+        let same = sha256(&bytes[PAGE_HEADER_BYTES..]) == body;
+        assert!(
+            same && lsn < end,
+            "table {table:08x}, page {page} of {lsn} at {end}"
+        );
+    }
+}
+
+fn any_type(random: &mut Random) -> BackupType {
+    match random.below(5) {
+        0 => BackupType::Full,
+        1 => BackupType::Differential,
+        _ => BackupType::Incremental,
+    }
+}
+
+/// One history: transactions, checkpoints, kills, restores to the past, and backups in between and meanwhile.
+fn history(seed: u64) -> (u64, u64) {
+    let mut site = Site::new(seed, 15 + (seed % 3) as u8);
+    let mut made: Vec<Made> = Vec::new();
+    let steps = 8 + site.random.below(10);
+    for _ in 0..steps {
+        let transactions = site.random.below(25);
+        site.run(transactions);
+        match site.random.below(12) {
+            0..3 => {
+                site.database().checkpoint().unwrap();
+            }
+            3 => {
+                site.kill();
+                site.start();
+            }
+            4 => {
+                // Also what was killed and not started again can be backed up.
+                site.kill();
+                made.push(site.backup(BackupType::Incremental));
+                site.start();
+            }
+            5 if !made.is_empty() => {
+                let at = site.random.below(made.len() as u64) as usize;
+                site.kill();
+                site.restore_as(made[at].summary.backup_id, "past");
+                site.replace_by("past");
+                site.journal = made[at].journal.clone();
+                site.journal.cut(made[at].end());
+                site.start();
+            }
+            _ => {
+                let backup_type = any_type(&mut site.random);
+                made.push(site.backup(backup_type));
+            }
+        }
+    }
+    let incremental = |made: &&Made| made.summary.backup_type != BackupType::Full;
+    let counts = (
+        made.len() as u64,
+        made.iter().filter(incremental).count() as u64,
+    );
+    site.kill();
+    for made in &made {
+        site.check(made);
+    }
+    counts
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn random_histories_restore_exactly_at_every_backup() {
+    let first = number("HELIOS_MOVER_FIRST_SEED", 1);
+    let last = first + number("HELIOS_MOVER_HISTORIES", 200);
+    let (next, backups, incremental) =
+        (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, SeqCst);
+                    if seed >= last {
+                        return;
+                    }
+                    let outcome = std::panic::catch_unwind(|| history(seed));
+                    let counts = outcome.unwrap_or_else(|_| panic!("the history of seed {seed}"));
+                    backups.fetch_add(counts.0, SeqCst);
+                    incremental.fetch_add(counts.1, SeqCst);
+                }
+            });
+        }
+    });
+    let (backups, incremental) = (backups.into_inner(), incremental.into_inner());
+    assert!(
+        backups > 3 * (last - first) && incremental > backups / 4,
+        "{backups} backups, {incremental} of them incremental or differential"
+    );
+}
+
+#[test]
+fn an_incremental_reads_and_stores_what_changed() {
+    let mut site = Site::new(1, 20);
+    site.run(600);
+    site.database().checkpoint().unwrap();
+    let full = site.backup(BackupType::Full);
+    assert_eq!(full.summary.backup_type, BackupType::Full);
+    assert_eq!(full.summary.base, None);
+    let before = site.database().journal();
+    for _ in 0..3 {
+        let ops = site.workload.next_transaction();
+        site.database().commit(&ops).unwrap();
+    }
+    site.database().checkpoint().unwrap();
+    let incremental = site.backup(BackupType::Incremental);
+    let summary = &incremental.summary;
+    assert_eq!(summary.backup_type, BackupType::Incremental);
+    assert_eq!(summary.base, Some(full.summary.backup_id));
+    assert_eq!(summary.reason, None);
+    let changed: usize = incremental.journal.0[before.0.len()..]
+        .iter()
+        .map(|commit| commit.pages.len())
+        .sum();
+    assert!(changed > 0);
+    // Changed pages with the gaps that are read along, the log from its last checkpoint on, control file and catalogue.
+    let most = (changed as u64 * 4 + 40) * BLOCK as u64;
+    assert!(
+        summary.bytes_read < most,
+        "{} of {most}",
+        summary.bytes_read
+    );
+    assert!(summary.bytes_kept > full.summary.bytes_source / 4);
+    site.check(&full);
+    site.check(&incremental);
+    // Differential: since the full one, whatever came between.
+    let differential = site.backup(BackupType::Differential);
+    assert_eq!(differential.summary.base, Some(full.summary.backup_id));
+    site.check(&differential);
+}
+
+#[test]
+fn backups_under_load_are_exact_at_their_position() {
+    let mut site = Site::new(2, 18);
+    site.run(300);
+    let stop = AtomicBool::new(false);
+    let mut made = Vec::new();
+    std::thread::scope(|scope| {
+        let (database, stop) = (site.database(), &stop);
+        for client in 1..3 {
+            scope.spawn(move || {
+                let mut workload = Workload::new(2, client);
+                while !stop.load(SeqCst) {
+                    database.commit(&workload.next_transaction()).unwrap();
+                }
+            });
+        }
+        scope.spawn(move || {
+            while !stop.load(SeqCst) {
+                database.checkpoint().unwrap();
+            }
+        });
+        made.push(site.backup(BackupType::Full));
+        for _ in 0..4 {
+            made.push(site.backup(BackupType::Incremental));
+        }
+        made.push(site.backup(BackupType::Differential));
+        stop.store(true, SeqCst);
+    });
+    for made in &made[1..] {
+        assert_ne!(
+            made.summary.backup_type,
+            BackupType::Full,
+            "{:?}",
+            made.summary.reason
+        );
+    }
+    for pair in made[..5].windows(2) {
+        assert!(pair[0].end() < pair[1].end());
+    }
+    site.kill();
+    for made in &made {
+        site.check(made);
+    }
+}
+
+/// Whatever breaks a chain makes the next backup a full one that says why, and restores.
+#[test]
+fn every_broken_chain_heals() {
+    let site = |seed| {
+        let mut site = Site::new(seed, 15);
+        site.run(60);
+        site.database().checkpoint().unwrap();
+        let full = site.backup(BackupType::Full);
+        assert_eq!(full.summary.reason, None);
+        site.run(40);
+        site.database().checkpoint().unwrap();
+        (site, full)
+    };
+    let heals = |site: &mut Site, backup_type, why: &str| {
+        let made = site.backup(backup_type);
+        let reason = made.summary.reason.clone().expect("a reason");
+        assert_eq!(made.summary.backup_type, BackupType::Full);
+        assert!(reason.contains(why), "{reason}");
+        assert!(made.summary.warnings.iter().any(|w| w.contains(why)));
+        site.check(&made);
+        // And the next one stands on it.
+        let next = site.backup(BackupType::Incremental);
+        assert_eq!(next.summary.base, Some(made.summary.backup_id));
+        site.check(&next);
+    };
+    // The segment that the base begins with, which the next backup needs only to know what changed.
+    let first = |site: &Site, base: &Made| {
+        let disk = disk(&site.place.path("source"));
+        let control = read_control(&*disk).unwrap();
+        let size = control.identity.size;
+        let start = size.start_of(base.summary.lsn_range.unwrap().start);
+        assert!(start < size.start_of(control.redo));
+        site.place.source(&control.identity.path(start))
+    };
+
+    let mut none = Site::new(20, 15);
+    none.run(5);
+    heals(&mut none, BackupType::Incremental, "no earlier backup");
+    let mut none = Site::new(21, 15);
+    none.run(5);
+    heals(&mut none, BackupType::Differential, "no full backup");
+
+    let (mut gone, full) = site(22);
+    fs::remove_file(first(&gone, &full)).unwrap();
+    heals(&mut gone, BackupType::Incremental, "missing");
+
+    let (mut damaged, full) = site(23);
+    let path = first(&damaged, &full);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = full.summary.lsn_range.unwrap().start.0 as usize % bytes.len();
+    bytes[at + 5000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    heals(&mut damaged, BackupType::Incremental, "log");
+
+    let (mut past, full) = site(24);
+    past.kill();
+    past.restore_as(full.summary.backup_id, "past");
+    past.replace_by("past");
+    past.journal.cut(full.end());
+    past.start();
+    heals(&mut past, BackupType::Incremental, "history");
+
+    // A copy of the directory was put back, behind everybody's back.
+    let (mut copied, _) = site(25);
+    copied.kill();
+    let source = copied.place.path("source");
+    let copy = copied.place.path("copy");
+    let cp = |from: &Path, to: &Path| {
+        let status = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(from)
+            .arg(to)
+            .status();
+        assert!(status.unwrap().success());
+    };
+    cp(&source, &copy);
+    copied.start();
+    copied.run(30);
+    let end = copied.database().writer().end();
+    copied.database().writer().flush_to(end).unwrap();
+    let on_it = copied.backup(BackupType::Incremental);
+    assert_eq!(on_it.summary.reason, None);
+    copied.kill();
+    copied.replace_by("copy");
+    copied.start();
+    copied.run(60);
+    let end = copied.database().writer().end();
+    copied.database().writer().flush_to(end).unwrap();
+    copied.database().checkpoint().unwrap();
+    heals(&mut copied, BackupType::Incremental, "put back");
+
+    // A pack of the base is gone.
+    let (mut lost, _) = site(26);
+    let packs = lost.place.path("repo").join("packs");
+    let prefix = fs::read_dir(&packs)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let pack = fs::read_dir(prefix)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::remove_file(pack).unwrap();
+    heals(&mut lost, BackupType::Incremental, "missing");
+}
+
+#[test]
+fn a_named_base_must_exist_and_be_of_this_source() {
+    let mut site = Site::new(30, 15);
+    site.run(10);
+    let full = site.backup(BackupType::Full);
+    let with_base = |site: &Site, backup_type, base: &str| {
+        let options = BackupOptions {
+            base: Some(base.to_owned()),
+            ..site.options(backup_type)
+        };
+        site.place.try_backup(&engine(), &options)
+    };
+    let id = full.summary.backup_id.to_string();
+    let made = with_base(&site, BackupType::Incremental, &id).unwrap();
+    assert_eq!(made.base, Some(full.summary.backup_id));
+    let error = with_base(&site, BackupType::Full, &id).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    let error = with_base(&site, BackupType::Incremental, "19990101T000000-00000000").unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    fs::create_dir(site.place.path("other")).unwrap();
+    let other = BackupOptions {
+        source: format!("dir://{}", site.place.path("other").display()),
+        ..site.place.backup_options()
+    };
+    let other = site.place.try_backup(&engine(), &other).unwrap();
+    let error =
+        with_base(&site, BackupType::Incremental, &other.backup_id.to_string()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+}
+
+#[test]
+fn damage_that_the_log_cannot_mend_is_an_error_and_nothing_is_published() {
+    let mut site = Site::new(40, 18);
+    site.run(200);
+    site.database().checkpoint().unwrap();
+    site.kill();
+    let table = site
+        .journal
+        .pages_at(Lsn(u64::MAX))
+        .into_keys()
+        .next()
+        .unwrap();
+    let path = site.place.source(&table_path(table.0));
+    let sound = fs::read(&path).unwrap();
+    let mut bytes = sound.clone();
+    bytes[table.1 as usize * BLOCK + 3000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let error = site.try_backup(BackupType::Full).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    let object = format!("table {:08x}, page {}", table.0, table.1);
+    assert_eq!(error.object_name(), Some(&object[..]));
+    // A page of a later log: the log has lost its end.
+    let mut later = sound.clone();
+    let page = &mut later[table.1 as usize * BLOCK..][..BLOCK];
+    let header = mover_source::page::PageHeader {
+        lsn: Lsn(1 << 40),
+        table: table.0,
+        page: table.1,
+    };
+    mover_source::page::seal(page.first_chunk_mut().unwrap(), header);
+    fs::write(&path, later).unwrap();
+    let error = site.try_backup(BackupType::Full).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.message().contains("ends before"), "{error}");
+    fs::remove_file(&path).unwrap();
+    let error = site.try_backup(BackupType::Full).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert_eq!(error.object_name(), Some(&table_path(table.0)[..]));
+    let listing = mover_jobs::catalogue::list(&engine(), &site.place.access()).unwrap();
+    assert!(listing.backups.is_empty());
+    fs::write(&path, sound).unwrap();
+    let made = site.backup(BackupType::Full);
+    site.check(&made);
+}
+
+#[test]
+fn empty_stores_and_tables_come_back() {
+    let place = Place::plain();
+    let identity = new_identity([3; 32], SegmentSize::new(14).unwrap());
+    Store::create(disk(&place.path("source")), identity).unwrap();
+    let options = BackupOptions {
+        source: format!("pages://{}", place.path("source").display()),
+        backup_type: BackupType::Incremental,
+        ..place.backup_options()
+    };
+    let empty = place.try_backup(&engine(), &options).unwrap();
+    let to = place.restore_options(&empty.backup_id.to_string(), "empty", false);
+    place.try_restore(&engine(), &to).unwrap();
+    same(&place.path("empty"), &Journal::default(), Lsn(4096));
+    // A table without rows, made before and after the checkpoint.
+    let (database, _) = Database::open(disk(&place.path("source")), OPTIONS).unwrap();
+    let create = |name: &str| mover_pagedb::workload::Op::Create(name.to_owned());
+    database.commit(&[create("before")]).unwrap();
+    database.checkpoint().unwrap();
+    let end = database.commit(&[create("after")]).unwrap();
+    let made = place.try_backup(&engine(), &options).unwrap();
+    assert_eq!(made.backup_type, BackupType::Incremental);
+    assert_eq!(made.lsn_range.unwrap().end, end);
+    let to = place.restore_options(&made.backup_id.to_string(), "tables", false);
+    place.try_restore(&engine(), &to).unwrap();
+    same(&place.path("tables"), &database.journal(), end);
+}

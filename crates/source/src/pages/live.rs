@@ -1,0 +1,254 @@
+//! A page store as a backup finds it: `pages:///absolute/path`, a database perhaps writing to it all the while.
+//!
+//! What is copied are the tables as they stand, page by page, and then the log from the last checkpoint's redo position
+//! up to an end that is behind every page that was copied. Redo brings them together, as after a crash.
+//!
+//! Invariants: nothing here writes, but for making durable what the database wrote to its log. The end that is given out
+//! is the end of a flush, so that the log cut there is a log that was stopped, whatever of it is sealed.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use mover_base::checksum::{Sha256, sha256};
+use mover_base::tree::{Entry, EntryKind};
+use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{CATALOGUE_FILE, CONTROL_FILE, Catalogue, Control, read_catalogue, read_control};
+use crate::disk::{Access, DirDisk, Disk};
+use crate::failure::source_error;
+use crate::scan::Stamp;
+use crate::wal::segment::LOG_BLOCK_BYTES;
+use crate::wal::{LogIdentity, find_end, segments};
+use crate::{RESTORE_MARKER, beneath};
+
+/// The scheme of this source, with the separator.
+pub const SCHEME: &str = "pages://";
+/// How often something is looked at that may be in the middle of a change, and how long each time is waited.
+const TRIES: usize = 500;
+const PAUSE: Duration = Duration::from_millis(10);
+/// How often a damaged log is read again: a flush under way looks like damage at most once or twice.
+const DAMAGE_TRIES: usize = 20;
+
+/// A page store that is read while it may be written.
+#[derive(Debug)]
+pub struct LiveStore {
+    url: String,
+    path: PathBuf,
+    disk: Arc<DirDisk>,
+}
+
+/// The last checkpoint of a store: where redo begins, and which tables there are.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// The control file's current slot.
+    pub control: Control,
+    /// The catalogue, as of the redo position or of one behind it.
+    pub catalogue: Catalogue,
+}
+
+impl LiveStore {
+    /// Opens `pages:///absolute/path`; the path stands there literally.
+    ///
+    /// # Errors
+    /// `Usage` for anything else than that form; `Source` if the directory is missing, unreadable, or the unfinished
+    /// target of a restore.
+    pub fn open(url: &str) -> Result<LiveStore> {
+        let path = url.strip_prefix(SCHEME).unwrap_or_default();
+        if !path.starts_with('/') || path.contains('\0') {
+            return Err(
+                Error::new(Kind::Usage, "the path of a page store must be absolute")
+                    .object(url)
+                    .hint("write three slashes: pages:///var/lib/database"),
+            );
+        }
+        let path = PathBuf::from(path);
+        let disk = DirDisk::open(&path)?;
+        if disk.open(RESTORE_MARKER, Access::Read).is_ok() {
+            return Err(
+                Error::new(Kind::Source, "the source is an unfinished restore")
+                    .object(path.display().to_string())
+                    .hint("run the restore again with --delta, or choose another source"),
+            );
+        }
+        Ok(LiveStore {
+            url: url.to_owned(),
+            path,
+            disk: Arc::new(disk),
+        })
+    }
+
+    /// The URL that it was opened with.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files.
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        self.disk.clone()
+    }
+
+    /// The last checkpoint. Control file and catalogue are read until they are of one checkpoint, or the catalogue of a
+    /// later one, which redo copes with.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no page store; `Corrupt` if one of the files is damaged; `Source` if it cannot be read, or if a
+    /// new history was begun and not finished.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let named = |error: Error| match error.kind() {
+            Kind::NotFound => error.object(self.path.join(CONTROL_FILE).display().to_string()),
+            _ => error,
+        };
+        for _ in 0..TRIES {
+            let control = read_control(&*self.disk).map_err(named)?;
+            let catalogue = read_catalogue(&*self.disk)?;
+            if catalogue.system != control.identity.system {
+                return Err(
+                    Error::new(Kind::Corrupt, "the catalogue is that of another database")
+                        .object(CATALOGUE_FILE),
+                );
+            }
+            if catalogue.history == control.identity.history && catalogue.lsn >= control.redo {
+                return Ok(Checkpoint { control, catalogue });
+            }
+            sleep(PAUSE);
+        }
+        Err(Error::new(
+            Kind::Source,
+            "control file and catalogue are not of one history: a new one was begun and not finished",
+        )
+        .object(self.path.display().to_string())
+        .hint("start the database once, so that it recovers, and run the backup again"))
+    }
+
+    /// What a backup keeps of a file or directory beside its contents; `bytes` is the length it shall have. The empty
+    /// path is the store itself.
+    ///
+    /// # Errors
+    /// `Source` if it cannot be looked at.
+    pub fn entry(&self, path: &str, bytes: Option<u64>) -> Result<Entry> {
+        let fd = self.open_path(path, OFlags::PATH)?;
+        let stat = rustix::fs::fstat(&fd).map_err(|error| unreadable(path, error))?;
+        let kind = bytes.map_or(EntryKind::Dir, |bytes| EntryKind::File { bytes });
+        Ok(Entry {
+            path: path.as_bytes().to_vec(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: Stamp::of(&stat).mtime,
+            xattrs: Vec::new(),
+        })
+    }
+
+    /// Opens a file for reading; `None` if there is none.
+    ///
+    /// # Errors
+    /// `Source` if it cannot be opened.
+    pub fn open_file(&self, path: &str) -> Result<Option<OwnedFd>> {
+        match beneath::open(self.disk.root(), path.as_bytes(), OFlags::RDONLY) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(unreadable(path, error)),
+        }
+    }
+
+    fn open_path(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
+        beneath::open(self.disk.root(), path.as_bytes(), flags)
+            .map_err(|error| unreadable(path, error))
+    }
+
+    /// An end of the log behind `newest`, the largest LSN of a page that was copied, read from `from` on (the end of a
+    /// group). It is the end of a flush, durable when this returns.
+    ///
+    /// # Errors
+    /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing.
+    pub fn end(&self, identity: &LogIdentity, from: Lsn, newest: Lsn) -> Result<Lsn> {
+        let mut from = from;
+        let mut damage = 0;
+        for _ in 0..TRIES {
+            match find_end(&*self.disk, identity, from) {
+                Ok(found) => {
+                    // Behind a flush that is under way nothing is certain; before it everything is.
+                    let end = match found.torn {
+                        None => found.end,
+                        Some(_) => found.before_flush,
+                    };
+                    if end > newest {
+                        self.sync_log(identity, from, end)?;
+                        return Ok(end);
+                    }
+                    from = found.before_flush;
+                }
+                // A flush that was under way when it was read may have been followed by another one since.
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                    damage += 1;
+                    if damage == DAMAGE_TRIES {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            sleep(PAUSE);
+        }
+        Err(Error::new(
+            Kind::Corrupt,
+            format!("a page of position {newest} was found, and the log ends before that"),
+        )
+        .object(identity.path(identity.size.start_of(newest)))
+        .hint("part of the log is lost; restore from a backup"))
+    }
+
+    /// Makes the log durable: what was seen of it must not be lost by a power cut while the backup has it.
+    fn sync_log(&self, identity: &LogIdentity, from: Lsn, end: Lsn) -> Result<()> {
+        let size = identity.size;
+        for start in segments(&*self.disk, identity)?.range(size.start_of(from)..=end) {
+            let path = identity.path(*start);
+            if let Some(fd) = self.open_file(&path)? {
+                rustix::fs::fdatasync(&fd).map_err(|error| unreadable(&path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A fingerprint of the log's end: SHA-256 of its last block up to `end`. Another log that went through `end`, say
+    /// of a copy that was started from a snapshot, has another one there.
+    ///
+    /// # Errors
+    /// `NotFound` if the segment is gone; `Source` if it cannot be read.
+    pub fn mark(&self, identity: &LogIdentity, end: Lsn) -> Result<Sha256> {
+        let last = Lsn(end.0.saturating_sub(1));
+        let block = last.0 / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
+        let start = identity.size.start_of(last);
+        let path = identity.path(start);
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Error::new(Kind::NotFound, "a log segment is missing").object(path.clone())
+            }
+            _ => source_error("the log cannot be read", path.as_bytes(), error),
+        };
+        let file = self.disk.open(&path, Access::Read).map_err(failed)?;
+        let mut bytes = [0; BLOCK_BYTES];
+        let bytes = &mut bytes[..(end.0 - block) as usize];
+        file.read_at(bytes, block - start.0).map_err(failed)?;
+        Ok(sha256(bytes))
+    }
+}
+
+fn unreadable(path: &str, error: Errno) -> Error {
+    source_error(
+        "a file of the page store cannot be read",
+        path.as_bytes(),
+        error,
+    )
+}
