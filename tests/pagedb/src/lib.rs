@@ -5,6 +5,7 @@
 //! comes from a seed; memory is bounded by the sizes that a test asks for.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
+pub mod bulk;
 pub mod database;
 pub mod heap;
 pub mod model;
@@ -12,6 +13,7 @@ pub mod random;
 pub mod sim_disk;
 pub mod workload;
 
+pub use bulk::Bulk;
 pub use database::{Database, Options};
 pub use model::{Contents, Journal};
 pub use sim_disk::SimDisk;

@@ -24,6 +24,7 @@ use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
     CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
 };
+use mover_source::wal::SegmentSize;
 use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use mover_source::{Totals, source_error, wal};
 use rustix::fs::MemfdFlags;
@@ -57,10 +58,10 @@ enum Content {
         table: u32,
         changes: Changes,
     },
-    /// A log segment: so much of it is as the base has it, so much is read, and zeros.
+    /// A log segment: its header; what the base has of it; what is read. The rest are zeros.
     Log {
-        kept_bytes: u64,
-        data_bytes: u64,
+        kept: Range<u64>,
+        read: Range<u64>,
     },
 }
 
@@ -221,13 +222,13 @@ impl PageOrigin {
         match &item.content {
             Content::Dir => Err(not_listed()),
             Content::Bytes(_) => Ok(VecDeque::from([Piece::Read(range)])),
-            Content::Log {
-                kept_bytes,
-                data_bytes,
-            } => {
-                let kept = range.start..range.end.min(*kept_bytes);
-                let data = range.start.max(*kept_bytes)..range.end.min(*data_bytes);
-                let pieces = [Piece::Keep(kept), Piece::Read(data)];
+            Content::Log { kept, read } => {
+                let part = |of: Range<u64>| range.start.max(of.start)..range.end.min(of.end);
+                let pieces = [
+                    Piece::Read(part(0..LOG_BLOCK_BYTES)),
+                    Piece::Keep(part(kept.clone())),
+                    Piece::Read(part(read.clone())),
+                ];
                 let there = pieces.into_iter().filter(|piece| !piece.range().is_empty());
                 Ok(there.collect())
             }
@@ -326,23 +327,14 @@ impl PageOrigin {
         let size = identity.size;
         let mut start = size.start_of(range.start);
         while start <= end {
-            let data_bytes = match start == size.start_of(end) {
-                true => (end.0 - start.0).next_multiple_of(LOG_BLOCK_BYTES),
-                false => size.bytes(),
-            };
             let entry = self
                 .store
                 .entry(&identity.path(start), Some(size.bytes()))?;
-            let kept = base_end.filter(|_| in_base(&entry.path));
-            let kept = kept.map_or(0, |end| end.0.saturating_sub(start.0));
-            // Not the footer: the base may have the segment before it was sealed.
-            let kept = kept.min(size.footer_of(start).0 - start.0);
+            let base_end = base_end.filter(|_| in_base(&entry.path));
+            let (kept, read) = log_parts(size, start, range, base_end);
             self.items.push(PageItem {
                 entry,
-                content: Content::Log {
-                    kept_bytes: kept / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES,
-                    data_bytes,
-                },
+                content: Content::Log { kept, read },
             });
             start = size.next_of(start);
         }
@@ -396,8 +388,8 @@ impl PageOrigin {
             }
             let bytes = item.entry.content_bytes();
             totals.bytes += bytes;
-            totals.allocated_bytes += match item.content {
-                Content::Log { data_bytes, .. } => data_bytes,
+            totals.allocated_bytes += match &item.content {
+                Content::Log { kept, read } => read.end - kept.start + LOG_BLOCK_BYTES,
                 _ => bytes,
             };
         }
@@ -411,15 +403,36 @@ impl PageOrigin {
 
     /// Bytes of the log that are to be read.
     pub fn log_bytes(&self) -> u64 {
-        let log = self.items.iter().map(|item| match item.content {
-            Content::Log {
-                kept_bytes,
-                data_bytes,
-            } => data_bytes.saturating_sub(kept_bytes),
+        let log = self.items.iter().map(|item| match &item.content {
+            Content::Log { read, .. } => read.end - read.start + LOG_BLOCK_BYTES,
             _ => 0,
         });
         log.sum()
     }
+}
+
+/// Which bytes of the segment at `start` are as the base has them, of which the log ends at `base_end`, and which are read,
+/// so that the backup has `range` of the log.
+fn log_parts(
+    size: SegmentSize,
+    start: Lsn,
+    range: LsnRange,
+    base_end: Option<Lsn>,
+) -> (Range<u64>, Range<u64>) {
+    let block = |lsn: Lsn| (lsn.0 - start.0) / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
+    let first = match range.start > start {
+        true => block(range.start).max(LOG_BLOCK_BYTES),
+        false => LOG_BLOCK_BYTES,
+    };
+    let end = match start == size.start_of(range.end) {
+        true => (range.end.0 - start.0).next_multiple_of(LOG_BLOCK_BYTES),
+        false => size.bytes(),
+    };
+    // Not the footer: the base may have the segment before it was sealed.
+    let footer = size.footer_of(start);
+    let kept = base_end.filter(|end| *end > start);
+    let kept = kept.map_or(first, |end| block(end.min(footer)).max(first));
+    (first..kept.min(end), kept.min(end)..end)
 }
 
 fn dir(store: &LiveStore, path: &str) -> Result<PageItem> {
@@ -505,6 +518,38 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_the_log_a_backup_takes_its_range_and_no_more() {
+        let size = SegmentSize::new(14).unwrap();
+        let parts = |start: u64, range: Range<u64>, base_end: Option<u64>| {
+            let range = LsnRange {
+                start: Lsn(range.start),
+                end: Lsn(range.end),
+            };
+            log_parts(size, Lsn(start), range, base_end.map(Lsn))
+        };
+        // Segments of four blocks: a header, two blocks of records, a footer.
+        assert_eq!(parts(0, 4096..4200, None), (4096..4096, 4096..8192));
+        assert_eq!(parts(0, 9000..9008, None), (8192..8192, 8192..12288));
+        assert_eq!(parts(0, 9000..21000, None), (8192..8192, 8192..16384));
+        assert_eq!(parts(16384, 9000..21000, None), (4096..4096, 4096..8192));
+        assert_eq!(parts(0, 4096..9000, Some(4200)), (4096..4096, 4096..12288));
+        assert_eq!(parts(0, 4096..9000, Some(8192)), (4096..8192, 8192..12288));
+        assert_eq!(
+            parts(0, 4096..9000, Some(99_000)),
+            (4096..12288, 12288..12288)
+        );
+        // The base ends in a later segment: all but the footer.
+        assert_eq!(
+            parts(0, 4096..21000, Some(21000)),
+            (4096..12288, 12288..16384)
+        );
+        assert_eq!(
+            parts(16384, 4096..21000, Some(9000)),
+            (4096..4096, 4096..8192)
+        );
+    }
 
     proptest! {
         #[test]

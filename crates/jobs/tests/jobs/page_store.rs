@@ -14,12 +14,15 @@ use mover_base::{BackupId, Kind, Lsn, Result};
 use mover_jobs::BackupType;
 use mover_jobs::backup::{BackupOptions, BackupSummary};
 use mover_jobs::restore::RestoreSummary;
+use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
 use mover_pagedb::workload::accounts;
 use mover_pagedb::{Database, Journal, Options, Workload};
 use mover_source::disk::{DirDisk, Disk};
 use mover_source::page::PAGE_HEADER_BYTES;
-use mover_source::pages::{Store, TableFile, new_identity, read_control, table_path};
+use mover_source::pages::{
+    Store, TableFile, new_identity, read_catalogue, read_control, table_path,
+};
 use mover_source::wal::SegmentSize;
 
 use crate::fixture::*;
@@ -248,7 +251,8 @@ fn random_histories_restore_exactly_at_every_backup() {
     let (next, backups, incremental) =
         (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        // They mostly wait for the disk.
+        for _ in 0..4 {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, SeqCst);
@@ -301,7 +305,9 @@ fn an_incremental_reads_and_stores_what_changed() {
         "{} of {most}",
         summary.bytes_read
     );
-    assert!(summary.bytes_kept > full.summary.bytes_source / 4);
+    let catalogue = read_catalogue(&*disk(&site.place.path("source"))).unwrap();
+    let pages: u32 = catalogue.tables().values().map(|table| table.pages).sum();
+    assert!(summary.bytes_kept > u64::from(pages) * BLOCK as u64 / 2);
     site.check(&full);
     site.check(&incremental);
     // Differential: since the full one, whatever came between.
@@ -353,6 +359,61 @@ fn backups_under_load_are_exact_at_their_position() {
     for made in &made {
         site.check(made);
     }
+}
+
+/// 2 GB in full, 100 MB of them changed in blocks at random: what the incremental backup takes follows what changed.
+#[test]
+fn an_incremental_takes_little_more_than_what_changed_compressed() {
+    const PAGES: u32 = 2_000_000_000 / BLOCK as u32;
+    let place = Place::plain();
+    let source = disk(&place.path("source"));
+    let identity = new_identity([5; 32], SegmentSize::DEFAULT);
+    let mut bulk = Bulk::make(&source, identity, 5, PAGES).unwrap();
+    let options = |backup_type| BackupOptions {
+        source: format!("pages://{}", place.path("source").display()),
+        backup_type,
+        level: 3,
+        ..place.backup_options()
+    };
+    let make = |backup_type| place.try_backup(&engine(), &options(backup_type)).unwrap();
+    let full = make(BackupType::Full);
+    let changed = bulk.change(100_000_000 / BLOCK).unwrap();
+    let made = make(BackupType::Incremental);
+    assert_eq!(
+        (made.backup_type, made.base),
+        (BackupType::Incremental, Some(full.backup_id))
+    );
+    // Promised: under 5 % of the full backup's source.
+    assert!(
+        made.bytes_stored * 20 < full.bytes_source,
+        "{}",
+        made.bytes_stored
+    );
+    // And under 1.05 of what the changed blocks take, compressed 256 at a time.
+    let mut compressed = 0;
+    let mut frame = Vec::new();
+    for (at, page) in (1..).zip(&changed) {
+        frame.extend_from_slice(&bulk.file().read(*page).unwrap());
+        if at % 256 == 0 || at == changed.len() {
+            compressed += zstd::bulk::compress(&frame, 3).unwrap().len() as u64;
+            frame.clear();
+        }
+    }
+    let ratio = made.bytes_stored as f64 / compressed as f64;
+    assert!(
+        ratio < 1.05,
+        "{ratio}: {} of {compressed}",
+        made.bytes_stored
+    );
+    let half = compressed as f64 / (changed.len() * BLOCK) as f64;
+    assert!((0.3..0.7).contains(&half), "rows compress to {half}");
+    let options = place.restore_options(&made.backup_id.to_string(), "restored", false);
+    place.try_restore(&engine(), &options).unwrap();
+    let same = std::process::Command::new("cmp")
+        .arg(place.source(&table_path(TABLE)))
+        .arg(place.path("restored").join(table_path(TABLE)))
+        .status();
+    assert!(same.unwrap().success());
 }
 
 /// Whatever breaks a chain makes the next backup a full one that says why, and restores.

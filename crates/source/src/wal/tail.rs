@@ -153,31 +153,23 @@ impl Search<'_> {
 
     /// Walks through a segment. Returns its SHA-256 if the log may go on after it.
     fn segment(&mut self, mut segment: Segment, walker: &mut Walker) -> Result<Option<Sha256>> {
-        let mut window = segment.window(true)?;
+        // Of the first one, what lies before the beginning need not be there.
+        let whole = walker.at() == self.identity.size.data_of(segment.start());
+        let mut window = segment.window(whole || !segment.is_sealed())?;
         let failed = |error| segment.failed(error);
         let ended = walker.walk(&mut window, None, failed, |lsn, end, record| {
             self.record(lsn, end, record)
         })?;
         match ended {
             Ended::SegmentEnd { at } => {
-                let sha256 = window.finish().ok_or_else(|| {
-                    Error::new(Kind::Internal, "a segment was not hashed to its end")
-                })?;
-                if segment.is_sealed() {
+                let sha256 = if segment.is_sealed() {
                     if !self.found.unsealed.is_empty() {
                         return Err(segment.bad(at, "it is sealed, and the segment before is not"));
                     }
-                    segment.check_seal(at, Some(sha256))?;
+                    segment.check_seal(at, window.finish())?
                 } else {
-                    self.found.unsealed.push(SegmentFooter {
-                        system: self.identity.system,
-                        history: self.identity.history,
-                        size: self.identity.size,
-                        start: segment.start(),
-                        end: at,
-                        sha256,
-                    });
-                }
+                    self.unsealed(&segment, at, window.finish())?
+                };
                 self.after_sealed = segment.is_sealed();
                 if !walker.in_group() {
                     let next = self.identity.size.next_of(segment.start());
@@ -202,6 +194,21 @@ impl Search<'_> {
             }
             Ended::Reached => Err(Error::new(Kind::Internal, "a walk without end has ended")),
         }
+    }
+
+    /// Notes a segment that is complete and not sealed yet.
+    fn unsealed(&mut self, segment: &Segment, end: Lsn, sha256: Option<Sha256>) -> Result<Sha256> {
+        let sha256 = sha256
+            .ok_or_else(|| Error::new(Kind::Internal, "a segment was not hashed to its end"))?;
+        self.found.unsealed.push(SegmentFooter {
+            system: self.identity.system,
+            history: self.identity.history,
+            size: self.identity.size,
+            start: segment.start(),
+            end,
+            sha256,
+        });
+        Ok(sha256)
     }
 
     /// Whether what the walk stopped in was durable once: a flush that began in a segment which was sealed after it.

@@ -1,0 +1,151 @@
+//! Large page stores, quickly: one table full of rows, and changes of pages at random, both logged and checkpointed as a
+//! database does it.
+//!
+//! Invariants: the pages on disk are those that the log leads to; content depends on the seed alone; memory does not
+//! depend on the size.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mover_base::{Lsn, Result, Timestamp};
+use mover_source::disk::Disk;
+use mover_source::page::{BODY_BYTES, PAGE_BYTES, PAGE_HEADER_BYTES, PageBytes};
+use mover_source::pages::{Catalogue, Store, TableFile};
+use mover_source::wal::{Group, LogIdentity, Record, TableKind, Writer};
+
+use crate::heap;
+use crate::random::Random;
+use crate::workload::row;
+
+/// The table.
+pub const TABLE: u32 = 1;
+/// Pages that a transaction changes.
+const PAGES_PER_TRANSACTION: usize = 32;
+/// Bytes of a row's time and token.
+const FRESH_BYTES: usize = 16;
+
+/// A store with one large table, open for changes.
+pub struct Bulk {
+    store: Store,
+    writer: Writer,
+    file: TableFile,
+    catalogue: Catalogue,
+    pages: u32,
+    random: Random,
+    transaction: u64,
+}
+
+impl Bulk {
+    /// Makes a store with a table of `pages` pages.
+    pub fn make(
+        disk: &Arc<dyn Disk>,
+        identity: LogIdentity,
+        seed: u64,
+        pages: u32,
+    ) -> Result<Bulk> {
+        let mut store = Store::create(Arc::clone(disk), identity)?;
+        let recovered = store.recover(16)?;
+        let mut catalogue = store.catalogue().clone();
+        let mut group = Group::new();
+        group.create(TABLE, TableKind::Rows, "orders")?;
+        group.extend(TABLE, pages)?;
+        let appended = recovered.writer.append(&group, 1, time(1))?;
+        let create = Record::Create {
+            table: TABLE,
+            kind: TableKind::Rows,
+            name: "orders",
+        };
+        catalogue.apply(appended.records[0], &create)?;
+        let extend = Record::Extend {
+            table: TABLE,
+            pages,
+        };
+        catalogue.apply(appended.records[1], &extend)?;
+        recovered.writer.flush_to(appended.end)?;
+        let mut bulk = Bulk {
+            file: TableFile::open_write(&**disk, TABLE)?,
+            store,
+            writer: recovered.writer,
+            catalogue,
+            pages,
+            random: Random::new(seed),
+            transaction: 1,
+        };
+        bulk.fill(appended.records[1])?;
+        bulk.checkpoint()?;
+        Ok(bulk)
+    }
+
+    fn fill(&mut self, lsn: Lsn) -> Result<()> {
+        let mut key = 0;
+        for number in 0..self.pages {
+            let mut page: PageBytes = [0; PAGE_BYTES];
+            loop {
+                let content = row(&mut self.random, 30);
+                if heap::insert(&mut page, key, &content).is_none() {
+                    break;
+                }
+                key += 1;
+            }
+            self.file.write(number, lsn, &mut page)?;
+        }
+        Ok(())
+    }
+
+    /// Changes a row in each of `count` pages at random, and makes a checkpoint. Returns the pages.
+    pub fn change(&mut self, count: usize) -> Result<BTreeSet<u32>> {
+        let mut changed = BTreeSet::new();
+        while changed.len() < count.min(self.pages as usize) {
+            changed.insert(self.random.below(u64::from(self.pages)) as u32);
+        }
+        let numbers: Vec<u32> = changed.iter().copied().collect();
+        for numbers in numbers.chunks(PAGES_PER_TRANSACTION) {
+            let mut group = Group::new();
+            let mut pages = Vec::with_capacity(numbers.len());
+            for number in numbers {
+                let (mut page, _) = self.file.read_checked(*number)?;
+                let slot = self.random.below(heap::slots(&page) as u64) as usize;
+                let mut content = heap::row(&page, slot).expect("row").1.to_vec();
+                freshen(&mut self.random, &mut content);
+                assert!(heap::replace(&mut page, slot, &content));
+                let body = page[PAGE_HEADER_BYTES..].first_chunk::<BODY_BYTES>();
+                // The first change since the checkpoint.
+                group.image(TABLE, *number, body.expect("body"))?;
+                pages.push(page);
+            }
+            self.transaction += 1;
+            let time = time(self.transaction);
+            let appended = self.writer.append(&group, self.transaction, time)?;
+            self.writer.flush_to(appended.end)?;
+            for ((number, page), lsn) in numbers.iter().zip(&mut pages).zip(&appended.records) {
+                self.file.write(*number, *lsn, page)?;
+            }
+        }
+        self.checkpoint()?;
+        Ok(changed)
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        self.file.sync()?;
+        self.catalogue.lsn = self.writer.end();
+        let next = self.transaction + 1;
+        self.store
+            .checkpoint(&self.writer, self.catalogue.clone(), next, time(next))?;
+        Ok(())
+    }
+
+    /// The table's file.
+    pub fn file(&self) -> &TableFile {
+        &self.file
+    }
+}
+
+/// A new time and a new token in a row.
+fn freshen(random: &mut Random, row: &mut [u8]) {
+    row[..8].copy_from_slice(&(1_700_000_000_000_000 + random.below(1 << 44)).to_le_bytes());
+    row[8..FRESH_BYTES].copy_from_slice(&random.bits().to_le_bytes());
+}
+
+fn time(number: u64) -> Timestamp {
+    Timestamp::from_micros(1_790_000_000_000_000 + number as i64)
+}
