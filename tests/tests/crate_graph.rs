@@ -41,6 +41,8 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "mover-format",
             "mover-store",
             "mover-jobs",
+            "mover-source",
+            "mover-pagedb",
             "mover-test-servers",
         ],
     ),

@@ -81,13 +81,11 @@ fn plan_table(plan: &BackupPlan) -> Table {
     table.pair("type", kind);
     table.pair("source", &plan.source);
     table.pair("repository", &plan.repository);
-    if let Some(base) = plan.base {
-        table.pair("base", base.to_string());
-    }
-    table.pair(
-        "parent",
-        plan.parent.map_or("none".into(), |id| id.to_string()),
-    );
+    let (name, on) = match plan.base {
+        Some(base) => ("base", Some(base)),
+        None => ("parent", plan.parent),
+    };
+    table.pair(name, on.map_or("none".into(), |id| id.to_string()));
     table.pair(
         "content",
         figures_of::content(plan.files, plan.dirs, plan.symlinks, plan.hardlinks),

@@ -79,6 +79,10 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
         "read",
         timed(&read, &summary.engine, summary.bytes_per_second),
     );
+    if summary.base.is_some() {
+        let kept = format_bytes(summary.bytes_kept);
+        table.pair("kept", format!("{kept} as the base has it, not read"));
+    }
     table.pair("new", new(summary));
     table.pair("stored", stored(summary));
     engine_rows(&summary.engine, &mut table);

@@ -58,6 +58,9 @@ fn origin_rows(metadata: &BackupMetadata, table: &mut Table) {
     if let Some(range) = &metadata.lsn_range {
         table.pair("positions", format!("{} to {}", range.start, range.end));
     }
+    if let Some(history) = &metadata.history {
+        table.pair("history", history);
+    }
     table.pair("started", metadata.started.to_string());
     let seconds = metadata.ended.seconds_since(metadata.started);
     table.pair("took", figures::duration(seconds));

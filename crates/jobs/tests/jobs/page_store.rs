@@ -470,6 +470,30 @@ fn every_broken_chain_heals() {
     fs::write(&path, bytes).unwrap();
     heals(&mut damaged, BackupType::Incremental, "log");
 
+    // Sound, and of another database.
+    let (mut foreign, full) = site(27);
+    let (other, _) = site(28);
+    let start = full.summary.lsn_range.unwrap().start;
+    let of = |site: &Site| {
+        let identity = read_control(&*disk(&site.place.path("source")))
+            .unwrap()
+            .identity;
+        site.place
+            .source(&identity.path(identity.size.start_of(start)))
+    };
+    fs::copy(of(&other), of(&foreign)).unwrap();
+    heals(
+        &mut foreign,
+        BackupType::Incremental,
+        "is not the one that it was made of",
+    );
+
+    // The base is gone from the repository, and nothing else is there.
+    let (mut expired, full) = site(29);
+    let manifest = format!("repo/backups/{}", full.summary.backup_id);
+    fs::remove_file(expired.place.path(&manifest)).unwrap();
+    heals(&mut expired, BackupType::Incremental, "no earlier backup");
+
     let (mut past, full) = site(24);
     past.kill();
     past.restore_as(full.summary.backup_id, "past");
