@@ -42,8 +42,8 @@ impl Attached {
     /// `end`, and has appended nothing yet. `capacity` is what the tracker must have room for at least.
     ///
     /// # Errors
-    /// `Conflict` if another process marks, or works on the epochs for longer than ten seconds; `Storage` if the
-    /// tracker's files cannot be written. The database may then run without: what it does not mark is read from the log.
+    /// `Conflict` if another process marks, or works on the epochs for longer than ten seconds; `Source` or `Storage` if
+    /// the tracker's files cannot be read or written. The database may then run without: what it does not mark is read from the log.
     pub fn open(
         disk: Arc<DirDisk>,
         identity: LogIdentity,
@@ -118,7 +118,7 @@ impl Opening<'_> {
         let state = match self.epochs.state() {
             Ok(state) if state.start <= self.end => state,
             Ok(state) => return self.anew(state.epoch + 1, Reset::LogBehind),
-            Err(invalid) => return self.anew(1, invalid.reset()),
+            Err(invalid) => return self.anew(1, invalid.reset()?),
         };
         match self.epochs.live(&state) {
             Ok(live) => self.take_up(live, state),

@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use mover_base::Lsn;
+use mover_base::{Error, Kind, Lsn, Result};
+
+use super::TRACKER_DIR;
 
 /// Why the live file does not count: the log is read instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub enum Reset {
     LogGone = 5,
     /// The marks were in doubt, and what the log told took more memory than allowed.
     Limit = 6,
+    /// A backup that holds it is committed, and it was let go.
+    Released = 7,
 }
 
 impl Reset {
@@ -78,6 +82,7 @@ impl Reset {
             4 => Reset::LogBehind,
             5 => Reset::LogGone,
             6 => Reset::Limit,
+            7 => Reset::Released,
             _ => return None,
         })
     }
@@ -93,6 +98,7 @@ impl fmt::Display for Reset {
             Reset::LogBehind => "the log ended before a position that it had reached",
             Reset::LogGone => "it was in doubt, and the log that would have told was gone",
             Reset::Limit => "it was in doubt, and what the log told took too much memory",
+            Reset::Released => "a backup that holds what was before let go of it",
         })
     }
 }
@@ -160,13 +166,21 @@ impl std::error::Error for Invalid {}
 
 impl Invalid {
     /// What is recorded where the tracker begins anew because of it.
-    pub(crate) fn reset(&self) -> Reset {
-        match self {
+    ///
+    /// # Errors
+    /// `Source` if the tracker cannot be read now: it may be sound, and is left as it is.
+    pub(crate) fn reset(self) -> Result<Reset> {
+        Ok(match self {
             Invalid::OtherDatabase => Reset::OtherDatabase,
             Invalid::OtherHistory => Reset::OtherHistory,
             Invalid::Limit => Reset::Limit,
             Invalid::Log(_) => Reset::LogGone,
+            Invalid::Unreadable(_) => {
+                return Err(Error::new(Kind::Source, self.to_string())
+                    .object(TRACKER_DIR)
+                    .hint("run as the owner of the store's files, or as root"));
+            }
             _ => Reset::Damaged,
-        }
+        })
     }
 }

@@ -180,13 +180,13 @@ impl Epochs {
     /// If the marks are in doubt and the log cannot be read, nothing is known of what was before `end` from now on.
     ///
     /// # Errors
-    /// `Storage` if the tracker's files cannot be written; `Unreachable` if the database does not end a transaction
-    /// that it has begun to log. Neither loses anything.
+    /// `Source` or `Storage` if the tracker's files cannot be read or written; `Unreachable` if the database does not end a
+    /// transaction that it has begun to log. None loses anything.
     pub fn switch(&self, end: Lsn, budget_bytes: usize) -> Result<Switched> {
         let state = match self.state() {
             Ok(state) if state.start <= end => state,
             Ok(state) => return self.restart(state.epoch + 1, end, Reset::LogBehind, None),
-            Err(invalid) => return self.restart(1, end, invalid.reset(), None),
+            Err(invalid) => return self.restart(1, end, invalid.reset()?, None),
         };
         match self.live(&state) {
             Ok(live) => self.switch_live(&live, state, end, budget_bytes),
@@ -293,7 +293,7 @@ impl Epochs {
         let mut changed = Changed::default();
         let read = self.add_from_log(&mut changed, range, &mut { budget_bytes });
         if let Err(invalid) = read {
-            let done = self.restart(state.epoch + 1, end, invalid.reset(), live)?;
+            let done = self.restart(state.epoch + 1, end, invalid.reset()?, live)?;
             *state = self.state().map_err(lost)?;
             return Ok(Switched {
                 doubt: Some(doubt),
@@ -484,6 +484,7 @@ impl Epochs {
         let count = released.count();
         if count > 0 {
             state.kept.drain(..count);
+            state.reset = Reset::Released;
             self.save(&state)?;
             self.sweep(&state);
         }

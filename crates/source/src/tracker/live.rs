@@ -236,7 +236,11 @@ impl Live {
                 file,
             })
         };
-        make().map_err(|error| failed(LIVE_FILE, error))
+        make().map_err(|error| {
+            // On a full disk its blocks are needed elsewhere.
+            let _ = disk.remove(LIVE_NEW);
+            failed(LIVE_FILE, error)
+        })
     }
 
     /// Opens the live file `id` of the history, if it counts.

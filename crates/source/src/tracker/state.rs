@@ -61,7 +61,7 @@ pub struct TrackerState {
     pub epoch: u64,
     /// Groups that end here or before are in older epochs. The log was durable up to here.
     pub start: Lsn,
-    /// Why nothing was known of what was before the oldest epoch when that began.
+    /// Why nothing is known of what was before the oldest epoch.
     pub reset: Reset,
     /// Ended epochs, the oldest first.
     pub kept: Vec<Kept>,
@@ -248,7 +248,7 @@ mod tests {
             first in 1u64..1 << 60,
             positions in proptest::collection::vec((0u64..1 << 40, 0u64..1 << 40), 0..=8),
             ids in (1u8.., 1u8.., 0u8..),
-            reset in 0u8..=6,
+            reset in 0u8..=7,
         ) {
             let (mut epochs, mut start, mut number) = (Vec::new(), 4096, first);
             for (more, overlap) in positions {

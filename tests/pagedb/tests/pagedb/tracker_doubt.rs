@@ -319,6 +319,33 @@ fn a_damaged_state_is_a_new_beginning() {
 }
 
 #[test]
+fn a_state_that_cannot_be_read_now_is_left_as_it_is() {
+    let stopped = Stopped::new();
+    let (state, aside) = (stopped.file(STATE_FILE), stopped.file("aside"));
+    std::fs::rename(&state, &aside).unwrap();
+    std::fs::create_dir(&state).unwrap();
+    let error = epochs(stopped.path())
+        .switch(stopped.end, BUDGET)
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Source, "{error}");
+    let (mut database, _) = open(stopped.path(), false);
+    let error = database.track(stopped.path(), None).unwrap_err();
+    assert_eq!(error.kind(), Kind::Source, "{error}");
+    // It runs without, and what it does is not lost.
+    database
+        .commit(&stopped.workload.clone().next_transaction())
+        .unwrap();
+    let range = LsnRange {
+        start: stopped.starts[1],
+        end: database.writer().durable(),
+    };
+    std::fs::remove_dir(&state).unwrap();
+    std::fs::rename(&aside, &state).unwrap();
+    let changed = epochs(stopped.path()).changed(range, BUDGET).unwrap();
+    assert_holds(&changed, &extracted(stopped.path(), range), "untracked");
+}
+
+#[test]
 fn a_damaged_epoch_is_named_until_it_is_released() {
     let stopped = Stopped::new();
     let epochs = epochs(stopped.path());
@@ -344,9 +371,11 @@ fn a_damaged_epoch_is_named_until_it_is_released() {
     epochs.changed(later, BUDGET).unwrap();
     epochs.release(middle.end).unwrap();
     let answer = epochs.changed(stopped.range(), BUDGET).unwrap_err();
-    assert!(
-        matches!(answer, Invalid::Before { known_from, .. } if known_from == stopped.starts[2])
-    );
+    let before = Invalid::Before {
+        known_from: stopped.starts[2],
+        reset: Reset::Released,
+    };
+    assert_eq!(answer, before);
     epochs.changed(later, BUDGET).unwrap();
 }
 
