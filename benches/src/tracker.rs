@@ -28,6 +28,8 @@ use crate::stats::Spread;
 const PAGES: u64 = 1 << 28;
 /// Pages that one transaction marks, where not each is one of its own.
 const TRANSACTION_PAGES: usize = 8;
+/// Transactions of one database before it is the other's turn.
+const SLICE: usize = 50;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -114,16 +116,10 @@ pub fn measure(dir: &Path, root: &Path, effort: Effort) -> Result<TrackerFigures
         marks(place.path(), effort, repetition, &mut figures)?;
         let place = own("rebuild")?;
         rebuild(place.path(), effort, &mut figures)?;
-        // In turn, and each first as often as the other: a machine whose speed drifts slows both.
-        for tracked in [repetition.is_multiple_of(2), !repetition.is_multiple_of(2)] {
-            let place = own("database")?;
-            let rate = transactions(place.path(), effort, tracked)?;
-            if tracked {
-                figures.database_with.push(rate);
-            } else {
-                figures.database_without.push(rate);
-            }
-        }
+        let (plain, tracked) = (own("plain")?, own("tracked")?);
+        let rates = transactions(plain.path(), tracked.path(), effort)?;
+        figures.database_without.push(rates.0);
+        figures.database_with.push(rates.1);
     }
     Ok(figures)
 }
@@ -286,9 +282,32 @@ fn rebuild(dir: &Path, effort: Effort, figures: &mut TrackerFigures) -> Result<(
     Ok(())
 }
 
-/// Transactions per second of the reference database: one thread, all pages in memory, nothing waits for the disk but a
-/// full log buffer.
-fn transactions(dir: &Path, effort: Effort, tracked: bool) -> Result<f64> {
+/// Transactions per second of two reference databases, without and with the tracker: one thread, all pages in memory,
+/// nothing waits for the disk but a full log buffer. They run in turn, a slice at a time, and each first as often as the
+/// other: a machine whose speed drifts slows both.
+fn transactions(plain: &Path, tracked: &Path, effort: Effort) -> Result<(f64, f64)> {
+    let databases = [database(plain, false)?, database(tracked, true)?];
+    let mut workload = Workload::new(3, 0);
+    let mut seconds = [0.0; 2];
+    for slice in 0..effort.transactions.div_ceil(SLICE) {
+        let ops: Vec<_> = (0..SLICE).map(|_| workload.next_transaction()).collect();
+        for turn in 0..2 {
+            let which = (slice + turn) % 2;
+            let begun = Instant::now();
+            for ops in &ops {
+                databases[which].append(ops)?;
+            }
+            seconds[which] += begun.elapsed().as_secs_f64();
+        }
+    }
+    let done = (effort.transactions.div_ceil(SLICE) * SLICE) as f64;
+    for database in databases {
+        database.close()?;
+    }
+    Ok((done / seconds[0], done / seconds[1]))
+}
+
+fn database(dir: &Path, tracked: bool) -> Result<Database> {
     let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(dir)?);
     Store::create(Arc::clone(&disk), identity())?;
     let options = Options {
@@ -300,17 +319,7 @@ fn transactions(dir: &Path, effort: Effort, tracked: bool) -> Result<f64> {
         database.track(dir, None)?;
     }
     database.commit(&accounts(3))?;
-    let mut workload = Workload::new(3, 0);
-    let all: Vec<_> = (0..effort.transactions)
-        .map(|_| workload.next_transaction())
-        .collect();
-    let begun = Instant::now();
-    for ops in &all {
-        database.append(ops)?;
-    }
-    let rate = effort.transactions as f64 / begun.elapsed().as_secs_f64();
-    database.close()?;
-    Ok(rate)
+    Ok(database)
 }
 
 fn spread(values: &[f64], unit: f64) -> String {
