@@ -16,3 +16,4 @@ pub mod s3;
 pub mod stages;
 pub mod stats;
 pub mod tools;
+pub mod tracker;

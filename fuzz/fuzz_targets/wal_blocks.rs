@@ -1,4 +1,5 @@
-//! The structures of one block (segment header and footer, control slot, page), also with the checksum set right.
+//! The structures of one block (segment header and footer, control slot, page, the tracker's state and headers), also with
+//! the checksum set right.
 
 #![no_main]
 
@@ -6,6 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use mover_base::checksum;
 use mover_source::page;
 use mover_source::pages::Control;
+use mover_source::tracker::{EpochHeader, LiveHeader, TrackerState};
 use mover_source::wal::segment::{SegmentFooter, SegmentHeader};
 
 fn check(block: &[u8; 4096]) {
@@ -19,6 +21,19 @@ fn check(block: &[u8; 4096]) {
     }
     if let Ok(control) = Control::decode(block) {
         assert_eq!(control.encode(), *block);
+    }
+    if let Ok(state) = TrackerState::decode(block) {
+        assert_eq!(state.encode(), *block);
+    }
+    if let Ok(header) = LiveHeader::decode(block) {
+        assert_eq!(header.encode(), *block);
+    }
+    let mut head = [0; 80];
+    head.copy_from_slice(&block[..80]);
+    let crc = checksum::crc32(&head[..72]);
+    head[72..76].copy_from_slice(&crc.to_le_bytes());
+    if let Ok(header) = EpochHeader::decode(&head) {
+        assert_eq!(header.encode(), head);
     }
     if let Ok(Some(header)) = page::decode(block) {
         let mut again = *block;

@@ -39,7 +39,7 @@ pub use arena::{BUF_BYTES, Buf};
 pub use budget::RateBudget;
 pub use config::{Rung, ShardConfig};
 pub use file::{Access, BLOCK_BYTES, File};
-pub use mapping::SharedWords;
+pub use mapping::{FileWords, SharedWords};
 pub use random::random_bytes;
 pub use report::{Latency, LatencySummary, ShardReport};
 pub use run::run;

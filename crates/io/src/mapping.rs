@@ -1,15 +1,17 @@
-//! Anonymous memory that begins on a huge page: the arena's buffers, and tables of words that shards share.
+//! Mapped memory. Anonymous, beginning on a huge page: the arena's buffers, and tables of words that shards share. And
+//! of a file: words that processes share.
 //!
-//! Invariants: the memory is zeroed by the kernel, belongs to its mapping alone and is given back when that is
-//! dropped. A table is reached through atomics only, so any thread may hold it.
+//! Invariants: memory belongs to its mapping and is given back when that is dropped; anonymous memory is zeroed by the
+//! kernel. Words are reached through atomics only, so any thread, and any other process that maps them, may change them.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Bytes of a huge page on the processors that this runs on.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -101,6 +103,74 @@ unsafe impl Send for SharedWords {}
 // SAFETY: as for Send; shared access goes through atomics only.
 unsafe impl Sync for SharedWords {}
 
+/// A whole file seen as words (8 bytes each, of the machine's order) that all processes share which map it: what one
+/// stores, the others load, also after the process that stored it was killed.
+///
+/// Whoever makes such a file gives it all its blocks before it is mapped, and nobody ever cuts it: touching a word that
+/// the file has no block for ends the process (SIGBUS).
+#[derive(Debug)]
+pub struct FileWords {
+    first: NonNull<AtomicU64>,
+    count: usize,
+}
+
+impl FileWords {
+    /// Maps the file, which must be open for reading and writing. The descriptor may be closed afterwards.
+    ///
+    /// # Errors
+    /// `InvalidData` unless the file has exactly `count` words, at least one; else what the kernel says.
+    pub fn map(file: impl AsFd, count: usize) -> io::Result<Self> {
+        let bytes = count
+            .checked_mul(size_of::<AtomicU64>())
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let len = rustix::fs::fstat(&file)?.st_size;
+        if bytes == 0 || usize::try_from(len) != Ok(bytes) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the file has {len} bytes instead of {bytes}"),
+            ));
+        }
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let first = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                file,
+                0,
+            )
+        }?;
+        let first = NonNull::new(first.cast::<AtomicU64>())
+            .ok_or_else(|| io::Error::other("the kernel mapped memory at address zero"))?;
+        Ok(FileWords { first, count })
+    }
+}
+
+impl Drop for FileWords {
+    fn drop(&mut self) {
+        let bytes = self.count * size_of::<AtomicU64>();
+        // SAFETY: the mapping was made by map() with these values, and its words are borrowed from self.
+        let unmapped = unsafe { munmap(self.first.as_ptr().cast(), bytes) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+impl Deref for FileWords {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: `count` words are mapped at this page-aligned address for as long as self lives, any bytes are a valid
+        // word, and they are reached through this slice of atomics alone, by this process as by others.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
+    }
+}
+
+// SAFETY: the mapping is owned, its address is valid on every thread, and its words are atomics.
+unsafe impl Send for FileWords {}
+// SAFETY: as for Send; shared access goes through atomics only.
+unsafe impl Sync for FileWords {}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering::Relaxed;
@@ -133,5 +203,31 @@ mod tests {
         assert!(SharedWords::new(0).is_ok_and(|words| words.is_empty()));
         assert!(SharedWords::new(usize::MAX).is_err());
         assert!(SharedWords::new(usize::MAX / 8).is_err());
+    }
+
+    #[test]
+    fn mappings_of_a_file_share_its_words() {
+        let file = tempfile::tempfile().expect("file");
+        file.set_len(8192).expect("length");
+        let (ours, theirs) = (
+            FileWords::map(&file, 1024).expect("map"),
+            FileWords::map(&file, 1024).expect("map"),
+        );
+        ours[1023].store(7, Relaxed);
+        assert_eq!(theirs[1023].load(Relaxed), 7);
+        drop(ours);
+        assert_eq!((theirs.len(), theirs[1023].load(Relaxed)), (1024, 7));
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 8184).expect("read");
+        assert_eq!(u64::from_ne_bytes(bytes), 7);
+    }
+
+    #[test]
+    fn files_of_another_length_are_not_mapped() {
+        let file = tempfile::tempfile().expect("file");
+        file.set_len(8192).expect("length");
+        for wrong in [0, 1, 1023, 1025, usize::MAX] {
+            assert!(FileWords::map(&file, wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -14,15 +14,18 @@ use crate::disk::Disk;
 use crate::wal::{LogIdentity, LogReader, Record, Verify};
 
 /// Pages that one bitmap stands for: 16 MiB of a table.
-const CHUNK_PAGES: u32 = 4096;
+pub(crate) const CHUNK_PAGES: u32 = 4096;
 /// Bytes of a bitmap.
-const CHUNK_BYTES: usize = CHUNK_PAGES as usize / 8;
+pub(crate) const CHUNK_BYTES: usize = CHUNK_PAGES as usize / 8;
 /// Bytes that a table is reckoned with beside its bitmaps.
 const TABLE_BYTES: usize = 256;
 /// The budget that suits most: bitmaps for 1.9 TB of tables of which every 16 MiB have changed.
 pub const BUDGET_BYTES_DEFAULT: usize = 64 << 20;
 
-type Chunk = Box<[u64; CHUNK_BYTES / 8]>;
+/// A bitmap: page n of its [`CHUNK_PAGES`] is bit n mod 64 of word n / 64.
+pub(crate) type ChunkWords = [u64; CHUNK_BYTES / 8];
+
+type Chunk = Box<ChunkWords>;
 
 /// A set of page numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -75,25 +78,64 @@ impl PageSet {
             .filter(move |page| range.contains(page))
     }
 
+    /// The pages in order, as ranges that do not touch: first page and number of pages.
+    pub fn ranges(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut pages = self.iter().peekable();
+        std::iter::from_fn(move || {
+            let first = pages.next()?;
+            let mut count = 1u32;
+            while let Some(next) = first.checked_add(count)
+                && pages.next_if_eq(&next).is_some()
+            {
+                count += 1;
+            }
+            Some((first, count))
+        })
+    }
+
+    /// The bitmaps that are there, in order, each with its number.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (u32, &ChunkWords)> {
+        let numbered = (0u32..).zip(&self.chunks);
+        numbered.filter_map(|(at, chunk)| Some((at, &**chunk.as_ref()?)))
+    }
+
+    /// Adds the pages of bitmap `number`. `None` if that would take more than `budget` bytes, which are counted down.
+    pub(crate) fn insert_chunk(
+        &mut self,
+        number: u32,
+        words: &ChunkWords,
+        budget: &mut usize,
+    ) -> Option<()> {
+        let chunk = self.chunk(number as usize, budget)?;
+        for (word, more) in chunk.iter_mut().zip(words) {
+            *word |= more;
+        }
+        Some(())
+    }
+
     /// Adds a page. `None` if that would take more than `budget` bytes, which are counted down.
-    fn insert(&mut self, page: u32, budget: &mut usize) -> Option<()> {
-        let at = (page / CHUNK_PAGES) as usize;
+    pub(crate) fn insert(&mut self, page: u32, budget: &mut usize) -> Option<()> {
+        let chunk = self.chunk((page / CHUNK_PAGES) as usize, budget)?;
+        let bit = page % CHUNK_PAGES;
+        chunk[(bit / 64) as usize] |= 1 << (bit % 64);
+        Some(())
+    }
+
+    /// A bitmap, made if it is not there yet.
+    fn chunk(&mut self, at: usize, budget: &mut usize) -> Option<&mut ChunkWords> {
         if at >= self.chunks.len() {
             // A vector doubles when it grows.
             let more = 2 * (at + 1 - self.chunks.len()) * size_of::<Option<Chunk>>();
             *budget = budget.checked_sub(more)?;
             self.chunks.resize(at + 1, None);
         }
-        let chunk = match &mut self.chunks[at] {
-            Some(chunk) => chunk,
+        match &mut self.chunks[at] {
+            Some(chunk) => Some(chunk),
             empty => {
                 *budget = budget.checked_sub(CHUNK_BYTES + 16)?;
-                empty.insert(Box::new([0; CHUNK_BYTES / 8]))
+                Some(empty.insert(Box::new([0; CHUNK_BYTES / 8])))
             }
-        };
-        let bit = page % CHUNK_PAGES;
-        chunk[(bit / 64) as usize] |= 1 << (bit % 64);
-        Some(())
+        }
     }
 }
 

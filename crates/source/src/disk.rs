@@ -121,6 +121,13 @@ impl DirDisk {
     }
 }
 
+impl DirDisk {
+    /// The descriptor of a file or directory beneath it, for what a [`DiskFile`] does not offer.
+    pub(crate) fn descriptor(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        Ok(beneath::open(self.root.as_fd(), path.as_bytes(), flags)?)
+    }
+}
+
 impl Disk for DirDisk {
     fn open(&self, path: &str, access: Access) -> io::Result<Box<dyn DiskFile>> {
         let flags = match access {

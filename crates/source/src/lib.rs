@@ -24,6 +24,7 @@ mod remove;
 mod scan;
 mod staging;
 mod target;
+pub mod tracker;
 pub mod wal;
 mod wire;
 

@@ -6,10 +6,12 @@
 //! logged as an image.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use mover_base::checksum::sha256;
 use mover_base::{Lsn, Result, Timestamp};
+use mover_client::{Attachment, Capacity, Tracker};
 use mover_source::disk::Disk;
 use mover_source::page::{BODY_BYTES, PAGE_HEADER_BYTES, PageBytes};
 use mover_source::pages::{Catalogue, Recovered, Store, TABLES_DIR, TableFile, table_path};
@@ -77,6 +79,7 @@ pub struct Database {
     writer: Writer,
     state: Mutex<State>,
     options: Options,
+    tracker: Option<Tracker>,
 }
 
 /// What a transaction has done so far.
@@ -144,7 +147,18 @@ impl Database {
             writer: recovered.writer,
             state: Mutex::new(state),
             options,
+            tracker: None,
         })
+    }
+
+    /// Takes up the block change tracker of the store, which is in `directory`: before the first transaction. `capacity` is
+    /// for tests that want it small.
+    pub fn track(&mut self, directory: &Path, capacity: Option<Capacity>) -> Result<Attachment> {
+        let (identity, end) = (*self.writer.identity(), self.writer.end());
+        let capacity = capacity.unwrap_or_else(|| Capacity::of(&self.lock().catalogue));
+        let (tracker, found) = Tracker::with_capacity(directory, identity, end, capacity)?;
+        self.tracker = Some(tracker);
+        Ok(found)
     }
 
     /// The log's writer.
@@ -170,6 +184,9 @@ impl Database {
     pub fn commit(&self, ops: &[Op]) -> Result<Lsn> {
         let end = self.append(ops)?;
         self.writer.flush_to(end)?;
+        if let Some(tracker) = &self.tracker {
+            tracker.durable(end);
+        }
         Ok(end)
     }
 
@@ -185,7 +202,15 @@ impl Database {
         state.clock += 1;
         let number = state.next_transaction;
         let time = Timestamp::from_micros(state.clock);
+        let marking = self.tracker.as_ref().map(|tracker| {
+            let mut marking = tracker.begin();
+            marking.mark_many(places.iter().copied());
+            marking
+        });
         let appended = self.writer.append(&group, number, time)?;
+        if let Some(marking) = marking {
+            marking.end(appended.end);
+        }
         state.next_transaction += 1;
         let first_page = appended.records.len() - places.len() - transaction.dropped.len();
         for (place, lsn) in places.iter().zip(&appended.records[first_page..]) {
@@ -349,6 +374,16 @@ impl Database {
             }
         }
         Ok(contents)
+    }
+
+    /// Stops the database in order, but for pages in memory, which redo brings back. Returns where the log ends.
+    pub fn close(self) -> Result<Lsn> {
+        let end = self.writer.end();
+        self.writer.flush_to(end)?;
+        if let Some(tracker) = self.tracker {
+            tracker.close(end)?;
+        }
+        Ok(end)
     }
 }
 

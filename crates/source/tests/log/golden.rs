@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use mover_base::checksum::{crc32, sha256};
 use mover_base::{Lsn, LsnRange};
+use mover_source::delta::BUDGET_BYTES_DEFAULT;
 use mover_source::disk::{DirDisk, Disk};
 use mover_source::page;
 use mover_source::pages::{Catalogue, Control, Store};
+use mover_source::tracker::{EpochHeader, Epochs, LiveHeader, TrackerState};
 use mover_source::wal::record::{HistorySeed, Parsed, parse};
 use mover_source::wal::segment::{SegmentFooter, SegmentHeader};
 use mover_source::wal::{LogIdentity, LogReader, SegmentSize, Verify};
@@ -136,4 +138,39 @@ fn a_sealed_segment_is_frozen() {
         "Checkpoint",
     ];
     assert_eq!(kinds, expected);
+}
+
+/// The tracker's files, and what is answered from nothing but the samples.
+#[test]
+fn the_tracker_is_frozen() {
+    let state = frozen("tracker-state.bin", &tracker_state().encode());
+    assert_eq!(TrackerState::decode(&state).unwrap(), tracker_state());
+    let bytes = frozen("tracker-live-header.bin", &live_header().encode());
+    let live = LiveHeader::decode(bytes[..].try_into().unwrap()).unwrap();
+    assert_eq!(live, live_header());
+    let epoch = frozen("tracker-epoch.bin", &epoch_file());
+    let header = EpochHeader::decode(epoch[..80].try_into().unwrap()).unwrap();
+    assert_eq!(header, epoch_header());
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("tracker")).unwrap();
+    std::fs::write(dir.path().join("tracker/state"), &state).unwrap();
+    let name = "tracker/0000000004001000-0000000000000005.epoch";
+    std::fs::write(dir.path().join(name), &epoch).unwrap();
+    let disk = Arc::new(DirDisk::open(dir.path()).unwrap());
+    let epochs = Epochs::open(disk, identity()).unwrap().unwrap();
+    let range = LsnRange {
+        start: Lsn(0x0400_1000),
+        end: Lsn(0x0400_2000),
+    };
+    let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT).unwrap();
+    let pages: Vec<(u32, Vec<(u32, u32)>)> = changed
+        .tables
+        .iter()
+        .map(|(table, pages)| (*table, pages.ranges().collect()))
+        .collect();
+    assert_eq!(
+        pages,
+        [(7, vec![(1, 1), (4095, 1)]), (258, vec![(8200, 1)])]
+    );
 }

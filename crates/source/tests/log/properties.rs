@@ -3,6 +3,7 @@
 use mover_base::{HistoryId, Lsn, SystemId, Timestamp};
 use mover_source::page::{self, PAGE_BYTES, PageHeader};
 use mover_source::pages::{Catalogue, Control};
+use mover_source::tracker::{EpochHeader, LiveHeader, TrackerState};
 use mover_source::wal::record::{Group, HistorySeed, Parsed, Record, TableKind, encode_at, parse};
 use mover_source::wal::segment::{Fork, LogIdentity, SegmentFooter, SegmentHeader, SegmentSize};
 use proptest::collection::vec;
@@ -33,7 +34,18 @@ fn decode_all(bytes: &[u8]) {
     if let Ok(catalogue) = Catalogue::decode(bytes) {
         assert_eq!(catalogue.encode(), bytes);
     }
+    if let Ok(state) = TrackerState::decode(bytes) {
+        assert_eq!(state.encode()[..], *bytes);
+    }
+    if let Some(head) = bytes.first_chunk()
+        && let Ok(header) = EpochHeader::decode(head)
+    {
+        assert_eq!(header.encode(), *head);
+    }
     if let Some(block) = bytes.first_chunk::<PAGE_BYTES>() {
+        if let Ok(header) = LiveHeader::decode(block) {
+            assert_eq!(header.encode(), *block);
+        }
         if let Ok(header) = SegmentHeader::decode(block) {
             assert_eq!(header.encode(), *block);
         }
@@ -58,6 +70,9 @@ fn samples() -> Vec<Vec<u8>> {
         control().encode().to_vec(),
         catalogue().encode(),
         page().to_vec(),
+        tracker_state().encode().to_vec(),
+        epoch_header().encode().to_vec(),
+        live_header().encode().to_vec(),
     ];
     records(|_, record| all.push(encoded(record)));
     all
@@ -70,10 +85,15 @@ fn accepted(bytes: &[u8]) -> bool {
         .filter(|_| bytes.len() == PAGE_BYTES);
     matches!(parse(bytes, AT, HistorySeed::new(HISTORY)), Parsed::Record(_, len) if len == bytes.len())
         || Catalogue::decode(bytes).is_ok()
+        || TrackerState::decode(bytes).is_ok()
+        || bytes
+            .try_into()
+            .is_ok_and(|bytes| EpochHeader::decode(bytes).is_ok())
         || block.is_some_and(|block| {
             SegmentHeader::decode(block).is_ok()
                 || SegmentFooter::decode(block).is_ok()
                 || Control::decode(block).is_ok()
+                || LiveHeader::decode(block).is_ok()
                 || page::decode(block).is_ok()
         })
 }

@@ -3,6 +3,7 @@
 use mover_base::{HistoryId, Lsn, SystemId, Timestamp};
 use mover_source::page::{self, BODY_BYTES, PAGE_BYTES, PageBytes, PageHeader};
 use mover_source::pages::{Catalogue, Control};
+use mover_source::tracker::{Capacity, EpochHeader, Kept, LiveHeader, Reset, TrackerState};
 use mover_source::wal::record::{Group, Ranges, Record, TableKind, encode_at};
 use mover_source::wal::record::{HistorySeed, Parsed, parse};
 use mover_source::wal::segment::{Fork, LogIdentity, SegmentFooter, SegmentHeader, SegmentSize};
@@ -211,4 +212,62 @@ pub fn group() -> Group {
         .delta(1, 0, &[(30, b"new bytes"), (60, b"more")])
         .unwrap();
     group
+}
+
+pub fn epoch_header() -> EpochHeader {
+    EpochHeader {
+        system: SYSTEM,
+        history: HISTORY,
+        number: 5,
+        start: Lsn(0x0400_1000),
+        end: Lsn(0x0400_3008),
+    }
+}
+
+/// The file of the sample epoch, spelled out from the specification: pages 1 and 4,095 of table 7, page 8,200 of table 258.
+pub fn epoch_file() -> Vec<u8> {
+    let mut out = epoch_header().encode().to_vec();
+    for (table, run, pages) in [(7u32, 0u32, &[1usize, 4095][..]), (258, 2, &[8])] {
+        out.extend_from_slice(&table.to_le_bytes());
+        out.extend_from_slice(&run.to_le_bytes());
+        let mut bits = [0u8; 512];
+        for page in pages {
+            bits[page / 8] |= 1 << (page % 8);
+        }
+        out.extend_from_slice(&bits);
+    }
+    let crc = mover_base::checksum::crc32(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
+}
+
+pub fn tracker_state() -> TrackerState {
+    let file = epoch_file();
+    let header = epoch_header();
+    TrackerState {
+        system: SYSTEM,
+        history: HISTORY,
+        live: Some([0x44; 16]),
+        epoch: 6,
+        start: Lsn(0x0400_2000),
+        reset: Reset::LogGone,
+        kept: vec![Kept {
+            number: header.number,
+            start: header.start,
+            end: header.end,
+            crc: u32::from_le_bytes(file[file.len() - 4..].try_into().unwrap()),
+        }],
+    }
+}
+
+pub fn live_header() -> LiveHeader {
+    LiveHeader {
+        capacity: Capacity::new(13).unwrap(),
+        system: SYSTEM,
+        history: HISTORY,
+        id: [0x44; 16],
+        boot: [0x55; 16],
+        device: 0x0801,
+        inode: 1_234_567,
+    }
 }

@@ -1,5 +1,6 @@
 //! The database as a process, to be killed: `pagedb-run DIRECTORY SEED CLIENTS` makes or recovers the store there, says
-//! `open`, and then a line `CLIENT COUNT` after each transaction of a client that was acknowledged.
+//! `open`, and then a line `CLIENT COUNT` after each transaction of a client that was acknowledged. With `tracked` as a
+//! fourth argument it marks its changes in the tracker, and says `at LSN` up to where the log is durable instead.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 #![allow(clippy::print_stdout)] // Its output is its interface.
 
@@ -16,11 +17,12 @@ use mover_source::wal::SegmentSize;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [directory, seed, clients] = &args[..] else {
-        panic!("usage: pagedb-run DIRECTORY SEED CLIENTS");
+    let [directory, seed, clients, rest @ ..] = &args[..] else {
+        panic!("usage: pagedb-run DIRECTORY SEED CLIENTS [tracked]");
     };
+    let tracked = rest.first().is_some_and(|word| word == "tracked");
     let (seed, clients): (u64, u64) = (seed.parse().unwrap(), clients.parse().unwrap());
-    let database = open(Path::new(directory), seed).expect("the database opens");
+    let database = open(Path::new(directory), seed, tracked).expect("the database opens");
     tell("open");
     let done = database.contents().expect("contents");
     std::thread::scope(|scope| {
@@ -36,8 +38,12 @@ fn main() {
                 }
                 for count in before + 1.. {
                     let ops = workload.next_transaction();
-                    database.commit(&ops).expect("commit");
-                    tell(&format!("{client} {count}"));
+                    let end = database.commit(&ops).expect("commit");
+                    if tracked {
+                        tell(&format!("at {end}"));
+                    } else {
+                        tell(&format!("{client} {count}"));
+                    }
                 }
             });
         }
@@ -50,7 +56,7 @@ fn main() {
     });
 }
 
-fn open(directory: &Path, seed: u64) -> Result<Database> {
+fn open(directory: &Path, seed: u64, tracked: bool) -> Result<Database> {
     let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(directory)?);
     let options = Options {
         pool_pages: 32,
@@ -64,7 +70,10 @@ fn open(directory: &Path, seed: u64) -> Result<Database> {
             new_identity(id, SegmentSize::new(18).expect("size")),
         )?;
     }
-    let (database, _) = Database::open(disk, options)?;
+    let (mut database, _) = Database::open(disk, options)?;
+    if tracked {
+        database.track(directory, None)?;
+    }
     if !database.contents()?.0.contains_key(ACCOUNTS) {
         database.commit(&accounts(seed))?;
     }

@@ -1,4 +1,4 @@
-//! Log, page store and database against the model: damage, crashes, kills, extraction.
+//! Log, page store, database and tracker against the model: damage, crashes, kills, extraction, marks.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 mod crash;
@@ -6,4 +6,6 @@ mod damage;
 mod extract;
 mod kill;
 mod support;
+mod tracker;
+mod tracker_doubt;
 mod writer;

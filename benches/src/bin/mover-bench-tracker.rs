@@ -1,0 +1,76 @@
+//! `mover-bench-tracker`: measures the block change tracker; figures as JSON and tables into a directory.
+//!
+//! Invariant: nothing is written before everything was measured.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use mover_base::{Error, Kind, Result};
+use mover_benches::tracker::{Effort, markdown, measure};
+
+#[global_allocator]
+static ALLOCATOR: mover_io::HugeAlloc = mover_io::HugeAlloc;
+
+/// Measures marking, rebuilding, and what both cost a database.
+#[derive(Debug, Parser)]
+#[command(name = "mover-bench-tracker", version)]
+struct Args {
+    /// Where stores are made: a directory in memory, so that no disk is measured
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    dir: PathBuf,
+    /// Directory of the result files
+    #[arg(long, value_name = "DIR", default_value = "benches/results")]
+    results: PathBuf,
+    /// The checkout
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    root: PathBuf,
+    /// How often each is measured
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    repetitions: u32,
+}
+
+fn run(args: &Args) -> Result<()> {
+    let effort = Effort {
+        marks: 2_000_000,
+        log_bytes: 512 << 20,
+        transactions: 20_000,
+        repetitions: args.repetitions,
+    };
+    let figures = measure(&args.dir, &args.root, effort)?;
+    let text = markdown(&figures);
+    let json = serde_json::to_string_pretty(&figures)
+        .map_err(|error| Error::new(Kind::Internal, "figures are no JSON").cause(error))?;
+    let day: String = figures.started.to_string().chars().take(10).collect();
+    write(
+        &args.results,
+        &format!("{day}-tracker.json"),
+        &(json + "\n"),
+    )?;
+    write(&args.results, &format!("{day}-tracker.md"), &text)?;
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::new(Kind::Target, "standard output cannot be written").cause(error))
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::write(&path, text))
+        .map_err(|error| {
+            Error::new(Kind::Target, "a result cannot be written")
+                .object(path.display().to_string())
+                .cause(error)
+        })
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mover-bench-tracker: {error}");
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The block change tracker alone: how fast pages are marked, how fast it is rebuilt from a log, and what it costs a
+//! database.
+//!
+//! Invariants: every figure is of the code that a database links; what is marked is counted, so that nothing is left out;
+//! with and without the tracker the database runs the same transactions in turn.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mover_base::{Error, Kind, Lsn, LsnRange, Result, Timestamp};
+use mover_client::{Capacity, Tracker};
+use mover_pagedb::workload::accounts;
+use mover_pagedb::{Database, Options, Workload};
+use mover_source::delta::BUDGET_BYTES_DEFAULT;
+use mover_source::disk::{DirDisk, Disk};
+use mover_source::page::BODY_BYTES;
+use mover_source::pages::{Store, new_identity};
+use mover_source::tracker::{Epochs, LIVE_FILE};
+use mover_source::wal::{Group, LogIdentity, SegmentSize};
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+use crate::rows::Random;
+use crate::stats::Spread;
+
+/// Pages of the table that is marked: 1 TiB.
+const PAGES: u64 = 1 << 28;
+/// Pages that one transaction marks, where not each is one of its own.
+const TRANSACTION_PAGES: usize = 8;
+/// Transactions of one database before it is the other's turn.
+const SLICE: usize = 50;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Pages that each thread marks.
+    pub marks: usize,
+    /// Bytes of the log that a rebuild reads.
+    pub log_bytes: u64,
+    /// Transactions of the database in one run.
+    pub transactions: usize,
+    /// How often each is measured.
+    pub repetitions: u32,
+}
+
+/// One way of marking.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MarkFigure {
+    /// Threads that mark at once.
+    pub threads: usize,
+    /// `random` or `sequential`.
+    pub order: String,
+    /// Pages of a transaction.
+    pub transaction_pages: usize,
+    /// Whether the pages were marked before.
+    pub again: bool,
+    /// Marks per second of all threads, by repetition.
+    pub marks_per_second: Vec<f64>,
+}
+
+/// All figures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrackerFigures {
+    /// When they were measured.
+    pub started: Timestamp,
+    /// Where.
+    pub machine: Machine,
+    /// Marking.
+    pub marks: Vec<MarkFigure>,
+    /// Bytes of the log that was read.
+    pub log_bytes: u64,
+    /// Bytes of log per second when a database whose machine was started anew takes up the tracker, by repetition.
+    pub rebuild_bytes_per_second: Vec<f64>,
+    /// Seconds of a switch and an answer over all marks of a TiB in random order, by repetition.
+    pub switch_seconds: Vec<f64>,
+    /// Pages in that answer.
+    pub switch_pages: u64,
+    /// Transactions per second of the reference database without the tracker, by repetition.
+    pub database_without: Vec<f64>,
+    /// With it.
+    pub database_with: Vec<f64>,
+}
+
+fn cannot(what: &str, error: std::io::Error) -> Error {
+    Error::new(Kind::CheckFailed, what.to_owned()).cause(error)
+}
+
+fn identity() -> LogIdentity {
+    new_identity([7; 32], SegmentSize::DEFAULT)
+}
+
+/// Measures everything in a directory beneath `dir`; `root` is the checkout.
+///
+/// # Errors
+/// What the database or the tracker says.
+pub fn measure(dir: &Path, root: &Path, effort: Effort) -> Result<TrackerFigures> {
+    let started = Timestamp::now();
+    let own = |name: &str| -> Result<tempfile::TempDir> {
+        let made = tempfile::Builder::new().prefix(name).tempdir_in(dir);
+        made.map_err(|error| cannot("no directory could be made", error))
+    };
+    let mut figures = TrackerFigures {
+        started,
+        machine: Machine::read(dir, root),
+        marks: Vec::new(),
+        log_bytes: effort.log_bytes,
+        rebuild_bytes_per_second: Vec::new(),
+        switch_seconds: Vec::new(),
+        switch_pages: 0,
+        database_without: Vec::new(),
+        database_with: Vec::new(),
+    };
+    for repetition in 0..effort.repetitions as usize {
+        let place = own("marks")?;
+        marks(place.path(), effort, repetition, &mut figures)?;
+        let place = own("rebuild")?;
+        rebuild(place.path(), effort, &mut figures)?;
+        let (plain, tracked) = (own("plain")?, own("tracked")?);
+        let rates = transactions(plain.path(), tracked.path(), effort)?;
+        figures.database_without.push(rates.0);
+        figures.database_with.push(rates.1);
+    }
+    Ok(figures)
+}
+
+/// Marks in every way, then ends the epoch.
+fn marks(
+    dir: &Path,
+    effort: Effort,
+    repetition: usize,
+    figures: &mut TrackerFigures,
+) -> Result<()> {
+    let mut at = 0;
+    for threads in [1, 2] {
+        for order in ["sequential", "random"] {
+            for transaction_pages in [TRANSACTION_PAGES, 1] {
+                let place = dir.join(format!("{threads}-{order}-{transaction_pages}"));
+                std::fs::create_dir(&place).map_err(|error| cannot("no directory", error))?;
+                let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(&place)?);
+                Store::create(disk, identity())?;
+                // Twice the table's bitmaps, as a database of that size has.
+                let capacity = Capacity::new(18)?;
+                let (tracker, _) = Tracker::with_capacity(&place, identity(), Lsn(4096), capacity)?;
+                let pages: Vec<Vec<u32>> = (0..threads)
+                    .map(|thread| pages_of(thread as u64, threads as u64, order, effort.marks))
+                    .collect();
+                for again in [false, true] {
+                    if repetition == 0 {
+                        figures.marks.push(MarkFigure {
+                            threads,
+                            order: order.to_owned(),
+                            transaction_pages,
+                            again,
+                            marks_per_second: Vec::new(),
+                        });
+                    }
+                    let seconds = mark_all(&tracker, &pages, transaction_pages);
+                    let rate = (threads * effort.marks) as f64 / seconds;
+                    figures.marks[at].marks_per_second.push(rate);
+                    at += 1;
+                }
+                // There is no log: all that was marked counts as told.
+                tracker.durable(Lsn(1 << 40));
+                let distinct = distinct(&pages);
+                let (seconds, found) = switch(&place)?;
+                if found != distinct {
+                    let what = format!("{distinct} pages were marked, and {found} were found");
+                    return Err(Error::new(Kind::Internal, what));
+                }
+                if (threads, order, transaction_pages) == (1, "random", TRANSACTION_PAGES) {
+                    figures.switch_seconds.push(seconds);
+                    figures.switch_pages = found;
+                }
+                drop(tracker);
+                std::fs::remove_dir_all(&place).map_err(|error| cannot("not removed", error))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pages_of(thread: u64, threads: u64, order: &str, count: usize) -> Vec<u32> {
+    let mut random = Random::new(thread);
+    let own = PAGES / threads;
+    let page = |n: u64| match order {
+        "random" => random.below(PAGES),
+        _ => thread * own + n % own,
+    };
+    (0..count as u64)
+        .map(page)
+        .map(|page| page as u32)
+        .collect()
+}
+
+fn distinct(pages: &[Vec<u32>]) -> u64 {
+    let mut all: Vec<u32> = pages.iter().flatten().copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    all.len() as u64
+}
+
+/// All threads mark their pages at once; the seconds of the slowest.
+fn mark_all(tracker: &Tracker, pages: &[Vec<u32>], transaction_pages: usize) -> f64 {
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for own in pages {
+            scope.spawn(move || {
+                for (transaction, pages) in own.chunks(transaction_pages).enumerate() {
+                    let mut marking = tracker.begin();
+                    marking.mark_many(pages.iter().map(|page| (1, *page)));
+                    marking.end(Lsn(8 * transaction as u64));
+                }
+            });
+        }
+    });
+    begun.elapsed().as_secs_f64()
+}
+
+/// Ends the epoch and asks for all of it. Seconds, and pages in the answer.
+fn switch(dir: &Path) -> Result<(f64, u64)> {
+    let begun = Instant::now();
+    let Some(epochs) = Epochs::open(Arc::new(DirDisk::open(dir)?), identity())? else {
+        return Err(Error::new(Kind::Internal, "there is no tracker"));
+    };
+    let done = epochs.switch(Lsn(4096), BUDGET_BYTES_DEFAULT)?;
+    let range = LsnRange {
+        start: Lsn(4096),
+        end: done.end.max(Lsn(4104)),
+    };
+    let changed = epochs
+        .changed(range, 1 << 30)
+        .map_err(|invalid| Error::new(Kind::Internal, invalid.to_string()))?;
+    let pages = changed.tables.values().map(|pages| pages.len()).sum();
+    Ok((begun.elapsed().as_secs_f64(), pages))
+}
+
+/// Writes a log of small changes on 10 GB, takes the live file away, and times how the tracker is taken up.
+fn rebuild(dir: &Path, effort: Effort, figures: &mut TrackerFigures) -> Result<()> {
+    const TABLE_PAGES: u64 = 10_000_000_000 / 4096;
+    let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(dir)?);
+    let mut store = Store::create(Arc::clone(&disk), identity())?;
+    let capacity = Capacity::new(13)?;
+    let (tracker, _) = Tracker::with_capacity(dir, identity(), Lsn(4096), capacity)?;
+    drop(tracker);
+    let writer = store.recover(16)?.writer;
+    let mut random = Random::new(1);
+    let bytes: [u8; BODY_BYTES] = std::array::from_fn(|i| (i * 7) as u8);
+    let (mut group, mut number) = (Group::new(), 0);
+    while writer.end().0 < effort.log_bytes {
+        group.clear();
+        for _ in 0..4 {
+            let (page, len) = (random.below(TABLE_PAGES), 40 + random.below(160) as usize);
+            group.delta(1, page as u32, &[(100, &bytes[..8]), (1000, &bytes[..len])])?;
+        }
+        if random.below(40) == 0 {
+            group.image(1, random.below(TABLE_PAGES) as u32, &bytes)?;
+        }
+        writer.append(&group, number, Timestamp::from_micros(0))?;
+        number += 1;
+    }
+    let end = writer.end();
+    writer.flush_to(end)?;
+    drop(writer);
+    std::fs::remove_file(dir.join(LIVE_FILE)).map_err(|error| cannot("not removed", error))?;
+    // Once to bring the log into the page cache.
+    for warm in [false, true] {
+        let begun = Instant::now();
+        let (tracker, found) = Tracker::with_capacity(dir, identity(), end, capacity)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        if found.read.is_none() {
+            return Err(Error::new(Kind::Internal, "the log was not read"));
+        }
+        drop(tracker);
+        std::fs::remove_file(dir.join(LIVE_FILE)).map_err(|error| cannot("not removed", error))?;
+        if warm {
+            figures
+                .rebuild_bytes_per_second
+                .push(end.0 as f64 / seconds);
+        }
+    }
+    Ok(())
+}
+
+/// Transactions per second of two reference databases, without and with the tracker: one thread, all pages in memory,
+/// nothing waits for the disk but a full log buffer. They run in turn, a slice at a time, and each first as often as the
+/// other: a machine whose speed drifts slows both.
+fn transactions(plain: &Path, tracked: &Path, effort: Effort) -> Result<(f64, f64)> {
+    let databases = [database(plain, false)?, database(tracked, true)?];
+    let mut workload = Workload::new(3, 0);
+    let mut seconds = [0.0; 2];
+    for slice in 0..effort.transactions.div_ceil(SLICE) {
+        let ops: Vec<_> = (0..SLICE).map(|_| workload.next_transaction()).collect();
+        for turn in 0..2 {
+            let which = (slice + turn) % 2;
+            let begun = Instant::now();
+            for ops in &ops {
+                databases[which].append(ops)?;
+            }
+            seconds[which] += begun.elapsed().as_secs_f64();
+        }
+    }
+    let done = (effort.transactions.div_ceil(SLICE) * SLICE) as f64;
+    for database in databases {
+        database.close()?;
+    }
+    Ok((done / seconds[0], done / seconds[1]))
+}
+
+fn database(dir: &Path, tracked: bool) -> Result<Database> {
+    let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(dir)?);
+    Store::create(Arc::clone(&disk), identity())?;
+    let options = Options {
+        pool_pages: 100_000,
+        journal: false,
+    };
+    let (mut database, _) = Database::open(disk, options)?;
+    if tracked {
+        database.track(dir, None)?;
+    }
+    database.commit(&accounts(3))?;
+    Ok(database)
+}
+
+fn spread(values: &[f64], unit: f64) -> String {
+    Spread::of(values.iter().map(|value| value / unit)).map_or_else(String::new, |spread| {
+        format!("{:.2} ({:.2}-{:.2})", spread.median, spread.min, spread.max)
+    })
+}
+
+/// The figures as tables.
+pub fn markdown(figures: &TrackerFigures) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let day: String = figures.started.to_string().chars().take(10).collect();
+    let machine = &figures.machine;
+    // Writing to a string cannot fail.
+    let _ = write!(
+        out,
+        "# Block change tracker, {day}\n\n{}, {} cores; {}; commit {}. Median, smallest and largest repetition.\n\n\
+         A table of 1 TiB; marks of one thread are counted once each, also where a page was drawn twice.\n\n\
+         | marks | pages of a transaction | threads | million marks/s | ns a mark and thread |\n|---|---|---|---|---|\n",
+        machine.cpu, machine.cores, machine.kernel, machine.commit
+    );
+    for mark in &figures.marks {
+        let again = if mark.again { ", set before" } else { "" };
+        let threads = mark.threads as f64;
+        let each: Vec<f64> = mark
+            .marks_per_second
+            .iter()
+            .map(|rate| 1e9 * threads / rate)
+            .collect();
+        let _ = writeln!(
+            out,
+            "| {}{again} | {} | {} | {} | {} |",
+            mark.order,
+            mark.transaction_pages,
+            mark.threads,
+            spread(&mark.marks_per_second, 1e6),
+            spread(&each, 1.0)
+        );
+    }
+    let ratio: Vec<f64> = figures
+        .database_with
+        .iter()
+        .zip(&figures.database_without)
+        .map(|(with, without)| with / without)
+        .collect();
+    let _ = write!(
+        out,
+        "\n| | |\n|---|---|\n| rebuilt from a log of {} MiB in the page cache, GB/s | {} |\n\
+         | switch and answer over {} marked pages, ms | {} |\n\
+         | reference database, transactions/s without | {} |\n\
+         | with the tracker | {} |\n| with / without, pair by pair | {} |\n",
+        figures.log_bytes >> 20,
+        spread(&figures.rebuild_bytes_per_second, 1e9),
+        figures.switch_pages,
+        spread(&figures.switch_seconds, 1e-3),
+        spread(&figures.database_without, 1.0),
+        spread(&figures.database_with, 1.0),
+        spread(&ratio, 1.0)
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_measurement_counts_what_it_marks() {
+        let dir = tempfile::tempdir().unwrap();
+        let effort = Effort {
+            marks: 2000,
+            log_bytes: 1 << 20,
+            transactions: 40,
+            repetitions: 1,
+        };
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let figures = measure(dir.path(), root, effort).unwrap();
+        assert_eq!(figures.marks.len(), 16);
+        assert!(
+            figures
+                .marks
+                .iter()
+                .all(|mark| mark.marks_per_second[0] > 0.0)
+        );
+        assert!(figures.switch_pages > 1900);
+        let text = markdown(&figures);
+        assert!(text.contains("| random, set before | 1 | 2 |"), "{text}");
+    }
+}

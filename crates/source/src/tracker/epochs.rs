@@ -1,0 +1,575 @@
+//! The backup side: ending epochs, asking what changed, letting go of what a backup holds.
+//!
+//! Invariants: one process at a time works on epochs; its lock ends with it. Every step can be cut off: the state names
+//! an epoch as ended only when its file is durable, and who comes next finishes what the dead one began. What is claimed
+//! is claimed durably before it is relied on, and given up durably before what replaces it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mover_base::{Error, HistoryId, Kind, Lsn, LsnRange, Result, SystemId};
+use rustix::fs::{AtFlags, FlockOperation, Gid, OFlags, Uid};
+use rustix::io::Errno;
+
+use super::TRACKER_DIR;
+use super::doubt::{Doubt, Invalid, Reset};
+use super::epoch_file::{
+    EPOCH_NEW, EPOCH_SUFFIX, EpochHeader, EpochReader, EpochWriter, Place, merge,
+};
+use super::live::{LIVE_NEW, Live};
+use super::state::{KEPT_MAX, Kept, STATE_NEW, TrackerState, failed};
+use crate::delta::{ChunkWords, Delta, PageSet};
+use crate::disk::{DirDisk, Disk};
+use crate::wal::{LogIdentity, LogReader, Record, Verify};
+
+/// How long the lock is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How long to sleep between two attempts.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+/// Bytes that a table is reckoned with beside its bitmaps.
+const TABLE_BYTES: usize = 128;
+
+/// Which pages changed. Pages behind a table's end, and tables that are there no more, may be named and are to be passed
+/// over; whether a table was made or dropped, and how long it is, the catalogue says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// The pages by table.
+    pub tables: BTreeMap<u32, PageSet>,
+}
+
+impl From<Delta> for Changed {
+    /// What was extracted from the log, in the tracker's terms.
+    fn from(delta: Delta) -> Self {
+        let tables = delta.tables.into_iter();
+        let pages = tables.filter(|(_, table)| !table.pages.is_empty());
+        Changed {
+            tables: pages.map(|(id, table)| (id, table.pages)).collect(),
+        }
+    }
+}
+
+impl Changed {
+    fn pages(&mut self, table: u32, budget: &mut usize) -> Option<&mut PageSet> {
+        match self.tables.entry(table) {
+            std::collections::btree_map::Entry::Occupied(entry) => Some(entry.into_mut()),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                *budget = budget.checked_sub(TABLE_BYTES)?;
+                Some(entry.insert(PageSet::default()))
+            }
+        }
+    }
+
+    fn add(&mut self, place: Place, words: &ChunkWords, budget: &mut usize) -> Option<()> {
+        if words.iter().all(|word| *word == 0) {
+            return Some(());
+        }
+        let pages = self.pages(place.table, budget)?;
+        pages.insert_chunk(place.chunk, words, budget)
+    }
+
+    fn add_page(&mut self, table: u32, page: u32, budget: &mut usize) -> Option<()> {
+        self.pages(table, budget)?.insert(page, budget)
+    }
+}
+
+/// What ending an epoch did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switched {
+    /// Groups that end behind this are marked in the next epoch only. A backup whose redo begins here or later does not
+    /// need the ended epoch's marks to be followed.
+    pub end: Lsn,
+    /// Why the marks were in doubt, if they were.
+    pub doubt: Option<Doubt>,
+    /// The part of the log that was read, beside the marks or in their place.
+    pub read: Option<LsnRange>,
+    /// Why what was before is known no longer, if that happened now.
+    pub reset: Option<Reset>,
+}
+
+/// The epochs of a store's tracker, held by one process.
+#[derive(Debug)]
+pub struct Epochs {
+    disk: Arc<DirDisk>,
+    identity: LogIdentity,
+    /// The tracker's directory, locked.
+    _lock: OwnedFd,
+}
+
+impl Epochs {
+    /// Takes hold of the tracker of the store on `disk`, whose log is `identity`; `None` if no database ever made one.
+    ///
+    /// # Errors
+    /// `Conflict` if another process has hold of it for longer than ten seconds; `Source` if it cannot be opened.
+    pub fn open(disk: Arc<DirDisk>, identity: LogIdentity) -> Result<Option<Epochs>> {
+        let unreadable = |error| {
+            crate::failure::source_error(
+                "the tracker cannot be opened",
+                TRACKER_DIR.as_bytes(),
+                error,
+            )
+            .with_kind(Kind::Source)
+        };
+        let lock = match disk.descriptor(TRACKER_DIR, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            lock => lock.map_err(unreadable)?,
+        };
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_POLL);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    let what = "another backup works on the tracker";
+                    return Err(Error::new(Kind::Conflict, what)
+                        .object(TRACKER_DIR)
+                        .hint("wait for it to end"));
+                }
+                Err(error) => return Err(unreadable(error.into())),
+            }
+        }
+        Ok(Some(Epochs {
+            disk,
+            identity,
+            _lock: lock,
+        }))
+    }
+
+    fn ids(&self) -> (SystemId, HistoryId) {
+        (self.identity.system, self.identity.history)
+    }
+
+    pub(super) fn disk(&self) -> &DirDisk {
+        &self.disk
+    }
+
+    /// What the state says, if it is this history's.
+    pub fn state(&self) -> Result<TrackerState, Invalid> {
+        let state = TrackerState::read(&*self.disk).map_err(|error| match error.kind() {
+            Kind::Corrupt => Invalid::State(error.message().to_owned()),
+            _ => Invalid::Unreadable(error.to_string()),
+        })?;
+        let state = state.ok_or_else(|| Invalid::State("there is none".to_owned()))?;
+        if state.system != self.identity.system {
+            return Err(Invalid::OtherDatabase);
+        }
+        if state.history != self.identity.history {
+            return Err(Invalid::OtherHistory);
+        }
+        Ok(state)
+    }
+
+    /// The live file, if it counts.
+    pub(super) fn live(&self, state: &TrackerState) -> Result<Live, Doubt> {
+        let live = Live::open(&self.disk, self.ids(), state.live.ok_or(Doubt::Missing)?)?;
+        let current = live.current();
+        if current == state.epoch || current == state.epoch + 1 {
+            Ok(live)
+        } else {
+            Err(Doubt::Epoch)
+        }
+    }
+
+    /// Ends the running epoch. `end` is a position up to which the log is durable, the end of a group: all that ends there
+    /// or before is known afterwards. Should the log be needed, it is read; `budget_bytes` bounds what that takes.
+    ///
+    /// If the marks are in doubt and the log cannot be read, nothing is known of what was before `end` from now on.
+    ///
+    /// # Errors
+    /// `Source` or `Storage` if the tracker's files cannot be read or written; `Unreachable` if the database does not end a
+    /// transaction that it has begun to log. None loses anything.
+    pub fn switch(&self, end: Lsn, budget_bytes: usize) -> Result<Switched> {
+        let state = match self.state() {
+            Ok(state) if state.start <= end => state,
+            Ok(state) => return self.restart(state.epoch + 1, end, Reset::LogBehind, None),
+            Err(invalid) => return self.restart(1, end, invalid.reset()?, None),
+        };
+        match self.live(&state) {
+            Ok(live) => self.switch_live(&live, state, end, budget_bytes),
+            Err(doubt) => self.switch_log(state, end, budget_bytes, doubt),
+        }
+    }
+
+    pub(super) fn switch_live(
+        &self,
+        live: &Live,
+        mut state: TrackerState,
+        end: Lsn,
+        budget_bytes: usize,
+    ) -> Result<Switched> {
+        if live.current() != state.epoch {
+            let begun = live.start(state.epoch + 1);
+            let done = self.complete(live, &mut state, begun, budget_bytes)?;
+            if done.reset.is_some() || end < state.start {
+                return Ok(done);
+            }
+        }
+        let (mut read, mut reset) = (None, None);
+        let durable = live.durable();
+        if durable < end && !live.full(state.epoch) {
+            let range = LsnRange {
+                start: durable,
+                end,
+            };
+            match self.mark_from_log(live, state.epoch, range) {
+                Ok(()) => read = Some(range),
+                Err(_) => {
+                    // Given up durably, before the live file says that all is marked up to here.
+                    state.kept.clear();
+                    (state.start, state.reset) = (end, Reset::LogGone);
+                    self.save(&state)?;
+                    reset = Some(Reset::LogGone);
+                }
+            }
+            live.set_durable(end);
+        }
+        live.prepare(state.epoch + 1, end);
+        live.switch(state.epoch + 1);
+        let done = self.complete(live, &mut state, end, budget_bytes)?;
+        Ok(Switched {
+            read: done.read.or(read),
+            reset: done.reset.or(reset),
+            ..done
+        })
+    }
+
+    /// Finishes a switch: the live file is at the next epoch, which begins at `start`, and the state is not yet.
+    pub(super) fn complete(
+        &self,
+        live: &Live,
+        state: &mut TrackerState,
+        start: Lsn,
+        budget_bytes: usize,
+    ) -> Result<Switched> {
+        live.wait_quiet(&self.disk, state.epoch)?;
+        if live.full(state.epoch) {
+            // What had no room may have been appended behind `start`: the next epoch is read from the log as well.
+            live.set_full(state.epoch + 1);
+            let (live, full) = (Some(live.id()), Doubt::Full);
+            return self.end_from_log(state, start, budget_bytes, full, live);
+        }
+        // Whoever began in this epoch has said where its transaction ends.
+        let end = live.appended().max(start);
+        let mut writer = EpochWriter::new(&*self.disk, self.header(state, end))?;
+        live.slot(state.epoch)
+            .each(|place, words| writer.push(place, words))?;
+        let kept = writer.finish(|path| self.give(path))?;
+        self.ended(state, kept, start)?;
+        Ok(Switched {
+            end,
+            doubt: None,
+            read: None,
+            reset: None,
+        })
+    }
+
+    /// Ends the running epoch with what the log says, since the live file does not count.
+    fn switch_log(
+        &self,
+        mut state: TrackerState,
+        end: Lsn,
+        budget_bytes: usize,
+        doubt: Doubt,
+    ) -> Result<Switched> {
+        self.end_from_log(&mut state, end, budget_bytes, doubt, None)
+    }
+
+    fn end_from_log(
+        &self,
+        state: &mut TrackerState,
+        end: Lsn,
+        budget_bytes: usize,
+        doubt: Doubt,
+        live: Option<[u8; 16]>,
+    ) -> Result<Switched> {
+        let range = LsnRange {
+            start: state.start,
+            end,
+        };
+        let mut changed = Changed::default();
+        let read = self.add_from_log(&mut changed, range, &mut { budget_bytes });
+        if let Err(invalid) = read {
+            let done = self.restart(state.epoch + 1, end, invalid.reset()?, live)?;
+            *state = self.state().map_err(lost)?;
+            return Ok(Switched {
+                doubt: Some(doubt),
+                ..done
+            });
+        }
+        let mut writer = EpochWriter::new(&*self.disk, self.header(state, end))?;
+        for (table, pages) in &changed.tables {
+            for (chunk, words) in pages.chunks() {
+                let place = Place {
+                    table: *table,
+                    chunk,
+                };
+                writer.push(place, words)?;
+            }
+        }
+        let kept = writer.finish(|path| self.give(path))?;
+        state.live = live;
+        self.ended(state, kept, end)?;
+        Ok(Switched {
+            end,
+            doubt: Some(doubt),
+            read: Some(range),
+            reset: None,
+        })
+    }
+
+    fn header(&self, state: &TrackerState, end: Lsn) -> EpochHeader {
+        EpochHeader {
+            system: state.system,
+            history: state.history,
+            number: state.epoch,
+            start: state.start,
+            end,
+        }
+    }
+
+    /// Records an ended epoch; the next one begins at `start`.
+    fn ended(&self, state: &mut TrackerState, kept: Kept, start: Lsn) -> Result<()> {
+        state.kept.push(kept);
+        (state.epoch, state.start) = (state.epoch + 1, start);
+        while state.kept.len() > KEPT_MAX {
+            let merged = merge(
+                &*self.disk,
+                state.system,
+                state.history,
+                [&state.kept[0], &state.kept[1]],
+                |path| self.give(path),
+            );
+            match merged {
+                Ok(merged) => _ = state.kept.splice(..2, [merged]),
+                // What cannot be read is claimed no longer.
+                Err(error) if error.kind() != Kind::Storage => {
+                    state.kept.drain(..2);
+                    state.reset = Reset::Damaged;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.save(state)?;
+        self.sweep(state);
+        Ok(())
+    }
+
+    /// Begins anew at `end`: nothing is known of what was before.
+    pub(super) fn restart(
+        &self,
+        epoch: u64,
+        end: Lsn,
+        reset: Reset,
+        live: Option<[u8; 16]>,
+    ) -> Result<Switched> {
+        let state = TrackerState {
+            system: self.identity.system,
+            history: self.identity.history,
+            live,
+            epoch,
+            start: end,
+            reset,
+            kept: Vec::new(),
+        };
+        self.save(&state)?;
+        self.sweep(&state);
+        Ok(Switched {
+            end,
+            doubt: None,
+            read: None,
+            reset: Some(reset),
+        })
+    }
+
+    /// The pages that groups changed which end in `range`, behind its start and not behind its end; perhaps more. Up to the
+    /// last switch the answer is made of ended epochs; behind it the running epoch's marks so far are in it.
+    ///
+    /// # Errors
+    /// [`Invalid`], if the tracker cannot vouch for the answer.
+    pub fn changed(&self, range: LsnRange, budget_bytes: usize) -> Result<Changed, Invalid> {
+        let state = self.state()?;
+        if range.end < range.start {
+            return Err(Invalid::Backwards);
+        }
+        let (known_from, reset) = (state.known_from(), state.reset);
+        if range.start < known_from {
+            return Err(Invalid::Before { known_from, reset });
+        }
+        let mut budget = budget_bytes;
+        let mut changed = Changed::default();
+        for kept in &state.kept {
+            if kept.end > range.start && kept.start < range.end {
+                self.add_kept(&mut changed, &state, kept, &mut budget)?;
+            }
+        }
+        if range.end > state.start {
+            self.add_running(&mut changed, &state, range, &mut budget)?;
+        }
+        Ok(changed)
+    }
+
+    fn add_kept(
+        &self,
+        changed: &mut Changed,
+        state: &TrackerState,
+        kept: &Kept,
+        budget: &mut usize,
+    ) -> Result<(), Invalid> {
+        let damaged = |error: Error| Invalid::Epoch {
+            number: kept.number,
+            why: error.to_string(),
+        };
+        let mut reader =
+            EpochReader::open(&*self.disk, state.system, state.history, kept).map_err(damaged)?;
+        while let Some((place, words)) = reader.next().map_err(damaged)? {
+            changed.add(place, &words, budget).ok_or(Invalid::Limit)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what is marked since the last switch, and what the log has beyond what the marks vouch for.
+    fn add_running(
+        &self,
+        changed: &mut Changed,
+        state: &TrackerState,
+        range: LsnRange,
+        budget: &mut usize,
+    ) -> Result<(), Invalid> {
+        let mut from = state.start;
+        if let Ok(live) = self.live(state) {
+            // Before the marks: those of what is durable by now are among them then.
+            let durable = live.durable();
+            let epochs = [state.epoch, state.epoch + 1];
+            let slots = &epochs[..if live.current() == state.epoch { 1 } else { 2 }];
+            for epoch in slots {
+                let mut full = false;
+                let add = |place, words: &ChunkWords| {
+                    full = full || changed.add(place, words, budget).is_none();
+                    Ok(())
+                };
+                live.slot(*epoch).each(add).map_err(unread)?;
+                if full {
+                    return Err(Invalid::Limit);
+                }
+            }
+            if !slots.iter().any(|epoch| live.full(*epoch)) {
+                from = durable;
+            }
+        }
+        let rest = LsnRange {
+            start: from.max(range.start),
+            end: range.end,
+        };
+        if rest.start < rest.end {
+            self.add_from_log(changed, rest, budget)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of ended epochs that only say what groups changed which end at `up_to` or before: a backup that holds all of
+    /// that is committed.
+    ///
+    /// # Errors
+    /// `Storage` if the state cannot be written.
+    pub fn release(&self, up_to: Lsn) -> Result<()> {
+        let Ok(mut state) = self.state() else {
+            // Nothing is claimed, so nothing is held.
+            return Ok(());
+        };
+        let released = state.kept.iter().take_while(|kept| kept.end <= up_to);
+        let count = released.count();
+        if count > 0 {
+            state.kept.drain(..count);
+            state.reset = Reset::Released;
+            self.save(&state)?;
+            self.sweep(&state);
+        }
+        Ok(())
+    }
+
+    fn add_from_log(
+        &self,
+        changed: &mut Changed,
+        range: LsnRange,
+        budget: &mut usize,
+    ) -> Result<(), Invalid> {
+        let mut full = false;
+        let read = self.each_change(range, |table, page| {
+            full = full || changed.add_page(table, page, budget).is_none();
+        });
+        if full {
+            return Err(Invalid::Limit);
+        }
+        read.map_err(unread)
+    }
+
+    /// Marks what a range of the log changed.
+    pub(super) fn mark_from_log(&self, live: &Live, epoch: u64, range: LsnRange) -> Result<()> {
+        let slot = live.slot(epoch);
+        self.each_change(range, |table, page| slot.mark(table, page))
+    }
+
+    fn each_change(&self, range: LsnRange, mut visit: impl FnMut(u32, u32)) -> Result<()> {
+        let disk: Arc<dyn Disk> = Arc::clone(&self.disk) as Arc<dyn Disk>;
+        let reader = LogReader::new(disk, self.identity, Verify::Records);
+        reader.read(range, |_, _, record| {
+            if let Record::Delta { table, page, .. } | Record::Image { table, page, .. } = *record {
+                visit(table, page);
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn save(&self, state: &TrackerState) -> Result<()> {
+        state.save(&*self.disk, |path| self.give(path))
+    }
+
+    /// Gives a file that root made to whom the directory belongs: the database must be able to read it.
+    fn give(&self, path: &str) -> io::Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let dir = self
+            .disk
+            .descriptor(TRACKER_DIR, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let owner = rustix::fs::fstat(&dir)?;
+        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+        let (user, group) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        Ok(rustix::fs::chownat(
+            &dir,
+            name,
+            Some(user),
+            Some(group),
+            flags,
+        )?)
+    }
+
+    /// Removes files that the state does not name. What cannot be removed now is removed next time.
+    pub(super) fn sweep(&self, state: &TrackerState) {
+        let named: Vec<String> = state.kept.iter().map(Kept::path).collect();
+        for name in self.disk.list(TRACKER_DIR).unwrap_or_default() {
+            let path = format!("{TRACKER_DIR}/{name}");
+            let ours = path.ends_with(EPOCH_SUFFIX) && !named.contains(&path);
+            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW].contains(&&*path) {
+                let _ = self.disk.remove(&path);
+            }
+        }
+    }
+}
+
+fn unread(error: Error) -> Invalid {
+    Invalid::Log(error.to_string())
+}
+
+/// The state was written just now, under the lock.
+fn lost(invalid: Invalid) -> Error {
+    failed(
+        super::STATE_FILE,
+        io::Error::other(format!("it was changed meanwhile: {invalid}")),
+    )
+}
