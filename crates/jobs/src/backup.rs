@@ -22,8 +22,9 @@ use mover_repo::{
     BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, LogMark, MapNode, Repository,
     WriterOutcome, find_parent,
 };
-use mover_source::delta::Delta;
+use mover_source::delta::PageSet;
 use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
+use mover_source::tracker::Changed;
 use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
 
@@ -130,7 +131,7 @@ struct PageSource {
     store: Arc<LiveStore>,
     checkpoint: Checkpoint,
     /// What changed since the base; all of it is read where there is none.
-    delta: Option<Delta>,
+    changed: Option<Changed>,
     /// The base, if the type is not full.
     base: Option<Base>,
 }
@@ -281,7 +282,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         backup_type,
         reason,
         parent,
-        delta,
+        changed,
         mut warnings,
     } = footing;
     if !repository.can_read() {
@@ -293,8 +294,8 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let source_bytes = mover_repo::block_bytes(pages);
-    let changed = delta.as_ref().map(|delta| {
-        let pages = delta.tables.values().map(|table| table.pages.len());
+    let changed_bytes = changed.as_ref().map(|changed| {
+        let pages = changed.tables.values().map(PageSet::len);
         mover_repo::block_bytes(pages.sum())
     });
     Ok(BackupPlan {
@@ -310,7 +311,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         symlinks: 0,
         hardlinks: 0,
         source_bytes,
-        data_bytes: changed.unwrap_or(source_bytes),
+        data_bytes: changed_bytes.unwrap_or(source_bytes),
         estimated_stored_bytes: None,
         estimated_seconds: None,
         sampled_bytes: 0,
@@ -325,7 +326,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
             source: Source::Pages(Box::new(PageSource {
                 store,
                 checkpoint,
-                delta,
+                changed,
                 base,
             })),
             started,
@@ -392,8 +393,9 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let copied = match source {
         Source::Tree(tree) => copy_tree(&work, tree, tick)?,
         Source::Pages(mut source) => {
+            warnings.extend(base::switch_epoch(&source.store, &source.checkpoint));
             if options.backup_type == BackupType::Full {
-                (source.delta, source.base) = (None, None);
+                (source.changed, source.base) = (None, None);
             }
             copy_pages(&work, *source, tick)?
         }
@@ -490,18 +492,18 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let PageSource {
         store,
         checkpoint,
-        delta,
+        changed,
         base,
     } = source;
     let base_end = base.map(|base| base.end);
     let origin = PageOrigin::new(&store, checkpoint, |table, path| {
         let base = work.run.parent_map(path).map(|map| map.blocks() as u32);
-        match &delta {
-            Some(delta) => pages::changes_since(delta, table, base),
+        match &changed {
+            Some(changed) => pages::changes_since(changed, table, base),
             None => Changes::All,
         }
     })?;
-    drop(delta);
+    drop(changed);
     let tables = origin.tables();
     let table_bytes = tables.iter().map(|(_, bytes)| bytes).sum();
     let read_bytes = origin.read_bytes();

@@ -11,8 +11,9 @@ use mover_base::{Error, Kind, Lsn, LsnRange, Result, hex};
 use mover_io::Shard;
 use mover_repo::catalogue::{self, OpenManifest};
 use mover_repo::{BackupMetadata, BackupType, LogMark, Repository, find_latest, find_parent};
-use mover_source::delta::{BUDGET_BYTES_DEFAULT, Delta, extract};
+use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore};
+use mover_source::tracker::Changed;
 
 use super::Base;
 use super::pages::history_text;
@@ -30,7 +31,7 @@ pub(crate) struct Footing {
     /// The backup whose blocks this one builds on, whatever its type.
     pub parent: Option<OpenManifest>,
     /// What changed since the parent, if the type is not full.
-    pub delta: Option<Delta>,
+    pub changed: Option<Changed>,
     /// What else there is to know.
     pub warnings: Vec<String>,
 }
@@ -39,7 +40,7 @@ impl Footing {
     /// The base: none for a full backup.
     pub fn base(&self) -> Option<Base> {
         let parent = self.parent.as_ref()?;
-        self.delta.as_ref()?;
+        self.changed.as_ref()?;
         Some(Base {
             id: parent.id,
             end: parent.manifest.metadata.lsn_range?.end,
@@ -72,7 +73,7 @@ pub(crate) async fn find(
             backup_type: BackupType::Full,
             reason: None,
             parent: base,
-            delta: None,
+            changed: None,
             warnings,
         });
     }
@@ -88,11 +89,11 @@ pub(crate) async fn find(
         },
     };
     Ok(match found {
-        Ok(delta) => Footing {
+        Ok(changed) => Footing {
             backup_type: wanted.backup_type,
             reason: None,
             parent: base,
-            delta: Some(delta),
+            changed: Some(changed),
             warnings,
         },
         Err(reason) => {
@@ -101,7 +102,7 @@ pub(crate) async fn find(
                 backup_type: BackupType::Full,
                 reason: Some(reason),
                 parent: base,
-                delta: None,
+                changed: None,
                 warnings,
             }
         }
@@ -190,7 +191,7 @@ fn changed_since(
     store: &LiveStore,
     checkpoint: &Checkpoint,
     base: &BackupMetadata,
-) -> Result<Result<Delta, String>> {
+) -> Result<Result<Changed, String>> {
     let control = &checkpoint.control;
     let identity = &control.identity;
     let (Some(range), Some(history)) = (base.lsn_range, &base.history) else {
@@ -222,12 +223,38 @@ fn changed_since(
         end: control.redo,
     };
     match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
-        Ok(delta) => Ok(Ok(delta)),
-        Err(error) if is_about_log(&error) || error.kind() == Kind::Limit => {
-            Ok(Err(error.to_string()))
-        }
+        Ok(delta) => Ok(Ok(delta.into())),
+        Err(error) if is_about_log(&error) => by_tracker(store, checkpoint, since, &error),
+        Err(error) if error.kind() == Kind::Limit => Ok(Err(error.to_string())),
         Err(error) => Err(error),
     }
+}
+
+/// What the block change tracker says changed in `range`, where the log does not tell because of `gone`.
+fn by_tracker(
+    store: &LiveStore,
+    checkpoint: &Checkpoint,
+    range: LsnRange,
+    gone: &Error,
+) -> Result<Result<Changed, String>> {
+    let Some(epochs) = store.epochs(checkpoint.control.identity)? else {
+        return Ok(Err(gone.to_string()));
+    };
+    let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
+    Ok(changed.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
+}
+
+/// Begins a new epoch of the tracker at the redo position, so that the next backup asks for no more than it needs. What
+/// keeps it from that is a warning: the epochs that there are go on.
+pub(crate) fn switch_epoch(store: &LiveStore, checkpoint: &Checkpoint) -> Option<String> {
+    let control = &checkpoint.control;
+    let switched = match store.epochs(control.identity) {
+        Ok(None) => return None,
+        Ok(Some(epochs)) => epochs.switch(control.redo, BUDGET_BYTES_DEFAULT),
+        Err(error) => Err(error),
+    };
+    let failed = |error| format!("the block change tracker began no new epoch: {error}");
+    switched.err().map(failed)
 }
 
 fn is_about_log(error: &Error) -> bool {

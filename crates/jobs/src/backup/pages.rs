@@ -19,11 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
-use mover_source::delta::{BUDGET_BYTES_DEFAULT, Delta, PageSet, extract};
+use mover_source::delta::{BUDGET_BYTES_DEFAULT, PageSet, extract};
 use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
     CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
 };
+use mover_source::tracker::Changed;
 use mover_source::wal::SegmentSize;
 use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use mover_source::{Totals, source_error, wal};
@@ -494,23 +495,12 @@ pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
     identity.history.to_string()
 }
 
-/// What a base has of a table and what changed since, from a delta of the log.
-pub(crate) fn changes_since(delta: &Delta, table: u32, base_pages: Option<u32>) -> Changes {
-    let (Some(base_pages), changed) = (base_pages, delta.tables.get(&table)) else {
-        return Changes::All;
-    };
-    match changed {
-        // Whatever the base has under this name is of another time.
-        Some(changed) if changed.created => Changes::All,
-        Some(changed) => Changes::Since {
-            pages: changed.pages.clone(),
-            base_pages,
-        },
-        None => Changes::Since {
-            pages: PageSet::default(),
-            base_pages,
-        },
-    }
+/// What of a table is read, by what changed since a base that has so many pages of it.
+pub(crate) fn changes_since(changed: &Changed, table: u32, base_pages: Option<u32>) -> Changes {
+    base_pages.map_or(Changes::All, |base_pages| Changes::Since {
+        pages: changed.tables.get(&table).cloned().unwrap_or_default(),
+        base_pages,
+    })
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use super::{CATALOGUE_FILE, CONTROL_FILE, Catalogue, Control, read_catalogue, re
 use crate::disk::{Access, DirDisk, Disk};
 use crate::failure::source_error;
 use crate::scan::Stamp;
+use crate::tracker::Epochs;
 use crate::wal::segment::LOG_BLOCK_BYTES;
 use crate::wal::{LogIdentity, find_end, segments};
 use crate::{RESTORE_MARKER, beneath};
@@ -96,6 +97,14 @@ impl LiveStore {
     /// The files.
     pub fn disk(&self) -> Arc<dyn Disk> {
         self.disk.clone()
+    }
+
+    /// The epochs of the block change tracker; `None` if the database runs without one.
+    ///
+    /// # Errors
+    /// `Conflict` if another process holds it; `Source` if it cannot be read.
+    pub fn epochs(&self, identity: LogIdentity) -> Result<Option<Epochs>> {
+        Epochs::open(self.disk.clone(), identity)
     }
 
     /// The last checkpoint. Control file and catalogue are read until they are of one checkpoint, or the catalogue of a
