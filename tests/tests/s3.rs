@@ -134,6 +134,62 @@ fn every_verb_works_on_a_repository_in_s3() {
     );
 }
 
+/// How often packs were asked for by way of `proxy`, from request number `from` on.
+fn packs_asked_for(proxy: &FaultProxy, from: usize) -> u64 {
+    let seen = proxy.seen();
+    let packs = seen[from..].iter();
+    let packs = packs.filter(|line| line.starts_with("GET") && line.contains("/packs/"));
+    packs.count() as u64
+}
+
+/// Whoever asks for a megabyte at a time asks a pack of ten more than ten times.
+#[test]
+fn a_restore_and_a_verification_ask_for_much_at_a_time() {
+    /// Beginning, directory, and frames in two runs; one more where a file ends or shards share an extent.
+    const PER_PACK: u64 = 5;
+    /// Map nodes, and entries.
+    const BESIDE: u64 = 20;
+    let scratch = Scratch::new("s3-requests");
+    let garage = Garage::start(scratch.path());
+    let proxy = FaultProxy::start(&garage.access().endpoint);
+    let access = garage.access().at(&proxy.endpoint());
+    let repo = repo_in(&access, &scratch, "requests", Protection::Identity);
+    let source = scratch.dir("source");
+    // It shrinks by nothing, so frames are longer than a buffer; the other is made of short ones.
+    plant::file(&source.join("random"), &mut Random::new(SEED), 96 << 20);
+    fs::write(source.join("rows"), Random::new(SEED).rows(64 << 20)).expect("file");
+    repo.backup(&source).summary();
+    let stored = objects(garage.access(), "requests");
+    let packs = stored
+        .iter()
+        .filter(|object| object.key.contains("/packs/"));
+    let asked_max = packs.count() as u64 * PER_PACK + BESIDE;
+    let before = proxy.seen().len();
+    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+    let (asked, restored) = (packs_asked_for(&proxy, before), proxy.seen().len());
+    assert!(asked <= asked_max, "{asked} requests where {asked_max} do");
+    repo.verify().expect(exit::OK);
+    let asked = packs_asked_for(&proxy, restored);
+    assert!(asked <= asked_max, "{asked} requests where {asked_max} do");
+}
+
+#[test]
+fn answers_that_break_off_again_and_again_do_not_harm_a_restore() {
+    let scratch = Scratch::new("s3-cut-answers");
+    let garage = Garage::start(scratch.path());
+    let proxy = FaultProxy::start(&garage.access().endpoint);
+    let access = garage.access().at(&proxy.endpoint());
+    let repo = repo_in(&access, &scratch, "cut", Protection::Identity);
+    let source = scratch.dir("source");
+    plant::file(&source.join("table"), &mut Random::new(SEED), 48 << 20);
+    repo.backup(&source).summary();
+    let cut = Fault::new(Action::TruncateReply(1_500_000)).method("GET");
+    let cut = proxy.inject(cut.path("/packs/").chance(0.6, SEED));
+    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+    repo.verify().expect(exit::OK);
+    assert!(proxy.hits(cut) > 0);
+}
+
 #[test]
 fn a_delta_restore_from_s3_repairs_what_differs() {
     let scratch = Scratch::new("s3-delta");
