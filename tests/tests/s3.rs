@@ -134,6 +134,67 @@ fn every_verb_works_on_a_repository_in_s3() {
     );
 }
 
+/// The lengths of the ranges that were asked for by way of `proxy`, from number `from` on, without those that only open
+/// packs.
+fn frames_asked_for(proxy: &FaultProxy, from: usize) -> Vec<u64> {
+    const OPENING_MAX: u64 = 256 << 10;
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let length = |range: &String| {
+        let range = range.strip_prefix("bytes=").expect("bytes");
+        let (first, last) = range.split_once('-').expect("a range");
+        number(last) + 1 - number(first)
+    };
+    let all = proxy.ranges();
+    let long = all[from..].iter().map(length);
+    long.filter(|bytes| *bytes > OPENING_MAX).collect()
+}
+
+/// Whoever asks for a buffer's worth at a time asks twice as often and more.
+#[test]
+fn a_restore_and_a_verification_ask_for_much_at_a_time() {
+    const AVERAGE_MIN: u64 = 2 << 20;
+    let scratch = Scratch::new("s3-requests");
+    let garage = Garage::start(scratch.path());
+    let proxy = FaultProxy::start(&garage.access().endpoint);
+    let access = garage.access().at(&proxy.endpoint());
+    let repo = repo_in(&access, &scratch, "requests", Protection::Identity);
+    let source = scratch.dir("source");
+    // What shrinks by nothing makes frames longer than a buffer; the other file is made of short ones.
+    plant::file(&source.join("random"), &mut Random::new(SEED), 96 << 20);
+    let rows = Random::new(SEED).rows(64 << 20);
+    fs::write(source.join("rows"), rows).expect("file");
+    repo.backup(&source).summary();
+    let target = scratch.join("target");
+    let mut verify = repo.command("verify");
+    verify.args(["--level", "checksum", "--json"]);
+    for mut command in [repo.restore_command("latest", &target), verify] {
+        let from = proxy.ranges().len();
+        Outcome::of(command.args(["--shards", "1"])).expect(exit::OK);
+        let asked = frames_asked_for(&proxy, from);
+        let bytes: u64 = asked.iter().sum();
+        assert!(bytes > 96 << 20, "all frames were read: {bytes}");
+        assert!(bytes / asked.len() as u64 >= AVERAGE_MIN, "{asked:?}");
+    }
+    Tree::read(&source).assert_same(&Tree::read(&target), "restored");
+}
+
+#[test]
+fn answers_that_break_off_again_and_again_do_not_harm_a_restore() {
+    let scratch = Scratch::new("s3-cut-answers");
+    let garage = Garage::start(scratch.path());
+    let proxy = FaultProxy::start(&garage.access().endpoint);
+    let access = garage.access().at(&proxy.endpoint());
+    let repo = repo_in(&access, &scratch, "cut", Protection::Identity);
+    let source = scratch.dir("source");
+    plant::file(&source.join("table"), &mut Random::new(SEED), 48 << 20);
+    repo.backup(&source).summary();
+    let cut = Fault::new(Action::TruncateReply(1_500_000)).method("GET");
+    let cut = proxy.inject(cut.path("/packs/").chance(0.6, SEED));
+    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+    repo.verify().expect(exit::OK);
+    assert!(proxy.hits(cut) > 0);
+}
+
 #[test]
 fn a_delta_restore_from_s3_repairs_what_differs() {
     let scratch = Scratch::new("s3-delta");

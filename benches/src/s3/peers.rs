@@ -85,7 +85,7 @@ impl Client {
     pub fn settings(self) -> &'static str {
         match self {
             Client::Mover => {
-                "defaults: each body signed by its SHA-256 and sent with a CRC-32C, If-None-Match, 32 connections; downloads in ranges of 1 MiB as a restore reads"
+                "defaults: each body signed by its SHA-256 and sent with a CRC-32C, If-None-Match, 32 connections; downloads in ranges of up to 7 MiB as a restore reads"
             }
             Client::Bare => {
                 "8 connections, presigned, no checksum, through a buffer of 256 KiB each"

@@ -1,7 +1,7 @@
 //! Files as objects, there and back, through the mover's own S3 driver: the same work as a copying tool does.
 //!
 //! Invariants: what is measured is the public interface of the store, with shards, buffers and bounds as a backup and a
-//! restore have them; a file's bytes go through one arena buffer at a time, in and out; an object that exists is an error.
+//! restore have them; a file's bytes go through the arena's buffers, in and out; an object that exists is an error.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -14,19 +14,22 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use mover_base::{Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Shard, ShardConfig};
-use mover_store::{Key, LinkLimits, Put, READ_BYTES_MAX, Store};
+use mover_store::{Key, LinkLimits, Put, READ_BYTES_MAX, Slice, Store};
 
 use super::figures::{Moved, new_histogram, record};
 use crate::data::Files;
 
 /// Buffers of all shards together, as a job's default.
 const ARENA_BYTES: usize = 64 << 20;
-/// Most buffers of one shard, as a job's.
-const SHARD_BYTES_MAX: usize = 23 << 20;
+/// Most buffers of one shard, as a restore's from S3.
+const SHARD_BYTES_MAX: usize = 32 << 20;
 /// Objects that a shard writes side by side. The store's own memory lets fewer be under way.
 const PUTS: usize = 8;
-/// Objects that a shard reads side by side, a range of 1 MiB of each at a time.
-const GETS: usize = 16;
+/// Runs that a shard reads side by side, as a restore does, and the pieces of one.
+const GETS: usize = 3;
+const RUN_PIECES: usize = 7;
+/// Whole objects that a shard reads side by side.
+const WHOLE_GETS: usize = 16;
 /// Small reads for the time to the first byte.
 const PROBES: usize = 300;
 
@@ -35,7 +38,7 @@ const PROBES: usize = 300;
 pub enum Way {
     /// Files to objects.
     Put,
-    /// Objects to files, in ranges of 1 MiB as a restore reads.
+    /// Objects to files, in runs of pieces of 1 MiB as a restore reads.
     Get,
     /// Objects to files, each by one request.
     GetWhole,
@@ -142,7 +145,8 @@ fn task_failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Er
 async fn on_shard(shard: Shard, plan: &Arc<Plan>) -> Result<Vec<Part>> {
     let count = match plan.way {
         Way::Put => PUTS,
-        Way::Get | Way::GetWhole => GETS,
+        Way::Get => GETS,
+        Way::GetWhole => WHOLE_GETS,
         Way::FirstByte => 1,
     };
     let spawn = |_| {
@@ -235,7 +239,7 @@ async fn put(
     }
 }
 
-/// An object as a file, a range at a time. The times are those of the ranges.
+/// An object as a file, a run at a time. The times are those of the runs.
 async fn get(
     shard: &Shard,
     plan: &Plan,
@@ -246,16 +250,25 @@ async fn get(
 ) -> Result<u64> {
     let file = File::create(path).map_err(|e| cannot_write(path, e))?;
     let reader = plan.store.reader(shard);
-    let mut offset = 0;
-    while offset < bytes {
-        let len = (bytes - offset).min(READ_BYTES_MAX as u64) as usize;
+    let (mut asked, mut at) = (0, 0);
+    let mut written = Ok(());
+    while asked < bytes {
+        let left = (asked..bytes).step_by(READ_BYTES_MAX).take(RUN_PIECES);
+        let lens: Vec<usize> = left
+            .map(|from| (bytes - from).min(READ_BYTES_MAX as u64) as usize)
+            .collect();
         let start = Instant::now();
-        let slice = reader.read(key, offset, len).await?;
+        let mut take = |piece: Slice| {
+            if written.is_ok() {
+                written = file.write_all_at(&piece, at);
+            }
+            at += piece.len() as u64;
+        };
+        reader.read_run(key, asked, &lens, &mut take).await?;
         record(latency, start.elapsed())?;
-        file.write_all_at(&slice, offset)
-            .map_err(|e| cannot_write(path, e))?;
-        offset += len as u64;
+        asked = at;
     }
+    written.map_err(|e| cannot_write(path, e))?;
     Ok(bytes)
 }
 

@@ -30,7 +30,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::extents::Share;
 use crate::progress::Progress;
-use crate::settings::{JobLimits, writes_max};
+use crate::settings::{JobLimits, pieces_ahead, writes_max};
 
 /// Blocks in one write.
 const WRITE_BLOCKS_MAX: u64 = (BUF_BYTES / BLOCK_BYTES) as u64;
@@ -111,15 +111,17 @@ impl Filler {
         mode: TargetMode,
         limits: &JobLimits,
     ) -> Self {
+        let total = shard.buffers_total();
+        let writes_max = writes_max(total);
         Filler {
             shard: shard.clone(),
-            reader: view.reader(shard),
+            reader: view.reader(shard, pieces_ahead(total, writes_max)),
             mode,
             limits: limits.clone(),
             open: None,
             pending: VecDeque::new(),
             writes: 0,
-            writes_max: writes_max(shard.buffers_total()),
+            writes_max,
             ended: Vec::new(),
             counts: FillCounts::default(),
             throttled_bytes: 0,

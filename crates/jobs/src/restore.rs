@@ -308,7 +308,7 @@ fn fill(
             .enumerate()
             .map(|(at, item)| (at as u32, item.entry.content_bytes()))
     };
-    let wide = engine.wide()?;
+    let wide = engine.wide_to_read(view.repository())?;
     let job = FillJob {
         view,
         target,

@@ -17,9 +17,11 @@ pub const INDEX_BYTES_DEFAULT: usize = 48 << 20;
 /// Buffers that a shard needs beside those it reads ahead into: one pack of blocks and one of nodes being
 /// filled, the writes of either under way, and one for reading a parent's directory.
 pub(crate) const BUFFERS_RESERVED: usize = 7;
-/// Buffers that a restoring shard needs beside its writes: stored frames read ahead, the one being decoded, a
+/// Buffers that a restoring shard needs beside its writes and stored frames ahead: the frames being decoded, a
 /// directory, and the unit being put together.
-const BUFFERS_RESTORE: usize = mover_repo::READS_AHEAD + 3;
+const BUFFERS_DECODE: usize = 3;
+/// Those that it needs at least beside its writes.
+const BUFFERS_RESTORE: usize = mover_repo::READS_AHEAD + BUFFERS_DECODE;
 /// Fewest buffers of a shard: enough to go forward in either direction.
 const BUFFERS_MIN: usize = BUFFERS_RESTORE + 3;
 /// Most writes of a restoring shard under way.
@@ -32,6 +34,9 @@ const BUFFERS_MAX: usize = max(
     BUFFERS_RESERVED + READ_AHEAD_MAX,
     BUFFERS_RESTORE + WRITES_MAX,
 );
+/// The same where reading goes over a link: 21 MiB of packs ahead, in runs that are long and yet several. On loopback
+/// half of that takes a quarter longer.
+const BUFFERS_LINK_MAX: usize = BUFFERS_DECODE + 21 + WRITES_MAX;
 
 /// How the machinery of a job is set up.
 #[derive(Debug, Clone)]
@@ -111,6 +116,18 @@ impl Default for JobLimits {
 impl Engine {
     /// Shards on every core, for the work on data. More cores than the arenas allow for are left idle.
     pub(crate) fn wide(&self) -> Result<ShardConfig> {
+        self.wide_with(BUFFERS_MAX)
+    }
+
+    /// The same for reading a repository.
+    pub(crate) fn wide_to_read(&self, repository: &Repository) -> Result<ShardConfig> {
+        self.wide_with(match repository.has_link() {
+            true => BUFFERS_LINK_MAX,
+            false => BUFFERS_MAX,
+        })
+    }
+
+    fn wide_with(&self, buffers_max: usize) -> Result<ShardConfig> {
         let buffers = self.arena_bytes / BUF_BYTES;
         if buffers < BUFFERS_MIN {
             return Err(Error::new(Kind::Usage, "the buffers are too small")
@@ -119,7 +136,7 @@ impl Engine {
         }
         let config = self.config(self.shards, self.arena_bytes);
         let shards = config.shard_count().min(buffers / BUFFERS_MIN);
-        let arena_bytes = (self.arena_bytes / shards).min(BUFFERS_MAX * BUF_BYTES);
+        let arena_bytes = (self.arena_bytes / shards).min(buffers_max * BUF_BYTES);
         Ok(self.config(shards, arena_bytes))
     }
 
@@ -158,4 +175,45 @@ pub(crate) fn read_ahead(total: usize) -> usize {
 /// Writes that a restoring shard with `total` buffers may have under way.
 pub(crate) fn writes_max(total: usize) -> usize {
     total.saturating_sub(BUFFERS_RESTORE).clamp(1, WRITES_MAX)
+}
+
+/// Buffers of stored frames that a reading shard with `total` buffers may have ahead, beside so many writes.
+pub(crate) fn pieces_ahead(total: usize, writes_max: usize) -> usize {
+    total.saturating_sub(BUFFERS_DECODE + writes_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waits for a buffer gets one, since each side keeps to its share.
+    #[test]
+    fn the_shares_of_a_restoring_shard_fit_its_buffers() {
+        for total in BUFFERS_MIN..100 {
+            let writes = writes_max(total);
+            let ahead = pieces_ahead(total, writes);
+            assert!(ahead >= mover_repo::READS_AHEAD, "{total}");
+            assert!(ahead + writes + BUFFERS_DECODE <= total, "{total}");
+        }
+        assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, WRITES_MAX), 21);
+    }
+
+    #[test]
+    fn all_buffers_stay_within_the_budget() {
+        for arena_bytes in [BUFFERS_MIN << 20, ARENA_BYTES_DEFAULT, 1 << 30] {
+            for shards in 1..20 {
+                let engine = Engine {
+                    shards,
+                    arena_bytes,
+                    ..Engine::default()
+                };
+                for buffers_max in [BUFFERS_MAX, BUFFERS_LINK_MAX] {
+                    let config = engine.wide_with(buffers_max).unwrap();
+                    let count = config.shard_count();
+                    assert!(count * config.arena_bytes <= arena_bytes);
+                    assert!((BUFFERS_MIN << 20..=buffers_max << 20).contains(&config.arena_bytes));
+                }
+            }
+        }
+    }
 }

@@ -20,7 +20,7 @@ use crate::backup::only;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
-use crate::settings::{Engine, RepoAccess, Tick};
+use crate::settings::{Engine, RepoAccess, Tick, pieces_ahead};
 
 /// How deeply to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -149,7 +149,8 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     let (mut found, tasks) = begin(inventory);
     let next = AtomicUsize::new(0);
     let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
-    let parts = mover_io::run(&engine.wide()?, work, |stop| tick(&progress, stop))?;
+    let wide = engine.wide_to_read(&repository)?;
+    let parts = mover_io::run(&wide, work, |stop| tick(&progress, stop))?;
     let mut reports = Vec::new();
     for (part, report) in parts {
         found.add(part);
@@ -266,6 +267,7 @@ async fn check(
     progress: &Progress,
 ) -> Result<(Found, ShardReport)> {
     let mut part = Found::default();
+    let buffers_ahead = pieces_ahead(shard.buffers_total(), 0);
     while let Some(task) = tasks.get(next.fetch_add(1, Relaxed)) {
         shard.stop()?;
         match task {
@@ -276,7 +278,7 @@ async fn check(
             }
             Task::Pack(pack, users) => {
                 part.objects += 1;
-                match check_pack(shard, repository, pack).await {
+                match check_pack(shard, repository, pack, buffers_ahead).await {
                     Ok(checked) => {
                         part.bytes += checked.bytes;
                         part.blocks += checked.blocks;

@@ -3,11 +3,17 @@
 //! A reader belongs to one shard. It keeps a few open packs (their directories) and a few decoded frames, each
 //! under a byte budget, and reads ahead the frames that its caller is about to ask for.
 //!
-//! Invariants: what a reader hands out has passed the frame's CRC, its seal, and the SHA-256 of each block or
+//! Frames ahead come in pieces, each of as many neighbouring frames as fit a buffer. Where a request costs something, one
+//! brings a run of pieces.
+//!
+//! Invariants: pieces ahead never take more buffers than the reader was given, and a run is begun when there is room for
+//! all of it, so that it is long; what a reader hands out has passed the frame's CRC, its seal, and the SHA-256 of each block or
 //! node; a pack is opened only if its length, preamble, trailer and directory agree with the manifest that
 //! names it.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,12 +25,12 @@ use mover_format::frame::{
 };
 use mover_format::manifest::PackInfo;
 use mover_format::node::NodeRef;
-use mover_format::pack::{PackDirectory, PackTrailer, TRAILER_BYTES};
+use mover_format::pack::{FrameEntry, PackDirectory, PackTrailer, TRAILER_BYTES};
 use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
 use mover_format::seal::ObjectSealer;
 use mover_io::Shard;
 use mover_store::{Key, READ_BYTES_MAX, Reader, Slice};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use crate::layout;
 use crate::repository::Repository;
@@ -36,8 +42,10 @@ const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
 const TAIL_BYTES_MAX: u64 = (DIRECTORY_PLAIN_BYTES_MAX + 64 + TRAILER_BYTES) as u64;
 /// Decoded frames that a reader keeps, at most 1 MiB each.
 pub(crate) const FRAMES_MAX: usize = 4;
-/// Ranged reads under way ahead of the decoder.
+/// Fewest pieces under way ahead of the decoder, and the most where a piece is a read of its own.
 pub const READS_AHEAD: usize = 6;
+/// Runs into which the pieces ahead are divided: while one is used up, others are on their way.
+const RUNS_AHEAD: usize = 3;
 
 /// The packs that a backup needs, by id.
 pub(crate) type PackInfos = HashMap<PackId, PackInfo>;
@@ -74,20 +82,39 @@ pub(crate) struct FrameNeed {
     pub frame: u32,
 }
 
-/// Frames that one ranged read brings.
-struct ReadAhead {
-    pack: PackId,
-    frames: std::ops::Range<u32>,
+/// Neighbouring frames that are read into one piece of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    frames: Range<u32>,
     offset: u64,
-    read: JoinHandle<Result<Span>>,
+    bytes: usize,
 }
 
-/// Frames that were read.
+/// A piece on its way.
+struct ReadAhead {
+    pack: PackId,
+    piece: Piece,
+    slice: oneshot::Receiver<Slice>,
+    /// Why it and those behind it in its run do not come; whoever asks first gets it.
+    failure: Rc<RefCell<Option<Error>>>,
+}
+
+impl ReadAhead {
+    async fn slice(self) -> Result<Slice> {
+        self.slice.await.map_err(|_| {
+            self.failure
+                .borrow_mut()
+                .take()
+                .unwrap_or_else(|| Error::new(Kind::Internal, "a read ended without a result"))
+        })
+    }
+}
+
+/// A piece that was read.
 struct Held {
     pack: PackId,
-    frames: std::ops::Range<u32>,
-    offset: u64,
-    span: Span,
+    piece: Piece,
+    slice: Slice,
 }
 
 /// Reads packs for one shard.
@@ -103,7 +130,9 @@ pub struct PackReader {
     frames: VecDeque<(FrameNeed, Vec<u8>)>,
     ahead: VecDeque<ReadAhead>,
     needs: VecDeque<FrameNeed>,
-    /// The announced read that is being used up.
+    /// Pieces that may be under way where runs are worth it.
+    pieces_ahead: usize,
+    /// The announced piece that is being used up.
     current: Option<Held>,
     /// A frame that was not announced, until it is decoded. It takes the buffer that a directory would.
     aside: Option<Held>,
@@ -126,10 +155,19 @@ impl PackReader {
             frames: VecDeque::new(),
             ahead: VecDeque::new(),
             needs: VecDeque::new(),
+            pieces_ahead: READS_AHEAD,
             current: None,
             aside: None,
             stages: StageSeconds::default(),
             read_bytes: 0,
+        }
+    }
+
+    /// The same with so many pieces under way, which is what makes runs long.
+    pub(crate) fn with_pieces_ahead(self, pieces: usize) -> Self {
+        PackReader {
+            pieces_ahead: pieces.max(READS_AHEAD),
+            ..self
         }
     }
 
@@ -188,10 +226,9 @@ impl PackReader {
     ) -> Result<()> {
         for need in needs {
             let is_kept = self.frames.iter().any(|(kept, _)| *kept == need);
-            let is_read = self
-                .ahead
-                .back()
-                .is_some_and(|ahead| ahead.pack == need.pack && ahead.frames.contains(&need.frame));
+            let is_read = self.ahead.back().is_some_and(|ahead| {
+                ahead.pack == need.pack && ahead.piece.frames.contains(&need.frame)
+            });
             let mut latest = self.needs.iter().rev().take(FRAMES_MAX);
             if !is_kept && !is_read && !latest.any(|named| *named == need) {
                 self.needs.push_back(need);
@@ -200,120 +237,120 @@ impl PackReader {
         self.read_ahead().await
     }
 
-    /// Keeps the ranged reads going: neighbouring frames in one read.
+    /// Keeps the reads going. A run waits until there is room for all of it.
     async fn read_ahead(&mut self) -> Result<()> {
-        while self.ahead.len() < READS_AHEAD {
-            let Some(first) = self.needs.pop_front() else {
+        while let Some(first) = self.needs.front() {
+            let (pieces_max, pieces_ahead, bytes_max) = self.run_bounds();
+            if self.ahead.len() >= pieces_ahead {
                 return Ok(());
-            };
-            let pack = self.open(first.pack).await?;
-            let entry = |frame: u32| {
-                pack.directory
-                    .frames
-                    .get(frame as usize)
-                    .copied()
-                    .ok_or_else(|| no_block(&pack))
-            };
-            let begin = entry(first.frame)?.offset;
-            let mut end = entry(first.frame)?.end();
-            let mut after = first.frame + 1;
-            while let Some(next) = self.needs.front() {
-                if next.pack != first.pack || next.frame != after {
-                    break;
-                }
-                let next_end = entry(next.frame)?.end();
-                if next_end - begin > READ_BYTES_MAX as u64 {
-                    break;
-                }
-                end = next_end;
-                after += 1;
-                self.needs.pop_front();
             }
-            let read = self.start_read(&pack, first.frame..after, begin, end);
-            self.ahead.push_back(read);
+            let pack = self.open(first.pack).await?;
+            let of_pack = self.needs.iter();
+            let of_pack = of_pack.take_while(|need| need.pack == pack.info.id);
+            let wanted = of_pack.map(|need| need.frame);
+            let run = next_run(&pack.directory.frames, wanted, pieces_max, bytes_max)
+                .ok_or_else(|| no_block(&pack))?;
+            if self.ahead.len() + run.len() > pieces_ahead {
+                return Ok(());
+            }
+            let frames: usize = run.iter().map(|piece| piece.frames.len()).sum();
+            self.needs.drain(..frames);
+            self.start_read(&pack, run);
         }
         Ok(())
     }
 
-    fn start_read(
-        &mut self,
-        pack: &Rc<OpenPack>,
-        frames: std::ops::Range<u32>,
-        begin: u64,
-        end: u64,
-    ) -> ReadAhead {
-        let (store, key) = (self.store.clone(), pack.key.clone());
-        let bytes = (end - begin) as usize;
-        self.read_bytes += end - begin;
-        let read = self
-            .shard
-            .spawn(async move { read_span(&store, &key, begin, bytes).await });
-        ReadAhead {
-            pack: pack.info.id,
-            frames,
-            offset: begin,
-            read,
+    /// How many pieces a run may have, how many may be under way, and how many bytes a run may have.
+    fn run_bounds(&self) -> (usize, usize, u64) {
+        let bytes_max = self.store.run_bytes_max();
+        match bytes_max > READ_BYTES_MAX as u64 {
+            true => (self.pieces_ahead / RUNS_AHEAD, self.pieces_ahead, bytes_max),
+            false => (1, READS_AHEAD, bytes_max),
         }
     }
 
-    /// The slice that holds a frame: from the reads ahead if it was announced, else by a read of its own.
-    async fn stored_frame(&mut self, pack: &Rc<OpenPack>, frame: u32) -> Result<()> {
-        let holds = |id: PackId, frames: &std::ops::Range<u32>| {
-            id == pack.info.id && frames.contains(&frame)
+    /// Begins to read a run: its pieces are ahead now.
+    fn start_read(&mut self, pack: &OpenPack, run: Vec<Piece>) {
+        let Some(offset) = run.first().map(|piece| piece.offset) else {
+            return;
         };
-        let is_held = |held: &Held| holds(held.pack, &held.frames);
+        let (store, key) = (self.store.clone(), pack.key.clone());
+        let lens: Vec<usize> = run.iter().map(|piece| piece.bytes).collect();
+        let failure = Rc::new(RefCell::new(None));
+        let mut senders = VecDeque::with_capacity(run.len());
+        for piece in run {
+            let (sender, slice) = oneshot::channel();
+            senders.push_back(sender);
+            self.ahead.push_back(ReadAhead {
+                pack: pack.info.id,
+                piece,
+                slice,
+                failure: failure.clone(),
+            });
+        }
+        self.shard.spawn(async move {
+            let mut take = |slice| {
+                // Who announced a frame in vain does not wait for it.
+                let _ = senders.pop_front().map(|sender| sender.send(slice));
+            };
+            if let Err(error) = store.read_run(&key, offset, &lens, &mut take).await {
+                // Before the senders go, which tells.
+                failure.replace(Some(error));
+            }
+        });
+    }
+
+    /// Brings the piece that holds a frame: one ahead if it was announced, else by a read of its own.
+    async fn stored_frame(&mut self, pack: &Rc<OpenPack>, frame: u32) -> Result<()> {
+        let holds = |id: PackId, piece: &Piece| id == pack.info.id && piece.frames.contains(&frame);
+        let is_held = |held: &Held| holds(held.pack, &held.piece);
         if self.current.as_ref().is_some_and(is_held) {
             return Ok(());
         }
         let clock = Instant::now();
-        // What was announced comes in order; a read that is not for this frame was announced in vain.
+        // What was announced comes in order; a piece that is not for this frame was announced in vain.
         let announced = self
             .ahead
             .iter()
-            .position(|ahead| holds(ahead.pack, &ahead.frames));
-        let ahead = match announced {
+            .position(|ahead| holds(ahead.pack, &ahead.piece));
+        match announced {
             Some(at) => {
                 self.current = None;
-                self.ahead.drain(..at);
-                self.ahead.pop_front()
+                let vain = self.ahead.drain(..at);
+                self.read_bytes += vain.map(|ahead| ahead.piece.bytes as u64).sum::<u64>();
+                if let Some(ahead) = self.ahead.pop_front() {
+                    self.read_ahead().await?;
+                    self.current = Some(self.held(pack, ahead).await?);
+                }
             }
-            None => None,
-        };
-        let is_announced = ahead.is_some();
-        let ahead = match ahead {
-            Some(ahead) => ahead,
             None => {
-                let entry = pack
-                    .directory
-                    .frames
-                    .get(frame as usize)
-                    .copied()
-                    .ok_or_else(|| no_block(pack))?;
-                self.start_read(pack, frame..frame + 1, entry.offset, entry.end())
+                let piece =
+                    piece_of(&pack.directory.frames, frame).ok_or_else(|| no_block(pack))?;
+                let slice = read_piece(&self.store, &pack.key, piece.offset, piece.bytes).await;
+                let slice = slice.map_err(|error| missing(&pack.key, error))?;
+                self.read_bytes += piece.bytes as u64;
+                self.aside = Some(Held {
+                    pack: pack.info.id,
+                    piece,
+                    slice,
+                });
             }
-        };
-        if is_announced {
-            self.read_ahead().await?;
         }
-        let slice = ahead
-            .read
-            .await
-            .map_err(|error| {
-                Error::new(Kind::Internal, "a read ended without a result").cause(error)
-            })?
-            .map_err(|error| missing(&pack.key, error))?;
         lap(&mut self.stages.read_wait, clock);
-        let held = Held {
-            pack: ahead.pack,
-            frames: ahead.frames,
-            offset: ahead.offset,
-            span: slice,
-        };
-        match is_announced {
-            true => self.current = Some(held),
-            false => self.aside = Some(held),
-        }
         Ok(())
+    }
+
+    /// Waits for a piece.
+    async fn held(&mut self, pack: &OpenPack, ahead: ReadAhead) -> Result<Held> {
+        let (id, piece) = (ahead.pack, ahead.piece.clone());
+        let slice = ahead.slice().await;
+        let slice = slice.map_err(|error| missing(&pack.key, error))?;
+        self.read_bytes += piece.bytes as u64;
+        Ok(Held {
+            pack: id,
+            piece,
+            slice,
+        })
     }
 
     /// Opens a frame into `plain` and returns its plain length.
@@ -334,9 +371,9 @@ impl PackReader {
         let Some(held) = aside.as_ref().or(self.current.as_ref()) else {
             return Err(Error::new(Kind::Internal, "a frame was not read"));
         };
-        let at = (entry.offset - held.offset) as usize;
+        let at = (entry.offset - held.piece.offset) as usize;
         let stored = held
-            .span
+            .slice
             .get(at..at + entry.stored_bytes as usize)
             .ok_or_else(|| Error::new(Kind::Internal, "a frame lies outside what was read"))?;
         let kind = if pack.directory.hashes.is_empty() {
@@ -496,30 +533,55 @@ fn missing(key: &Key, error: Error) -> Error {
     damaged(key, error)
 }
 
-/// Stored bytes of one or more neighbouring frames.
-enum Span {
-    /// Where the read put them.
-    Slice(Slice),
-    /// A frame that did not shrink and is larger than one read.
-    Joined(Vec<u8>),
+/// Where a frame lies, if there is one of that number.
+fn piece_of(frames: &[FrameEntry], frame: u32) -> Option<Piece> {
+    let entry = frames.get(frame as usize)?;
+    Some(Piece {
+        frames: frame..frame + 1,
+        offset: entry.offset,
+        bytes: entry.stored_bytes as usize,
+    })
 }
 
-impl std::ops::Deref for Span {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Span::Slice(slice) => slice,
-            Span::Joined(bytes) => bytes,
+/// The first of the wanted frames that are neighbours, in pieces that fit a buffer; a frame that does not fit is a piece
+/// of its own. None where one is wanted that the pack does not have.
+fn next_run(
+    frames: &[FrameEntry],
+    wanted: impl Iterator<Item = u32>,
+    pieces_max: usize,
+    bytes_max: u64,
+) -> Option<Vec<Piece>> {
+    let mut run: Vec<Piece> = Vec::new();
+    let mut run_bytes = 0;
+    for frame in wanted {
+        let next = piece_of(frames, frame)?;
+        run_bytes += next.bytes as u64;
+        let is_full = run.len() >= pieces_max;
+        match run.last_mut() {
+            None => run.push(next),
+            Some(last) if last.frames.end != frame || run_bytes > bytes_max => break,
+            Some(last) if last.bytes + next.bytes <= READ_BYTES_MAX => {
+                last.frames.end = next.frames.end;
+                last.bytes += next.bytes;
+            }
+            Some(_) if is_full => break,
+            Some(_) => run.push(next),
         }
     }
+    Some(run)
 }
 
-async fn read_span(store: &Reader, key: &Key, offset: u64, bytes: usize) -> Result<Span> {
-    if bytes <= READ_BYTES_MAX {
-        return store.read(key, offset, bytes).await.map(Span::Slice);
-    }
-    read_all(store, key, offset, bytes).await.map(Span::Joined)
+/// Reads a piece by itself.
+pub(crate) async fn read_piece(
+    store: &Reader,
+    key: &Key,
+    offset: u64,
+    bytes: usize,
+) -> Result<Slice> {
+    let mut piece = None;
+    let mut take = |slice| piece = Some(slice);
+    store.read_run(key, offset, &[bytes], &mut take).await?;
+    piece.ok_or_else(|| Error::new(Kind::Internal, "a read ended without a result"))
 }
 
 /// Opens a pack: preamble, trailer and directory, each checked against the others and against `info`.
@@ -530,11 +592,6 @@ pub(crate) async fn open_pack(
     key: &Key,
     decoder: &mut FrameDecoder,
 ) -> Result<OpenPack> {
-    let head_bytes = (PREAMBLE_BYTES_MAX as u64).min(info.bytes) as usize;
-    let head = store.read(key, 0, head_bytes).await?;
-    let object_type = info.object_type;
-    let (preamble, preamble_bytes) = Preamble::decode(&head)?;
-    let (sealer, _) = repository.open_object(&preamble, object_type, info.id.0)?;
     let tail_bytes = info
         .bytes
         .checked_sub(info.directory_offset)
@@ -546,7 +603,13 @@ pub(crate) async fn open_pack(
                 "the manifest states lengths of a pack that contradict each other",
             )
         })?;
-    let tail = read_all(store, key, info.directory_offset, tail_bytes as usize).await?;
+    let head_bytes = (PREAMBLE_BYTES_MAX as u64).min(info.bytes) as usize;
+    let head = store.read(key, 0, head_bytes).await?;
+    let object_type = info.object_type;
+    let (preamble, preamble_bytes) = Preamble::decode(&head)?;
+    drop(head);
+    let (sealer, _) = repository.open_object(&preamble, object_type, info.id.0)?;
+    let tail = read_piece(store, key, info.directory_offset, tail_bytes as usize).await?;
     let (directory, trailer) = tail.split_at(tail.len() - TRAILER_BYTES);
     let trailer = PackTrailer::decode(object_type, trailer, info.bytes)?;
     if trailer.directory_offset != info.directory_offset {
@@ -586,18 +649,80 @@ pub(crate) async fn open_pack(
     })
 }
 
-/// Reads a span of any length into memory.
-pub(crate) async fn read_all(
-    store: &Reader,
-    key: &Key,
-    offset: u64,
-    bytes: usize,
-) -> Result<Vec<u8>> {
-    let mut out = Vec::with_capacity(bytes);
-    while out.len() < bytes {
-        let now = (bytes - out.len()).min(READ_BYTES_MAX);
-        let slice = store.read(key, offset + out.len() as u64, now).await?;
-        out.extend_from_slice(&slice);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Frames of these lengths, one behind the other.
+    fn frames(lens: &[u32]) -> Vec<FrameEntry> {
+        let mut offset = 100;
+        let entry = |&stored_bytes| {
+            let entry = FrameEntry {
+                offset,
+                stored_bytes,
+                plain_bytes: 0,
+                first_block: 0,
+            };
+            offset = entry.end();
+            entry
+        };
+        lens.iter().map(entry).collect()
     }
-    Ok(out)
+
+    fn run(lens: &[u32], wanted: &[u32], pieces_max: usize, bytes_max: u64) -> Vec<(u32, u32)> {
+        let wanted = wanted.iter().copied();
+        let run = next_run(&frames(lens), wanted, pieces_max, bytes_max).unwrap();
+        run.iter()
+            .map(|piece| (piece.frames.start, piece.frames.end))
+            .collect()
+    }
+
+    #[test]
+    fn neighbours_share_a_piece_and_pieces_a_run() {
+        const HALF: u32 = READ_BYTES_MAX as u32 / 2;
+        let lens = [HALF, HALF, HALF, 3 * HALF, 10];
+        let all = [0, 1, 2, 3, 4];
+        let pieces = [(0, 2), (2, 3), (3, 4), (4, 5)];
+        assert_eq!(run(&lens, &all, 9, u64::MAX), pieces);
+        assert_eq!(run(&lens, &all, 2, u64::MAX), pieces[..2]);
+        assert_eq!(run(&lens, &all, 9, u64::from(3 * HALF)), pieces[..2]);
+        // What is longer than all bounds is read nevertheless.
+        assert_eq!(run(&lens, &all[3..], 9, 10), [(3, 4)]);
+        assert_eq!(run(&lens, &[0, 2], 9, u64::MAX), [(0, 1)]);
+        assert_eq!(run(&lens, &[2, 1], 9, u64::MAX), [(2, 3)]);
+        assert_eq!(
+            next_run(&frames(&lens), [4, 5].into_iter(), 9, u64::MAX),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_run_is_what_is_wanted_next_within_its_bounds(
+            lens in proptest::collection::vec(1..3 * READ_BYTES_MAX as u32 / 2, 1..40),
+            wanted in proptest::collection::vec(0..40_u32, 1..40),
+            from in 0..40_u32,
+            pieces_max in 1..12_usize,
+            bytes_max in 1..16_u64 << 20,
+        ) {
+            // Mostly neighbours, as restores want them.
+            let count = lens.len() as u32;
+            let near = (from % count..count).chain(wanted.into_iter().map(|frame| frame % count));
+            let wanted: Vec<u32> = near.collect();
+            let frames = frames(&lens);
+            let run = next_run(&frames, wanted.iter().copied(), pieces_max, bytes_max).unwrap();
+            let brought: Vec<u32> = run.iter().flat_map(|piece| piece.frames.clone()).collect();
+            prop_assert!(!run.is_empty() && run.len() <= pieces_max);
+            prop_assert_eq!(&brought[..], &wanted[..brought.len()]);
+            let mut at = run[0].offset;
+            for piece in &run {
+                prop_assert_eq!(piece.offset, at);
+                at += piece.bytes as u64;
+                prop_assert_eq!(at, frames[piece.frames.end as usize - 1].end());
+                prop_assert!(piece.bytes <= READ_BYTES_MAX || piece.frames.len() == 1);
+            }
+            prop_assert!(at - run[0].offset <= bytes_max || brought.len() == 1);
+        }
+    }
 }

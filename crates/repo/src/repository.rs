@@ -327,6 +327,11 @@ impl Repository {
         self.config.cipher != Cipher::None
     }
 
+    /// Whether it lies behind a link ([`Store::has_link`]).
+    pub fn has_link(&self) -> bool {
+        self.store.has_link()
+    }
+
     /// The store below.
     pub fn store(&self) -> &Store {
         &self.store

@@ -111,6 +111,11 @@ impl BackupView {
         })
     }
 
+    /// The repository that holds it.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
     /// Packs that the backup needs, and their bytes.
     pub fn pack_totals(&self) -> (u64, u64) {
         (
@@ -124,10 +129,11 @@ impl BackupView {
         self.infos.values()
     }
 
-    /// A reader for one shard.
-    pub fn reader(&self, shard: &Shard) -> ExtentReader {
+    /// A reader for one shard, of whose buffers it may fill so many ahead ([`READS_AHEAD`](crate::READS_AHEAD) at least).
+    pub fn reader(&self, shard: &Shard, buffers_ahead: usize) -> ExtentReader {
+        let reader = PackReader::new(shard, &self.repository, &self.infos);
         ExtentReader {
-            reader: PackReader::new(shard, &self.repository, &self.infos),
+            reader: reader.with_pieces_ahead(buffers_ahead),
         }
     }
 }

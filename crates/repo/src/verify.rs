@@ -193,11 +193,13 @@ pub async fn each_pack(
     }
 }
 
-/// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states.
+/// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states. So many of the
+/// shard's buffers may be filled ahead.
 pub async fn check_pack(
     shard: &Shard,
     repository: &Arc<Repository>,
     info: &PackInfo,
+    buffers_ahead: usize,
 ) -> Result<PackCheck> {
     let key = layout::pack(info.id)?;
     let stored = repository.store().head(shard, &key).await?;
@@ -212,7 +214,7 @@ pub async fn check_pack(
         Some(_) => {}
     }
     let infos = Arc::new([(info.id, *info)].into());
-    let mut reader = PackReader::new(shard, repository, &infos);
+    let mut reader = PackReader::new(shard, repository, &infos).with_pieces_ahead(buffers_ahead);
     let pack = reader.open(info.id).await?;
     let frames = pack.directory.frames.len() as u32;
     let pack_id = info.id;

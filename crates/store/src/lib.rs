@@ -19,19 +19,23 @@ mod bounds;
 mod key;
 pub mod local;
 pub mod s3;
+mod slice;
 
-use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_io::{BUF_BYTES, Buf, RateBudget, Shard};
 
 pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_PART};
+pub use slice::Slice;
 
 /// Longest single [`Store::read`] in bytes: a buffer less a block at either end, so that a range of any
 /// alignment fits with the blocks around it.
 pub const READ_BYTES_MAX: usize = BUF_BYTES - 8192;
+/// Longest piece of a [`Reader::read_run`] in bytes: more than the longest frame or directory of a pack.
+pub const PIECE_BYTES_MAX: usize = 8 << 20;
+/// Most bytes that one request asks for: more than a pack has.
+pub const RUN_BYTES_MAX: u64 = 16 << 20;
 /// Most objects in one [`Page`]: about 1.5 MiB of names and sizes.
 pub const LIST_LIMIT_MAX: usize = 10_000;
 /// Most strays told by one [`Page`]; more say nothing more, and names may be long.
@@ -176,6 +180,15 @@ impl Store {
         match self {
             Store::Local(local) => local.url(),
             Store::S3(s3) => s3.url(),
+        }
+    }
+
+    /// Whether it lies behind a link, where each request costs something: there [`Reader::read_run`] asks for more than a
+    /// buffer at a time, and buffers make it faster.
+    pub fn has_link(&self) -> bool {
+        match self {
+            Store::Local(_) => false,
+            Store::S3(_) => true,
         }
     }
 
@@ -458,32 +471,34 @@ impl Reader {
             AnyReader::S3(s3) => s3.read(key, offset, len).await,
         }
     }
-}
 
-/// The bytes of one read, in the arena's buffer that they were read into. Holding it holds the buffer.
-pub struct Slice {
-    buf: Buf,
-    start: usize,
-    len: usize,
-}
-
-impl Deref for Slice {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.buf[self.start..self.start + self.len]
+    /// Bytes from `offset` on, cut into neighbouring pieces of these lengths, each [`PIECE_BYTES_MAX`] at most. They are
+    /// handed to `take` in order, each as soon as it is there; after an error those that were are good. One request
+    /// brings as many pieces as there are buffers for, so who keeps pieces holds buffers. Pieces of more than
+    /// [`READ_BYTES_MAX`] may lie on the heap.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub async fn read_run(
+        &self,
+        key: &Key,
+        offset: u64,
+        lens: &[usize],
+        take: &mut dyn FnMut(Slice),
+    ) -> Result<()> {
+        match &self.0 {
+            AnyReader::Local(local) => local.read_run(key, offset, lens, take).await,
+            AnyReader::S3(s3) => s3.read_run(key, offset, lens, take).await,
+        }
     }
-}
 
-impl DerefMut for Slice {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.buf[self.start..self.start + self.len]
-    }
-}
-
-impl fmt::Debug for Slice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Slice({} bytes)", self.len)
+    /// How many bytes are best asked for at a time: more takes fewer requests where each costs something. It may
+    /// change with the limits on the link.
+    pub fn run_bytes_max(&self) -> u64 {
+        match &self.0 {
+            AnyReader::Local(_) => READ_BYTES_MAX as u64,
+            AnyReader::S3(s3) => s3.run_bytes_max(),
+        }
     }
 }
 

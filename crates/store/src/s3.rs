@@ -17,6 +17,7 @@ mod multipart;
 mod put;
 mod reader;
 mod remove;
+mod run;
 mod upload;
 
 use std::rc::Rc;

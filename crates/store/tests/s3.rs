@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 mod conformance;
+mod s3_runs;
 mod s3_servers;
 
 use std::collections::BTreeSet;

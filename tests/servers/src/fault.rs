@@ -21,6 +21,8 @@ pub enum Action {
     /// The reply's body ends after at most this many bytes, always before its end, by an orderly close. A reply
     /// without a body is lost, as by [`Action::LostReply`].
     TruncateReply(u64),
+    /// The reply's body comes at so many bytes a second.
+    SlowReply(u64),
     /// The reply's body stops after at most this many bytes, and the connection stays open.
     StallReply(u64),
     /// Upstream gets the request twice, one after the other; the second reply is passed on.

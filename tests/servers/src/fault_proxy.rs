@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, RANGE, TRANSFER_ENCODING};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::exchange::exchange;
 use crate::fault::{Action, Armed, Fault};
 use crate::message::{Reply, error_xml};
-use crate::pipe::{AnyBody, Cut, boxed, cut};
+use crate::pipe::{AnyBody, Cut, boxed, cut, slowed};
 use crate::serve::{Line, Scissors, Server};
 
 /// The longest body that is held whole, which only [`Action::Duplicate`] needs.
@@ -51,6 +51,7 @@ struct Shared {
 struct State {
     faults: Vec<Armed>,
     seen: Vec<String>,
+    ranges: Vec<String>,
 }
 
 /// The client's connection is to be reset.
@@ -100,6 +101,11 @@ impl FaultProxy {
     pub fn seen(&self) -> Vec<String> {
         self.shared.state().seen.clone()
     }
+
+    /// The `Range` fields of those of them that have one.
+    pub fn ranges(&self) -> Vec<String> {
+        self.shared.state().ranges.clone()
+    }
 }
 
 impl Shared {
@@ -113,6 +119,9 @@ impl Shared {
         if state.seen.len() < SEEN_MAX {
             let seen = format!("{} {}", request.method(), request.uri());
             state.seen.push(seen);
+            let range = request.headers().get(RANGE);
+            let range = range.map(|range| String::from_utf8_lossy(range.as_bytes()).into_owned());
+            state.ranges.extend(range);
         }
         let method = request.method().as_str();
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
@@ -186,6 +195,10 @@ async fn carry_out(
                 .map(boxed))
         }
         Action::TruncateReply(bytes) => cut_reply(upstream, request, bytes, Cut::Close).await,
+        Action::SlowReply(rate) => {
+            let reply = forward(upstream, request.map(boxed)).await?;
+            Ok(reply.map(|body| slowed(body, rate)))
+        }
         Action::StallReply(bytes) => cut_reply(upstream, request, bytes, Cut::Hang).await,
         Action::Duplicate => duplicate(upstream, request).await,
         Action::Stall => {

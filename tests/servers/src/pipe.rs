@@ -21,6 +21,9 @@ pub(crate) type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
 /// How long what was passed on may take to reach the socket before the connection is closed.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
 
+/// How many pieces of a slowed body come in a second.
+const SLOW_PIECES: u64 = 8;
+
 /// How a body ends early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
@@ -47,6 +50,17 @@ where
 {
     let (to, from) = mpsc::channel(1);
     tokio::spawn(pump(boxed(body), to, bytes, how));
+    Piped(from).boxed_unsync()
+}
+
+/// The whole of a body at so many bytes a second. Must be called in a runtime.
+pub(crate) fn slowed<B>(body: B, bytes_per_second: u64) -> AnyBody
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (to, from) = mpsc::channel(1);
+    tokio::spawn(trickle(boxed(body), to, bytes_per_second));
     Piped(from).boxed_unsync()
 }
 
@@ -93,5 +107,29 @@ async fn pump(
             let _ = to.send(Err("the body was cut off on purpose".into())).await;
         }
         Cut::Hang => to.closed().await,
+    }
+}
+
+async fn trickle(
+    mut body: AnyBody,
+    to: mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+    bytes_per_second: u64,
+) {
+    let piece = usize::try_from(bytes_per_second / SLOW_PIECES).unwrap_or(usize::MAX);
+    while let Some(frame) = body.frame().await {
+        let mut data = match frame {
+            Ok(frame) => frame.into_data().unwrap_or_default(),
+            Err(error) => {
+                let _ = to.send(Err(error)).await;
+                return;
+            }
+        };
+        while !data.is_empty() {
+            let next = data.split_to(data.len().min(piece.max(1)));
+            tokio::time::sleep(Duration::from_secs(1) / SLOW_PIECES as u32).await;
+            if to.send(Ok(Frame::data(next))).await.is_err() {
+                return;
+            }
+        }
     }
 }

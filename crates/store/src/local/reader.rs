@@ -12,9 +12,9 @@ use mover_io::{Access, File, Shard};
 
 use super::LocalStore;
 use super::errno::{explain, not_found};
-use crate::Slice;
-use crate::bounds::{read_end, too_short};
+use crate::bounds::{read_end, run_end, too_short};
 use crate::key::Key;
+use crate::{READ_BYTES_MAX, Slice};
 
 /// Files that one reader keeps open. A restore reads from a few packs at a time, in runs; 16 per shard stay
 /// far below the usual limit of 1024 descriptors even on large machines.
@@ -40,6 +40,36 @@ impl LocalReader {
     pub(crate) async fn read(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
         let file = self.file(key)?;
         read_range(&self.shard, &file, key, offset, len).await
+    }
+
+    /// Piece by piece: a file's pages cost the same in any number of reads.
+    pub(crate) async fn read_run(
+        &self,
+        key: &Key,
+        offset: u64,
+        lens: &[usize],
+        take: &mut dyn FnMut(Slice),
+    ) -> Result<()> {
+        run_end(key, offset, lens)?;
+        let mut offset = offset;
+        for &len in lens {
+            take(self.read_piece(key, offset, len).await?);
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    async fn read_piece(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
+        if len <= READ_BYTES_MAX {
+            return self.read(key, offset, len).await;
+        }
+        let mut piece = Slice::on_heap(len);
+        let mut at = offset;
+        for part in piece.chunks_mut(READ_BYTES_MAX) {
+            part.copy_from_slice(&self.read(key, at, part.len()).await?);
+            at += part.len() as u64;
+        }
+        Ok(piece)
     }
 
     fn file(&self, key: &Key) -> Result<File> {
@@ -86,7 +116,7 @@ pub(super) async fn read_range(
     let skip = (offset - first) as usize;
     let buf = shard.buffer().await;
     if len == 0 {
-        return Ok(Slice { buf, start: 0, len });
+        return Ok(Slice::in_buffer(buf, 0, len));
     }
     let span = (end.next_multiple_of(block) - first) as usize;
     let (result, buf) = file.read_at(buf, first, span).await;
@@ -94,9 +124,5 @@ pub(super) async fn read_range(
     if got < skip + len {
         return Err(too_short(key));
     }
-    Ok(Slice {
-        buf,
-        start: skip,
-        len,
-    })
+    Ok(Slice::in_buffer(buf, skip, len))
 }

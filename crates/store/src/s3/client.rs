@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
 use mover_base::{Error, Kind, Result, hex};
-use mover_io::{Buf, Shard, random_bytes};
+use mover_io::{Shard, random_bytes};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::Place;
@@ -24,6 +24,7 @@ use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
 use super::flow::{Class, Flow, pause_before};
 use super::location::Checksum;
+use super::run::{BodyEnd, Run};
 use super::upload::UploadMemory;
 use crate::bounds::too_large;
 
@@ -117,8 +118,18 @@ pub(super) enum Sink<'a> {
         out: &'a mut Vec<u8>,
         bytes_max: u64,
     },
-    /// Exactly so many bytes of an object, into the beginning of a buffer.
-    Range { buf: &'a mut Buf, len: usize },
+    /// A run of an object's bytes, as far as it is still missing.
+    Run(Run<'a>),
+}
+
+impl Sink<'_> {
+    /// Bytes of a run that are missing.
+    pub fn left(&self) -> u64 {
+        match self {
+            Sink::Run(run) => run.left(),
+            Sink::Answer | Sink::Whole { .. } => 0,
+        }
+    }
 }
 
 /// How one try ended, if not with an answer.
@@ -167,9 +178,10 @@ impl Client {
             let permit = self.flow.permit().await;
             self.shard.throttle(&self.place.limits.requests, 1).await;
             // The kernel takes a range in as fast as it comes, so its bytes are paid for before it is asked for.
-            if let Sink::Range { len, .. } = sink {
+            let left = sink.left();
+            if left > 0 {
                 let download = &self.place.limits.download;
-                self.shard.throttle(download, *len as u64).await;
+                self.shard.throttle(download, left).await;
             }
             let slow_after = match may_be_slow {
                 true => self.flow.slow_after(request.class()),
@@ -204,6 +216,11 @@ impl Client {
             };
             // Whoever waits to try again leaves its place to others.
             drop(permit);
+            // A try that brought a part of a run was none in vain: the rest is a request of its own.
+            if sink.left() < left {
+                (first_failure, retry) = (None, 0);
+                (may_be_slow, may_be_expired) = (true, true);
+            }
             let since = *first_failure.get_or_insert(now);
             let patience = match self.flow.has_succeeded() {
                 true => PATIENCE,
@@ -264,7 +281,7 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let progress = Arc::new(Progress::default());
         let call = self
-            .prepare(request, &progress)
+            .prepare(request, sink, &progress)
             .await
             .map_err(Failure::Final)?;
         let started = Instant::now();
@@ -293,6 +310,7 @@ impl Client {
     async fn prepare(
         &self,
         request: &Request,
+        sink: &Sink<'_>,
         progress: &Arc<Progress>,
     ) -> Result<reqwest::Request> {
         let place = &self.place;
@@ -316,6 +334,10 @@ impl Client {
         for (name, value) in &request.headers {
             let value = HeaderValue::from_str(value).map_err(|error| failed(&error))?;
             headers.insert(HeaderName::from_static(name), value);
+        }
+        if let Sink::Run(run) = sink {
+            let value = HeaderValue::from_str(&run.header()).map_err(|error| failed(&error))?;
+            headers.insert(header::RANGE, value);
         }
         let payload = &request.payload;
         if request.method == Method::PUT || request.method == Method::POST {
@@ -432,9 +454,11 @@ impl Client {
                 self.whole(request, &mut response, out, *bytes_max).await?;
                 return Ok(answer(Bytes::new()));
             }
-            Sink::Range { buf, len } if is_object => {
-                self.range(request, &mut response, buf, *len).await?;
-                return Ok(answer(Bytes::new()));
+            Sink::Run(run) if is_object => {
+                let answer = answer(Bytes::new());
+                run.begin_answer(&answer).map_err(Failure::Final)?;
+                self.run(request, &mut response, run).await?;
+                return Ok(answer);
             }
             _ => {}
         }
@@ -472,29 +496,21 @@ impl Client {
         Ok(())
     }
 
-    /// `len` bytes of an object, fewer where it ends.
-    async fn range(
+    /// What the answer brings of a run. What came before it broke off stays.
+    async fn run(
         &self,
         request: &Request,
         response: &mut reqwest::Response,
-        buf: &mut Buf,
-        len: usize,
+        run: &mut Run<'_>,
     ) -> Result<(), Failure> {
-        let length = response.content_length();
-        let mut room = &mut buf[..len];
         while let Some(chunk) = self.paid_chunk(request, response).await? {
-            let Some((next, rest)) = room.split_at_mut_checked(chunk.len()) else {
-                return Err(Failure::Final(ignores_ranges(self.told(request))));
-            };
-            next.copy_from_slice(&chunk);
-            room = rest;
+            run.fill(&chunk).map_err(Failure::Final)?;
+            self.shard.stop().map_err(Failure::Final)?;
         }
-        // Shorter and whole: the object ends there, which the reader understands.
-        let got = len - room.len();
-        if got < len && length != Some(got as u64) {
-            return Err(self.broken_off(request));
+        match run.end_answer() {
+            BodyEnd::Complete => Ok(()),
+            BodyEnd::Early => Err(self.broken_off(request)),
         }
-        Ok(())
     }
 
     /// A success that does not bear what every object has: an error in disguise, or no S3 server's.
@@ -567,12 +583,6 @@ impl Client {
             is_overload: false,
         }
     }
-}
-
-fn ignores_ranges(object: &str) -> Error {
-    Error::new(Kind::Storage, "the store sends more than it was asked for")
-        .object(object)
-        .hint("the server, or a proxy before it, does not support ranged reads")
 }
 
 /// The header that binds a body to its signature. Over TLS the transport does that already.

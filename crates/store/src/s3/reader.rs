@@ -1,18 +1,19 @@
 //! Ranged reads into the arena's buffers.
 //!
-//! Invariants: a read brings exactly the bytes that were asked for, or an error; the server's word on which bytes
-//! it sent is compared with the question.
+//! Invariants: a read brings exactly the bytes that were asked for, or an error; one request brings as many
+//! neighbouring pieces as there is room for (see `run`).
 
 use http::{Method, StatusCode};
-use mover_base::{Error, Kind, Result};
+use mover_base::Result;
 use mover_io::Shard;
 
 use super::S3Store;
-use super::answer::{Answer, Operation};
+use super::answer::Operation;
 use super::client::{Client, Request, Sink};
-use crate::Slice;
-use crate::bounds::{read_end, too_short};
+use super::run::{Run, room};
+use crate::bounds::{read_end, run_end, too_short};
 use crate::key::Key;
+use crate::{READ_BYTES_MAX, RUN_BYTES_MAX, Slice};
 
 /// Reads from one shard, over the connections that the shard keeps.
 pub struct S3Reader {
@@ -24,67 +25,59 @@ impl S3Reader {
     pub(crate) async fn read(&self, key: &Key, offset: u64, len: usize) -> Result<Slice> {
         self.store.read(&self.shard, key, offset, len).await
     }
+
+    pub(crate) async fn read_run(
+        &self,
+        key: &Key,
+        offset: u64,
+        lens: &[usize],
+        take: &mut dyn FnMut(Slice),
+    ) -> Result<()> {
+        run_end(key, offset, lens)?;
+        let client = self.store.client(&self.shard)?;
+        let (mut offset, mut lens) = (offset, lens);
+        while !lens.is_empty() {
+            let pieces = room(&self.shard, lens).await;
+            let later = lens.split_off(pieces.len()..).unwrap_or_default();
+            let bytes: u64 = lens.iter().map(|len| *len as u64).sum();
+            fetch(&client, Run::new(key, offset, pieces, take)).await?;
+            offset += bytes;
+            lens = later;
+        }
+        Ok(())
+    }
+
+    /// A limit on the link is paid before a range is asked for, and holds the better the shorter that is.
+    pub(crate) fn run_bytes_max(&self) -> u64 {
+        match self.store.0.limits.download.is_unlimited() {
+            true => RUN_BYTES_MAX,
+            false => READ_BYTES_MAX as u64,
+        }
+    }
 }
 
 /// Reads exactly `len` bytes at `offset`.
 pub(super) async fn read(client: &Client, key: &Key, offset: u64, len: usize) -> Result<Slice> {
-    let end = read_end(key, offset, len)?;
-    let mut buf = client.shard.buffer().await;
-    if len == 0 {
-        return Ok(Slice { buf, start: 0, len });
-    }
-    let last = end - 1;
-    let request = Request::new(Operation::Get, Method::GET, client.place.name_of(key))
-        .header("range", format!("bytes={offset}-{last}"));
-    // The end of the object cuts a range short, which looks like a broken connection unless its size is known.
-    let answer = {
-        let mut sink = Sink::Range { buf: &mut buf, len };
-        client.send(&request, &mut sink).await?
-    };
-    if answer.status == StatusCode::RANGE_NOT_SATISFIABLE {
-        return Err(too_short(key));
-    }
-    let answer = client.succeeded(&request, answer)?;
-    check_range(&answer, key, offset, last)?;
-    Ok(Slice { buf, start: 0, len })
+    read_end(key, offset, len)?;
+    let pieces = room(&client.shard, &[len]).await;
+    let mut slice = None;
+    let mut take = |piece| slice = Some(piece);
+    fetch(client, Run::new(key, offset, pieces, &mut take)).await?;
+    slice.ok_or_else(|| too_short(key))
 }
 
-/// Whether the server sent the range that was asked for.
-fn check_range(answer: &Answer, key: &Key, first: u64, last: u64) -> Result<()> {
-    let sent = answer.header("content-range").and_then(parse_content_range);
-    match sent {
-        Some((sent_first, sent_last)) if (sent_first, sent_last) == (first, last) => Ok(()),
-        Some((sent_first, sent_last)) if sent_first == first && sent_last < last => {
-            Err(too_short(key))
+/// Asks for a run until all of it is there.
+async fn fetch(client: &Client, run: Run<'_>) -> Result<()> {
+    let (key, name) = (run.key(), client.place.name_of(run.key()));
+    let request = Request::new(Operation::Get, Method::GET, name);
+    let mut sink = Sink::Run(run);
+    // A server may answer with less than it was asked for: then the rest is a question of its own.
+    while sink.left() > 0 {
+        let answer = client.send(&request, &mut sink).await?;
+        if answer.status == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Err(too_short(key));
         }
-        // Without ranges the whole object comes; from its beginning and of that length it is the same.
-        None if answer.status == StatusCode::OK && first == 0 => Ok(()),
-        _ => Err(Error::new(
-            Kind::Storage,
-            "the store sent other bytes than it was asked for",
-        )
-        .object(key.as_str())
-        .hint("the server, or a proxy before it, does not support ranged reads")),
+        client.succeeded(&request, answer)?;
     }
-}
-
-/// First and last byte of `bytes 5-9/100`.
-pub(super) fn parse_content_range(text: &str) -> Option<(u64, u64)> {
-    let (range, _) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_content_range_is_read() {
-        assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, 9)));
-        assert_eq!(parse_content_range("bytes 0-0/*"), Some((0, 0)));
-        for bad in ["", "bytes */100", "items 1-2/3", "bytes 1-2", "bytes a-b/3"] {
-            assert_eq!(parse_content_range(bad), None, "{bad}");
-        }
-    }
+    Ok(())
 }

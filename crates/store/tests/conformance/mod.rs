@@ -9,7 +9,9 @@ use std::task::Poll;
 
 use mover_base::{Kind, Result};
 use mover_io::{BUF_BYTES, Shard, ShardConfig, run};
-use mover_store::{Key, LIST_LIMIT_MAX, Page, Put, READ_BYTES_MAX, Store, Upload};
+use mover_store::{
+    Key, LIST_LIMIT_MAX, PIECE_BYTES_MAX, Page, Put, READ_BYTES_MAX, Slice, Store, Upload,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -417,6 +419,92 @@ pub fn the_longest_read_works_at_every_alignment_and_no_longer_one(subject: &Sub
     });
 }
 
+pub fn runs_come_in_pieces_that_are_exact(subject: &Subject) {
+    let store = &subject.store;
+    subject.on_shard(async |shard| {
+        let bytes = pattern(12 * BUF_BYTES + 321, 4);
+        let name = key("run/object");
+        upload_all(store, &shard, &name, &bytes).await?;
+        let reader = store.reader(&shard);
+        let many = [READ_BYTES_MAX; 11];
+        // Pieces that are kept hold buffers, so no more than the shard has.
+        for (offset, lens, kept_max) in [
+            (0, &[][..], 0),
+            (5, &[0], 1),
+            (4095, &[1], 1),
+            (0, &[0, 7, 0, 0, 5000, READ_BYTES_MAX, 0], 7),
+            (777, &many, 0),
+            (1, &many, 5),
+            (12, &[BUF_BYTES - 1, BUF_BYTES, BUF_BYTES + 1], 2),
+            (3, &[100, 3 * BUF_BYTES + 5, 100, PIECE_BYTES_MAX], 2),
+        ] {
+            let mut kept = Vec::new();
+            let mut at = offset;
+            let mut came = Vec::new();
+            let mut take = |piece: Slice| {
+                assert!(*piece == bytes[at..at + piece.len()], "{offset}: {lens:?}");
+                at += piece.len();
+                came.push(piece.len());
+                if kept.len() < kept_max {
+                    kept.push(piece);
+                }
+            };
+            let name = &name;
+            reader
+                .read_run(name, offset as u64, lens, &mut take)
+                .await?;
+            assert_eq!(came, lens, "at {offset}");
+        }
+        assert_eq!(shard.buffers_free(), shard.buffers_total());
+        let mut none = |_: Slice| {};
+        let past = [READ_BYTES_MAX, READ_BYTES_MAX];
+        let end = (bytes.len() - READ_BYTES_MAX - 1) as u64;
+        let past = reader.read_run(&name, end, &past, &mut none).await;
+        assert_eq!(kind(past), Kind::Corrupt);
+        let long = [1, PIECE_BYTES_MAX + 1];
+        let long = reader.read_run(&name, 0, &long, &mut none).await;
+        assert_eq!(kind(long), Kind::Limit);
+        let absent = key("run/absent");
+        let absent = reader.read_run(&absent, 0, &[1, 1], &mut none).await;
+        assert_eq!(kind(absent), Kind::NotFound);
+        assert_eq!(shard.buffers_free(), shard.buffers_total());
+        Ok(())
+    });
+}
+
+/// Each run wants more buffers than there are for it.
+pub fn runs_at_the_same_time_share_the_buffers(subject: &Subject) {
+    let store = &subject.store;
+    subject.on_shard(async |shard| {
+        const PIECES: usize = 7;
+        let bytes = pattern(PIECES * READ_BYTES_MAX, 8);
+        let name = key("run/shared");
+        upload_all(store, &shard, &name, &bytes).await?;
+        let (name, bytes) = (std::rc::Rc::new(name), std::rc::Rc::new(bytes));
+        let runs: Vec<_> = (0..6)
+            .map(|_| {
+                let (name, bytes) = (name.clone(), bytes.clone());
+                let reader = store.reader(&shard);
+                shard.spawn(async move {
+                    let mut at = 0;
+                    let mut take = |piece: Slice| {
+                        assert!(*piece == bytes[at..at + piece.len()]);
+                        at += piece.len();
+                    };
+                    let lens = [READ_BYTES_MAX; PIECES];
+                    reader.read_run(&name, 0, &lens, &mut take).await?;
+                    assert_eq!(at, bytes.len());
+                    Ok::<_, mover_base::Error>(())
+                })
+            })
+            .collect();
+        for run in runs {
+            run.await.expect("the run does not panic")?;
+        }
+        Ok(())
+    });
+}
+
 pub fn concurrent_reads_of_one_reader_do_not_mix(subject: &Subject) {
     let store = &subject.store;
     subject.on_shard(async |shard| {
@@ -750,6 +838,8 @@ macro_rules! conformance {
                 a_cancelled_commit_leaves_all_or_nothing,
                 ranges_of_any_alignment_are_exact,
                 the_longest_read_works_at_every_alignment_and_no_longer_one,
+                runs_come_in_pieces_that_are_exact,
+                runs_at_the_same_time_share_the_buffers,
                 concurrent_reads_of_one_reader_do_not_mix,
                 what_is_absent_is_told_as_absent,
                 get_refuses_what_is_larger_than_allowed,
