@@ -23,7 +23,7 @@ use mover_source::page::PAGE_HEADER_BYTES;
 use mover_source::pages::{
     Store, TableFile, new_identity, read_catalogue, read_control, table_path,
 };
-use mover_source::wal::SegmentSize;
+use mover_source::wal::{SegmentSize, segments};
 
 use crate::fixture::*;
 
@@ -41,6 +41,8 @@ struct Site {
     random: Random,
     clients: u64,
     targets: u64,
+    /// Whether the database runs with a block change tracker.
+    tracked: bool,
 }
 
 /// A backup and what the model knew when it ended.
@@ -75,6 +77,7 @@ impl Site {
             random: Random::new(seed),
             clients: 1000,
             targets: 0,
+            tracked: seed % 2 == 1,
         };
         site.start();
         site.database().commit(&accounts(seed)).unwrap();
@@ -86,7 +89,11 @@ impl Site {
     }
 
     fn start(&mut self) {
-        let (database, end) = Database::open(disk(&self.place.path("source")), OPTIONS).unwrap();
+        let path = self.place.path("source");
+        let (mut database, end) = Database::open(disk(&path), OPTIONS).unwrap();
+        if self.tracked {
+            database.track(&path, None).unwrap();
+        }
         self.journal.cut(end);
         database.set_journal(self.journal.clone());
         self.database = Some(database);
@@ -101,6 +108,20 @@ impl Site {
         self.workload = self.workload.clone().renamed(self.clients);
     }
 
+    /// Removes the log's segments before the one that begins at `kept`, as a database does that needs them no more.
+    fn trim(&self, kept: Lsn) {
+        let disk = disk(&self.place.path("source"));
+        let identity = read_control(&*disk).unwrap().identity;
+        for start in segments(&*disk, &identity).unwrap().range(..kept) {
+            disk.remove(&identity.path(*start)).unwrap();
+        }
+    }
+
+    fn redo_segment(&self) -> Lsn {
+        let control = read_control(&*disk(&self.place.path("source"))).unwrap();
+        control.identity.size.start_of(control.redo)
+    }
+
     /// The database in the directory `name` takes the place of this one.
     fn replace_by(&mut self, name: &str) {
         fs::remove_dir_all(self.place.path("source")).unwrap();
@@ -110,10 +131,10 @@ impl Site {
     fn run(&mut self, transactions: u64) {
         for _ in 0..transactions {
             let ops = self.workload.next_transaction();
-            let end = self.database().append(&ops).unwrap();
-            if self.random.below(4) == 0 {
-                self.database().writer().flush_to(end).unwrap();
-            }
+            match self.random.below(4) {
+                0 => self.database().commit(&ops).unwrap(),
+                _ => self.database().append(&ops).unwrap(),
+            };
         }
     }
 
@@ -213,6 +234,7 @@ fn history(seed: u64) -> (u64, u64) {
                 made.push(site.backup(BackupType::Incremental));
                 site.start();
             }
+            6 => site.trim(site.redo_segment()),
             5 if !made.is_empty() => {
                 let at = site.random.below(made.len() as u64) as usize;
                 site.kill();
@@ -414,6 +436,38 @@ fn an_incremental_takes_little_more_than_what_changed_compressed() {
         .arg(place.path("restored").join(table_path(TABLE)))
         .status();
     assert!(same.unwrap().success());
+}
+
+/// The log's beginning is gone; the tracker knows what it said.
+#[test]
+fn the_tracker_tells_what_the_log_does_not() {
+    for tracked in [true, false] {
+        let mut site = Site::new(50, 14);
+        site.kill();
+        site.tracked = tracked;
+        site.start();
+        site.run(40);
+        let ops = site.workload.next_transaction();
+        site.database().commit(&ops).unwrap();
+        let full = site.backup(BackupType::Full);
+        let base = full.summary.lsn_range.unwrap();
+        site.run(40);
+        site.database().checkpoint().unwrap();
+        // The base's end stays, by which the log is known again.
+        let kept = Lsn(full.end().0 - 1 - (full.end().0 - 1) % (1 << 14));
+        assert!(base.start < kept && kept <= site.redo_segment());
+        site.trim(kept);
+        let made = site.backup(BackupType::Incremental);
+        if tracked {
+            assert_eq!(made.summary.reason, None);
+            assert_eq!(made.summary.base, Some(full.summary.backup_id));
+            assert!(made.summary.bytes_kept > 0);
+        } else {
+            assert!(made.summary.reason.as_ref().unwrap().contains("missing"));
+        }
+        site.check(&full);
+        site.check(&made);
+    }
 }
 
 /// Whatever breaks a chain makes the next backup a full one that says why, and restores.
