@@ -24,6 +24,7 @@ use crate::feed::{Event, Feed};
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
+use crate::session::SessionGuard;
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
 
 /// Warnings about skipped names that are spelled out; the rest is counted.
@@ -322,6 +323,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let run = only(mover_io::run(&engine.single(), begin, |stop| {
         tick(&progress, stop)
     })?)?;
+    let _session = SessionGuard::new(engine, &run);
     let mut warnings = plan.warnings;
     warnings.extend(run.warning.clone());
     // Only what the run has read of it is needed from here on.
