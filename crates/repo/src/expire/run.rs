@@ -1,7 +1,8 @@
 //! Carrying an expire out.
 //!
 //! Invariants: nothing but own tombstones and an own session object is written, and nothing at all is deleted, before
-//! [`Run::look`] has agreed; what a store refuses to delete is told and counts as still there.
+//! [`Run::look`] has agreed; what a store refuses to delete is told and counts as still there; a run that ends without an
+//! answer to a deletion leaves its session object and tombstones standing.
 
 use std::collections::BTreeSet;
 
@@ -77,6 +78,10 @@ struct Run<'a> {
     survey: Survey,
     /// Backups to delete, whose packs are released; when the manifests are deleted, those that are gone.
     doomed: BTreeSet<BackupId>,
+    /// Backups whose manifests the store did not delete; their tombstones stay for the next run.
+    kept_back: BTreeSet<BackupId>,
+    /// Whether a manifest may have been deleted.
+    has_begun: bool,
     out: Outcome,
     /// Told of each object deleted, with its bytes.
     progress: &'a (dyn Fn(u64) + Sync),
@@ -107,12 +112,18 @@ pub async fn execute(
         session,
         survey: plan.survey,
         doomed: plan.doomed,
+        kept_back: BTreeSet::new(),
+        has_begun: false,
         out: Outcome::default(),
         progress,
     };
     let ended = run.carry_out().await;
+    if ended.is_err() && run.has_begun {
+        // A deletion that was not answered may still come true: until this process is known to be dead, nothing may
+        // build on what carries its tombstones.
+        return ended.map(|()| run.out);
+    }
     if ended.is_err() {
-        // What stays of them means nothing once the session object is gone.
         run.take_back().await;
     }
     registration.end(shard).await;
@@ -247,6 +258,7 @@ impl Run<'_> {
     async fn delete_manifests(&mut self) -> Result<()> {
         for backup in self.doomed.clone() {
             self.shard.stop()?;
+            self.has_begun = true;
             let key = layout::backup(backup)?;
             match self.repository.store().delete(self.shard, &key).await {
                 Ok(()) => {}
@@ -258,6 +270,7 @@ impl Run<'_> {
                     let open = catalogue::load(self.shard, self.repository, backup).await?;
                     self.survey.packs.add(&open.manifest.packs)?;
                     self.doomed.remove(&backup);
+                    self.kept_back.insert(backup);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -345,7 +358,8 @@ impl Run<'_> {
             let gone = self.is_gone(backup, view).await?;
             for &session in sessions {
                 let stands = view.sessions.iter().any(|one| one.id == session);
-                if gone || !stands || session == self.session.id() {
+                let is_own = session == self.session.id() && !self.kept_back.contains(&backup);
+                if gone || !stands || is_own {
                     keys.push(layout::tombstone(backup, session)?);
                 }
             }
