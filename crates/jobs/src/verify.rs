@@ -328,3 +328,29 @@ async fn check(
     }
     Ok((part, shard.report()))
 }
+
+#[cfg(test)]
+mod tests {
+    use mover_base::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn what_deleted_backups_lack_is_no_damage() {
+        let id = |second: i64| BackupId::new(Timestamp::from_micros(second * 1_000_000), 0);
+        let finding = |object: &str, backups: &[BackupId]| Finding {
+            object: object.to_owned(),
+            what: "is missing".to_owned(),
+            backups: backups.to_vec(),
+        };
+        let mut findings = vec![
+            finding("shared", &[id(1), id(2)]),
+            finding("its own", &[id(1)]),
+            finding("a key slot", &[]),
+        ];
+        leave_out(&mut findings, &[id(1)].into());
+        let left = [finding("shared", &[id(2)]), finding("a key slot", &[])];
+        assert_eq!(findings, left);
+        assert!(!verdicts(&[id(2)], &findings)[0].ok);
+    }
+}
