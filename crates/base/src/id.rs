@@ -83,6 +83,12 @@ hex_id!(
 );
 
 hex_id!(
+    HoldId,
+    "hold id",
+    "A hold on a backup, drawn at random when it is made."
+);
+
+hex_id!(
     SystemId,
     "system id",
     "A database, drawn at random when it is created; all its histories share it."
@@ -113,6 +119,11 @@ impl BackupId {
         BackupId { seconds, random }
     }
 
+    /// The second in which the backup began, as the id says it.
+    pub fn started(self) -> Timestamp {
+        Timestamp::from_micros(self.seconds as i64 * 1_000_000)
+    }
+
     /// The bytes that bind the manifest to its place.
     pub fn object_id(self) -> ObjectId {
         let mut out = [0; 16];
@@ -124,8 +135,7 @@ impl BackupId {
 
 impl fmt::Display for BackupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start = Timestamp::from_micros(self.seconds as i64 * 1_000_000);
-        write!(f, "{}-{:08x}", start.compact(), self.random)
+        write!(f, "{}-{:08x}", self.started().compact(), self.random)
     }
 }
 

@@ -14,7 +14,7 @@ pub mod tree;
 pub mod units;
 
 pub use error::{Error, Kind, Result};
-pub use id::{BackupId, HistoryId, ObjectId, PackId, RepoId, SessionId, SlotId, SystemId};
+pub use id::{BackupId, HistoryId, HoldId, ObjectId, PackId, RepoId, SessionId, SlotId, SystemId};
 pub use lsn::{Lsn, LsnRange};
 pub use time::Timestamp;
 pub use units::BLOCK_BYTES;

@@ -40,6 +40,23 @@ impl Timestamp {
         jiff::Timestamp::from_microsecond(self.0).unwrap_or(limit)
     }
 
+    /// Days from 1970-01-01 to the day of this point, UTC.
+    pub fn utc_day(self) -> i64 {
+        self.0.div_euclid(86_400_000_000)
+    }
+
+    /// Weeks, from Monday to Sunday, from the one of 1970-01-01 to the one of this point, UTC.
+    pub fn utc_week(self) -> i64 {
+        // 1970-01-01 was a Thursday.
+        (self.utc_day() + 3).div_euclid(7)
+    }
+
+    /// Months from January 1970 to the month of this point, UTC.
+    pub fn utc_month(self) -> i64 {
+        let date = self.jiff().to_zoned(jiff::tz::TimeZone::UTC).date();
+        (i64::from(date.year()) - 1970) * 12 + i64::from(date.month()) - 1
+    }
+
     /// `20261122-181409`, UTC, whole seconds.
     pub fn compact(self) -> String {
         self.jiff().strftime(COMPACT).to_string()
@@ -83,5 +100,29 @@ impl<'de> Deserialize<'de> for Timestamp {
         let text = String::deserialize(d)?;
         Timestamp::parse_rfc3339(&text)
             .ok_or_else(|| serde::de::Error::custom("not an RFC 3339 time with an offset"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_weeks_and_months_begin_where_the_calendar_says() {
+        let at = |text: &str| Timestamp::parse_rfc3339(text).unwrap();
+        assert_eq!(at("1970-01-01T00:00:00Z").utc_day(), 0);
+        assert_eq!(at("1969-12-31T23:59:59Z").utc_day(), -1);
+        // 2026-11-23 is a Monday.
+        let (sunday, monday) = (at("2026-11-22T23:59:59Z"), at("2026-11-23T00:00:00Z"));
+        assert_eq!(sunday.utc_week() + 1, monday.utc_week());
+        assert_eq!(
+            at("2026-11-29T12:00:00Z").utc_week(),
+            monday.utc_week(),
+            "a week ends on Sunday"
+        );
+        let (old, new) = (at("2026-12-31T23:59:59Z"), at("2027-01-01T00:00:00Z"));
+        assert_eq!(old.utc_month() + 1, new.utc_month());
+        assert_eq!(at("1970-02-28T00:00:00Z").utc_month(), 1);
+        assert_eq!(at("1969-12-01T00:00:00Z").utc_month(), -1);
     }
 }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::values::{
-    Annotation, Rate, parse_annotation, parse_arena, parse_index, parse_rate, parse_request_rate,
+    Annotation, Rate, Span, parse_annotation, parse_arena, parse_index, parse_rate,
+    parse_request_rate, parse_span,
 };
 
 const REPOSITORY: &str = "Repository";
@@ -154,6 +155,12 @@ pub enum Verb {
     Restore(RestoreArgs),
     /// Read the repository and prove that every backup can be restored
     Verify(VerifyArgs),
+    /// Delete the backups that a policy does not keep, and what nothing needs
+    Expire(ExpireArgs),
+    /// Protect backups from being deleted
+    Hold(HoldArgs),
+    /// Change the notes of a backup
+    Annotate(AnnotateArgs),
     /// Manage the keys of the repository
     Key(KeyArgs),
     /// Check that this machine, the repository and the source are fit for a job
@@ -296,6 +303,109 @@ pub struct VerifyArgs {
     /// Verify this backup only: an id, its beginning, or `latest` [default: all backups]
     #[arg(long, value_name = "ID")]
     pub set: Option<String>,
+}
+
+/// `expire`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover expire --keep-last 3 --keep-daily 7 --keep-weekly 4 --keep-monthly 12   what would go, and why\n  \
+    helios-mover expire --keep-daily 7 --confirm                                         deletes it\n  \
+    helios-mover expire --keep-within 14d --json\n  \
+    helios-mover expire --forget-session 5f0c --confirm    of a host that will never finish it\n\n\
+    Rules add up, for the backups of each source and host on their own; days, weeks (from Monday) and months are those of UTC.\n\
+    A rule keeps at least the newest backup. Holds and running backups keep what they need. Needs a key that reads.")]
+pub struct ExpireArgs {
+    /// Keep the newest N backups
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub keep_last: Option<u32>,
+    /// Keep the newest backup of each of the last N days that have one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub keep_daily: Option<u32>,
+    /// Keep the newest backup of each of the last N weeks that have one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub keep_weekly: Option<u32>,
+    /// Keep the newest backup of each of the last N months that have one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub keep_monthly: Option<u32>,
+    /// Keep what began at most so long (36h, 14d, 6w) before the newest backup, and the one before it
+    #[arg(long, value_name = "DURATION", value_parser = parse_span)]
+    pub keep_within: Option<Span>,
+    /// Delete what is not kept; without this, only say what would be deleted
+    #[arg(long)]
+    pub confirm: bool,
+    /// Instead of expiring, give up the session with this id (or its beginning), whose process is dead
+    #[arg(long, value_name = "ID")]
+    pub forget_session: Option<String>,
+}
+
+/// `hold`
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct HoldArgs {
+    /// What to do with the holds.
+    #[command(subcommand)]
+    pub verb: HoldVerb,
+}
+
+/// What to do with the holds.
+#[derive(Debug, Subcommand)]
+pub enum HoldVerb {
+    /// Put a hold on a backup, so that nothing deletes it
+    Add(HoldAddArgs),
+    /// List the holds
+    List(HoldListArgs),
+    /// Take a hold away
+    Remove(HoldRemoveArgs),
+}
+
+/// `hold add`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover hold add 20261122-181409-7f3a9c2e --reason 'audit 2026'\n  \
+    helios-mover hold add latest --reason 'before the upgrade'")]
+pub struct HoldAddArgs {
+    /// Backup: an id, its beginning, or `latest`
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+    /// Why it must stay
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `hold list`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover hold list --json | jq -r '.holds[].backup_id'")]
+pub struct HoldListArgs {}
+
+/// `hold remove`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover hold list\n  \
+    helios-mover hold remove 3f9a\n\n\
+    The backup may be deleted by the next expire. A backup goes on being held while another hold is on it.")]
+pub struct HoldRemoveArgs {
+    /// Hold id, or the first digits of it
+    #[arg(value_name = "HOLD")]
+    pub hold: String,
+}
+
+/// `annotate`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    helios-mover annotate latest ticket=4711 approved=yes\n  \
+    helios-mover annotate 20261122-181409-7f3a9c2e --remove ticket\n\n\
+    The manifest stays as it is: each change is an object of its own, and list and show apply them.")]
+pub struct AnnotateArgs {
+    /// Backup: an id, its beginning, or `latest`
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+    /// Notes to put in
+    #[arg(value_name = "KEY=VALUE", value_parser = parse_annotation)]
+    pub put: Vec<Annotation>,
+    /// Note to take away; can be given several times
+    #[arg(long, value_name = "KEY", action = ArgAction::Append)]
+    pub remove: Vec<String>,
 }
 
 /// `key`

@@ -121,6 +121,7 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Restore => "restoring",
         Phase::Verify => "verifying",
         Phase::Commit => "committing",
+        Phase::Delete => "deleting",
     }
 }
 

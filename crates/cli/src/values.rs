@@ -1,4 +1,4 @@
-//! Values of options, from text: sizes, rates, annotations.
+//! Values of options, from text: sizes, rates, spans of time, annotations.
 //!
 //! Invariants: a bad value is refused with a message that says how a good one looks; the caller names where
 //! the value came from (flag, variable or file).
@@ -17,6 +17,13 @@ const INDEX_BYTES_MAX: u64 = 256 << 30;
 /// A limit in bytes, or in requests, per second; `None` is no limit, which a flag can say to win over a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
+
+/// A span of time, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub u64);
+
+/// Longest span of time: a hundred years.
+const SPAN_SECONDS_MAX: u64 = 100 * 366 * 86_400;
 
 /// One `key=value` note.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +84,33 @@ fn limit(text: &str, parse: impl Fn(&str) -> Option<u64>, wrong: &str) -> Result
     }
 }
 
+/// `--keep-within`: `36h`, `14d`, `6w`, `1w2d`. Months and years are left out: they have no fixed length.
+pub fn parse_span(text: &str) -> Result<Span, String> {
+    const WRONG: &str = "write hours, days or weeks, such as 36h, 14d, 6w or 1w2d";
+    let mut seconds = 0u64;
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(WRONG.into());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(WRONG)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| WRONG)?;
+        let unit = match rest.as_bytes()[digits] {
+            b'h' => 3600,
+            b'd' => 86_400,
+            b'w' => 7 * 86_400,
+            _ => return Err(WRONG.into()),
+        };
+        seconds = seconds.saturating_add(number.saturating_mul(unit));
+        rest = &rest[digits + 1..];
+    }
+    match seconds {
+        0 => Err("a span of 0 would keep the newest backup alone; write --keep-last 1".into()),
+        1..=SPAN_SECONDS_MAX => Ok(Span(seconds)),
+        _ => Err("the span is over a hundred years".into()),
+    }
+}
+
 /// `--annotation`
 pub fn parse_annotation(text: &str) -> Result<Annotation, String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
@@ -124,6 +158,30 @@ mod tests {
         assert!(parse_arena("65GiB").is_err());
         assert_eq!(parse_index("48MiB"), Ok(48 << 20));
         assert!(parse_index("1").is_err());
+    }
+
+    #[test]
+    fn spans_are_of_fixed_units() {
+        assert_eq!(parse_span("36h"), Ok(Span(36 * 3600)));
+        assert_eq!(parse_span("14d"), Ok(Span(14 * 86_400)));
+        assert_eq!(parse_span(" 1w2d "), Ok(Span(9 * 86_400)));
+        for bad in [
+            "",
+            "7",
+            "d",
+            "0d",
+            "1m",
+            "1y",
+            "1d2",
+            "-1d",
+            "1.5d",
+            "1é",
+            "1 d",
+            "99999999999999999999w",
+            "36601d",
+        ] {
+            assert!(parse_span(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //! Invariants: a verb prints only through [`Output`], calls only the jobs crate, and returns an error instead
 //! of reporting it.
 
+mod annotate;
 mod backup;
 mod check;
 mod completions;
+mod expire;
 pub mod figures_of;
+mod hold;
 mod init;
 mod key;
 mod list;
@@ -22,7 +25,7 @@ use mover_jobs::check::STRAY_HINT;
 use mover_jobs::{Engine, RepoAccess, Tick};
 use serde::Serialize;
 
-use crate::args::{KeyVerb, Verb};
+use crate::args::{HoldVerb, KeyVerb, Verb};
 use crate::config::layers::Environment;
 use crate::config::{Call, Settings};
 use crate::output::{BOLD, Output, Shape};
@@ -157,6 +160,13 @@ pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
         Verb::Show(args) => show::run(context, args),
         Verb::Restore(args) => restore::run(context, args),
         Verb::Verify(args) => verify::run(context, args),
+        Verb::Expire(args) => expire::run(context, args),
+        Verb::Hold(args) => match args.verb {
+            HoldVerb::Add(args) => hold::add(context, args),
+            HoldVerb::List(_) => hold::list(context),
+            HoldVerb::Remove(args) => hold::remove(context, args),
+        },
+        Verb::Annotate(args) => annotate::run(context, args),
         Verb::Key(args) => match args.verb {
             KeyVerb::List(_) => key::list(context),
             KeyVerb::Add(args) => key::add(context, args),
@@ -178,6 +188,13 @@ fn name(verb: &Verb) -> (&'static str, Shape) {
         Verb::Show(_) => ("show", Shape::Query),
         Verb::Restore(_) => ("restore", Shape::Job),
         Verb::Verify(_) => ("verify", Shape::Job),
+        Verb::Expire(_) => ("expire", Shape::Job),
+        Verb::Hold(args) => match args.verb {
+            HoldVerb::Add(_) => ("hold add", Shape::Query),
+            HoldVerb::List(_) => ("hold list", Shape::Query),
+            HoldVerb::Remove(_) => ("hold remove", Shape::Query),
+        },
+        Verb::Annotate(_) => ("annotate", Shape::Query),
         Verb::Key(args) => match args.verb {
             KeyVerb::List(_) => ("key list", Shape::Query),
             KeyVerb::Add(_) => ("key add", Shape::Query),

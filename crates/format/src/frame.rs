@@ -1,4 +1,4 @@
-//! Frames: the pieces that packs and manifests are made of, compressed and sealed as one.
+//! Frames: the pieces that packs, manifests and records are made of, compressed and sealed as one.
 //!
 //! Invariants: a frame is zstd exactly where that is shorter than the plain bytes; the kind fixes the cap of
 //! the plain bytes and the last flag; nothing is sealed before its compressed form was decoded and compared with
@@ -27,6 +27,8 @@ pub const FRAME_STORED_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_PLAIN_BYTES
 pub const DIRECTORY_PLAIN_BYTES_MAX: usize = 4 << 20;
 /// Most plain bytes of a manifest; 1,000,000 packs (10 TB) need 77 MiB.
 pub const MANIFEST_PLAIN_BYTES_MAX: usize = 96 << 20;
+/// Most plain bytes of a record: a few texts.
+pub const RECORD_PLAIN_BYTES_MAX: usize = 64 << 10;
 /// The level that the data path uses unless it is told otherwise.
 pub const COMPRESSION_LEVEL_DEFAULT: i32 = 3;
 /// The levels that may be asked for. Above 19 zstd needs windows that readers may refuse.
@@ -48,6 +50,8 @@ pub enum FrameKind {
     Directory = 3,
     /// The body of a manifest.
     Manifest = 4,
+    /// The body of a record.
+    Record = 5,
 }
 
 impl FrameKind {
@@ -58,6 +62,7 @@ impl FrameKind {
             2 => Some(FrameKind::Nodes),
             3 => Some(FrameKind::Directory),
             4 => Some(FrameKind::Manifest),
+            5 => Some(FrameKind::Record),
             _ => None,
         }
     }
@@ -69,7 +74,10 @@ impl FrameKind {
 
     /// Whether a frame of this kind ends its object; its seal then proves that no piece was cut off.
     pub const fn is_last(self) -> bool {
-        matches!(self, FrameKind::Directory | FrameKind::Manifest)
+        matches!(
+            self,
+            FrameKind::Directory | FrameKind::Manifest | FrameKind::Record
+        )
     }
 
     /// Most plain bytes of such a frame.
@@ -78,6 +86,7 @@ impl FrameKind {
             FrameKind::Blocks | FrameKind::Nodes => FRAME_PLAIN_BYTES_MAX,
             FrameKind::Directory => DIRECTORY_PLAIN_BYTES_MAX,
             FrameKind::Manifest => MANIFEST_PLAIN_BYTES_MAX,
+            FrameKind::Record => RECORD_PLAIN_BYTES_MAX,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod node;
 pub mod pack;
 pub mod preamble;
+pub mod record;
 pub mod seal;
 pub mod slot;
 mod wire;
@@ -26,5 +27,8 @@ pub use manifest::{
 pub use node::{Child, Interior, Leaf, LeafBuilder, NodeKind, NodeRef, Run};
 pub use pack::{FrameEntry, PackDirectory, PackTrailer};
 pub use preamble::{ObjectType, Preamble};
+pub use record::{
+    AnnotationRecord, HoldRecord, ProcessInfo, Purpose, Record, SessionRecord, TombstoneRecord,
+};
 pub use seal::{Cipher, MasterKey, ObjectSealer, Origin, SessionKey, WrappedPayload, session_tag};
 pub use slot::{KeySlot, SlotKind, SlotSecret};

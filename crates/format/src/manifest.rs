@@ -199,7 +199,7 @@ impl PackInfo {
         let blocks_ok = match self.object_type {
             ObjectType::DataPack => (1..=PACK_BLOCKS_MAX).contains(&(self.blocks as usize)),
             ObjectType::MetaPack => self.blocks == 0,
-            ObjectType::Manifest => return wrong("it is not a pack"),
+            _ => return wrong("it is not a pack"),
         };
         if !blocks_ok {
             return wrong("the block count does not fit its type");

@@ -190,7 +190,7 @@ impl PackDirectory {
         let kind = match object_type {
             ObjectType::DataPack => FrameKind::Blocks,
             ObjectType::MetaPack => FrameKind::Nodes,
-            ObjectType::Manifest => return wrong("a manifest has none"),
+            _ => return wrong("only packs have one"),
         };
         if self.frames.is_empty() {
             return wrong("the pack has no frames");
@@ -235,14 +235,14 @@ impl Default for PackDirectory {
     }
 }
 
-/// The last 32 bytes of a pack or manifest: where its last frame lies.
+/// The last 32 bytes of a pack, manifest or record: where its last frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackTrailer {
-    /// First byte of the frame that holds the directory (or the manifest's body).
+    /// First byte of the frame that holds the directory (or the body of a manifest or record).
     pub directory_offset: u64,
     /// Stored length of that frame, header included.
     pub directory_bytes: u32,
-    /// Piece index of that frame: how many frames lie before it (0 in a manifest). It must be known before
+    /// Piece index of that frame: how many frames lie before it (0 but in a pack). It must be known before
     /// the frame can be opened.
     pub directory_piece: u32,
 }
@@ -252,6 +252,10 @@ impl PackTrailer {
         match object_type {
             ObjectType::DataPack | ObjectType::MetaPack => *b"HMVPKEND",
             ObjectType::Manifest => *b"HMVMFEND",
+            ObjectType::Session
+            | ObjectType::Tombstone
+            | ObjectType::Hold
+            | ObjectType::Annotation => *b"HMVRCEND",
         }
     }
 
@@ -290,21 +294,16 @@ impl PackTrailer {
             return Err(reader.wrong("checksum", "does not match"));
         }
         reader.finish()?;
-        let kind = match object_type {
-            ObjectType::DataPack | ObjectType::MetaPack => FrameKind::Directory,
-            ObjectType::Manifest => FrameKind::Manifest,
-        };
+        let kind = object_type.last_frame();
         let stored_bytes_max = FRAME_HEADER_BYTES + kind.plain_bytes_max() + TAG_BYTES;
         if trailer.directory_bytes as usize <= FRAME_HEADER_BYTES
             || trailer.directory_bytes as usize > stored_bytes_max
         {
             return Err(reader.wrong("length", "is not that of a frame"));
         }
-        let piece_ok = match object_type {
-            ObjectType::DataPack | ObjectType::MetaPack => {
-                (1..=PACK_FRAMES_MAX as u32).contains(&trailer.directory_piece)
-            }
-            ObjectType::Manifest => trailer.directory_piece == 0,
+        let piece_ok = match kind {
+            FrameKind::Directory => (1..=PACK_FRAMES_MAX as u32).contains(&trailer.directory_piece),
+            _ => trailer.directory_piece == 0,
         };
         if !piece_ok {
             return Err(reader.wrong("piece index", "does not fit the object"));

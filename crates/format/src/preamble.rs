@@ -1,4 +1,4 @@
-//! The preamble: what stands at the beginning of every pack and every manifest.
+//! The preamble: what stands at the beginning of every pack, every manifest and every record.
 //!
 //! Invariants: the first 64 bytes bind each sealed piece to the object's type, cipher, repository, id and
 //! session, because they are part of the associated data of each seal; an object is wrapped exactly if it is
@@ -6,10 +6,11 @@
 
 use mover_base::{ObjectId, RepoId, Result, SessionId, checksum};
 
+use crate::frame::FrameKind;
 use crate::seal::Cipher;
 use crate::wire::{Reader, corrupt};
 
-/// First bytes of every pack and manifest.
+/// First bytes of every pack, manifest and record.
 pub const OBJECT_MAGIC: [u8; 8] = *b"HELIOSMV";
 /// The one version of the repository format that there is.
 pub const FORMAT_VERSION: u16 = 1;
@@ -34,6 +35,14 @@ pub enum ObjectType {
     MetaPack = 2,
     /// The manifest of one backup.
     Manifest = 3,
+    /// That a session is under way.
+    Session = 4,
+    /// That a backup is about to be deleted.
+    Tombstone = 5,
+    /// That a backup must not be deleted.
+    Hold = 6,
+    /// A change to the annotations of a backup.
+    Annotation = 7,
 }
 
 impl ObjectType {
@@ -43,6 +52,10 @@ impl ObjectType {
             1 => Some(ObjectType::DataPack),
             2 => Some(ObjectType::MetaPack),
             3 => Some(ObjectType::Manifest),
+            4 => Some(ObjectType::Session),
+            5 => Some(ObjectType::Tombstone),
+            6 => Some(ObjectType::Hold),
+            7 => Some(ObjectType::Annotation),
             _ => None,
         }
     }
@@ -51,9 +64,21 @@ impl ObjectType {
     pub const fn code(self) -> u8 {
         self as u8
     }
+
+    /// The kind of the frame that ends such an object.
+    pub const fn last_frame(self) -> FrameKind {
+        match self {
+            ObjectType::DataPack | ObjectType::MetaPack => FrameKind::Directory,
+            ObjectType::Manifest => FrameKind::Manifest,
+            ObjectType::Session
+            | ObjectType::Tombstone
+            | ObjectType::Hold
+            | ObjectType::Annotation => FrameKind::Record,
+        }
+    }
 }
 
-/// The first part of a pack or manifest.
+/// The first part of a pack, manifest or record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preamble {
     /// What the object is.
@@ -62,7 +87,7 @@ pub struct Preamble {
     pub cipher: Cipher,
     /// The repository that it belongs to.
     pub repo_id: RepoId,
-    /// Pack id, or [`mover_base::BackupId::object_id`] of a manifest.
+    /// Pack id, [`mover_base::BackupId::object_id`] of a manifest, or what the specification says for the record.
     pub object_id: ObjectId,
     /// The session that wrote it.
     pub session_id: SessionId,

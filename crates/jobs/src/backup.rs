@@ -37,6 +37,7 @@ use crate::estimate::{self, Estimate};
 use crate::extents::ExtentId;
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
+use crate::session::SessionGuard;
 use crate::settings::{Engine, RepoAccess, Tick};
 
 pub(crate) use self::base::SOURCE_KIND;
@@ -375,6 +376,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let run = only(mover_io::run(&engine.single(), begin, |stop| {
         tick(&progress, stop)
     })?)?;
+    let _session = SessionGuard::new(engine, &run);
     let mut warnings = plan.warnings;
     let mut reason = plan.reason;
     warnings.extend(run.warning.clone());

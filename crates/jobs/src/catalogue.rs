@@ -1,10 +1,13 @@
 //! `list` and `show`: what a repository holds.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mover_base::{BackupId, Kind, Result};
 use mover_io::Shard;
-use mover_repo::{BackupMetadata, BackupView, Origin, catalogue};
+use mover_repo::annotations::{self, Changes};
+use mover_repo::holds::{self, Hold};
+use mover_repo::{BackupMetadata, BackupView, Origin, Repository, catalogue, expire};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -17,9 +20,13 @@ pub struct ListItem {
     pub backup_id: BackupId,
     /// Whether its manifest could be read.
     pub readable: bool,
-    /// What its manifest says.
+    /// Whether an `expire` is about to delete it.
+    pub expiring: bool,
+    /// Holds on it.
+    pub holds: u64,
+    /// What its manifest says, with the annotations as they were changed since.
     pub metadata: Option<BackupMetadata>,
-    /// Why it could not be read.
+    /// Why it could not be read, or not all of what was noted of it later.
     pub problem: Option<String>,
 }
 
@@ -35,8 +42,12 @@ pub struct BackupListing {
 /// A backup in full.
 #[derive(Debug, Serialize)]
 pub struct ShowDetails {
-    /// What its manifest says.
+    /// What its manifest says, with the annotations as they were changed since.
     pub metadata: BackupMetadata,
+    /// Whether an `expire` is about to delete it.
+    pub expiring: bool,
+    /// Holds on it.
+    pub holds: Vec<Hold>,
     /// Packs that it needs.
     pub packs: u64,
     /// Their bytes; other backups may share them.
@@ -44,36 +55,20 @@ pub struct ShowDetails {
     /// Who wrote it: `master_key` (a writer that can read the repository), `recipient_only` (one that cannot:
     /// anybody who knows the public recipient could have written it), `none` (nothing is sealed).
     pub authenticity: &'static str,
+    /// What was noted later and cannot be read.
+    pub problems: Vec<String>,
 }
 
 /// All backups, oldest first.
 pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
-        let mut items = Vec::new();
         let found = catalogue::list_all(&shard, &repository).await?;
-        for backup_id in found.ids {
-            let item = match catalogue::load(&shard, &repository, backup_id).await {
-                Ok(open) => ListItem {
-                    backup_id,
-                    readable: true,
-                    metadata: Some(open.manifest.metadata),
-                    problem: None,
-                },
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key | Kind::Limit) => {
-                    let problem = Some(error.to_string());
-                    ListItem {
-                        backup_id,
-                        readable: false,
-                        metadata: None,
-                        problem,
-                    }
-                }
-                // It was deleted since it was listed.
-                Err(error) if error.kind() == Kind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            items.push(item);
+        let notes = Notes::read(&shard, &repository).await?;
+        let mut items = Vec::new();
+        for id in found.ids {
+            shard.stop()?;
+            items.extend(item(&shard, &repository, id, &notes).await?);
         }
         Ok(BackupListing {
             backups: items,
@@ -81,6 +76,57 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
         })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)
+}
+
+/// What stands beside the manifests.
+struct Notes {
+    expiring: BTreeSet<BackupId>,
+    held: BTreeMap<BackupId, u64>,
+    changes: Changes,
+}
+
+impl Notes {
+    async fn read(shard: &Shard, repository: &Repository) -> Result<Self> {
+        Ok(Notes {
+            expiring: expire::expiring(shard, repository).await?,
+            held: holds::counts(shard, repository).await?,
+            changes: annotations::list(shard, repository).await?,
+        })
+    }
+}
+
+/// One backup of a listing; none if it was deleted since it was listed.
+async fn item(
+    shard: &Shard,
+    repository: &Repository,
+    backup_id: BackupId,
+    notes: &Notes,
+) -> Result<Option<ListItem>> {
+    let mut item = ListItem {
+        backup_id,
+        readable: false,
+        expiring: notes.expiring.contains(&backup_id),
+        holds: notes.held.get(&backup_id).copied().unwrap_or(0),
+        metadata: None,
+        problem: None,
+    };
+    match catalogue::load(shard, repository, backup_id).await {
+        Ok(open) => {
+            let mut metadata = open.manifest.metadata;
+            let of = &mut metadata.annotations;
+            let problems =
+                annotations::apply(shard, repository, backup_id, &notes.changes, of).await?;
+            item.readable = true;
+            item.metadata = Some(metadata);
+            item.problem = problems.into_iter().next();
+        }
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key | Kind::Limit) => {
+            item.problem = Some(error.to_string());
+        }
+        Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    Ok(Some(item))
 }
 
 /// One backup: an id, the beginning of one, or `latest`.
@@ -95,11 +141,20 @@ pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails
             Origin::Vouched => "master_key",
             Origin::WriteOnly => "recipient_only",
         };
+        let mut metadata = view.metadata;
+        let changes = annotations::list(&shard, &repository).await?;
+        let of = &mut metadata.annotations;
+        let problems = annotations::apply(&shard, &repository, id, &changes, of).await?;
+        let mut holds = holds::list(&shard, &repository).await?;
+        holds.retain(|hold| hold.backup_id == id);
         Ok(ShowDetails {
-            metadata: view.metadata,
+            expiring: expire::expiring(&shard, &repository).await?.contains(&id),
+            metadata,
+            holds,
             packs,
             pack_bytes,
             authenticity,
+            problems,
         })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)

@@ -3,18 +3,22 @@
 //! Invariants: a plan changes nothing; an execution that fails or is cancelled leaves nothing half-visible; every
 //! figure in a summary was measured.
 
+pub mod annotate;
 pub mod backup;
 pub mod catalogue;
 pub mod check;
 mod estimate;
+pub mod expire;
 mod extents;
 mod fill;
+pub mod hold;
 pub mod init;
 pub mod key;
 pub mod machine;
 pub mod progress;
 pub mod report;
 pub mod restore;
+mod session;
 pub mod settings;
 mod settle;
 pub mod verify;

@@ -21,13 +21,7 @@ pub fn cpu_seconds() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
 }
 
-/// The name of this host, as it stands in manifests.
-pub fn host_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
-}
+pub use mover_repo::host_name;
 
 /// Measures a job from here on.
 pub(crate) struct Clock {

@@ -22,15 +22,18 @@ pub enum Phase {
     Verify,
     /// Making everything durable and publishing it.
     Commit,
+    /// Deleting what nobody needs.
+    Delete,
 }
 
 impl Phase {
-    const ALL: [Phase; 5] = [
+    const ALL: [Phase; 6] = [
         Phase::Prepare,
         Phase::Copy,
         Phase::Restore,
         Phase::Verify,
         Phase::Commit,
+        Phase::Delete,
     ];
 }
 

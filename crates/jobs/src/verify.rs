@@ -1,7 +1,8 @@
 //! `verify`: is what is stored what was stored?
 //!
 //! Level `checksum` reads every byte that the backups need: preambles, seals, CRC-32 of frames, SHA-256 of every
-//! block and node, and that every map names blocks that exist.
+//! block and node, and that every map names blocks that exist. What a backup lacks that was deleted meanwhile is no
+//! damage.
 //!
 //! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
 //! pack is read once, however many backups share it.
@@ -157,11 +158,20 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         reports.push(report);
     }
 
-    let findings = merged(found.findings);
+    let mut findings = merged(found.findings);
+    let mut ids = listed.ids;
+    if !findings.is_empty() {
+        let look = async |shard: Shard| deleted(&shard, &repository, &findings).await;
+        let deleted = only(mover_io::run(&engine.single(), look, |stop| {
+            tick(&progress, stop)
+        })?)?;
+        leave_out(&mut findings, &deleted);
+        ids.retain(|id| !deleted.contains(id));
+    }
     Ok(VerifySummary {
         level: options.level,
         ok: findings.is_empty(),
-        backups: verdicts(&listed.ids, &findings),
+        backups: verdicts(&ids, &findings),
         objects: found.objects,
         bytes: found.bytes,
         blocks: found.blocks,
@@ -216,6 +226,31 @@ fn begin(inventory: Inventory) -> (Found, Vec<Task>) {
         .into_values()
         .map(|(pack, users)| Task::Pack(pack, users));
     (found, maps.chain(packs).collect())
+}
+
+/// Backups among the findings that were deleted since they were listed: what they lack is no damage.
+async fn deleted(
+    shard: &Shard,
+    repository: &Repository,
+    findings: &[Finding],
+) -> Result<BTreeSet<BackupId>> {
+    let mut deleted: BTreeSet<BackupId> = findings
+        .iter()
+        .flat_map(|finding| finding.backups.iter().copied())
+        .collect();
+    for id in catalogue::list(shard, repository).await? {
+        deleted.remove(&id);
+    }
+    Ok(deleted)
+}
+
+/// Takes deleted backups out of the findings, and findings that concern nothing else.
+fn leave_out(findings: &mut Vec<Finding>, deleted: &BTreeSet<BackupId>) {
+    findings.retain_mut(|finding| {
+        let concerned_any = !finding.backups.is_empty();
+        finding.backups.retain(|id| !deleted.contains(id));
+        !concerned_any || !finding.backups.is_empty()
+    });
 }
 
 /// One verdict per backup, from all findings.
@@ -294,4 +329,30 @@ async fn check(
         }
     }
     Ok((part, shard.report()))
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn what_deleted_backups_lack_is_no_damage() {
+        let id = |second: i64| BackupId::new(Timestamp::from_micros(second * 1_000_000), 0);
+        let finding = |object: &str, backups: &[BackupId]| Finding {
+            object: object.to_owned(),
+            what: "is missing".to_owned(),
+            backups: backups.to_vec(),
+        };
+        let mut findings = vec![
+            finding("shared", &[id(1), id(2)]),
+            finding("its own", &[id(1)]),
+            finding("a key slot", &[]),
+        ];
+        leave_out(&mut findings, &[id(1)].into());
+        let left = [finding("shared", &[id(2)]), finding("a key slot", &[])];
+        assert_eq!(findings, left);
+        assert!(!verdicts(&[id(2)], &findings)[0].ok);
+    }
 }

@@ -12,6 +12,7 @@ use mover_base::{BackupId, Error, Kind, PackId, Result};
 use mover_format::manifest::{BackupMetadata, Manifest, PackInfo};
 use mover_format::node::NodeRef;
 use mover_format::preamble::ObjectType;
+use mover_format::record::Purpose;
 use mover_io::{RateBudget, Shard};
 
 use crate::catalogue;
@@ -19,7 +20,9 @@ use crate::dedup::{BlockIndex, Location, PackTable};
 use crate::map::TreeWriter;
 use crate::parent::Parent;
 use crate::reader::{PackInfos, PackReader};
-use crate::repository::Repository;
+use crate::repository::{Repository, Session};
+use crate::sessions::{Registration, lost_parent};
+use crate::tombstones;
 use crate::tree::{FileMap, read_entries};
 use crate::writer::{MapNode, WriteCounts, WriteShared, WriterOutcome};
 
@@ -41,6 +44,7 @@ pub struct BackupRequest<'a> {
 /// A backup under way.
 pub struct BackupRun {
     shared: Arc<WriteShared>,
+    registration: Arc<Registration>,
     parent: ParentTree,
     next_preload: AtomicUsize,
     /// Why the parent could not serve as such.
@@ -89,7 +93,9 @@ pub async fn find_latest(
         return Ok((None, warnings));
     }
     let ids = catalogue::list(shard, repository).await?;
-    for id in ids.into_iter().rev().take(PARENT_TRIES) {
+    let expiring = tombstones::list(shard, repository).await?;
+    let lasting = ids.into_iter().filter(|id| !expiring.contains_key(id));
+    for id in lasting.rev().take(PARENT_TRIES) {
         match catalogue::load(shard, repository, id).await {
             Ok(open) if wanted(&open.manifest.metadata) => return Ok((Some(open), warnings)),
             Ok(_) => {}
@@ -140,18 +146,48 @@ impl ParentTree {
 }
 
 impl BackupRun {
-    /// Opens a session and prepares what the shards share.
+    /// Opens a session, registers it and prepares what the shards share.
     pub async fn begin(
         shard: &Shard,
         repository: &Arc<Repository>,
         request: &BackupRequest<'_>,
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
+        let session = repository.begin_session()?;
+        let parents = request.parent.iter().map(|open| open.id).collect();
+        let purpose = Purpose::Backup;
+        let registration =
+            Registration::begin(shard, repository, &session, purpose, parents).await?;
+        let registration = Arc::new(registration);
+        let prepared = Self::prepare(shard, session, &registration, request, write_limit).await;
+        if prepared.is_err() {
+            registration.end(shard).await;
+        }
+        prepared
+    }
+
+    async fn prepare(
+        shard: &Shard,
+        session: Session,
+        registration: &Arc<Registration>,
+        request: &BackupRequest<'_>,
+        write_limit: Arc<RateBudget>,
+    ) -> Result<Self> {
+        let repository = registration.repository();
         let packs = PackTable::default();
         let mut tree = ParentTree::default();
         let mut parent = None;
         let mut warning = None;
-        if let Some(open) = request.parent {
+        let lost = match request.parent {
+            Some(open) => lost_parent(shard, repository, open.id).await?,
+            None => None,
+        };
+        if let (Some(open), Some(lost)) = (request.parent, lost) {
+            warning = Some(format!(
+                "backup {} cannot serve as the parent: it {lost}",
+                open.id
+            ));
+        } else if let Some(open) = request.parent {
             match ParentTree::read(shard, repository, open, &packs).await {
                 Ok((read, shared)) => {
                     tree = read;
@@ -167,7 +203,7 @@ impl BackupRun {
         let blocks = request.source_blocks.saturating_add(parent_blocks);
         let index_bytes = BlockIndex::bytes_for(blocks).min(request.index_bytes);
         let shared = Arc::new(WriteShared {
-            session: repository.begin_session()?,
+            session,
             repository: repository.clone(),
             index: BlockIndex::new(index_bytes)?,
             packs,
@@ -177,6 +213,7 @@ impl BackupRun {
         });
         Ok(BackupRun {
             shared,
+            registration: registration.clone(),
             parent: tree,
             next_preload: AtomicUsize::new(0),
             warning,
@@ -186,6 +223,11 @@ impl BackupRun {
     /// The backup whose blocks this one builds on.
     pub fn parent(&self) -> Option<BackupId> {
         self.parent.id
+    }
+
+    /// The session object, which whoever gives the run up has to take away.
+    pub fn registration(&self) -> &Arc<Registration> {
+        &self.registration
     }
 
     /// What the shards share.
@@ -303,8 +345,10 @@ impl BackupRun {
             packs,
         };
         let repository = &self.shared.repository;
+        self.registration.before_publishing(shard).await?;
         let (metadata, bytes) =
             catalogue::publish(shard, repository, &self.shared.session, manifest).await?;
+        self.registration.end(shard).await;
         counts.stored_bytes += bytes;
         Ok(Committed { metadata, counts })
     }

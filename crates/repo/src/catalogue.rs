@@ -3,7 +3,7 @@
 //! Invariants: a manifest is written last, create-if-absent, under an id that nobody else has; one that was
 //! listed and cannot be read is reported with its reason and never passed over in silence.
 
-use mover_base::{BackupId, Error, Kind, Result, Timestamp};
+use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
 use mover_format::manifest::{BackupMetadata, MANIFEST_BYTES_MAX, Manifest};
 use mover_format::preamble::{ObjectType, Preamble};
@@ -30,6 +30,8 @@ pub struct OpenManifest {
     pub manifest: Manifest,
     /// Who wrote it, as far as its seal tells.
     pub origin: Origin,
+    /// The session that wrote it.
+    pub session_id: SessionId,
     /// Length of the object.
     pub bytes: u64,
 }
@@ -123,6 +125,7 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
         id,
         manifest,
         origin,
+        session_id: preamble.session_id,
         bytes: bytes.len() as u64,
     })
 }

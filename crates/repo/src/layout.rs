@@ -3,7 +3,7 @@
 //! Invariants: this is the only place that spells a name out, in both directions. A name that stands for nothing
 //! here is a stray: whoever lists passes it over, tells it, and never deletes it.
 
-use mover_base::{BackupId, PackId, Result, SlotId};
+use mover_base::{BackupId, HoldId, PackId, Result, SessionId, SlotId};
 use mover_store::Key;
 
 /// Prefix of the key slots.
@@ -12,6 +12,15 @@ pub const KEYS: &str = "keys/";
 pub const PACKS: &str = "packs/";
 /// Prefix of the manifests.
 pub const BACKUPS: &str = "backups/";
+
+/// Prefix of the sessions under way.
+pub const SESSIONS: &str = "sessions/";
+/// Prefix of the tombstones.
+pub const EXPIRED: &str = "expired/";
+/// Prefix of the holds.
+pub const HOLDS: &str = "holds/";
+/// Prefix of the changes of annotations.
+pub const ANNOTATIONS: &str = "annotations/";
 
 /// The repository header.
 pub fn config() -> Result<Key> {
@@ -49,4 +58,83 @@ pub fn pack_of(key: &Key) -> Option<PackId> {
     let name = key.as_str().rsplit('/').next()?;
     let id: PackId = name.parse().ok()?;
     (pack(id).ok()? == *key).then_some(id)
+}
+
+/// A session under way.
+pub fn session(id: SessionId) -> Result<Key> {
+    Key::new(&format!("{SESSIONS}{id}"))
+}
+
+/// The session that a name stands for; none if no session has that name.
+pub fn session_of(key: &Key) -> Option<SessionId> {
+    key.as_str().strip_prefix(SESSIONS)?.parse().ok()
+}
+
+/// The tombstone that a session puts on a backup.
+pub fn tombstone(backup: BackupId, session: SessionId) -> Result<Key> {
+    Key::new(&format!("{}{session}", tombstones(backup)))
+}
+
+/// Prefix of the tombstones of a backup.
+pub fn tombstones(backup: BackupId) -> String {
+    format!("{EXPIRED}{backup}/")
+}
+
+/// Backup and session of a tombstone; none if no tombstone has that name.
+pub fn tombstone_of(key: &Key) -> Option<(BackupId, SessionId)> {
+    let (backup, session) = key.as_str().strip_prefix(EXPIRED)?.split_once('/')?;
+    Some((backup.parse().ok()?, session.parse().ok()?))
+}
+
+/// A hold on a backup.
+pub fn hold(backup: BackupId, id: HoldId) -> Result<Key> {
+    Key::new(&format!("{HOLDS}{backup}/{id}"))
+}
+
+/// Backup and id of a hold; none if no hold has that name.
+pub fn hold_of(key: &Key) -> Option<(BackupId, HoldId)> {
+    let (backup, id) = key.as_str().strip_prefix(HOLDS)?.split_once('/')?;
+    Some((backup.parse().ok()?, id.parse().ok()?))
+}
+
+/// A change of a backup's annotations.
+pub fn annotation(backup: BackupId, number: u32) -> Result<Key> {
+    Key::new(&format!("{}{number}", annotations(backup)))
+}
+
+/// Prefix of the changes of a backup's annotations.
+pub fn annotations(backup: BackupId) -> String {
+    format!("{ANNOTATIONS}{backup}/")
+}
+
+/// Backup and number of a change of annotations; none if no change has that name.
+pub fn annotation_of(key: &Key) -> Option<(BackupId, u32)> {
+    let (backup, number) = key.as_str().strip_prefix(ANNOTATIONS)?.split_once('/')?;
+    let (backup, number) = (backup.parse().ok()?, number.parse().ok()?);
+    (annotation(backup, number).ok()? == *key).then_some((backup, number))
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn names_of_records_read_back_and_nothing_else_does() {
+        let backup = BackupId::new(Timestamp::from_micros(1_795_371_249_000_000), 7);
+        let (session, held) = (SessionId([1; 16]), HoldId([2; 16]));
+        let key = tombstone(backup, session).unwrap();
+        assert_eq!(tombstone_of(&key), Some((backup, session)));
+        assert_eq!(session_of(&super::session(session).unwrap()), Some(session));
+        assert_eq!(hold_of(&hold(backup, held).unwrap()), Some((backup, held)));
+        let key = annotation(backup, 12).unwrap();
+        assert_eq!(annotation_of(&key), Some((backup, 12)));
+        for name in ["012", "+12", "x", "4294967296"] {
+            let key = Key::new(&format!("{}{name}", annotations(backup))).unwrap();
+            assert_eq!(annotation_of(&key), None, "{name}");
+        }
+        let key = Key::new(&format!("{SESSIONS}{session}/{session}")).unwrap();
+        assert_eq!(session_of(&key), None);
+    }
 }

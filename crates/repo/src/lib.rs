@@ -6,26 +6,36 @@
 //! keys/<slot>       the repository's secret, sealed for one passphrase or one recipient
 //! packs/<xx>/<id>   blocks, or the nodes of maps: immutable, about 10 MB
 //! backups/<id>      manifests; a backup exists when its manifest does
+//! sessions/<id>     who writes or deletes now: what they build on and write is protected
+//! expired/, holds/, annotations/    what shall become of backups, and what was noted of them later
 //! ```
 //!
 //! Invariants: every object is created if absent and never overwritten; a manifest is published only after
 //! every pack it names is durable; what was not checked is not handed out.
 
+pub mod annotations;
 mod backup;
 pub mod catalogue;
 mod dedup;
+pub mod expire;
+pub mod holds;
 mod keys;
 mod layout;
 mod map;
 mod pack;
 mod parent;
+pub mod policy;
+mod process;
 mod reader;
+mod records;
 mod repository;
 mod restore;
 mod sample;
 mod secret;
+pub mod sessions;
 mod slots;
 mod timing;
+mod tombstones;
 mod tree;
 pub mod verify;
 mod writer;
@@ -37,8 +47,10 @@ pub use mover_format::manifest::{
     BackupMetadata, BackupType, LogMark, PackInfo, ReplicationInfo, SizeInfo, SourceInfo,
     StorageInfo, VerificationInfo,
 };
+pub use mover_format::record::Purpose;
 pub use mover_format::seal::Origin;
 pub use mover_store::LinkLimits;
+pub use process::{Life, host_name};
 pub use reader::READS_AHEAD;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, block_bytes};

@@ -23,7 +23,12 @@ const SYSTEM_FILE: &str = "/etc/helios-mover/helios-mover.toml";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Options that say something about one call and so must be said in it.
-pub const FLAG_ONLY: [&str; 1] = ["key.remove.confirm"];
+pub const FLAG_ONLY: [&str; 4] = [
+    "key.remove.confirm",
+    "expire.confirm",
+    "expire.forget-session",
+    "annotate.remove",
+];
 /// Options that a file cannot hold: it cannot name itself.
 pub const NOT_IN_FILE: [&str; 1] = ["config"];
 /// Variables that are read without being an option.

@@ -86,6 +86,8 @@ fn sample(command: &Command, option: &OptionName) -> String {
         "limit-requests" => "50",
         "limit-read" | "limit-write" | "limit-upload" | "limit-download" => "5MiB/s",
         "annotation" => "key=value",
+        "keep-last" | "keep-daily" | "keep-weekly" | "keep-monthly" => "3",
+        "keep-within" => "14d",
         _ => "sample",
     }
     .to_owned()
@@ -108,6 +110,8 @@ fn verb_of(option: &OptionName) -> String {
     match verbs[..verbs.len() - 1].join(" ").as_str() {
         "" => "list".into(),
         "key remove" => "key remove 3f".into(),
+        "hold add" => "hold add latest".into(),
+        "annotate" => "annotate latest".into(),
         verb => verb.to_owned(),
     }
 }

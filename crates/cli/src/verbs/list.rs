@@ -66,10 +66,13 @@ fn table(items: &[ListItem]) -> Table {
         };
         let size = &metadata.size_info;
         let seconds = metadata.ended.seconds_since(metadata.started);
-        let notes: Vec<String> = metadata
-            .annotations
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
+        let state = [(item.expiring, "expiring"), (item.holds > 0, "held")];
+        let states = state.iter().filter(|(is, _)| *is);
+        let noted = metadata.annotations.iter();
+        let notes: Vec<String> = states
+            .map(|(_, name)| (*name).to_owned())
+            .chain(noted.map(|(key, value)| format!("{key}={value}")))
+            .chain(item.problem.clone())
             .collect();
         table.row([
             id,

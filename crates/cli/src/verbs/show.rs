@@ -8,7 +8,8 @@ use mover_jobs::catalogue::{self, ShowDetails};
 use super::{Context, figures_of};
 use crate::args::ShowArgs;
 use crate::figures;
-use crate::table::Table;
+use crate::output::YELLOW;
+use crate::table::{Cell, Table};
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: ShowArgs) -> Result<()> {
@@ -44,6 +45,16 @@ fn table(details: &ShowDetails) -> Table {
     );
     for (key, value) in &metadata.annotations {
         table.pair("note", format!("{key}={value}"));
+    }
+    for problem in &details.problems {
+        table.pair("note", Cell::styled(problem, YELLOW));
+    }
+    for hold in &details.holds {
+        let why = hold.reason.as_deref().or(hold.problem.as_deref());
+        table.pair("held", why.unwrap_or_default());
+    }
+    if details.expiring {
+        table.pair("expiring", "an expire is about to delete it");
     }
     table
 }

@@ -97,6 +97,22 @@ fn manifests_are_frozen() {
 }
 
 #[test]
+fn records_are_frozen() {
+    let names = ["session", "tombstone", "hold", "annotation"];
+    for (name, record) in names.into_iter().zip(records()) {
+        let body = frozen(&format!("{name}-body.json"), &record.encode().unwrap());
+        let object_type = record.object_type();
+        assert_eq!(Record::decode(object_type, &body).unwrap(), record);
+        for (form, cipher) in [("sealed", Cipher::Aes256Gcm), ("plain", Cipher::None)] {
+            let object = record_object(&record, cipher);
+            let bytes = frozen_zstd(&format!("{name}-{form}.bin"), &object);
+            let preamble = preamble(object_type, cipher);
+            assert_eq!(open_record(&preamble, &bytes).unwrap(), record);
+        }
+    }
+}
+
+#[test]
 fn config_and_slots_are_frozen() {
     let bytes = frozen("config.txt", &config().encode().unwrap());
     let (decoded, hash) = RepositoryConfig::decode(&bytes).unwrap();

@@ -223,6 +223,32 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn annotations_decode_to_what_was_encoded(
+        number in 1u32..=9999,
+        set in proptest::collection::btree_map(".{0,20}", ".{0,60}", 0..6),
+        remove in proptest::collection::btree_set(".{0,20}", 0..6),
+        host in ".{0,30}",
+        micros in 0i64..4_000_000_000_000_000,
+    ) {
+        let record = Record::Annotation(AnnotationRecord {
+            backup_id: backup_id(),
+            number,
+            remove,
+            set,
+            host,
+            created: mover_base::Timestamp::from_micros(micros),
+        });
+        let body = record.encode().unwrap();
+        prop_assert_eq!(Record::decode(ObjectType::Annotation, &body).unwrap(), record);
+        // None of the others takes it for its own.
+        for object_type in [ObjectType::Session, ObjectType::Hold, ObjectType::Manifest] {
+            prop_assert!(Record::decode(object_type, &body).is_err());
+        }
+    }
+}
+
 #[test]
 fn no_keystream_repeats_over_objects_and_pieces() {
     // Sealing zeros shows the keystream itself; 16 bytes of it identify a (key, nonce) pair.
@@ -232,6 +258,10 @@ fn no_keystream_repeats_over_objects_and_pieces() {
         ObjectType::DataPack,
         ObjectType::MetaPack,
         ObjectType::Manifest,
+        ObjectType::Session,
+        ObjectType::Tombstone,
+        ObjectType::Hold,
+        ObjectType::Annotation,
     ] {
         for object_id in [[1; 16], [2; 16]] {
             for repo in [1, 2] {

@@ -61,7 +61,10 @@ pub fn preamble(object_type: ObjectType, cipher: Cipher) -> Preamble {
     let object_id = match object_type {
         ObjectType::DataPack => DATA_PACK.0,
         ObjectType::MetaPack => META_PACK.0,
-        ObjectType::Manifest => backup_id().object_id(),
+        ObjectType::Manifest | ObjectType::Tombstone => backup_id().object_id(),
+        ObjectType::Session => SESSION.0,
+        ObjectType::Hold => [0x77; 16],
+        ObjectType::Annotation => AnnotationRecord::object_id(backup_id(), 3),
     };
     Preamble {
         object_type,
@@ -87,7 +90,7 @@ pub fn frames(object_type: ObjectType) -> Vec<Vec<u8>> {
     match object_type {
         ObjectType::DataPack => vec![lines(2 * BLOCK_BYTES), noise(BLOCK_BYTES)],
         ObjectType::MetaPack => vec![[leaf().encode(), interior().encode().unwrap()].concat()],
-        ObjectType::Manifest => Vec::new(),
+        _ => Vec::new(),
     }
 }
 
@@ -384,6 +387,72 @@ pub fn open_manifest(expected: &Preamble, bytes: &[u8]) -> Result<Manifest> {
         ));
     }
     Manifest::decode_object(
+        bytes,
+        &preamble,
+        &sealer(&preamble),
+        &mut FrameDecoder::new(),
+    )
+}
+
+/// One record of each type.
+pub fn records() -> [Record; 4] {
+    [
+        Record::Session(SessionRecord {
+            purpose: Purpose::Backup,
+            parents: vec![backup_id()],
+            host: "db-1".into(),
+            process: Some(ProcessInfo {
+                boot_id: "0d9f3b1e-0000-4000-8000-000000000001".into(),
+                namespaces: "pid:[4026531836] time:[4026531834]".into(),
+                pid: 4711,
+                start_ticks: u64::MAX,
+            }),
+            started: CREATED,
+            tool_version: "0.1.0".into(),
+        }),
+        Record::Tombstone(TombstoneRecord {
+            backup_id: backup_id(),
+        }),
+        Record::Hold(HoldRecord {
+            backup_id: backup_id(),
+            reason: "audit, Zürich".into(),
+            host: "db-1".into(),
+            created: CREATED,
+        }),
+        Record::Annotation(AnnotationRecord {
+            backup_id: backup_id(),
+            number: 3,
+            remove: ["old".to_owned()].into(),
+            set: BTreeMap::from([("ticket".into(), "4711".into())]),
+            host: "db-1".into(),
+            created: CREATED,
+        }),
+    ]
+}
+
+pub fn record_object(record: &Record, cipher: Cipher) -> Vec<u8> {
+    let preamble = preamble(record.object_type(), cipher);
+    let mut encoder = FrameEncoder::new(3).unwrap();
+    record
+        .encode_object(&preamble, &sealer(&preamble), &mut encoder)
+        .unwrap()
+}
+
+pub fn open_record(expected: &Preamble, bytes: &[u8]) -> Result<Record> {
+    let (preamble, _) = Preamble::decode(bytes)?;
+    preamble.check_place(
+        expected.object_type,
+        expected.cipher,
+        &expected.repo_id,
+        &expected.object_id,
+    )?;
+    if preamble.wrapped_key != expected.wrapped_key {
+        return Err(mover_base::Error::new(
+            mover_base::Kind::Key,
+            "not wrapped for us",
+        ));
+    }
+    Record::decode_object(
         bytes,
         &preamble,
         &sealer(&preamble),

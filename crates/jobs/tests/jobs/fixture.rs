@@ -132,6 +132,13 @@ impl Place {
         assert_same_trees(&self.path("source"), &self.path(to));
     }
 
+    /// Restores and compares with a copy.
+    pub fn restore_is_exact_of(&self, set: &str, to: &str, truth: &Path) {
+        self.try_restore(&engine(), &self.restore_options(set, to, false))
+            .unwrap();
+        assert_same_trees(truth, &self.path(to));
+    }
+
     pub fn verify_options(&self, set: Option<&str>) -> VerifyOptions {
         VerifyOptions {
             repo: self.access(),

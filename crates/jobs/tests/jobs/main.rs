@@ -5,6 +5,7 @@
 mod dedup;
 mod delta;
 mod engine;
+mod expire;
 mod fixture;
 mod hostile;
 mod keys;

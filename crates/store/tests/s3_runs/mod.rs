@@ -247,7 +247,8 @@ fn bytes_that_were_not_asked_for_are_refused() {
         move |first, last| answer(&object, first, last)
     };
     // Later bytes, more bytes, a range and more than it, no word on which.
-    let answers: [fn(&[u8], usize, usize) -> Reply; 4] = [
+    type Answer = fn(&[u8], usize, usize) -> Reply;
+    let answers: [Answer; 4] = [
         |object, first, last| part(object, first + 1, last),
         |object, first, last| part(object, first, last + 1),
         |object, first, last| {

@@ -1,0 +1,24 @@
+//! `annotate`: changes the notes of a backup.
+
+use mover_base::Result;
+use mover_jobs::annotate::{self, AnnotateOptions};
+
+use super::Context;
+use crate::args::AnnotateArgs;
+use crate::output::GREEN;
+
+/// Runs the verb.
+pub fn run(context: &mut Context<'_>, args: AnnotateArgs) -> Result<()> {
+    let repo = context.repo_access()?;
+    let put = args.put.into_iter().map(|note| (note.key, note.value));
+    let options = AnnotateOptions {
+        set: args.backup,
+        put: put.collect(),
+        remove: args.remove.into_iter().collect(),
+    };
+    let done = annotate::run(&context.settings.engine, &repo, &options)?;
+    let title = context.out.paint("annotated", GREEN);
+    context.out.line(format!("{title} {}", done.backup_id));
+    context.out.summary(&done);
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! `expire`: plans; with `--confirm` also deletes. What the store keeps is the verb's result and its exit code.
+
+use mover_base::units::format_bytes;
+use mover_base::{Error, Kind, Result};
+use mover_jobs::RepoAccess;
+use mover_jobs::expire::{
+    self, ExpireOptions, ExpirePlan, ExpireSummary, OtherReason, Policy, Reason, Rule, Verdict,
+};
+use serde::Serialize;
+
+use super::{Context, DryRun, Ended, figures_of};
+use crate::args::ExpireArgs;
+use crate::figures;
+use crate::output::{BOLD, GREEN, RED, YELLOW};
+use crate::table::{Align, Cell, Table};
+
+#[derive(Serialize)]
+struct Forgotten {
+    session_id: String,
+}
+
+/// Runs the verb.
+pub fn run(context: &mut Context<'_>, args: ExpireArgs) -> Result<()> {
+    let repo = context.repo_access()?;
+    if let Some(session) = &args.forget_session {
+        return forget(context, &repo, session, args.confirm);
+    }
+    let options = ExpireOptions {
+        repo,
+        policy: Policy {
+            last: args.keep_last.unwrap_or(0),
+            daily: args.keep_daily.unwrap_or(0),
+            weekly: args.keep_weekly.unwrap_or(0),
+            monthly: args.keep_monthly.unwrap_or(0),
+            within_seconds: args.keep_within.map(|span| span.0),
+        },
+    };
+    let ended = context.watch(None, |engine, tick| {
+        let plan = expire::plan(engine, &options, &mut *tick)?;
+        if !args.confirm {
+            return Ok(Ended::Planned(plan));
+        }
+        expire::execute(engine, plan, tick).map(Ended::Done)
+    })?;
+    match ended {
+        Ended::Planned(plan) => tell_plan(context, &plan),
+        Ended::Done(summary) => return tell_done(context, &summary),
+    }
+    Ok(())
+}
+
+fn forget(
+    context: &mut Context<'_>,
+    repo: &RepoAccess,
+    session: &str,
+    confirmed: bool,
+) -> Result<()> {
+    if !confirmed {
+        return Err(Error::new(Kind::Usage, "giving up a session needs a confirmation")
+            .object(session)
+            .hint("if its process still runs, its backup will fail; if that is meant, add --confirm"));
+    }
+    let id = expire::forget_session(&context.settings.engine, repo, session)?;
+    let title = context.out.paint("given up", GREEN);
+    context.out.line(format!("{title} session {id}"));
+    context.out.summary(Forgotten {
+        session_id: id.to_string(),
+    });
+    Ok(())
+}
+
+fn tell_plan(context: &mut Context<'_>, plan: &ExpirePlan) {
+    context.tell_warnings(&plan.warnings);
+    let title = "plan of an expire (nothing was deleted; --confirm deletes)";
+    let title = context.out.paint(title, BOLD);
+    context.out.line(title);
+    context.out.table(&verdicts(&plan.backups, "expire"));
+    let mut table = Table::pairs().indent(2);
+    table.pair("keeps", figures::counted(plan.kept, "backup"));
+    table.pair("deletes", figures::counted(plan.expired, "backup"));
+    let leftovers = &plan.leftovers;
+    if leftovers.packs > 0 {
+        let packs = figures::counted(leftovers.packs, "pack");
+        let bytes = format_bytes(leftovers.bytes);
+        let why = "left by backups that did not end";
+        table.pair("leftovers", format!("{packs}, {bytes}: {why}"));
+    }
+    if leftovers.owned_packs > 0 {
+        let packs = figures::counted(leftovers.owned_packs, "pack");
+        let bytes = format_bytes(leftovers.owned_bytes);
+        table.pair("in the making", format!("{packs}, {bytes}: they stay"));
+    }
+    table.pair("frees", format_bytes(plan.freed_bytes));
+    context.out.table(&table);
+    context.out.summary(DryRun::of(plan));
+}
+
+fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
+    let outcome = &summary.outcome;
+    context.tell_warnings(&outcome.warnings);
+    let deleted = figures::counted(outcome.deleted.len() as u64, "backup");
+    let title = context.out.paint(&format!("deleted {deleted}"), BOLD);
+    context.out.line(title);
+    context.out.table(&verdicts(&summary.backups, "expired"));
+    let mut table = Table::pairs().indent(2);
+    for one in &outcome.put_off {
+        let reason = name(Reason::Other(one.reason));
+        let text = format!("{}: {reason}, since the plan was made", one.backup_id);
+        table.pair("put off", Cell::styled(text, YELLOW));
+    }
+    let packs = figures::counted(outcome.packs, "pack");
+    table.pair(
+        "packs",
+        format!("{packs}, {}", format_bytes(outcome.freed_bytes)),
+    );
+    if outcome.leftover_packs > 0 {
+        let packs = figures::counted(outcome.leftover_packs, "pack");
+        table.pair(
+            "leftovers",
+            format!("{packs} of these: left by backups that did not end"),
+        );
+    }
+    if outcome.sessions_removed + outcome.uploads_removed > 0 {
+        let sessions = figures::counted(outcome.sessions_removed, "ended session");
+        let uploads = figures::counted(outcome.uploads_removed, "unfinished upload");
+        table.pair("cleared", format!("{sessions}, {uploads}"));
+    }
+    figures_of::engine_rows(&summary.engine, &mut table);
+    context.out.table(&table);
+    for refusal in &outcome.refusals {
+        let title = context.out.paint("not deleted", RED);
+        let problem = crate::table::clean(&refusal.problem);
+        context.out.line(format!("{title}  {problem}"));
+    }
+    context.out.summary(summary);
+    if summary.ok {
+        return Ok(());
+    }
+    let objects = figures::counted(outcome.refused, "object");
+    Err(Error::new(Kind::Storage, "the storage refused to delete")
+        .object(objects)
+        .hint("if they are locked, run this again when the locks have ended; every backup that is listed can be restored"))
+}
+
+fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {
+    let mut table = Table::with_header(&[
+        ("BACKUP", Align::Left),
+        ("SOURCE", Align::Left),
+        ("VERDICT", Align::Left),
+        ("WHY", Align::Left),
+        ("FREES", Align::Right),
+    ]);
+    for verdict in backups {
+        let why: Vec<&str> = verdict.reasons.iter().copied().map(name).collect();
+        let source = format!("{} on {}", verdict.source, verdict.host);
+        let (said, why, freed) = match why.is_empty() {
+            true => (
+                Cell::styled(gone, YELLOW),
+                "no rule keeps it".to_owned(),
+                format_bytes(verdict.freed_bytes),
+            ),
+            false => (Cell::from("keep"), why.join(", "), String::new()),
+        };
+        table.row([
+            Cell::from(verdict.backup_id.to_string()),
+            Cell::from(source),
+            said,
+            Cell::from(why),
+            Cell::from(freed),
+        ]);
+    }
+    table
+}
+
+/// A reason as people read it.
+fn name(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Rule(Rule::Last) => "last",
+        Reason::Rule(Rule::Daily) => "daily",
+        Reason::Rule(Rule::Weekly) => "weekly",
+        Reason::Rule(Rule::Monthly) => "monthly",
+        Reason::Rule(Rule::Within) => "within",
+        Reason::Rule(Rule::WindowBase) => "begins the window",
+        Reason::Rule(Rule::Future) => "in the future",
+        Reason::Other(OtherReason::Hold) => "hold",
+        Reason::Other(OtherReason::InUse) => "a backup builds on it",
+    }
+}

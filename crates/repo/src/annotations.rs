@@ -1,0 +1,111 @@
+//! Annotations that were changed after the backup was made.
+//!
+//! Invariants: a manifest never changes; each change is an object of its own with the next free number, and creating it if
+//! absent decides the order, whatever clocks say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mover_base::{BackupId, Error, Kind, Result, Timestamp};
+use mover_format::preamble::ObjectType;
+use mover_format::record::{ANNOTATIONS_MAX, AnnotationRecord, Record};
+use mover_io::Shard;
+use mover_store::Put;
+
+use crate::repository::Repository;
+use crate::{catalogue, layout, process, records};
+
+/// How often the next number is tried when others take it.
+const TRIES: usize = 100;
+
+/// Numbers of the changes, by backup.
+pub type Changes = BTreeMap<BackupId, BTreeSet<u32>>;
+
+/// Adds a change to the annotations of the backup that `set` names.
+pub async fn change(
+    shard: &Shard,
+    repository: &Repository,
+    backup: &str,
+    set: &BTreeMap<String, String>,
+    remove: &BTreeSet<String>,
+) -> Result<(BackupId, u32)> {
+    let backup_id = catalogue::find(shard, repository, backup).await?;
+    let known = below(shard, repository, &layout::annotations(backup_id)).await?;
+    let last = known.get(&backup_id).and_then(BTreeSet::last).copied();
+    let first = last.unwrap_or(0) + 1;
+    for number in first..=ANNOTATIONS_MAX.min(first.saturating_add(TRIES as u32)) {
+        let record = Record::Annotation(AnnotationRecord {
+            backup_id,
+            number,
+            remove: remove.clone(),
+            set: set.clone(),
+            host: process::host_name(),
+            created: Timestamp::now(),
+        });
+        // A session for each: what it seals differs only in the number.
+        let session = repository.begin_session()?;
+        let id = AnnotationRecord::object_id(backup_id, number);
+        let bytes = records::encode(repository, &session, id, &record)?;
+        let key = layout::annotation(backup_id, number)?;
+        if repository
+            .store()
+            .put_if_absent(shard, &key, &bytes)
+            .await?
+            == Put::Created
+        {
+            return Ok((backup_id, number));
+        }
+    }
+    Err(match first > ANNOTATIONS_MAX {
+        true => Error::new(
+            Kind::Limit,
+            format!("the annotations were changed over {ANNOTATIONS_MAX} times"),
+        ),
+        false => Error::new(Kind::Conflict, "others change the annotations").hint("try again"),
+    }
+    .object(backup_id.to_string()))
+}
+
+/// Which changes there are, for all backups. Needs no key.
+pub async fn list(shard: &Shard, repository: &Repository) -> Result<Changes> {
+    below(shard, repository, layout::ANNOTATIONS).await
+}
+
+async fn below(shard: &Shard, repository: &Repository, prefix: &str) -> Result<Changes> {
+    let mut changes = Changes::new();
+    for key in &records::names(shard, repository, prefix).await?.keys {
+        if let Some((backup, number)) = layout::annotation_of(key) {
+            changes.entry(backup).or_default().insert(number);
+        }
+    }
+    Ok(changes)
+}
+
+/// Applies the changes of a backup to the annotations of its manifest. Gives what could not be read; the other changes
+/// are applied all the same.
+pub async fn apply(
+    shard: &Shard,
+    repository: &Repository,
+    backup: BackupId,
+    changes: &Changes,
+    annotations: &mut BTreeMap<String, String>,
+) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for &number in changes.get(&backup).into_iter().flatten() {
+        let key = layout::annotation(backup, number)?;
+        let id = AnnotationRecord::object_id(backup, number);
+        match records::get(shard, repository, &key, ObjectType::Annotation, id).await {
+            Ok(open) => {
+                if let Record::Annotation(change) = open.record {
+                    change.apply(annotations);
+                }
+            }
+            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit) => {
+                problems.push(error.to_string());
+            }
+            // The backup was deleted meanwhile.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(problems)
+}

@@ -1,0 +1,365 @@
+//! Expire, from the repository's side: what a policy leaves, what nobody needs then, and its deletion in two phases.
+//!
+//! [`plan`] reads everything and changes nothing. [`execute`] puts up tombstones, looks again at who needs what, and only
+//! then deletes: manifests first, packs after them. Why the order of listings suffices is shown in
+//! `docs/decisions/0010-retention.md`.
+//!
+//! Invariants: whatever cannot be listed or read ends the run before anything is deleted; a pack is deleted only if it was
+//! listed before the sessions, these before the manifests, and no manifest left and no session standing needs it; from
+//! the plan on, the set of backups to delete only shrinks.
+
+mod packs;
+mod run;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId, Timestamp};
+use mover_format::record::Purpose;
+use mover_format::seal::Origin;
+use mover_io::Shard;
+use serde::Serialize;
+
+use crate::catalogue::{self, OpenManifest};
+use crate::policy::{Policy, Rule};
+use crate::process::Life;
+use crate::repository::Repository;
+use crate::sessions::{self, Standing, stray_name};
+use crate::{holds, layout};
+use packs::PackUses;
+
+pub use run::{Outcome, PutOff, Refusal, execute};
+
+/// Why a backup stays. In JSON, the name of the rule or of the other reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(untagged)]
+pub enum Reason {
+    /// A rule of the policy.
+    Rule(Rule),
+    /// Something else.
+    Other(OtherReason),
+}
+
+/// Why a backup stays that no rule keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OtherReason {
+    /// A hold is on it.
+    Hold,
+    /// A session builds on it.
+    InUse,
+}
+
+/// What becomes of one backup.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// What it is of.
+    pub source: String,
+    /// The machine that made it.
+    pub host: String,
+    /// Whether its writer proved to be able to read the repository; what cannot prove it is counted apart.
+    pub vouched: bool,
+    /// Why it stays; empty where it goes.
+    pub reasons: BTreeSet<Reason>,
+    /// Bytes of packs that nothing needs any more once this backup and all older ones that go are gone.
+    pub freed_bytes: u64,
+}
+
+/// A session object, as a plan shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct SessionInfo {
+    /// Its id.
+    pub session_id: SessionId,
+    /// `backup` or `expire`.
+    pub purpose: Purpose,
+    /// Where it runs.
+    pub host: String,
+    /// Since when, by the clock of that host.
+    pub started: Timestamp,
+    /// What can be said of its process.
+    pub process: Life,
+    /// Whether its manifest is there, so that it protects nothing any more.
+    pub is_over: bool,
+    /// The backups that it may build on.
+    pub parents: Vec<BackupId>,
+}
+
+/// Packs that no manifest names.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Leftovers {
+    /// Packs that no session owns.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packs of sessions that stand, or whose owner cannot be told; they stay.
+    pub owned_packs: u64,
+    /// Their bytes.
+    pub owned_bytes: u64,
+}
+
+/// What would be done.
+pub struct Plan {
+    /// One verdict per backup, oldest first.
+    pub verdicts: Vec<Verdict>,
+    /// Sessions that stand.
+    pub sessions: Vec<SessionInfo>,
+    /// Packs that no manifest names.
+    pub leftovers: Leftovers,
+    /// Things to know.
+    pub warnings: Vec<String>,
+    survey: Survey,
+    doomed: BTreeSet<BackupId>,
+}
+
+/// What is known of one backup.
+struct Known {
+    source: String,
+    host: String,
+    origin: Origin,
+    session: SessionId,
+}
+
+/// All that is known of the repository.
+struct Survey {
+    backups: BTreeMap<BackupId, Known>,
+    packs: PackUses,
+}
+
+impl Survey {
+    /// Takes a manifest into account.
+    fn add(&mut self, open: OpenManifest) -> Result<()> {
+        self.packs.add(&open.manifest.packs)?;
+        let source = open.manifest.metadata.source;
+        let known = Known {
+            source: source.url,
+            host: source.host,
+            origin: open.origin,
+            session: open.session_id,
+        };
+        self.backups.insert(open.id, known);
+        Ok(())
+    }
+
+    /// Whether the session has published its manifest. Both must be vouched for alike: else a stranger could end the
+    /// protection of a session by a manifest under its id.
+    fn is_over(&self, session: &Standing) -> bool {
+        let mut published = self.backups.values();
+        published.any(|known| known.session == session.id && known.origin == session.origin)
+    }
+
+    /// Sessions whose packs and parents must stay.
+    fn protecting<'a>(&self, sessions: &'a [Standing]) -> Vec<&'a Standing> {
+        let standing = sessions.iter();
+        standing
+            .filter(|session| session.record.purpose == Purpose::Backup && !self.is_over(session))
+            .collect()
+    }
+}
+
+/// The ids of all manifests. A name among them that none has is an error: it may be a backup that was renamed, whose
+/// packs would go.
+async fn manifest_ids(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId>> {
+    let listed = catalogue::list_all(shard, repository).await?;
+    match listed.strays.first() {
+        Some(stray) => Err(stray_name(stray, "manifests")),
+        None => Ok(listed.ids),
+    }
+}
+
+/// Says what the policy would delete. Changes nothing.
+pub async fn plan(
+    shard: &Shard,
+    repository: &Repository,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Plan> {
+    repository.require_reading().map_err(|error| {
+        error.hint(
+            "a host that can only write cannot know what backups need; run expire where the key is",
+        )
+    })?;
+    let standing = sessions::list(shard, repository).await?;
+    let held: BTreeSet<BackupId> = holds::ids(shard, repository)
+        .await?
+        .into_iter()
+        .map(|(backup, _)| backup)
+        .collect();
+    let mut survey = Survey {
+        backups: BTreeMap::new(),
+        packs: PackUses::default(),
+    };
+    for id in manifest_ids(shard, repository).await? {
+        shard.stop()?;
+        survey.add(load(shard, repository, id).await?)?;
+    }
+    let mut verdicts = verdicts(&survey, policy, now);
+    let protecting = survey.protecting(&standing);
+    for verdict in &mut verdicts {
+        let id = verdict.backup_id;
+        if held.contains(&id) {
+            verdict.reasons.insert(Reason::Other(OtherReason::Hold));
+        }
+        if protecting
+            .iter()
+            .any(|one| one.record.parents.contains(&id))
+        {
+            verdict.reasons.insert(Reason::Other(OtherReason::InUse));
+        }
+    }
+    let owners = protecting.iter().map(|session| session.id).collect();
+    let leftovers = leftovers(shard, repository, &survey.packs, &owners).await?;
+    let mut doomed = BTreeSet::new();
+    for verdict in verdicts.iter_mut().filter(|one| one.reasons.is_empty()) {
+        shard.stop()?;
+        let open = load(shard, repository, verdict.backup_id).await?;
+        verdict.freed_bytes = survey.packs.release(&open.manifest.packs);
+        doomed.insert(verdict.backup_id);
+    }
+    Ok(Plan {
+        warnings: warnings(&survey, &verdicts, &standing, &leftovers),
+        sessions: session_infos(&survey, standing),
+        verdicts,
+        leftovers,
+        survey,
+        doomed,
+    })
+}
+
+/// A manifest that was listed. One that is gone or cannot be read ends the run: what it needs cannot be told.
+async fn load(shard: &Shard, repository: &Repository, id: BackupId) -> Result<OpenManifest> {
+    let loaded = catalogue::load(shard, repository, id).await;
+    loaded.map_err(|error| match error.kind() {
+        Kind::NotFound => Error::new(Kind::Conflict, "a backup was deleted since it was listed")
+            .object(id.to_string())
+            .hint("another expire is at work; run this one again when it has ended"),
+        _ => error,
+    })
+}
+
+/// What the policy says, group by group.
+fn verdicts(survey: &Survey, policy: &Policy, now: Timestamp) -> Vec<Verdict> {
+    let mut groups: BTreeMap<(&str, &str, bool), Vec<BackupId>> = BTreeMap::new();
+    for (id, known) in &survey.backups {
+        let vouched = known.origin == Origin::Vouched;
+        let group = (known.source.as_str(), known.host.as_str(), vouched);
+        groups.entry(group).or_default().push(*id);
+    }
+    let mut verdicts = Vec::new();
+    for ((source, host, vouched), ids) in groups {
+        for (id, rules) in ids.iter().zip(policy.keep(&ids, now)) {
+            verdicts.push(Verdict {
+                backup_id: *id,
+                source: source.to_owned(),
+                host: host.to_owned(),
+                vouched,
+                reasons: rules.into_iter().map(Reason::Rule).collect(),
+                freed_bytes: 0,
+            });
+        }
+    }
+    verdicts.sort_by_key(|verdict| verdict.backup_id);
+    verdicts
+}
+
+async fn leftovers(
+    shard: &Shard,
+    repository: &Repository,
+    packs: &PackUses,
+    owners: &BTreeSet<SessionId>,
+) -> Result<Leftovers> {
+    let mut found = Leftovers::default();
+    for (id, bytes) in packs::not_needed(shard, repository, packs).await? {
+        if may_delete(shard, repository, id, bytes, owners).await? {
+            found.packs += 1;
+            found.bytes += bytes;
+        } else {
+            found.owned_packs += 1;
+            found.owned_bytes += bytes;
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a pack that no manifest names belongs to none of the sessions `owners`. One whose owner cannot be told stays.
+async fn may_delete(
+    shard: &Shard,
+    repository: &Repository,
+    id: PackId,
+    bytes: u64,
+    owners: &BTreeSet<SessionId>,
+) -> Result<bool> {
+    if owners.is_empty() {
+        return Ok(true);
+    }
+    shard.stop()?;
+    Ok(packs::writer_of(shard, repository, id, bytes)
+        .await?
+        .is_some_and(|writer| !owners.contains(&writer)))
+}
+
+fn session_infos(survey: &Survey, standing: Vec<Standing>) -> Vec<SessionInfo> {
+    standing
+        .into_iter()
+        .map(|session| SessionInfo {
+            is_over: survey.is_over(&session),
+            session_id: session.id,
+            purpose: session.record.purpose,
+            host: session.record.host,
+            started: session.record.started,
+            process: session.life,
+            parents: session.record.parents,
+        })
+        .collect()
+}
+
+fn warnings(
+    survey: &Survey,
+    verdicts: &[Verdict],
+    standing: &[Standing],
+    leftovers: &Leftovers,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let ahead = |verdict: &&Verdict| verdict.reasons.contains(&Reason::Rule(Rule::Future));
+    let ahead = verdicts.iter().filter(ahead).count();
+    if ahead > 0 {
+        warnings.push(format!(
+            "{ahead} backups begin over an hour in the future of this host's clock: they are kept and count for no rule"
+        ));
+    }
+    for session in survey.protecting(standing) {
+        let (id, host) = (session.id, &session.record.host);
+        match session.life {
+            Life::Running => {}
+            Life::Dead => warnings.push(format!(
+                "session {id} on {host} has died: what it protects can go with the run after the next one with --confirm"
+            )),
+            Life::Unknown => warnings.push(format!(
+                "session {id} on {host} protects its packs and its parent; if it is dead: `helios-mover expire --forget-session {id} --confirm`"
+            )),
+        }
+    }
+    if survey.backups.is_empty() && leftovers.packs > 0 {
+        warnings.push(NO_BACKUP.to_owned());
+    }
+    warnings
+}
+
+/// Said where packs stand and no manifest does.
+const NO_BACKUP: &str = "no backup is listed, so nothing is deleted: if the manifests are lost, the packs are all that is left";
+
+/// Whether a manifest stands.
+async fn is_there(shard: &Shard, repository: &Repository, id: BackupId) -> Result<bool> {
+    let found = repository.store().head(shard, &layout::backup(id)?).await?;
+    Ok(found.is_some())
+}
+
+/// Backups that carry a tombstone: nothing new builds on them. Needs no key.
+pub async fn expiring(shard: &Shard, repository: &Repository) -> Result<BTreeSet<BackupId>> {
+    let marks = crate::tombstones::list(shard, repository).await?;
+    Ok(marks.into_keys().collect())
+}
+
+/// A repository that sessions can be registered in.
+type Shared = Arc<Repository>;

@@ -1,0 +1,147 @@
+//! How many backups need each pack, which stored packs none needs, and who wrote one.
+//!
+//! Invariants: a pack counts as needed until every manifest that names it has released it; memory is some 50 bytes a pack,
+//! for [`PACKS_MAX`] packs at most.
+
+use std::collections::HashMap;
+
+use mover_base::{Error, Kind, PackId, Result, SessionId};
+use mover_format::manifest::PackInfo;
+use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
+use mover_io::Shard;
+
+use crate::layout;
+use crate::repository::Repository;
+
+/// Most packs of one repository: 40 TB of them.
+const PACKS_MAX: usize = 4_000_000;
+/// Packs listed per request.
+const LIST_LIMIT: usize = 1000;
+
+/// How many manifests name each pack.
+#[derive(Default)]
+pub(super) struct PackUses(HashMap<PackId, u32>);
+
+impl PackUses {
+    /// A manifest names these packs.
+    pub fn add(&mut self, packs: &[PackInfo]) -> Result<()> {
+        for pack in packs {
+            *self.0.entry(pack.id).or_default() += 1;
+        }
+        if self.0.len() > PACKS_MAX {
+            let what = format!("the backups need over {PACKS_MAX} packs");
+            return Err(Error::new(Kind::Limit, what));
+        }
+        Ok(())
+    }
+
+    /// A manifest that was added shall go. Gives the bytes of the packs that no other one names.
+    pub fn release(&mut self, packs: &[PackInfo]) -> u64 {
+        let mut freed_bytes = 0u64;
+        for pack in packs {
+            if let Some(users) = self.0.get_mut(&pack.id) {
+                *users = users.saturating_sub(1);
+                if *users == 0 {
+                    freed_bytes = freed_bytes.saturating_add(pack.bytes);
+                }
+            }
+        }
+        freed_bytes
+    }
+
+    /// Whether a manifest that stays names it.
+    pub fn is_needed(&self, id: &PackId) -> bool {
+        self.0.get(id).is_some_and(|users| *users > 0)
+    }
+
+    /// Whether any manifest named it, also one that goes.
+    pub fn is_known(&self, id: &PackId) -> bool {
+        self.0.contains_key(id)
+    }
+}
+
+/// Stored packs that are not needed now, with their bytes. Names that no pack has are passed over.
+pub(super) async fn not_needed(
+    shard: &Shard,
+    repository: &Repository,
+    uses: &PackUses,
+) -> Result<Vec<(PackId, u64)>> {
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        shard.stop()?;
+        let page = repository
+            .store()
+            .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
+            .await?;
+        for object in page.objects {
+            if let Some(id) = layout::pack_of(&object.key)
+                && !uses.is_needed(&id)
+            {
+                found.push((id, object.bytes));
+            }
+        }
+        if found.len() > PACKS_MAX {
+            let what = format!("over {PACKS_MAX} packs are needed by no backup");
+            return Err(Error::new(Kind::Limit, what).object(layout::PACKS));
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// The session that wrote a pack, as its preamble says; none where that cannot be read.
+pub(super) async fn writer_of(
+    shard: &Shard,
+    repository: &Repository,
+    id: PackId,
+    bytes: u64,
+) -> Result<Option<SessionId>> {
+    let key = layout::pack(id)?;
+    let len = PREAMBLE_BYTES_MAX.min(usize::try_from(bytes).unwrap_or(PREAMBLE_BYTES_MAX));
+    let head = match repository.store().read(shard, &key, 0, len).await {
+        Ok(head) => head,
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let preamble = Preamble::decode(&head).ok().map(|(preamble, _)| preamble);
+    let own = preamble.filter(|one| one.repo_id == repository.id() && one.object_id == id.0);
+    Ok(own.map(|preamble| preamble.session_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_format::preamble::ObjectType;
+
+    use super::*;
+
+    fn pack(id: u8, bytes: u64) -> PackInfo {
+        PackInfo {
+            id: PackId([id; 16]),
+            object_type: ObjectType::DataPack,
+            bytes,
+            directory_offset: 100,
+            directory_bytes: 50,
+            blocks: 1,
+            directory_sha256: [0; 32],
+        }
+    }
+
+    #[test]
+    fn a_pack_is_free_when_its_last_manifest_goes() {
+        let (a, b, c) = (pack(1, 10), pack(2, 200), pack(3, 3000));
+        let mut uses = PackUses::default();
+        uses.add(&[a, b]).unwrap();
+        uses.add(&[b, c]).unwrap();
+        assert_eq!(uses.release(&[a, b]), 10);
+        assert!(!uses.is_needed(&a.id) && uses.is_known(&a.id));
+        assert!(uses.is_needed(&b.id));
+        assert!(!uses.is_known(&PackId([9; 16])));
+        assert_eq!(uses.release(&[b, c]), 3200);
+        // Put off: needed again.
+        uses.add(&[b, c]).unwrap();
+        assert!(uses.is_needed(&b.id) && uses.is_needed(&c.id) && !uses.is_needed(&a.id));
+    }
+}

@@ -1,0 +1,460 @@
+//! Carrying an expire out.
+//!
+//! Invariants: nothing but own tombstones and an own session object is written, and nothing at all is deleted, before
+//! [`Run::look`] has agreed; what a store refuses to delete is told and counts as still there; a run that ends without an
+//! answer to a deletion leaves its session object and tombstones standing.
+
+use std::collections::BTreeSet;
+
+use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId};
+use mover_format::record::Purpose;
+use mover_io::Shard;
+use mover_store::Key;
+use serde::Serialize;
+
+use super::{NO_BACKUP, OtherReason, Plan, Shared, Survey};
+use super::{is_there, manifest_ids, may_delete, packs};
+use crate::process::Life;
+use crate::repository::Session;
+use crate::sessions::{self, Registration, Standing};
+use crate::tombstones::{self, Marks};
+use crate::{annotations, catalogue, holds, layout};
+
+/// How often a run looks again when others delete or end sessions at the same time.
+const LOOKS_MAX: usize = 5;
+/// Packs deleted by one request; after a refusal they are tried one by one.
+const BATCH: usize = 250;
+/// Refused objects that are named; the rest is counted.
+const REFUSED_NAMED_MAX: usize = 100;
+
+/// An object that the store did not delete.
+#[derive(Debug, Clone, Serialize)]
+pub struct Refusal {
+    /// The object.
+    pub object: String,
+    /// What the store said.
+    pub problem: String,
+}
+
+/// A backup that was to go and stays for now.
+#[derive(Debug, Clone, Serialize)]
+pub struct PutOff {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// Why.
+    pub reason: OtherReason,
+}
+
+/// What was done.
+#[derive(Debug, Default, Serialize)]
+pub struct Outcome {
+    /// Backups that are gone.
+    pub deleted: Vec<BackupId>,
+    /// Backups that were to go and are needed after all.
+    pub put_off: Vec<PutOff>,
+    /// Packs deleted.
+    pub packs: u64,
+    /// Their bytes.
+    pub freed_bytes: u64,
+    /// Packs among them that no manifest had named.
+    pub leftover_packs: u64,
+    /// Session objects taken away whose owners had ended or died.
+    pub sessions_removed: u64,
+    /// Unfinished uploads taken away.
+    pub uploads_removed: u64,
+    /// Objects that the store did not delete.
+    pub refused: u64,
+    /// The first of them.
+    pub refusals: Vec<Refusal>,
+    /// Things to know.
+    pub warnings: Vec<String>,
+}
+
+/// A run under way.
+struct Run<'a> {
+    shard: &'a Shard,
+    repository: &'a Shared,
+    session: Session,
+    survey: Survey,
+    /// Backups to delete, whose packs are released; when the manifests are deleted, those that are gone.
+    doomed: BTreeSet<BackupId>,
+    /// Backups whose manifests the store did not delete; their tombstones stay for the next run.
+    kept_back: BTreeSet<BackupId>,
+    /// Whether a manifest may have been deleted.
+    has_begun: bool,
+    out: Outcome,
+    /// Told of each object deleted, with its bytes.
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// What the last look showed.
+struct View {
+    sessions: Vec<Standing>,
+    marks: Marks,
+    held: BTreeSet<BackupId>,
+    listed: BTreeSet<BackupId>,
+}
+
+/// Deletes what was planned, as far as it is still true that nobody needs it.
+pub async fn execute(
+    shard: &Shard,
+    repository: &Shared,
+    plan: Plan,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Outcome> {
+    let session = repository.begin_session()?;
+    let purpose = Purpose::Expire;
+    let registration =
+        Registration::begin(shard, repository, &session, purpose, Vec::new()).await?;
+    let mut run = Run {
+        shard,
+        repository,
+        session,
+        survey: plan.survey,
+        doomed: plan.doomed,
+        kept_back: BTreeSet::new(),
+        has_begun: false,
+        out: Outcome::default(),
+        progress,
+    };
+    let ended = run.carry_out().await;
+    if ended.is_err() && run.has_begun {
+        // A deletion that was not answered may still come true: until this process is known to be dead, nothing may
+        // build on what carries its tombstones.
+        return ended.map(|()| run.out);
+    }
+    if ended.is_err() {
+        run.take_back().await;
+    }
+    registration.end(shard).await;
+    ended.map(|()| run.out)
+}
+
+impl Run<'_> {
+    async fn carry_out(&mut self) -> Result<()> {
+        for &backup in &self.doomed {
+            self.shard.stop()?;
+            tombstones::mark(self.shard, self.repository, &self.session, backup).await?;
+        }
+        // Before the sessions, and these before the manifests: the reverse of the order in which a backup writes.
+        let candidates = packs::not_needed(self.shard, self.repository, &self.survey.packs).await?;
+        let view = self.look().await?;
+        self.delete_manifests().await?;
+        self.delete_packs(candidates, &view).await?;
+        self.clean(&view).await?;
+        self.remove_uploads(&view).await
+    }
+
+    /// Looks at sessions, holds and manifests until they fit together; puts off what is needed.
+    async fn look(&mut self) -> Result<View> {
+        for _ in 0..LOOKS_MAX {
+            self.shard.stop()?;
+            let marks = tombstones::list(self.shard, self.repository).await?;
+            let sessions = sessions::list(self.shard, self.repository).await?;
+            if !sessions.iter().any(|one| one.id == self.session.id()) {
+                return Err(incomplete(layout::session(self.session.id())?.as_str()));
+            }
+            let held = holds::ids(self.shard, self.repository).await?;
+            let view = View {
+                sessions,
+                marks,
+                held: held.into_iter().map(|(backup, _)| backup).collect(),
+                listed: manifest_ids(self.shard, self.repository)
+                    .await?
+                    .into_iter()
+                    .collect(),
+            };
+            self.check_complete(&view).await?;
+            if self.take_new(&view).await? && self.put_off(&view).await? {
+                return Ok(view);
+            }
+        }
+        Err(Error::new(
+            Kind::Conflict,
+            "others delete backups and end sessions faster than they can be looked at; nothing was deleted",
+        )
+        .hint("run it again when the other expire has ended"))
+    }
+
+    /// What was known and is not listed must be gone: else the listing left it out.
+    async fn check_complete(&self, view: &View) -> Result<()> {
+        for &id in self.survey.backups.keys() {
+            if !view.listed.contains(&id) && is_there(self.shard, self.repository, id).await? {
+                return Err(incomplete(layout::backup(id)?.as_str()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the manifests that appeared since the plan. False if one is gone already: then what it needed is not known.
+    async fn take_new(&mut self, view: &View) -> Result<bool> {
+        for &id in &view.listed {
+            if self.survey.backups.contains_key(&id) {
+                continue;
+            }
+            match catalogue::load(self.shard, self.repository, id).await {
+                Ok(open) => self.survey.add(open)?,
+                Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes out of the doomed what a hold or a session needs. False if a session's parent is gone and the session has ended
+    /// too: its manifest may have appeared behind the listing.
+    async fn put_off(&mut self, view: &View) -> Result<bool> {
+        let protecting: Vec<(SessionId, Vec<BackupId>)> = self
+            .survey
+            .protecting(&view.sessions)
+            .iter()
+            .map(|one| (one.id, one.record.parents.clone()))
+            .collect();
+        for (session, parents) in protecting {
+            for parent in parents {
+                if view.listed.contains(&parent) && self.keep(parent, OtherReason::InUse).await? {
+                    continue;
+                }
+                let key = layout::session(session)?;
+                // One that stands looked at the parent after it was registered, and does not use it.
+                if self
+                    .repository
+                    .store()
+                    .head(self.shard, &key)
+                    .await?
+                    .is_none()
+                {
+                    return Ok(false);
+                }
+            }
+        }
+        for &backup in &view.held {
+            if view.listed.contains(&backup) {
+                self.keep(backup, OtherReason::Hold).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that a backup is not deleted by this run. False if it is gone.
+    async fn keep(&mut self, backup: BackupId, reason: OtherReason) -> Result<bool> {
+        if !self.doomed.contains(&backup) {
+            return Ok(true);
+        }
+        let open = match catalogue::load(self.shard, self.repository, backup).await {
+            Ok(open) => open,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        self.survey.packs.add(&open.manifest.packs)?;
+        self.doomed.remove(&backup);
+        self.out.put_off.push(PutOff {
+            backup_id: backup,
+            reason,
+        });
+        Ok(true)
+    }
+
+    async fn delete_manifests(&mut self) -> Result<()> {
+        for backup in self.doomed.clone() {
+            self.shard.stop()?;
+            self.has_begun = true;
+            let key = layout::backup(backup)?;
+            match self.repository.store().delete(self.shard, &key).await {
+                Ok(()) => {}
+                // Another expire was faster.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) if error.kind() == Kind::Storage => {
+                    self.refused(&key, &error);
+                    // It may be gone all the same; while it may be there, its packs stay.
+                    let open = catalogue::load(self.shard, self.repository, backup).await?;
+                    self.survey.packs.add(&open.manifest.packs)?;
+                    self.doomed.remove(&backup);
+                    self.kept_back.insert(backup);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.out.deleted.push(backup);
+            (self.progress)(0);
+        }
+        Ok(())
+    }
+
+    /// Deletes those of the listed packs that nobody needs.
+    async fn delete_packs(&mut self, candidates: Vec<(PackId, u64)>, view: &View) -> Result<()> {
+        if view.listed.is_empty() {
+            if !candidates.is_empty() {
+                self.out.warnings.push(NO_BACKUP.to_owned());
+            }
+            return Ok(());
+        }
+        let protecting = self.survey.protecting(&view.sessions);
+        let owners: BTreeSet<SessionId> = protecting.iter().map(|one| one.id).collect();
+        let mut batch = Vec::new();
+        for (id, bytes) in candidates {
+            if self.survey.packs.is_needed(&id) {
+                continue;
+            }
+            // What a manifest named is no pack in the making.
+            let was_named = self.survey.packs.is_known(&id);
+            if !was_named && !may_delete(self.shard, self.repository, id, bytes, &owners).await? {
+                continue;
+            }
+            batch.push((layout::pack(id)?, bytes, was_named));
+            if batch.len() == BATCH {
+                self.delete_batch(std::mem::take(&mut batch)).await?;
+            }
+        }
+        self.delete_batch(batch).await
+    }
+
+    async fn delete_batch(&mut self, batch: Vec<(Key, u64, bool)>) -> Result<()> {
+        self.shard.stop()?;
+        let keys: Vec<Key> = batch.iter().map(|(key, ..)| key.clone()).collect();
+        let at_once = self.repository.store().delete_all(self.shard, &keys).await;
+        if let Err(error) = &at_once
+            && error.kind() != Kind::Storage
+        {
+            return at_once;
+        }
+        for (key, bytes, was_named) in batch {
+            if at_once.is_err()
+                && let Err(error) = self.delete_one(&key).await
+            {
+                if error.kind() != Kind::Storage {
+                    return Err(error);
+                }
+                self.refused(&key, &error);
+                continue;
+            }
+            self.out.packs += 1;
+            self.out.freed_bytes = self.out.freed_bytes.saturating_add(bytes);
+            self.out.leftover_packs += u64::from(!was_named);
+            (self.progress)(bytes);
+        }
+        Ok(())
+    }
+
+    async fn delete_one(&self, key: &Key) -> Result<()> {
+        let one = std::slice::from_ref(key);
+        self.repository.store().delete_all(self.shard, one).await
+    }
+
+    fn refused(&mut self, key: &Key, error: &Error) {
+        self.out.refused += 1;
+        if self.out.refusals.len() < REFUSED_NAMED_MAX {
+            self.out.refusals.push(Refusal {
+                object: key.as_str().to_owned(),
+                problem: error.to_string(),
+            });
+        }
+    }
+
+    /// Takes away the records of backups that are gone, tombstones that mean nothing any more, and sessions that ended.
+    async fn clean(&mut self, view: &View) -> Result<()> {
+        let mut keys = Vec::new();
+        for (&backup, sessions) in &view.marks {
+            let gone = self.is_gone(backup, view).await?;
+            for &session in sessions {
+                let stands = view.sessions.iter().any(|one| one.id == session);
+                let is_own = session == self.session.id() && !self.kept_back.contains(&backup);
+                if gone || !stands || is_own {
+                    keys.push(layout::tombstone(backup, session)?);
+                }
+            }
+        }
+        let changes = annotations::list(self.shard, self.repository).await?;
+        for (backup, numbers) in changes {
+            if self.is_gone(backup, view).await? {
+                for number in numbers {
+                    keys.push(layout::annotation(backup, number)?);
+                }
+            }
+        }
+        for (backup, hold) in holds::ids(self.shard, self.repository).await? {
+            if self.is_gone(backup, view).await? {
+                keys.push(layout::hold(backup, hold)?);
+            }
+        }
+        for session in &view.sessions {
+            let ended = self.survey.is_over(session) || session.life == Life::Dead;
+            if ended && session.id != self.session.id() {
+                keys.push(layout::session(session.id)?);
+                self.out.sessions_removed += 1;
+            }
+        }
+        for key in &keys {
+            self.shard.stop()?;
+            if let Err(error) = self.delete_one(key).await {
+                if error.kind() != Kind::Storage {
+                    return Err(error);
+                }
+                self.refused(key, &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a backup is gone for good. Ids are used once, so what is gone does not come back.
+    async fn is_gone(&self, backup: BackupId, view: &View) -> Result<bool> {
+        if self.doomed.contains(&backup) {
+            return Ok(true);
+        }
+        // One that is not listed may have appeared since.
+        let known = view.listed.contains(&backup);
+        Ok(!known && !is_there(self.shard, self.repository, backup).await?)
+    }
+
+    /// Unfinished uploads of jobs that died over a day ago, if nobody is at work.
+    async fn remove_uploads(&mut self, view: &View) -> Result<()> {
+        let own = self.session.id();
+        if view.sessions.iter().any(|one| one.id != own) {
+            return Ok(());
+        }
+        let store = self.repository.store();
+        let stale = match store.stale_temporaries(self.shard).await {
+            Ok(stale) => stale,
+            // Not every store lists them, and nothing hangs on it.
+            Err(error) => {
+                let warning = format!("unfinished uploads cannot be listed: {error}");
+                self.out.warnings.push(warning);
+                return Ok(());
+            }
+        };
+        for upload in stale {
+            self.shard.stop()?;
+            match store.remove_temporary(self.shard, &upload).await {
+                Ok(()) => self.out.uploads_removed += 1,
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {}
+                Err(error) => {
+                    let warning = format!("an unfinished upload stays: {error}");
+                    self.out.warnings.push(warning);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the own tombstones back after a failure, as far as that goes.
+    async fn take_back(&self) {
+        for &backup in &self.doomed {
+            let Ok(key) = layout::tombstone(backup, self.session.id()) else {
+                continue;
+            };
+            if let Err(error) = self.delete_one(&key).await {
+                tracing::debug!(%error, "a tombstone stays; the next expire takes it away");
+                return;
+            }
+        }
+    }
+}
+
+fn incomplete(object: &str) -> Error {
+    Error::new(
+        Kind::Storage,
+        "the storage's listing leaves out an object that exists; nothing was deleted",
+    )
+    .object(object)
+    .hint("the storage cannot be relied on as it is; check it, then run this again")
+}

@@ -1,0 +1,166 @@
+//! Holds: backups that must not be deleted, each with a reason.
+//!
+//! Invariants: a hold that was reported as made is seen by every `expire` that begins later, and by one that ran meanwhile;
+//! where that cannot be known, the hold is taken back and an error says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mover_base::{BackupId, Error, HoldId, Kind, Result, Timestamp};
+use mover_format::preamble::ObjectType;
+use mover_format::record::{HoldRecord, Record};
+use mover_io::{Shard, random_bytes};
+use serde::Serialize;
+
+use crate::repository::Repository;
+use crate::sessions::{self, stray_name};
+use crate::{catalogue, layout, process, records, tombstones};
+
+/// A hold, as listings show it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Hold {
+    /// Its id.
+    pub hold_id: HoldId,
+    /// The backup that it holds.
+    pub backup_id: BackupId,
+    /// Why; absent where it cannot be read.
+    pub reason: Option<String>,
+    /// Where it was made.
+    pub host: Option<String>,
+    /// When, by the clock of that host.
+    pub created: Option<Timestamp>,
+    /// Why it cannot be read. It holds all the same.
+    pub problem: Option<String>,
+}
+
+/// Puts a hold on the backup that `set` names.
+pub async fn add(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    set: &str,
+    reason: &str,
+) -> Result<Hold> {
+    let backup_id = catalogue::find(shard, repository, set).await?;
+    let hold_id = HoldId(random_bytes()?);
+    let body = HoldRecord {
+        backup_id,
+        reason: reason.to_owned(),
+        host: process::host_name(),
+        created: Timestamp::now(),
+    };
+    let record = Record::Hold(body.clone());
+    let session = repository.begin_session()?;
+    let bytes = records::encode(repository, &session, hold_id.0, &record)?;
+    let key = layout::hold(backup_id, hold_id)?;
+    records::create_unique(shard, repository, &key, &bytes).await?;
+    if let Some(error) = too_late(shard, repository, backup_id).await? {
+        repository.store().delete(shard, &key).await?;
+        return Err(error);
+    }
+    Ok(Hold {
+        hold_id,
+        backup_id,
+        reason: Some(body.reason),
+        host: Some(body.host),
+        created: Some(body.created),
+        problem: None,
+    })
+}
+
+/// Whether an `expire` may have looked for holds before this one was made.
+async fn too_late(
+    shard: &Shard,
+    repository: &Repository,
+    backup: BackupId,
+) -> Result<Option<Error>> {
+    let marks = tombstones::list(shard, repository).await?;
+    let (standing, _) = sessions::ids(shard, repository).await?;
+    let by = marks
+        .get(&backup)
+        .and_then(|by| by.iter().find(|id| standing.contains(id)));
+    if let Some(session) = by {
+        return Ok(Some(
+            Error::new(Kind::Conflict, "an expire is about to delete the backup")
+                .object(backup.to_string())
+                .hint(format!(
+                    "try again when it has ended; if it is dead: `helios-mover expire --forget-session {session} --confirm`"
+                )),
+        ));
+    }
+    let manifest = layout::backup(backup)?;
+    let stands = repository.store().head(shard, &manifest).await?.is_some();
+    let gone = || Error::new(Kind::NotFound, "the backup was deleted").object(backup.to_string());
+    Ok((!stands).then(gone))
+}
+
+/// Backup and id of all holds. Needs no key. A name among them that no hold has is an error: it might be one.
+pub(crate) async fn ids(shard: &Shard, repository: &Repository) -> Result<Vec<(BackupId, HoldId)>> {
+    let found = records::names(shard, repository, layout::HOLDS).await?;
+    if let Some(stray) = found.strays.first() {
+        return Err(stray_name(stray, "holds"));
+    }
+    let id = |key| layout::hold_of(key).ok_or_else(|| stray_name(key.as_str(), "holds"));
+    found.keys.iter().map(id).collect()
+}
+
+/// How many holds there are on each backup. Needs no key.
+pub async fn counts(shard: &Shard, repository: &Repository) -> Result<BTreeMap<BackupId, u64>> {
+    let mut counts = BTreeMap::new();
+    for key in &records::names(shard, repository, layout::HOLDS).await?.keys {
+        if let Some((backup, _)) = layout::hold_of(key) {
+            *counts.entry(backup).or_default() += 1;
+        }
+    }
+    Ok(counts)
+}
+
+/// All holds, by backup. One that cannot be read is listed with its problem.
+pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Hold>> {
+    let mut holds = Vec::new();
+    for (backup_id, hold_id) in ids(shard, repository).await? {
+        let key = layout::hold(backup_id, hold_id)?;
+        let mut hold = Hold {
+            hold_id,
+            backup_id,
+            reason: None,
+            host: None,
+            created: None,
+            problem: None,
+        };
+        match records::get(shard, repository, &key, ObjectType::Hold, hold_id.0).await {
+            Ok(open) => match open.record {
+                Record::Hold(body) if body.backup_id == backup_id => {
+                    hold.reason = Some(body.reason);
+                    hold.host = Some(body.host);
+                    hold.created = Some(body.created);
+                }
+                _ => hold.problem = Some("the hold was made for another backup".to_owned()),
+            },
+            Err(error) if error.kind() == Kind::NotFound => continue,
+            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit) => {
+                hold.problem = Some(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        holds.push(hold);
+    }
+    Ok(holds)
+}
+
+/// Takes the hold away whose id begins so.
+pub async fn remove(
+    shard: &Shard,
+    repository: &Repository,
+    text: &str,
+) -> Result<(BackupId, HoldId)> {
+    let found = ids(shard, repository).await?;
+    let wanted = records::only_match(found.iter().map(|(_, id)| *id), text, "hold")
+        .map_err(|error| error.hint("`helios-mover hold list` shows the holds"))?;
+    let backup = found.iter().find(|(_, id)| *id == wanted);
+    let backup = backup.map(|(backup, _)| *backup).ok_or_else(|| {
+        Error::new(Kind::Internal, "a hold was found and lost").object(wanted.to_string())
+    })?;
+    let key = layout::hold(backup, wanted)?;
+    repository.store().delete(shard, &key).await?;
+    Ok((backup, wanted))
+}

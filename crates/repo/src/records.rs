@@ -1,0 +1,143 @@
+//! Records: writing, reading and listing the small objects beside the manifests.
+//!
+//! Invariants: a record is created if absent and never changed; whoever can read checks it before it is written; a host
+//! that cannot read can write any of them, and list their names.
+
+use mover_base::{Error, Kind, ObjectId, Result};
+use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
+use mover_format::preamble::{ObjectType, Preamble};
+use mover_format::record::{RECORD_BYTES_MAX, Record};
+use mover_format::seal::Origin;
+use mover_io::Shard;
+use mover_store::{Key, Put, STRAYS_MAX};
+
+use crate::reader::damaged;
+use crate::repository::{Repository, Session};
+
+/// Names listed per request.
+const LIST_LIMIT: usize = 1000;
+/// Most records of one kind that are listed at once; some 100 bytes each.
+const RECORDS_MAX: usize = 500_000;
+
+/// A record that was read.
+pub(crate) struct OpenRecord {
+    pub record: Record,
+    pub origin: Origin,
+}
+
+/// Names below a prefix.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub keys: Vec<Key>,
+    /// Names that no object can have, at most [`STRAYS_MAX`].
+    pub strays: Vec<String>,
+}
+
+/// The bytes of a record under `id`. Ask once per id in a session.
+pub(crate) fn encode(
+    repository: &Repository,
+    session: &Session,
+    id: ObjectId,
+    record: &Record,
+) -> Result<Vec<u8>> {
+    let (preamble, sealer) = session.begin_object(record.object_type(), id)?;
+    let encoder = &mut FrameEncoder::new(COMPRESSION_LEVEL_DEFAULT)?;
+    let bytes = record.encode_object(&preamble, &sealer, encoder)?;
+    if repository.can_read()
+        && decode(repository, record.object_type(), id, &bytes)?.record != *record
+    {
+        return Err(Error::new(
+            Kind::Internal,
+            "a record does not decode to what was encoded",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Creates a record whose name nobody else can have chosen.
+pub(crate) async fn create_unique(
+    shard: &Shard,
+    repository: &Repository,
+    key: &Key,
+    bytes: &[u8],
+) -> Result<()> {
+    let mut upload = repository.store().upload_unique(shard, key).await?;
+    let mut buf = shard.buffer().await;
+    // A record is far smaller than a buffer.
+    buf[..bytes.len()].copy_from_slice(bytes);
+    upload.push(buf, bytes.len()).await?;
+    match upload.commit().await? {
+        Put::Created => Ok(()),
+        Put::Exists => Err(
+            Error::new(Kind::Conflict, "another writer used the same random id")
+                .object(key.as_str())
+                .hint("try again"),
+        ),
+    }
+}
+
+/// Reads a record of this type and id.
+pub(crate) async fn get(
+    shard: &Shard,
+    repository: &Repository,
+    key: &Key,
+    object_type: ObjectType,
+    id: ObjectId,
+) -> Result<OpenRecord> {
+    let store = repository.store();
+    let bytes = store.get(shard, key, RECORD_BYTES_MAX as u64).await?;
+    decode(repository, object_type, id, &bytes).map_err(|error| damaged(key, error))
+}
+
+fn decode(
+    repository: &Repository,
+    object_type: ObjectType,
+    id: ObjectId,
+    bytes: &[u8],
+) -> Result<OpenRecord> {
+    let (preamble, _) = Preamble::decode(bytes)?;
+    let (sealer, origin) = repository.open_object(&preamble, object_type, id)?;
+    let record = Record::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new())?;
+    Ok(OpenRecord { record, origin })
+}
+
+/// All names below `prefix`.
+pub(crate) async fn names(shard: &Shard, repository: &Repository, prefix: &str) -> Result<Names> {
+    let mut found = Names::default();
+    let mut after = None;
+    loop {
+        shard.stop()?;
+        let store = repository.store();
+        let page = store
+            .list(shard, prefix, after.as_ref(), LIST_LIMIT)
+            .await?;
+        found.strays.extend(page.strays);
+        found.strays.truncate(STRAYS_MAX);
+        found
+            .keys
+            .extend(page.objects.into_iter().map(|object| object.key));
+        if found.keys.len() > RECORDS_MAX {
+            let what = format!("over {RECORDS_MAX} objects stand there");
+            return Err(Error::new(Kind::Limit, what).object(prefix));
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// The only listed id that begins with `text`.
+pub(crate) fn only_match<T: ToString>(
+    ids: impl Iterator<Item = T>,
+    text: &str,
+    what: &str,
+) -> Result<T> {
+    let mut matching = ids.filter(|id| id.to_string().starts_with(text));
+    let missing = |problem: String| Err(Error::new(Kind::NotFound, problem).object(text));
+    match (matching.next(), matching.next()) {
+        (Some(id), None) if !text.is_empty() => Ok(id),
+        (Some(_), Some(_)) => missing(format!("several {what}s begin with this id")),
+        _ => missing(format!("there is no such {what}")),
+    }
+}
