@@ -209,7 +209,7 @@ fn mark_all(tracker: &Tracker, pages: &[Vec<u32>], transaction_pages: usize) -> 
                 for (transaction, pages) in own.chunks(transaction_pages).enumerate() {
                     let mut marking = tracker.begin();
                     marking.mark_many(pages.iter().map(|page| (1, *page)));
-                    marking.end(Lsn(8 * transaction as u64));
+                    marking.end(Lsn(4096 + 8 * (transaction as u64 + 1)));
                 }
             });
         }

@@ -171,12 +171,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         tick(&progress, stop)
     })?)?;
     warnings.extend(skipped_warnings(&origin.tree));
-    if !repository.can_read() {
-        warnings.push(
-            "no key was given: earlier backups cannot be read, so every block is stored again"
-                .to_owned(),
-        );
-    }
+    warnings.extend(key_warning(&repository));
     let Totals {
         files,
         dirs,
@@ -216,6 +211,13 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     })
 }
 
+/// What a host without a key misses.
+fn key_warning(repository: &Repository) -> Option<String> {
+    const NO_KEY: &str =
+        "no key was given: earlier backups cannot be read, so every block is stored again";
+    (!repository.can_read()).then(|| NO_KEY.to_owned())
+}
+
 /// A directory can only be backed up in full.
 fn require_full(options: &BackupOptions) -> Result<()> {
     if options.backup_type == BackupType::Full && options.base.is_none() {
@@ -227,6 +229,18 @@ fn require_full(options: &BackupOptions) -> Result<()> {
     )
     .object(options.source.clone())
     .hint("use --type full; blocks that did not change are not stored again"))
+}
+
+/// Of a page store nothing can be left out.
+fn require_whole(options: &BackupOptions) -> Result<()> {
+    if options.exclude.is_empty() && !options.one_file_system {
+        return Ok(());
+    }
+    Err(
+        Error::new(Kind::Usage, "a page store is backed up as a whole")
+            .object(options.source.clone())
+            .hint("leave out --exclude and --one-file-system"),
+    )
 }
 
 /// What the repository holds already, and what a sample of the source says.
@@ -255,13 +269,7 @@ async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Re
 }
 
 fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
-    if !options.exclude.is_empty() || options.one_file_system {
-        return Err(
-            Error::new(Kind::Usage, "a page store is backed up as a whole")
-                .object(options.source.clone())
-                .hint("leave out --exclude and --one-file-system"),
-        );
-    }
+    require_whole(options)?;
     let started = Timestamp::now();
     let progress = Progress::default();
     let store = Arc::new(LiveStore::open(&options.source)?);
@@ -286,12 +294,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         changed,
         mut warnings,
     } = footing;
-    if !repository.can_read() {
-        warnings.push(
-            "no key was given: earlier backups cannot be read, so every block is stored again"
-                .to_owned(),
-        );
-    }
+    warnings.extend(key_warning(&repository));
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let source_bytes = mover_repo::block_bytes(pages);
@@ -364,18 +367,16 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     } = plan.prepared;
 
     progress.begin(Phase::Prepare, 0, 0);
+    let source_blocks = plan.source_bytes / BLOCK_BYTES as u64 + plan.files;
     let request = BackupRequest {
         parent: parent.as_ref(),
         level: options.level,
         index_bytes: engine.index_bytes,
-        source_blocks: plan.source_bytes / BLOCK_BYTES as u64 + plan.files,
+        source_blocks,
     };
-    let begin = async |shard: Shard| {
-        BackupRun::begin(&shard, &repository, &request, engine.limits.write.clone()).await
-    };
-    let run = only(mover_io::run(&engine.single(), begin, |stop| {
+    let run = begin_run(engine, &repository, &request, &mut |stop| {
         tick(&progress, stop)
-    })?)?;
+    })?;
     let _session = SessionGuard::new(engine, &run);
     let mut warnings = plan.warnings;
     let mut reason = plan.reason;
@@ -402,12 +403,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
             copy_pages(&work, *source, tick)?
         }
     };
-    if run.damaged_extents() > 0 {
-        warnings.push(format!(
-            "{} parts of the parent backup are damaged; their blocks were stored anew. Run `helios-mover verify`",
-            run.damaged_extents()
-        ));
-    }
+    warnings.extend(damage_warning(&run));
     let parent = run.parent();
     let mut draft = draft(&options, &copied, &repository, started);
     draft.reason = reason;
@@ -436,6 +432,28 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         engine: clock.report(stages, reports),
         totals: copied.totals,
     }))
+}
+
+/// What the parent could not be used for.
+fn damage_warning(run: &BackupRun) -> Option<String> {
+    let damaged = run.damaged_extents();
+    (damaged > 0).then(|| {
+        format!(
+            "{damaged} parts of the parent backup are damaged; their blocks were stored anew. Run `helios-mover verify`"
+        )
+    })
+}
+
+fn begin_run(
+    engine: &Engine,
+    repository: &Arc<Repository>,
+    request: &BackupRequest<'_>,
+    tick: &mut dyn FnMut(&mover_io::Stop),
+) -> Result<BackupRun> {
+    let begin = async |shard: Shard| {
+        BackupRun::begin(&shard, repository, request, engine.limits.write.clone()).await
+    };
+    only(mover_io::run(&engine.single(), begin, tick)?)
 }
 
 /// What copying needs beside the source.

@@ -60,7 +60,11 @@ impl PageSet {
 
     /// The pages of `range` in order.
     pub fn within(&self, range: Range<u32>) -> impl Iterator<Item = u32> {
-        let chunks = range.start / CHUNK_PAGES..range.end.div_ceil(CHUNK_PAGES);
+        let there = self
+            .chunks
+            .len()
+            .min(range.end.div_ceil(CHUNK_PAGES) as usize) as u32;
+        let chunks = range.start / CHUNK_PAGES..there;
         let words = chunks.filter_map(|at| {
             let chunk = self.chunks.get(at as usize)?.as_ref()?;
             Some((at, chunk))

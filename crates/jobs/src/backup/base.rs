@@ -250,7 +250,11 @@ pub(crate) fn switch_epoch(store: &LiveStore, checkpoint: &Checkpoint) -> Option
     let control = &checkpoint.control;
     let switched = match store.epochs(control.identity) {
         Ok(None) => return None,
-        Ok(Some(epochs)) => epochs.switch(control.redo, BUDGET_BYTES_DEFAULT),
+        Ok(Some(epochs)) => {
+            // An epoch that began later, as the first one does, cannot end before that.
+            let begun = epochs.state().map_or(control.redo, |state| state.start);
+            epochs.switch(control.redo.max(begun), BUDGET_BYTES_DEFAULT)
+        }
         Err(error) => Err(error),
     };
     let failed = |error| format!("the block change tracker began no new epoch: {error}");
