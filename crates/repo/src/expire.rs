@@ -340,6 +340,16 @@ fn warnings(
             )),
         }
     }
+    let expires = standing.iter().filter(|session| {
+        session.record.purpose == Purpose::Expire && session.life != Life::Running
+    });
+    for session in expires {
+        let (id, host) = (session.id, &session.record.host);
+        warnings.push(format!(
+            "an expire on {host}, session {id}, was cut off or runs elsewhere: nothing builds on what it was about to delete; if it is dead: \
+             `helios-mover expire --forget-session {id} --confirm`"
+        ));
+    }
     if survey.backups.is_empty() && leftovers.packs > 0 {
         warnings.push(NO_BACKUP.to_owned());
     }

@@ -159,6 +159,12 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Standing
             Ok(open) => open,
             // It ended since it was listed.
             Err(error) if error.kind() == Kind::NotFound => continue,
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
+                let what = format!("a session cannot be read: {}", error.message());
+                return Err(Error::new(error.kind(), what).object(key.as_str()).hint(format!(
+                    "if its process is dead: `helios-mover expire --forget-session {id} --confirm`"
+                )));
+            }
             Err(error) => return Err(error),
         };
         if let Record::Session(record) = open.record {
@@ -187,7 +193,9 @@ pub(crate) fn stray_name(name: &str, among: &str) -> Error {
 /// runs on this machine is refused.
 pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Result<SessionId> {
     let (ids, _) = ids(shard, repository).await?;
-    let id = records::only_match(ids.into_iter(), text, "session")?;
+    let id = records::only_match(ids.into_iter(), text, "session").map_err(|error| {
+        error.hint("`helios-mover expire --json` without --confirm lists the sessions")
+    })?;
     let key = layout::session(id)?;
     let running = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {
         Ok(open) => match open.record {

@@ -56,9 +56,11 @@ fn forget(
     confirmed: bool,
 ) -> Result<()> {
     if !confirmed {
-        return Err(Error::new(Kind::Usage, "giving up a session needs a confirmation")
-            .object(session)
-            .hint("if its process still runs, its backup will fail; if that is meant, add --confirm"));
+        return Err(
+            Error::new(Kind::Usage, "giving up a session needs a confirmation")
+                .object(session)
+                .hint("if its process still runs, it will fail; if that is meant, add --confirm"),
+        );
     }
     let id = expire::forget_session(&context.settings.engine, repo, session)?;
     let title = context.out.paint("given up", GREEN);

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use mover_base::{Error, Kind, Lsn, LsnRange, Result, hex};
 use mover_io::Shard;
 use mover_repo::catalogue::{self, OpenManifest};
-use mover_repo::{BackupMetadata, BackupType, LogMark, Repository, find_latest, find_parent};
+use mover_repo::{
+    BackupMetadata, BackupType, LogMark, Repository, expire, find_latest, find_parent,
+};
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore};
 use mover_source::tracker::Changed;
@@ -134,6 +136,13 @@ async fn candidate(
                 .hint("leave out --base, or ask for --type incr or diff"));
         }
         let id = catalogue::find(shard, repository, named).await?;
+        if expire::expiring(shard, repository).await?.contains(&id) {
+            return Err(
+                Error::new(Kind::Conflict, "the base is about to be deleted")
+                    .object(id.to_string())
+                    .hint("leave out --base, or wait until the expire has ended"),
+            );
+        }
         let open = catalogue::load(shard, repository, id).await?;
         if !is_ours(&open.manifest.metadata) {
             let of = &open.manifest.metadata.source;
@@ -217,9 +226,15 @@ fn changed_since(
             range.end
         )));
     }
+    if range.start > control.redo {
+        return Ok(Err(format!(
+            "it begins at {}, behind the redo position {} of the control file",
+            range.start, control.redo
+        )));
+    }
     // Pages on disk are never older than the redo position; what changed behind it, redo brings.
     let since = LsnRange {
-        start: range.start.min(control.redo),
+        start: range.start,
         end: control.redo,
     };
     match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
@@ -237,8 +252,10 @@ fn by_tracker(
     range: LsnRange,
     gone: &Error,
 ) -> Result<Result<Changed, String>> {
-    let Some(epochs) = store.epochs(checkpoint.control.identity)? else {
-        return Ok(Err(gone.to_string()));
+    let epochs = match store.epochs(checkpoint.control.identity) {
+        Ok(Some(epochs)) => epochs,
+        Ok(None) => return Ok(Err(gone.to_string())),
+        Err(error) => return Ok(Err(format!("{gone}; the block change tracker: {error}"))),
     };
     let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
     Ok(changed.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))

@@ -26,6 +26,8 @@ use crate::settings::read_ahead;
 /// Reads are queued this many at a time, as one submission: on a virtual disk each costs the kernel an exit to
 /// the host, however many requests it brings.
 const READS_BATCH: usize = 4;
+/// Events that are queued at most: holes and what is kept take no buffers, but files stay open.
+const QUEUE_MAX: usize = 64;
 /// How long what was read in the middle of a write is read again: many times what a write of a few blocks takes.
 const MENDING: Duration = Duration::from_millis(500);
 
@@ -222,7 +224,7 @@ impl<'a> Feed<'a> {
         if self.reads + batch > self.reads_max {
             return Ok(());
         }
-        while self.reads < self.reads_max {
+        while self.reads < self.reads_max && self.queue.len() < QUEUE_MAX {
             match self.cursor.take() {
                 None if self.exhausted => return Ok(()),
                 None => self.begin_share()?,

@@ -133,7 +133,12 @@ impl Origin {
             "a file changed its size while it was read",
         )
         .object(path)
-        .hint("stop the database first, or back up a snapshot (LVM, btrfs, ZFS)")
+        .hint(match self {
+            Origin::Tree(_) => "stop the database first, or back up a snapshot (LVM, btrfs, ZFS)",
+            Origin::Pages(_) => {
+                "files of a page store never become shorter; see what else writes to it"
+            }
+        })
     }
 }
 

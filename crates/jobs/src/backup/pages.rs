@@ -233,7 +233,7 @@ impl PageOrigin {
                 let there = pieces.into_iter().filter(|piece| !piece.range().is_empty());
                 Ok(there.collect())
             }
-            Content::Table { changes, .. } => {
+            Content::Table { table, changes } => {
                 let stat = rustix::fs::fstat(fd).map_err(|error| {
                     source_error("a table cannot be read", &item.entry.path, error)
                 })?;
@@ -246,6 +246,7 @@ impl PageOrigin {
                     Changes::Since { pages, base_pages } => {
                         let base_bytes = u64::from(*base_pages) * PAGE_BYTES as u64;
                         let old = range.start..range.end.min(base_bytes);
+                        self.check_written(*table, &old, written, pages)?;
                         let mut pieces = changed_pieces(old, written, pages);
                         let new = range.start.max(base_bytes)..range.end.min(written);
                         if !new.is_empty() {
@@ -278,16 +279,7 @@ impl PageOrigin {
             return Ok(true);
         }
         if last {
-            let mut odd = self.odd();
-            odd.torn.extend(torn.iter().map(|(page, _)| (table, *page)));
-            if odd.torn.len() > TORN_MAX {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    format!("more than {TORN_MAX} pages do not match their checksums"),
-                )
-                .object(table_path(table))
-                .hint("the database is damaged; restore it from a backup"));
-            }
+            self.note_torn(table, torn.iter().map(|(page, _)| *page))?;
             return Ok(true);
         }
         let disk = self.store.disk();
@@ -297,6 +289,38 @@ impl PageOrigin {
             }
         }
         Ok(false)
+    }
+
+    /// Pages that the log says were changed must be in the file; what is not is as good as torn.
+    fn check_written(
+        &self,
+        table: u32,
+        range: &Range<u64>,
+        written: u64,
+        changed: &PageSet,
+    ) -> Result<()> {
+        let page = |bytes: u64| blocks_of(bytes) as u32;
+        let missing = page(range.start.max(written))..page(range.end);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.note_torn(table, changed.within(missing))
+    }
+
+    fn note_torn(&self, table: u32, pages: impl Iterator<Item = u32>) -> Result<()> {
+        let mut odd = self.odd();
+        for page in pages {
+            odd.torn.insert((table, page));
+            if odd.torn.len() > TORN_MAX {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("more than {TORN_MAX} pages do not match their checksums"),
+                )
+                .object(table_path(table))
+                .hint("the database is damaged; restore it from a backup"));
+            }
+        }
+        Ok(())
     }
 
     fn odd(&self) -> MutexGuard<'_, Odd> {
@@ -319,6 +343,8 @@ impl PageOrigin {
         // The catalogue and the last checkpoint's record are in the log, too.
         let newest = Lsn(self.newest.load(Relaxed)).max(control.checkpoint);
         let newest = newest.max(Lsn(self.checkpoint.catalogue.lsn.0.saturating_sub(1)));
+        // What is kept may be as new as the base's end.
+        let newest = newest.max(Lsn(base_end.map_or(0, |end| end.0.saturating_sub(1))));
         let end = self.store.end(identity, control.redo, newest)?;
         let range = LsnRange {
             start: control.redo,

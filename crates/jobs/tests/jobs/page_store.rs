@@ -23,7 +23,7 @@ use mover_source::page::PAGE_HEADER_BYTES;
 use mover_source::pages::{
     Store, TableFile, new_identity, read_catalogue, read_control, table_path,
 };
-use mover_source::wal::{SegmentSize, segments};
+use mover_source::wal::{Group, Record, SegmentSize, TableKind, segments};
 
 use crate::fixture::*;
 
@@ -442,6 +442,82 @@ fn an_incremental_takes_little_more_than_what_changed_compressed() {
     assert!(same.unwrap().success());
 }
 
+/// Killed after a flush was written over the end of a segment, and before that was sealed. The log's end is before that
+/// flush then, which nobody was told of: behind it the segments could not be told to belong together, as the backup
+/// leaves out what lies before the redo position.
+#[test]
+fn a_flush_whose_segment_is_not_sealed_yet_is_not_in_the_backup() {
+    let place = Place::plain();
+    let path = place.path("source");
+    let identity = new_identity([6; 32], SegmentSize::new(15).unwrap());
+    let mut store = Store::create(disk(&path), identity).unwrap();
+    let recovered = store.recover(16).unwrap();
+    let (writer, time) = (recovered.writer, mover_base::Timestamp::from_micros(1));
+    let mut group = Group::new();
+    group.create(1, TableKind::Rows, "rows").unwrap();
+    group.extend(1, 20).unwrap();
+    let first = writer.append(&group, 1, time).unwrap();
+    writer.flush_to(first.end).unwrap();
+    let mut catalogue = store.catalogue().clone();
+    let create = Record::Create {
+        table: 1,
+        kind: TableKind::Rows,
+        name: "rows",
+    };
+    catalogue.apply(first.records[0], &create).unwrap();
+    let extend = Record::Extend {
+        table: 1,
+        pages: 20,
+    };
+    catalogue.apply(first.records[1], &extend).unwrap();
+    catalogue.lsn = first.end;
+    // Redo begins in the second block of records.
+    writer.switch_segment().unwrap();
+    let checkpoint = |store: &mut Store, mut catalogue: mover_source::pages::Catalogue| {
+        catalogue.lsn = writer.end();
+        store.checkpoint(&writer, catalogue, 2, time).unwrap()
+    };
+    checkpoint(&mut store, catalogue.clone());
+    checkpoint(&mut store, catalogue);
+    let before = writer.end();
+    let mut group = Group::new();
+    for page in 0..9 {
+        group.image(1, page, &[5; 4072]).unwrap();
+    }
+    let end = writer.append(&group, 2, time).unwrap().end;
+    writer.flush_to(end).unwrap();
+    drop(writer);
+    let size = identity.size;
+    let sealed = size.start_of(before);
+    assert_eq!(
+        size.start_of(end),
+        size.next_of(sealed),
+        "the flush crosses"
+    );
+    let control = read_control(&*disk(&path)).unwrap();
+    assert!(
+        control.redo.0 - sealed.0 >= 8192,
+        "the beginning is left out"
+    );
+    let segment = place.source(&identity.path(sealed));
+    let mut bytes = fs::read(&segment).unwrap();
+    let footer = bytes.len() - BLOCK;
+    bytes[footer..].fill(0);
+    fs::write(&segment, bytes).unwrap();
+    let options = BackupOptions {
+        source: format!("pages://{}", path.display()),
+        ..place.backup_options()
+    };
+    let made = place.try_backup(&engine(), &options).unwrap();
+    assert_eq!(made.lsn_range.unwrap().end, before);
+    let to = place.restore_options(&made.backup_id.to_string(), "restored", false);
+    let restored = place.try_restore(&engine(), &to).unwrap();
+    assert_eq!(restored.settled.unwrap().position, before.0);
+    // The database itself finds it whole, and keeps it.
+    let mut store = Store::open(disk(&path)).unwrap();
+    assert_eq!(store.recover(16).unwrap().log.end, end);
+}
+
 /// The log's beginning is gone; the tracker knows what it said.
 #[test]
 fn the_tracker_tells_what_the_log_does_not() {
@@ -541,6 +617,27 @@ fn every_broken_chain_heals() {
         BackupType::Incremental,
         "is not the one that it was made of",
     );
+
+    // The control file's newer slot is damaged: redo begins before the base does.
+    let (mut control, _) = site(31);
+    control.backup(BackupType::Full);
+    let sequence = read_control(&*disk(&control.place.path("source")))
+        .unwrap()
+        .sequence;
+    let slot = control.place.source("control");
+    let mut bytes = fs::read(&slot).unwrap();
+    bytes[(sequence % 2) as usize * BLOCK + 100] ^= 1;
+    fs::write(&slot, bytes).unwrap();
+    let reason = control.backup(BackupType::Incremental);
+    assert!(
+        reason
+            .summary
+            .reason
+            .as_ref()
+            .unwrap()
+            .contains("behind the redo position")
+    );
+    control.check(&reason);
 
     // The base is gone from the repository, and nothing else is there.
     let (mut expired, full) = site(29);

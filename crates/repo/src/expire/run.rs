@@ -255,9 +255,25 @@ impl Run<'_> {
         Ok(true)
     }
 
+    /// Whoever gave this run's session up may have relied on that already: nothing more is deleted.
+    async fn check_session(&self) -> Result<()> {
+        let key = layout::session(self.session.id())?;
+        let store = self.repository.store();
+        if store.head(self.shard, &key).await?.is_some() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Conflict,
+            "the session of this expire was given up by an operator; it deletes nothing more",
+        )
+        .object(key.as_str())
+        .hint("run it again: what is left over goes then"))
+    }
+
     async fn delete_manifests(&mut self) -> Result<()> {
         for backup in self.doomed.clone() {
             self.shard.stop()?;
+            self.check_session().await?;
             self.has_begun = true;
             let key = layout::backup(backup)?;
             match self.repository.store().delete(self.shard, &key).await {
@@ -267,7 +283,10 @@ impl Run<'_> {
                 Err(error) if error.kind() == Kind::Storage => {
                     self.refused(&key, &error);
                     // It may be gone all the same; while it may be there, its packs stay.
-                    let open = catalogue::load(self.shard, self.repository, backup).await?;
+                    let open = match catalogue::load(self.shard, self.repository, backup).await {
+                        Err(gone) if gone.kind() == Kind::NotFound => return Err(error),
+                        open => open?,
+                    };
                     self.survey.packs.add(&open.manifest.packs)?;
                     self.doomed.remove(&backup);
                     self.kept_back.insert(backup);
@@ -310,7 +329,11 @@ impl Run<'_> {
     }
 
     async fn delete_batch(&mut self, batch: Vec<(Key, u64, bool)>) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         self.shard.stop()?;
+        self.check_session().await?;
         let keys: Vec<Key> = batch.iter().map(|(key, ..)| key.clone()).collect();
         let at_once = self.repository.store().delete_all(self.shard, &keys).await;
         if let Err(error) = &at_once

@@ -16,7 +16,7 @@ use std::time::Duration;
 use mover_base::checksum::{Sha256, sha256};
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{CATALOGUE_FILE, CONTROL_FILE, Catalogue, Control, read_catalogue, read_control};
@@ -24,7 +24,7 @@ use crate::disk::{Access, DirDisk, Disk};
 use crate::failure::source_error;
 use crate::scan::Stamp;
 use crate::tracker::Epochs;
-use crate::wal::segment::LOG_BLOCK_BYTES;
+use crate::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use crate::wal::{LogIdentity, find_end, segments};
 use crate::{RESTORE_MARKER, beneath};
 
@@ -33,8 +33,8 @@ pub const SCHEME: &str = "pages://";
 /// How often something is looked at that may be in the middle of a change, and how long each time is waited.
 const TRIES: usize = 500;
 const PAUSE: Duration = Duration::from_millis(10);
-/// How often a damaged log is read again: a flush under way looks like damage at most once or twice.
-const DAMAGE_TRIES: usize = 20;
+/// How often the same damage must be found: another flush under way looks like damage elsewhere.
+const DAMAGE_TRIES: usize = 10;
 
 /// A page store that is read while it may be written.
 #[derive(Debug)]
@@ -163,13 +163,23 @@ impl LiveStore {
     /// Opens a file for reading; `None` if there is none.
     ///
     /// # Errors
-    /// `Source` if it cannot be opened.
+    /// `Source` if it cannot be opened or is no regular file.
     pub fn open_file(&self, path: &str) -> Result<Option<OwnedFd>> {
-        match beneath::open(self.disk.root(), path.as_bytes(), OFlags::RDONLY) {
-            Ok(fd) => Ok(Some(fd)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(unreadable(path, error)),
+        let failed = |error| unreadable(path, error);
+        // A pipe in the place of the file would block the open for ever.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let fd = match beneath::open(self.disk.root(), path.as_bytes(), flags) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+        if beneath::file_type(&stat) != FileType::RegularFile {
+            return Err(Error::new(Kind::Source, "not a regular file").object(path));
         }
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
+        rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK).map_err(failed)?;
+        Ok(Some(fd))
     }
 
     fn open_path(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
@@ -184,14 +194,16 @@ impl LiveStore {
     /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing.
     pub fn end(&self, identity: &LogIdentity, from: Lsn, newest: Lsn) -> Result<Lsn> {
         let mut from = from;
-        let mut damage = 0;
+        let mut damage = (String::new(), 0);
         for _ in 0..TRIES {
             match find_end(&*self.disk, identity, from) {
                 Ok(found) => {
-                    // Behind a flush that is under way nothing is certain; before it everything is.
+                    // Behind a flush that is under way nothing is certain; before it everything is. One that is written
+                    // and whose segments are not sealed yet is under way, too.
+                    let sealed = found.is_sealed_before(identity.size.start_of(found.end));
                     let end = match found.torn {
-                        None => found.end,
-                        Some(_) => found.before_flush,
+                        None if sealed => found.end,
+                        _ => found.before_flush,
                     };
                     if end > newest {
                         self.sync_log(identity, from, end)?;
@@ -199,10 +211,15 @@ impl LiveStore {
                     }
                     from = found.before_flush;
                 }
-                // A flush that was under way when it was read may have been followed by another one since.
+                // A flush that was under way when it was read may have been followed by another one since. What is
+                // damaged stays so.
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
-                    damage += 1;
-                    if damage == DAMAGE_TRIES {
+                    let what = error.to_string();
+                    damage = match damage {
+                        (before, times) if before == what => (before, times + 1),
+                        _ => (what, 1),
+                    };
+                    if damage.1 == DAMAGE_TRIES {
                         return Err(error);
                     }
                 }
@@ -227,7 +244,9 @@ impl LiveStore {
                 rustix::fs::fdatasync(&fd).map_err(|error| unreadable(&path, error))?;
             }
         }
-        Ok(())
+        self.disk
+            .sync_dir(LOG_DIR)
+            .map_err(|error| source_error("the log cannot be synced", LOG_DIR.as_bytes(), error))
     }
 
     /// A fingerprint of the log's end: SHA-256 of its last block up to `end`. Another log that went through `end`, say

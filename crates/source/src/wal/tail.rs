@@ -46,6 +46,13 @@ pub struct LogEnd {
     rest: Rest,
 }
 
+impl LogEnd {
+    /// Whether all segments before the one that the last whole group ends in are sealed.
+    pub(crate) fn is_sealed_before(&self, start: Lsn) -> bool {
+        self.unsealed.iter().all(|footer| footer.start >= start)
+    }
+}
+
 /// What becomes of the segment that the last whole group ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rest {
