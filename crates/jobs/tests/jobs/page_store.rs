@@ -470,18 +470,22 @@ fn a_flush_whose_segment_is_not_sealed_yet_is_not_in_the_backup() {
         pages: 20,
     };
     catalogue.apply(first.records[1], &extend).unwrap();
-    catalogue.lsn = first.end;
-    // Redo begins in the second block of records.
+    TableFile::open_write(&*disk(&path), 1)
+        .unwrap()
+        .sync()
+        .unwrap();
+    // Redo begins behind the first block of records.
     writer.switch_segment().unwrap();
     let checkpoint = |store: &mut Store, mut catalogue: mover_source::pages::Catalogue| {
         catalogue.lsn = writer.end();
         store.checkpoint(&writer, catalogue, 2, time).unwrap()
     };
-    checkpoint(&mut store, catalogue.clone());
-    checkpoint(&mut store, catalogue);
+    for _ in 0..3 {
+        checkpoint(&mut store, catalogue.clone());
+    }
     let before = writer.end();
     let mut group = Group::new();
-    for page in 0..9 {
+    for page in 0..5 {
         group.image(1, page, &[5; 4072]).unwrap();
     }
     let end = writer.append(&group, 2, time).unwrap().end;
