@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(hold_of(&hold(backup, held).unwrap()), Some((backup, held)));
         let key = annotation(backup, 12).unwrap();
         assert_eq!(annotation_of(&key), Some((backup, 12)));
-        for name in ["012", "+12", "x", "4294967296"] {
+        for name in ["012", "-12", "x", "4294967296"] {
             let key = Key::new(&format!("{}{name}", annotations(backup))).unwrap();
             assert_eq!(annotation_of(&key), None, "{name}");
         }
