@@ -14,6 +14,7 @@ pub mod pack;
 pub mod preamble;
 pub mod record;
 pub mod seal;
+mod single;
 pub mod slot;
 mod wire;
 

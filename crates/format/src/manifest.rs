@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{FrameDecoder, FrameEncoder, FrameKind, MANIFEST_PLAIN_BYTES_MAX};
 use crate::node::{Child, NodeKind};
-use crate::pack::{PACK_BLOCKS_MAX, PACK_BYTES_MAX, PackTrailer, TRAILER_BYTES};
+use crate::pack::{PACK_BLOCKS_MAX, PACK_BYTES_MAX, TRAILER_BYTES};
 use crate::preamble::{ObjectType, PREAMBLE_BYTES_MAX, PREAMBLE_BYTES_MIN, Preamble};
 use crate::seal::{ObjectSealer, TAG_BYTES};
+use crate::single;
 use crate::wire::{Reader, corrupt};
 
 /// Longest metadata.
@@ -32,8 +33,6 @@ pub const MANIFEST_BYTES_MAX: usize = PREAMBLE_BYTES_MAX
     + TRAILER_BYTES;
 
 const PACK_INFO_BYTES: usize = 80;
-/// A manifest object has one piece.
-const BODY_PIECE: u32 = 0;
 
 /// How a backup was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -367,18 +366,7 @@ impl Manifest {
             ));
         }
         let body = self.encode()?;
-        encoder.compress(FrameKind::Manifest, &body)?;
-        encoder.compare(&body)?;
-        let mut out = preamble.encode()?;
-        let directory_offset = out.len() as u64;
-        let stored = encoder.seal(sealer, BODY_PIECE, &body, &mut out)?;
-        let trailer = PackTrailer {
-            directory_offset,
-            directory_bytes: stored as u32,
-            directory_piece: BODY_PIECE,
-        };
-        out.extend_from_slice(&trailer.encode(ObjectType::Manifest));
-        Ok(out)
+        single::encode(preamble, sealer, encoder, FrameKind::Manifest, &body)
     }
 
     /// Reads a whole object whose preamble was decoded, checked with [`Preamble::check_place`] and used to make
@@ -389,23 +377,8 @@ impl Manifest {
         sealer: &ObjectSealer,
         decoder: &mut FrameDecoder,
     ) -> Result<Self> {
-        let (head, tail) = bytes
-            .split_at_checked(bytes.len().saturating_sub(TRAILER_BYTES))
-            .filter(|(_, tail)| tail.len() == TRAILER_BYTES)
-            .ok_or_else(|| corrupt("manifest: the object ends early"))?;
-        let trailer = PackTrailer::decode(ObjectType::Manifest, tail, bytes.len() as u64)?;
-        let begin = preamble.encoded_bytes();
-        let frame = head
-            .get(begin..)
-            .filter(|_| trailer.directory_offset == begin as u64)
-            .ok_or_else(|| corrupt("manifest: the body does not follow the preamble"))?;
-        let body = decoder.open_vec(
-            sealer,
-            BODY_PIECE,
-            FrameKind::Manifest,
-            frame,
-            MANIFEST_PLAIN_BYTES_MAX,
-        )?;
+        let body = (FrameKind::Manifest, MANIFEST_PLAIN_BYTES_MAX, "manifest");
+        let body = single::decode(bytes, preamble, sealer, decoder, body)?;
         let manifest = Self::decode(&body)?;
         if manifest.metadata.backup_id.object_id() != preamble.object_id {
             return Err(corrupt("manifest: the metadata is of another backup"));

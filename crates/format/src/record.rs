@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::frame::{
     FRAME_HEADER_BYTES, FrameDecoder, FrameEncoder, FrameKind, RECORD_PLAIN_BYTES_MAX,
 };
-use crate::pack::{PackTrailer, TRAILER_BYTES};
+use crate::pack::TRAILER_BYTES;
 use crate::preamble::{ObjectType, PREAMBLE_BYTES_MAX, Preamble};
 use crate::seal::{ObjectSealer, TAG_BYTES};
+use crate::single;
 use crate::wire::corrupt;
 
 /// Longest record object that the caps of its parts allow.
@@ -27,8 +28,6 @@ pub const PARENTS_MAX: usize = 64;
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// Annotations of one backup are numbered from 1 to here.
 pub const ANNOTATIONS_MAX: u32 = 9999;
-/// A record object has one piece.
-const BODY_PIECE: u32 = 0;
 
 /// What a session does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -242,18 +241,7 @@ impl Record {
             ));
         }
         let body = self.encode()?;
-        encoder.compress(FrameKind::Record, &body)?;
-        encoder.compare(&body)?;
-        let mut out = preamble.encode()?;
-        let directory_offset = out.len() as u64;
-        let stored = encoder.seal(sealer, BODY_PIECE, &body, &mut out)?;
-        let trailer = PackTrailer {
-            directory_offset,
-            directory_bytes: stored as u32,
-            directory_piece: BODY_PIECE,
-        };
-        out.extend_from_slice(&trailer.encode(preamble.object_type));
-        Ok(out)
+        single::encode(preamble, sealer, encoder, FrameKind::Record, &body)
     }
 
     /// Reads a whole object whose preamble was decoded, checked with [`Preamble::check_place`] and used to make
@@ -264,23 +252,8 @@ impl Record {
         sealer: &ObjectSealer,
         decoder: &mut FrameDecoder,
     ) -> Result<Self> {
-        let (head, tail) = bytes
-            .split_at_checked(bytes.len().saturating_sub(TRAILER_BYTES))
-            .filter(|(_, tail)| tail.len() == TRAILER_BYTES)
-            .ok_or_else(|| corrupt("record: the object ends early"))?;
-        let trailer = PackTrailer::decode(preamble.object_type, tail, bytes.len() as u64)?;
-        let begin = preamble.encoded_bytes();
-        let frame = head
-            .get(begin..)
-            .filter(|_| trailer.directory_offset == begin as u64)
-            .ok_or_else(|| corrupt("record: the body does not follow the preamble"))?;
-        let body = decoder.open_vec(
-            sealer,
-            BODY_PIECE,
-            FrameKind::Record,
-            frame,
-            RECORD_PLAIN_BYTES_MAX,
-        )?;
+        let body = (FrameKind::Record, RECORD_PLAIN_BYTES_MAX, "record");
+        let body = single::decode(bytes, preamble, sealer, decoder, body)?;
         let record = Self::decode(preamble.object_type, &body)?;
         if !record.fits(preamble.object_id, preamble.session_id) {
             return Err(corrupt("record: the body is of another object"));

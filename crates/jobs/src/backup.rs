@@ -153,13 +153,13 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     require_full(options)?;
     let started = Timestamp::now();
     let progress = Progress::default();
-    let source = Arc::new(DirSource::open(&options.source)?);
+    let source = DirSource::open(&options.source)?;
     let scan_options = ScanOptions {
         exclude: options.exclude.clone(),
         one_file_system: options.one_file_system,
         ..ScanOptions::default()
     };
-    let tree = Arc::new(source.scan(&scan_options)?);
+    let tree = source.scan(&scan_options)?;
     let origin = TreeOrigin { source, tree };
     let look = async |shard: Shard| look(&shard, options, &origin).await;
     let Outlook {
@@ -321,10 +321,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         sampled_bytes: 0,
         warnings,
         prepared: Prepared {
-            options: BackupOptions {
-                backup_type,
-                ..options.clone()
-            },
+            options: options.clone(),
             repository,
             parent,
             source: Source::Pages(Box::new(PageSource {
@@ -359,7 +356,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let clock = Clock::start();
     let progress = Progress::default();
     let Prepared {
-        mut options,
+        options,
         repository,
         parent,
         source,
@@ -379,12 +376,12 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     })?;
     let _session = SessionGuard::new(engine, &run);
     let mut warnings = plan.warnings;
-    let mut reason = plan.reason;
+    let (mut backup_type, mut reason) = (plan.backup_type, plan.reason);
     warnings.extend(run.warning.clone());
     // Only what the run has read of it is needed from here on.
     drop(parent);
-    if options.backup_type != BackupType::Full && run.parent().is_none() {
-        options.backup_type = BackupType::Full;
+    if backup_type != BackupType::Full && run.parent().is_none() {
+        backup_type = BackupType::Full;
         reason = run.warning.clone();
     }
 
@@ -397,7 +394,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         Source::Tree(tree) => copy_tree(&work, tree, tick)?,
         Source::Pages(mut source) => {
             warnings.extend(base::switch_epoch(&source.store, &source.checkpoint));
-            if options.backup_type == BackupType::Full {
+            if backup_type == BackupType::Full {
                 (source.changed, source.base) = (None, None);
             }
             copy_pages(&work, *source, tick)?
@@ -405,8 +402,11 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     };
     warnings.extend(damage_warning(&run));
     let parent = run.parent();
-    let mut draft = draft(&options, &copied, &repository, started);
-    draft.reason = reason;
+    let draft = BackupMetadata {
+        backup_type,
+        reason,
+        ..draft(&options, &copied, &repository, started)
+    };
     let Gathered {
         outcomes,
         nodes,

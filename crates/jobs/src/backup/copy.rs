@@ -3,8 +3,6 @@
 //! Invariants: every block of every file is given to the writer once, in order within its share; what cannot be kept as
 //! the parent has it is read instead.
 
-use std::sync::Arc;
-
 use mover_base::{BLOCK_BYTES, Result};
 use mover_io::{Shard, ShardConfig, ShardReport, Stop};
 use mover_repo::{BackupRun, LeafPart, MapNode, ShardWriter, StageSeconds, WriterOutcome, lap};
@@ -53,7 +51,7 @@ struct CopyJob<'a> {
     run: &'a BackupRun,
     progress: &'a Progress,
     limits: JobLimits,
-    extents: Arc<ExtentQueue>,
+    extents: ExtentQueue,
     /// Parts of extents that several shards work on.
     parts: Joiner<LeafPart>,
 }
@@ -72,7 +70,7 @@ pub(crate) fn run(
         run,
         progress,
         limits: limits.clone(),
-        extents: Arc::new(extents),
+        extents,
         parts: Joiner::default(),
     };
     let parts = mover_io::run(config, async |shard| copy(&shard, &job).await, tick)?;

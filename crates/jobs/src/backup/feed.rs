@@ -89,7 +89,7 @@ struct Cursor {
 pub(crate) struct Feed<'a> {
     shard: Shard,
     origin: &'a Origin,
-    extents: Arc<ExtentQueue>,
+    extents: &'a ExtentQueue,
     limit: Arc<RateBudget>,
     queue: VecDeque<Queued>,
     reads: usize,
@@ -105,13 +105,13 @@ impl<'a> Feed<'a> {
     pub fn new(
         shard: &Shard,
         origin: &'a Origin,
-        extents: &Arc<ExtentQueue>,
+        extents: &'a ExtentQueue,
         limit: &Arc<RateBudget>,
     ) -> Self {
         Feed {
             shard: shard.clone(),
             origin,
-            extents: extents.clone(),
+            extents,
             limit: limit.clone(),
             queue: VecDeque::new(),
             reads: 0,

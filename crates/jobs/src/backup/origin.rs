@@ -6,8 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use mover_base::tree::{Entry, display_path};
 use mover_base::{Error, Kind, Result};
@@ -44,8 +43,8 @@ pub(crate) enum Origin {
 
 /// A directory tree as it was scanned.
 pub(crate) struct TreeOrigin {
-    pub source: Arc<DirSource>,
-    pub tree: Arc<Tree>,
+    pub source: DirSource,
+    pub tree: Tree,
 }
 
 impl TreeOrigin {
@@ -149,6 +148,6 @@ pub(crate) fn data_pieces(
     path: &[u8],
 ) -> Result<VecDeque<Piece>> {
     let ranges =
-        data_ranges(fd.as_fd(), range).map_err(|error| source_error(HOLES_UNKNOWN, path, error))?;
+        data_ranges(fd, range).map_err(|error| source_error(HOLES_UNKNOWN, path, error))?;
     Ok(ranges.into_iter().map(Piece::Read).collect())
 }

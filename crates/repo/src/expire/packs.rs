@@ -12,11 +12,10 @@ use mover_io::Shard;
 
 use crate::layout;
 use crate::repository::Repository;
+use crate::verify::each_pack;
 
 /// Most packs of one repository: 40 TB of them.
 const PACKS_MAX: usize = 4_000_000;
-/// Packs listed per request.
-const LIST_LIMIT: usize = 1000;
 
 /// How many manifests name each pack.
 #[derive(Default)]
@@ -67,29 +66,17 @@ pub(super) async fn not_needed(
     uses: &PackUses,
 ) -> Result<Vec<(PackId, u64)>> {
     let mut found = Vec::new();
-    let mut after = None;
-    loop {
-        shard.stop()?;
-        let page = repository
-            .store()
-            .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
-            .await?;
-        for object in page.objects {
-            if let Some(id) = layout::pack_of(&object.key)
-                && !uses.is_needed(&id)
-            {
-                found.push((id, object.bytes));
-            }
+    each_pack(shard, repository, |id, bytes| {
+        if found.len() <= PACKS_MAX && !uses.is_needed(&id) {
+            found.push((id, bytes));
         }
-        if found.len() > PACKS_MAX {
-            let what = format!("over {PACKS_MAX} packs are needed by no backup");
-            return Err(Error::new(Kind::Limit, what).object(layout::PACKS));
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(found),
-        }
+    })
+    .await?;
+    if found.len() > PACKS_MAX {
+        let what = format!("over {PACKS_MAX} packs are needed by no backup");
+        return Err(Error::new(Kind::Limit, what).object(layout::PACKS));
     }
+    Ok(found)
 }
 
 /// The session that wrote a pack, as its preamble says; none where that cannot be read.

@@ -139,20 +139,8 @@ impl Opening<'_> {
             self.epochs.complete(&live, &mut state, begun, budget)?;
         }
         live.cut_appended(self.end);
-        let range = LsnRange {
-            start: live.durable(),
-            end: self.end,
-        };
-        if range.start < range.end && !live.full(state.epoch) {
-            if self
-                .epochs
-                .mark_from_log(&live, state.epoch, range)
-                .is_err()
-            {
-                return self.anew(state.epoch + 1, Reset::LogGone);
-            }
-            self.found.read = Some(range);
-            live.set_durable(self.end);
+        if !live.full(state.epoch) && !self.mark_rest(&live, state.epoch, live.durable()) {
+            return self.anew(state.epoch + 1, Reset::LogGone);
         }
         if !live.full(state.epoch) && live.capacity() >= self.capacity {
             return Ok(live);
@@ -170,6 +158,21 @@ impl Opening<'_> {
         self.rebuild(state)
     }
 
+    /// Marks in `live` what the log says from `start` to its end. False if it cannot be read.
+    fn mark_rest(&mut self, live: &Live, epoch: u64, start: Lsn) -> bool {
+        let end = self.end;
+        if start >= end {
+            return true;
+        }
+        let range = LsnRange { start, end };
+        if self.epochs.mark_from_log(live, epoch, range).is_err() {
+            return false;
+        }
+        self.found.read = Some(range);
+        live.set_durable(end);
+        true
+    }
+
     /// Makes a live file for the running epoch, and marks in it what the log says.
     fn rebuild(&mut self, mut state: TrackerState) -> Result<Live> {
         let ids = (self.identity.system, self.identity.history);
@@ -181,20 +184,8 @@ impl Opening<'_> {
             state.start,
         )?;
         claim(&live)?;
-        let range = LsnRange {
-            start: state.start,
-            end: self.end,
-        };
-        if range.start < range.end {
-            if self
-                .epochs
-                .mark_from_log(&live, state.epoch, range)
-                .is_err()
-            {
-                return self.anew(state.epoch + 1, Reset::LogGone);
-            }
-            self.found.read = Some(range);
-            live.set_durable(self.end);
+        if !self.mark_rest(&live, state.epoch, state.start) {
+            return self.anew(state.epoch + 1, Reset::LogGone);
         }
         state.live = Some(live.id());
         self.epochs.save(&state)?;
