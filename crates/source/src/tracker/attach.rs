@@ -132,6 +132,10 @@ impl Opening<'_> {
     /// Goes on with the live file of an earlier run.
     fn take_up(&mut self, live: Live, mut state: TrackerState) -> Result<Live> {
         claim(&live)?;
+        if live.durable() > self.end {
+            // What the log holds behind its end from now on is not what was marked there.
+            return self.anew(state.epoch + 1, Reset::LogBehind);
+        }
         live.forget_under_way();
         let budget = crate::delta::BUDGET_BYTES_DEFAULT;
         if live.current() != state.epoch {

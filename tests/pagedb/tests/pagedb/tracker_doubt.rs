@@ -503,6 +503,41 @@ fn a_log_that_ends_before_the_epoch_is_not_the_log_that_was_marked() {
 }
 
 #[test]
+fn a_log_that_lost_what_was_durable_is_not_the_log_that_was_marked() {
+    for cut_off in [false, true] {
+        let stopped = Stopped::new();
+        if cut_off {
+            let obstacle = stopped.file("tracker/epoch.new");
+            std::fs::create_dir(&obstacle).unwrap();
+            let begun = epochs(stopped.path()).switch(stopped.starts[2], BUDGET);
+            assert_eq!(begun.unwrap_err().kind(), Kind::Storage);
+            std::fs::remove_dir(&obstacle).unwrap();
+        }
+        let identity = read_control(&*real(stopped.path())).unwrap().identity;
+        let capacity = Capacity::new(10).unwrap();
+        let take_up = |end| {
+            let taken = Tracker::with_capacity(stopped.path(), identity, end, capacity);
+            taken.unwrap().1
+        };
+        // The running epoch begins before this end, and what was said to be durable lies behind it.
+        let end = Lsn((stopped.starts[2].0 + stopped.end.0) / 16 * 8);
+        assert!(stopped.starts[2] < end && end < stopped.end);
+        assert_eq!(take_up(end).reset, Some(Reset::LogBehind), "{cut_off}");
+        let answer = epochs(stopped.path()).changed(stopped.range(), BUDGET);
+        let before = Invalid::Before {
+            known_from: end,
+            reset: Reset::LogBehind,
+        };
+        assert_eq!(answer, Err(before));
+        // At the very end of what was durable nothing is amiss.
+        assert_eq!(take_up(end).reset, None);
+        let stopped = Stopped::new();
+        let taken = Tracker::with_capacity(stopped.path(), identity, stopped.end, capacity);
+        assert_eq!(taken.unwrap().1.reset, None);
+    }
+}
+
+#[test]
 fn a_tracker_that_is_removed_while_the_database_runs_stops_nobody() {
     let stopped = Stopped::new();
     let (database, _) = open(stopped.path(), true);
