@@ -12,7 +12,7 @@ use mover_base::{Error, HistoryId, Kind, Lsn, Result, SystemId};
 
 use super::state::{Kept, failed};
 use super::{TRACKER_DIR, TRACKER_VERSION};
-use crate::delta::{CHUNK_BYTES, ChunkWords};
+use crate::delta::{CHUNK_BYTES, CHUNK_PAGES, ChunkWords};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::wire::{array_at, corrupt, is_zero, u16_at, u32_at, u64_at};
 
@@ -35,8 +35,10 @@ pub(super) struct Place {
     pub(super) chunk: u32,
 }
 
-/// Runs of 4,096 pages that a table may have.
-pub(super) const CHUNKS_MAX: u32 = 1 << 20;
+/// Runs of 4,096 pages that a table may have, as a power of two: as many as 32 bits have page numbers for.
+pub(super) const CHUNKS_LOG2: u32 = u32::BITS - CHUNK_PAGES.ilog2();
+/// The same as a number.
+pub(super) const CHUNKS_MAX: u32 = 1 << CHUNKS_LOG2;
 
 /// What an epoch's file begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
