@@ -29,7 +29,7 @@ use super::doubt::Doubt;
 use super::epoch_file::{CHUNKS_LOG2, CHUNKS_MAX, Place};
 use super::state::failed;
 use crate::delta::{CHUNK_BYTES, CHUNK_PAGES, ChunkWords};
-use crate::disk::{DirDisk, Disk};
+use crate::disk::{DirDisk, Disk, remove_if_there};
 use crate::pages::Catalogue;
 use crate::wire::{array_at, corrupt, is_zero, u16_at, u32_at, u64_at};
 
@@ -75,7 +75,7 @@ impl Capacity {
     pub const LOG2_MIN: u8 = 10;
     /// Largest exponent: 8 Mi bitmaps, for 64 TiB of tables.
     pub const LOG2_MAX: u8 = 23;
-    /// Smallest exponent that a database gets: a file of 8.5 MiB.
+    /// Smallest exponent that a database gets: a file of 8.14 MiB (8.5 MB).
     const LOG2_USUAL: u8 = 13;
 
     /// Room for 2 to the power of `log2` bitmaps.
@@ -205,10 +205,7 @@ impl Live {
     ) -> Result<Live> {
         let id = mover_io::random_bytes()?;
         let make = || -> io::Result<Live> {
-            match disk.remove(LIVE_NEW) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_if_there(disk, LIVE_NEW)?;
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
             let file = File::from(disk.descriptor(LIVE_NEW, flags)?);
             give_blocks(&file, capacity.words() as u64 * 8)?;
@@ -506,14 +503,14 @@ impl<'l> Slot<'l> {
         &self,
         mut visit: impl FnMut(Place, &ChunkWords) -> Result<()>,
     ) -> Result<()> {
-        let entries = self.directory.iter().zip(0usize..);
-        let taken = entries.filter_map(|(entry, at)| match entry.load(SeqCst) {
-            0 => None,
-            key => Some((key, at)),
-        });
-        let mut order: Vec<(u64, usize)> = taken.collect();
-        order.sort_unstable();
-        for (key, at) in order {
+        // Four bytes for each, since there may be millions. What is taken stays, so that the order holds.
+        let key_at = |at: u32| self.directory[at as usize].load(SeqCst);
+        let mut order: Vec<u32> = (0..self.directory.len() as u32)
+            .filter(|at| key_at(*at) != 0)
+            .collect();
+        order.sort_unstable_by_key(|at| key_at(*at));
+        for at in order {
+            let (key, at) = (key_at(at), at as usize);
             let words = &self.maps[at * CHUNK_WORDS..(at + 1) * CHUNK_WORDS];
             let words = std::array::from_fn(|i| words[i].load(SeqCst));
             let place = Place {
