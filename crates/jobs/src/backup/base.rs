@@ -15,7 +15,7 @@ use mover_repo::{
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore};
-use mover_source::tracker::Changed;
+use mover_source::tracker::{Changed, Switched};
 
 use super::Base;
 use super::pages::history_text;
@@ -274,8 +274,19 @@ pub(crate) fn switch_epoch(store: &LiveStore, checkpoint: &Checkpoint) -> Option
         }
         Err(error) => Err(error),
     };
-    let failed = |error| format!("the block change tracker began no new epoch: {error}");
-    switched.err().map(failed)
+    match switched {
+        Ok(Switched {
+            reset: Some(why),
+            end,
+            ..
+        }) => Some(format!(
+            "the block change tracker knows nothing of what was before {end} any more: {why}"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(format!(
+            "the block change tracker began no new epoch: {error}"
+        )),
+    }
 }
 
 fn is_about_log(error: &Error) -> bool {

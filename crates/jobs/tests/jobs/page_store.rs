@@ -781,6 +781,46 @@ fn damage_that_the_log_cannot_mend_is_an_error_and_nothing_is_published() {
 }
 
 #[test]
+fn a_table_that_lost_its_end_is_not_filled_up_from_the_base() {
+    let place = Place::plain();
+    let source = disk(&place.path("source"));
+    let identity = new_identity([4; 32], SegmentSize::new(20).unwrap());
+    let mut bulk = Bulk::make(&source, identity, 4, 100).unwrap();
+    let options = |backup_type| BackupOptions {
+        source: format!("pages://{}", place.path("source").display()),
+        backup_type,
+        ..place.backup_options()
+    };
+    let full = options(BackupType::Full);
+    place.try_backup(&engine(), &full).unwrap();
+    bulk.change(100).unwrap();
+    drop(bulk);
+    let path = place.source(&table_path(TABLE));
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(99 * BLOCK as u64).unwrap();
+    let incremental = options(BackupType::Incremental);
+    let error = place.try_backup(&engine(), &incremental).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert_eq!(error.object_name(), Some("table 00000001, page 99"));
+}
+
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let mut site = Site::new(41, 18);
+    site.run(20);
+    site.database().checkpoint().unwrap();
+    site.kill();
+    let table = *site.journal.pages_at(Lsn(u64::MAX)).keys().next().unwrap();
+    let path = site.place.source(&table_path(table.0));
+    fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    let error = site.try_backup(BackupType::Full).unwrap_err();
+    assert_eq!(error.kind(), Kind::Source);
+    assert_eq!(error.object_name(), Some(&table_path(table.0)[..]));
+}
+
+#[test]
 fn empty_stores_and_tables_come_back() {
     let place = Place::plain();
     let identity = new_identity([3; 32], SegmentSize::new(14).unwrap());
