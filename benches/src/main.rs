@@ -1,7 +1,7 @@
 //! `mover-bench`: prepares the data, runs the measurements and writes the reports.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mover_base::checksum::Sha256;
 use mover_base::{Error, HistoryId, Kind, Lsn, LsnRange, Result, SystemId};
 use rustix::fs::{AtFlags, FlockOperation, Gid, OFlags, Uid};
 use rustix::io::Errno;
@@ -21,6 +22,7 @@ use super::epoch_file::{
 };
 use super::live::{LIVE_NEW, Live};
 use super::state::{KEPT_MAX, Kept, STATE_NEW, TrackerState, unreadable};
+use super::witness::{WITNESS_NEW, Witness};
 use crate::delta::{ChunkWords, Delta, PageSet, TABLE_BYTES};
 use crate::disk::{DirDisk, Disk};
 use crate::wal::{LogIdentity, LogReader, Record, Verify};
@@ -449,6 +451,22 @@ impl Epochs {
         Ok(())
     }
 
+    /// Remembers that a backup was taken of this line, whose log up to `end` has the fingerprint `sha256`.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be written.
+    pub fn testify(&self, end: Lsn, sha256: Sha256) -> Result<()> {
+        // What is damaged says nothing, and is begun anew.
+        let found = Witness::read(&*self.disk, &self.identity);
+        let mut witness = found.unwrap_or_else(|_| Witness {
+            system: self.identity.system,
+            history: self.identity.history,
+            ends: Vec::new(),
+        });
+        witness.ends.push((end, sha256));
+        witness.save(&*self.disk, |path| self.give(path))
+    }
+
     fn add_from_log(
         &self,
         changed: &mut Changed,
@@ -515,7 +533,7 @@ impl Epochs {
         for name in self.disk.list(TRACKER_DIR).unwrap_or_default() {
             let path = format!("{TRACKER_DIR}/{name}");
             let ours = path.ends_with(EPOCH_SUFFIX) && !named.contains(&path);
-            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW].contains(&&*path) {
+            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW, WITNESS_NEW].contains(&&*path) {
                 let _ = self.disk.remove(&path);
             }
         }

@@ -185,17 +185,31 @@ impl TrackerState {
         disk: &dyn Disk,
         prepare: impl FnOnce(&str) -> io::Result<()>,
     ) -> Result<()> {
-        let save = || {
-            remove_if_there(disk, STATE_NEW)?;
-            let file = disk.open(STATE_NEW, Access::Create)?;
-            file.write_at(&self.encode(), 0)?;
-            file.sync()?;
-            prepare(STATE_NEW)?;
-            disk.rename(STATE_NEW, STATE_FILE)?;
-            disk.sync_dir(TRACKER_DIR)
-        };
-        save().map_err(|error| failed(STATE_FILE, error))
+        replace(disk, STATE_NEW, STATE_FILE, &self.encode(), prepare)
     }
+}
+
+/// Makes a file anew as `new`, calls `prepare` with that, and puts it in the place of `path`, durably.
+///
+/// # Errors
+/// `Storage` if it cannot be written.
+pub(super) fn replace(
+    disk: &dyn Disk,
+    new: &str,
+    path: &str,
+    bytes: &[u8],
+    prepare: impl FnOnce(&str) -> io::Result<()>,
+) -> Result<()> {
+    let save = || {
+        remove_if_there(disk, new)?;
+        let file = disk.open(new, Access::Create)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        prepare(new)?;
+        disk.rename(new, path)?;
+        disk.sync_dir(TRACKER_DIR)
+    };
+    save().map_err(|error| failed(path, error))
 }
 
 /// An error of writing one of the tracker's files.
