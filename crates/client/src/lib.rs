@@ -71,6 +71,15 @@ impl Tracker {
         self.0.durable(lsn);
     }
 
+    /// From where on running backups need the log; `None` if none runs. To be asked each time before segments are removed, after
+    /// the control file says durably that the database itself needs them no more. A segment that ends behind this position stays.
+    ///
+    /// # Errors
+    /// `Source` if that cannot be found out: then nothing may be removed.
+    pub fn log_held_from(&self) -> Result<Option<Lsn>> {
+        self.0.log_held_from()
+    }
+
     /// Ends the epoch when the database stops, so that its marks outlast the machine. The log is durable and ends at `end`.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use mover_repo::{
 };
 use mover_source::delta::PageSet;
 use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
-use mover_source::tracker::Changed;
+use mover_source::tracker::{Changed, LogHold};
 use mover_source::wal::LogIdentity;
 use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
@@ -136,6 +136,8 @@ struct PageSource {
     changed: Option<Changed>,
     /// The base, if the type is not full.
     base: Option<Base>,
+    /// Keeps the log that is copied last, where the database asks.
+    hold: Option<LogHold>,
 }
 
 /// What a backup stands on.
@@ -146,7 +148,8 @@ struct Base {
     end: Lsn,
 }
 
-/// Looks at source and repository and says what a backup would do. Changes nothing.
+/// Looks at source and repository and says what a backup would do. Changes nothing, but that a page store's log is held until
+/// the plan is dropped.
 pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
     if options.source.starts_with(PAGES_SCHEME) {
         return plan_pages(engine, options, tick);
@@ -274,6 +277,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let started = Timestamp::now();
     let progress = Progress::default();
     let store = Arc::new(LiveStore::open(&options.source)?);
+    let (hold, unheld) = base::hold_log(&store);
     let checkpoint = store.checkpoint()?;
     let wanted = Wanted {
         backup_type: options.backup_type,
@@ -287,6 +291,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {
         tick(&progress, stop)
     })?)?;
+    let unheld = unheld.or_else(|| base::hold_from(hold.as_ref()?, checkpoint.control.redo));
     let base = footing.base();
     let Footing {
         backup_type,
@@ -295,6 +300,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         changed,
         mut warnings,
     } = footing;
+    warnings.extend(unheld);
     warnings.extend(key_warning(&repository));
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
@@ -330,6 +336,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
                 checkpoint,
                 changed,
                 base,
+                hold,
             })),
             started,
         },
@@ -517,6 +524,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         checkpoint,
         changed,
         base,
+        hold,
     } = source;
     let base_end = base.map(|base| base.end);
     let origin = PageOrigin::new(&store, checkpoint, |table, path| {
@@ -553,6 +561,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     work.progress
         .begin(Phase::Copy, log_bytes, others.len() as u64);
     work.copy(&origin, others, log_bytes, &mut gathered, tick)?;
+    drop(hold);
     work.progress.begin(Phase::Commit, 0, 0);
     Ok(Copied {
         origin,

@@ -13,13 +13,14 @@
 //!
 //! Invariants: **no mark is ever lost**: what [`Epochs::changed`] answers names every page that a record of the range
 //! changed, and perhaps more. What the live file cannot vouch for is read from the log; what the log has no more is
-//! claimed no longer, and asking for it gives [`Invalid`] with the reason. No transaction waits
-//! for a backup or fails because of one; opening and closing wait ten seconds at most. Files, descriptors and memory are bounded by the constants here.
+//! claimed no longer, and asking for it gives [`Invalid`] with the reason. No transaction waits for a backup or fails because
+//! of one; opening and closing wait ten seconds at most. Files, descriptors and memory are bounded by the constants here.
 
 mod attach;
 mod doubt;
 mod epoch_file;
 mod epochs;
+mod hold;
 mod live;
 mod state;
 mod witness;
@@ -28,6 +29,7 @@ pub use attach::{Attached, Attachment};
 pub use doubt::{Doubt, Invalid, Reset};
 pub use epoch_file::EpochHeader;
 pub use epochs::{Changed, Epochs, Switched};
+pub use hold::LogHold;
 pub use live::{Capacity, LIVE_FILE, LiveHeader, Marking};
 pub use state::{KEPT_MAX, Kept, STATE_FILE, TrackerState};
 pub use witness::{WITNESS_FILE, WITNESSES_MAX, Witness};

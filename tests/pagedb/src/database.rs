@@ -16,7 +16,7 @@ use mover_source::disk::Disk;
 use mover_source::page::{BODY_BYTES, PAGE_HEADER_BYTES, PageBytes};
 use mover_source::pages::{Catalogue, Recovered, Store, TABLES_DIR, TableFile, table_path};
 use mover_source::wal::record::delta_fits;
-use mover_source::wal::{Group, Record, TableKind, Writer};
+use mover_source::wal::{Group, Record, TableKind, Writer, segments};
 
 use crate::heap;
 use crate::model::{Commit, Contents, Journal};
@@ -351,6 +351,25 @@ impl Database {
                 .map_err(|error| mover_source::target_error("drop", path.as_bytes(), error))?;
         }
         Ok(at)
+    }
+
+    /// Removes the segments of the log that neither recovery nor a running backup needs. Returns how many.
+    pub fn trim(&self) -> Result<usize> {
+        let control = *self.store.lock().expect("lock").control();
+        let held = match &self.tracker {
+            Some(tracker) => tracker.log_held_from()?,
+            None => None,
+        };
+        let needed = held.map_or(control.redo, |held| held.min(control.redo));
+        let identity = control.identity;
+        let all = segments(&*self.disk, &identity)?;
+        let gone = all.range(..identity.size.start_of(needed));
+        for start in gone.clone() {
+            let path = identity.path(*start);
+            let removed = self.disk.remove(&path);
+            removed.map_err(|error| mover_source::target_error("trim", path.as_bytes(), error))?;
+        }
+        Ok(gone.count())
     }
 
     /// All rows, as they are in memory and on disk now.

@@ -15,7 +15,7 @@ use mover_repo::{
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore};
-use mover_source::tracker::{Changed, Switched, Witness};
+use mover_source::tracker::{Changed, LogHold, Switched, Witness};
 use mover_source::wal::LogIdentity;
 
 use super::pages::history_text;
@@ -265,6 +265,26 @@ fn by_tracker(
     };
     let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
     Ok(changed.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
+}
+
+/// Holds the log for the backup, where the database runs with a tracker. What keeps it from that is a warning, since most
+/// databases keep more log than a backup takes.
+pub(crate) fn hold_log(store: &LiveStore) -> (Option<LogHold>, Option<String>) {
+    match store.hold_log() {
+        Ok(hold) => (hold, None),
+        Err(error) => {
+            let why = "the log is not held for this backup, which fails if the database removes it meanwhile";
+            (None, Some(format!("{why}: {error}")))
+        }
+    }
+}
+
+/// Lets go of the log before `redo`. What keeps it from that is a warning.
+pub(crate) fn hold_from(hold: &LogHold, redo: Lsn) -> Option<String> {
+    let kept = hold.keep_from(redo);
+    kept.err().map(|error| {
+        format!("all of the database's log is kept until this backup has ended: {error}")
+    })
 }
 
 /// Begins a new epoch of the tracker at the redo position, so that the next backup asks for no more than it needs. What

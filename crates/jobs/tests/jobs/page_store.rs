@@ -7,12 +7,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use mover_base::checksum::sha256;
 use mover_base::{BackupId, Kind, Lsn, Result};
 use mover_jobs::BackupType;
-use mover_jobs::backup::{BackupOptions, BackupSummary};
+use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::restore::RestoreSummary;
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
@@ -344,12 +344,23 @@ fn an_incremental_reads_and_stores_what_changed() {
 
 #[test]
 fn backups_under_load_are_exact_at_their_position() {
-    let mut site = Site::new(2, 18);
+    load(Site::new(2, 18));
+}
+
+#[test]
+fn backups_under_load_are_exact_where_the_log_is_trimmed_at_every_checkpoint() {
+    load(Site::with(3, 15, true));
+}
+
+/// Clients that commit all the time, checkpoints one after the other, each followed by the removal of what the log need not
+/// keep where the store is tracked, and backups beside them.
+fn load(mut site: Site) {
     site.run(300);
-    let stop = AtomicBool::new(false);
+    let (stop, trimmed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut made = Vec::new();
     std::thread::scope(|scope| {
-        let (database, stop) = (site.database(), &stop);
+        let (database, tracked) = (site.database(), site.tracked);
+        let (stop, trimmed) = (&stop, &trimmed);
         for client in 1..3 {
             scope.spawn(move || {
                 let mut workload = Workload::new(2, client);
@@ -361,6 +372,9 @@ fn backups_under_load_are_exact_at_their_position() {
         scope.spawn(move || {
             while !stop.load(SeqCst) {
                 database.checkpoint().unwrap();
+                if tracked {
+                    trimmed.fetch_add(database.trim().unwrap(), SeqCst);
+                }
             }
         });
         made.push(site.backup(BackupType::Full));
@@ -370,6 +384,7 @@ fn backups_under_load_are_exact_at_their_position() {
         made.push(site.backup(BackupType::Differential));
         stop.store(true, SeqCst);
     });
+    assert_eq!(trimmed.into_inner() > 0, site.tracked);
     for made in &made[1..] {
         assert_ne!(
             made.summary.backup_type,
@@ -542,6 +557,42 @@ fn the_tracker_tells_what_the_log_does_not() {
             assert!(made.summary.reason.as_ref().unwrap().contains("missing"));
         }
         site.check(&full);
+        site.check(&made);
+    }
+}
+
+/// A database that asks before it removes segments keeps what a planned backup will copy, whatever checkpoints come between;
+/// one that does not ask makes the backup fail.
+#[test]
+fn a_running_backup_keeps_the_log_of_who_asks() {
+    for tracked in [true, false] {
+        let mut site = Site::with(52, 14, tracked);
+        site.run(40);
+        site.database().checkpoint().unwrap();
+        assert!(site.database().trim().unwrap() > 0);
+        let redo = read_control(&*disk(&site.place.path("source"))).unwrap();
+        let engine = engine();
+        let options = site.options(BackupType::Full);
+        let plan = backup::plan(&engine, &options, &mut |_, _| {}).unwrap();
+        for _ in 0..3 {
+            site.run(40);
+            site.database().checkpoint().unwrap();
+            assert_eq!(site.database().trim().unwrap() == 0, tracked);
+        }
+        assert!(redo.redo < site.redo_segment());
+        let done = backup::execute(&engine, plan, &mut |_, _| {});
+        if !tracked {
+            let error = done.unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFound, "{error}");
+            continue;
+        }
+        let made = Made {
+            summary: done.unwrap(),
+            journal: site.database().journal(),
+        };
+        assert_eq!(made.summary.lsn_range.unwrap().start, redo.redo);
+        // It has ended, and holds nothing.
+        assert!(site.database().trim().unwrap() > 0);
         site.check(&made);
     }
 }

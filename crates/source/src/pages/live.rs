@@ -23,7 +23,7 @@ use super::{CATALOGUE_FILE, CONTROL_FILE, Catalogue, Control, read_catalogue, re
 use crate::disk::{Access, DirDisk, Disk};
 use crate::failure::source_error;
 use crate::scan::Stamp;
-use crate::tracker::Epochs;
+use crate::tracker::{Epochs, LogHold};
 use crate::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use crate::wal::{LogIdentity, find_end, segments};
 use crate::{RESTORE_MARKER, beneath};
@@ -105,6 +105,17 @@ impl LiveStore {
     /// `Conflict` if another process holds it; `Source` if it cannot be read.
     pub fn epochs(&self, identity: LogIdentity) -> Result<Option<Epochs>> {
         Epochs::open(self.disk.clone(), identity)
+    }
+
+    /// Holds the log, if the database runs with a tracker: to be called before [`checkpoint`](Self::checkpoint), so that what is
+    /// needed from there on is not removed meanwhile.
+    ///
+    /// # Errors
+    /// `Conflict` if another process holds the tracker; `Storage` if the hold cannot be written; those of reading the control file.
+    pub fn hold_log(&self) -> Result<Option<LogHold>> {
+        let identity = read_control(&*self.disk)?.identity;
+        let epochs = self.epochs(identity)?;
+        epochs.map(|epochs| epochs.hold_log()).transpose()
     }
 
     /// The last checkpoint. Control file and catalogue are read until they are of one checkpoint, or the catalogue of a

@@ -13,6 +13,7 @@ use mover_base::{Error, Kind, Lsn, LsnRange, Result};
 use super::TRACKER_DIR;
 use super::doubt::{Doubt, Reset};
 use super::epochs::Epochs;
+use super::hold::held_from;
 use super::live::{Capacity, LIVE_FILE, Live, Marking};
 use super::state::{TrackerState, failed};
 use crate::disk::{DirDisk, Disk};
@@ -86,6 +87,14 @@ impl Attached {
     /// The log is durable up to `lsn`. To be said after a flush; what was not said is read from the log by who needs it.
     pub fn durable(&self, lsn: Lsn) {
         self.live.set_durable(lsn);
+    }
+
+    /// From where on running backups need the log.
+    ///
+    /// # Errors
+    /// `Source` if that cannot be found out.
+    pub fn log_held_from(&self) -> Result<Option<Lsn>> {
+        held_from(&self.disk)
     }
 
     /// Ends the epoch when the database stops, its log durable up to `end`, so that the marks outlast the machine.

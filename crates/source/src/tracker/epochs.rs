@@ -20,6 +20,7 @@ use super::doubt::{Doubt, Invalid, Reset};
 use super::epoch_file::{
     EPOCH_NEW, EPOCH_SUFFIX, EpochHeader, EpochReader, EpochWriter, Place, merge,
 };
+use super::hold::{HOLD_NEW, LogHold};
 use super::live::{LIVE_NEW, Live};
 use super::state::{KEPT_MAX, Kept, STATE_NEW, TrackerState, unreadable};
 use super::witness::{WITNESS_NEW, Witness};
@@ -467,6 +468,14 @@ impl Epochs {
         witness.save(&*self.disk, |path| self.give(path))
     }
 
+    /// Holds the log for a backup: a database that asks removes nothing of it until the hold is told, or dropped.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be written.
+    pub fn hold_log(&self) -> Result<LogHold> {
+        LogHold::place(Arc::clone(&self.disk), |path| self.give(path))
+    }
+
     fn add_from_log(
         &self,
         changed: &mut Changed,
@@ -533,7 +542,7 @@ impl Epochs {
         for name in self.disk.list(TRACKER_DIR).unwrap_or_default() {
             let path = format!("{TRACKER_DIR}/{name}");
             let ours = path.ends_with(EPOCH_SUFFIX) && !named.contains(&path);
-            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW, WITNESS_NEW].contains(&&*path) {
+            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW, WITNESS_NEW, HOLD_NEW].contains(&&*path) {
                 let _ = self.disk.remove(&path);
             }
         }

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod extract;
 mod kill;
+mod log_holds;
 mod support;
 mod tracker;
 mod tracker_doubt;
