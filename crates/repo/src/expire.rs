@@ -373,3 +373,47 @@ pub async fn expiring(shard: &Shard, repository: &Repository) -> Result<BTreeSet
 
 /// A repository that sessions can be registered in.
 type Shared = Arc<Repository>;
+
+#[cfg(test)]
+mod tests {
+    use mover_format::record::SessionRecord;
+
+    use super::*;
+
+    #[test]
+    fn only_a_manifest_that_is_vouched_for_alike_ends_a_session() {
+        let session = SessionId([7; 16]);
+        let over = |manifest: Origin, standing: Origin| {
+            let known = Known {
+                source: "dir:///a".to_owned(),
+                host: "a".to_owned(),
+                origin: manifest,
+                session,
+            };
+            let survey = Survey {
+                backups: BTreeMap::from([(BackupId::new(Timestamp::now(), 1), known)]),
+                packs: PackUses::default(),
+            };
+            let standing = Standing {
+                id: session,
+                record: SessionRecord {
+                    purpose: Purpose::Backup,
+                    parents: Vec::new(),
+                    host: "a".to_owned(),
+                    process: None,
+                    started: Timestamp::now(),
+                    tool_version: "1".to_owned(),
+                },
+                origin: standing,
+                life: Life::Unknown,
+            };
+            let is_over = survey.is_over(&standing);
+            assert_eq!(survey.protecting(&[standing]).is_empty(), is_over);
+            is_over
+        };
+        assert!(!over(Origin::WriteOnly, Origin::Vouched));
+        assert!(!over(Origin::Vouched, Origin::WriteOnly));
+        assert!(over(Origin::Vouched, Origin::Vouched));
+        assert!(over(Origin::WriteOnly, Origin::WriteOnly));
+    }
+}

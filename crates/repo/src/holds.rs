@@ -1,7 +1,8 @@
 //! Holds: backups that must not be deleted, each with a reason.
 //!
 //! Invariants: a hold that was reported as made is seen by every `expire` that begins later, and by one that ran meanwhile;
-//! where that cannot be known, the hold is taken back and an error says so.
+//! where that cannot be known, the hold is taken back and an error says so. One that cannot be taken back stays, which only
+//! keeps more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,8 +54,11 @@ pub async fn add(
     let bytes = records::encode(repository, &session, hold_id.0, &record)?;
     let key = layout::hold(backup_id, hold_id)?;
     records::create_unique(shard, repository, &key, &bytes).await?;
-    if let Some(error) = too_late(shard, repository, backup_id).await? {
-        repository.store().delete(shard, &key).await?;
+    let late = too_late(shard, repository, backup_id).await;
+    if let Some(error) = late.unwrap_or_else(Some) {
+        if let Err(kept) = repository.store().delete(shard, &key).await {
+            tracing::debug!(error = %kept, "a hold that was refused stays");
+        }
         return Err(error);
     }
     Ok(Hold {

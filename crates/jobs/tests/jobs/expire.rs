@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use mover_base::{Kind, Result};
+use mover_base::{Kind, Result, Timestamp};
+use mover_io::{Shard, ShardConfig};
 use mover_jobs::annotate::{self, AnnotateOptions};
 use mover_jobs::expire::{self, ExpireOptions, ExpireSummary, Life, OtherReason, Policy, Reason};
-use mover_jobs::{Credentials, Engine, JobLimits, RateBudget, backup, catalogue, hold};
+use mover_jobs::{Credentials, Engine, JobLimits, LinkLimits, RateBudget, backup, catalogue, hold};
+use mover_repo::{Repository, expire as repo_expire};
 
 use crate::fixture::{MIB, Place, Random, assert_same_trees, copy_tree, engine};
 
@@ -171,6 +175,24 @@ fn each_source_is_counted_on_its_own() {
     expire(&history.place, 1);
     let kept = [lone.backup_id.to_string(), history.made[2].clone()];
     assert_eq!(ids(&history.place), kept);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn who_can_only_write_displaces_nothing_of_who_can_read() {
+    let mut history = History::new(Place::sealed(), 2);
+    let mut options = history.place.backup_options();
+    options.repo = history.place.access_with(Credentials::None);
+    for _ in 0..3 {
+        history.change();
+        let made = history.place.try_backup(&engine(), &options).unwrap();
+        history.remember(made.backup_id.to_string());
+    }
+    let summary = expire(&history.place, 1);
+    let vouched: Vec<bool> = summary.backups.iter().map(|one| one.vouched).collect();
+    assert_eq!(vouched, [true, true, false, false, false]);
+    let newest = [history.made[1].clone(), history.made[4].clone()];
+    history.holds_exactly(&newest);
     history.nothing_is_left_over();
 }
 
@@ -401,6 +423,65 @@ fn a_session_whose_backup_stands_protects_nothing() {
     history.nothing_is_left_over();
 }
 
+/// Executes a plan of the repository's own and calls `told` at each object that is deleted.
+fn execute_beside(place: &Place, last: u32, told: &(dyn Fn() + Sync)) -> Result<()> {
+    let config = ShardConfig {
+        shards: 1,
+        pin: false,
+        ..ShardConfig::default()
+    };
+    let body = async |shard: Shard| {
+        let link = LinkLimits::default();
+        let opened = Repository::open(&shard, &place.url(), &link, &place.credentials).await?;
+        let repository = Arc::new(opened);
+        let plan = repo_expire::plan(&shard, &repository, &keep(last), Timestamp::now()).await?;
+        let done = repo_expire::execute(&shard, &repository, plan, &|_| told()).await;
+        done.map(drop)
+    };
+    mover_io::run(&config, body, |_| {}).map(drop)
+}
+
+#[test]
+fn an_expire_whose_session_was_given_up_deletes_nothing_more() {
+    let history = History::new(Place::sealed(), 4);
+    let place = &history.place;
+    let packs = place.objects("packs/");
+    let told = AtomicUsize::new(0);
+    let result = execute_beside(place, 1, &|| {
+        told.fetch_add(1, Relaxed);
+        fs::remove_file(place.object(&place.objects("sessions/").remove(0))).unwrap();
+    });
+    assert_eq!(result.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(told.load(Relaxed), 1, "one manifest and nothing more");
+    assert_eq!(place.objects("packs/"), packs);
+    // The deletion may yet come true, as far as this run can know.
+    assert_eq!(place.objects("expired/").len(), 3);
+    history.holds_exactly(&history.made[1..]);
+    expire(place, 1);
+    history.holds_exactly(&history.made[3..]);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn a_run_that_ends_before_it_deletes_takes_all_its_tombstones_back() {
+    let history = History::new(Place::plain(), 4);
+    let place = &history.place;
+    let plan = expire::plan(&engine(), &options(place, keep(1)), &mut |_, _| {}).unwrap();
+    // The first is put off, the second cannot be.
+    for id in &history.made[..2] {
+        hold::add(&engine(), &place.access(), id, "wait").unwrap();
+    }
+    let manifest = place.object(&format!("backups/{}", history.made[1]));
+    let sound = fs::read(&manifest).unwrap();
+    fs::write(&manifest, b"damaged").unwrap();
+    let before = place.objects("");
+    let failed = expire::execute(&engine(), plan, &mut |_, _| {});
+    assert_eq!(failed.map(drop).unwrap_err().kind(), Kind::Corrupt);
+    assert_eq!(place.objects(""), before);
+    fs::write(&manifest, sound).unwrap();
+    history.holds_exactly(&history.made);
+}
+
 #[test]
 fn two_expires_at_once_harm_nothing() {
     let history = History::new(Place::sealed(), 4);
@@ -484,6 +565,23 @@ fn a_hold_between_plan_and_execution_puts_the_backup_off() {
     assert_eq!(outcome.put_off[0].reason, OtherReason::Hold);
     history.holds_exactly(&history.made[1..]);
     history.nothing_is_left_over();
+}
+
+#[test]
+fn a_hold_that_may_be_too_late_is_taken_back_and_the_reason_told() {
+    let history = History::new(Place::plain(), 1);
+    let place = &history.place;
+    // Whether an expire is at work cannot be told.
+    let sessions = place.object("sessions");
+    fs::remove_dir(&sessions).unwrap();
+    std::os::unix::fs::symlink(place.path("nowhere"), &sessions).unwrap();
+    let refused = hold::add(&engine(), &place.access(), &history.made[0], "why");
+    let error = refused.unwrap_err();
+    assert_ne!(error.kind(), Kind::NotFound, "{error}");
+    assert!(error.to_string().contains("sessions"), "{error}");
+    assert_eq!(place.objects("holds/"), [""; 0]);
+    fs::remove_file(&sessions).unwrap();
+    hold::add(&engine(), &place.access(), &history.made[0], "why").unwrap();
 }
 
 /// What an expire that was cut off leaves: a tombstone, with its session object or without.
