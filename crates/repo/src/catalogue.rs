@@ -5,7 +5,7 @@
 
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
-use mover_format::manifest::{BackupMetadata, MANIFEST_BYTES_MAX, Manifest};
+use mover_format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::Origin;
 use mover_io::{Shard, random_bytes};
@@ -130,13 +130,13 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
     })
 }
 
-/// Publishes a manifest: from here on the backup exists. Fills in its id; gives the bytes written.
+/// Publishes a manifest: from here on the backup exists. Fills in its id; gives it back with the bytes written.
 pub(crate) async fn publish(
     shard: &Shard,
     repository: &Repository,
     session: &Session,
     mut manifest: Manifest,
-) -> Result<(BackupMetadata, u64)> {
+) -> Result<(Manifest, u64)> {
     for _ in 0..ID_TRIES {
         let id = fresh_id(manifest.metadata.started)?;
         manifest.metadata.backup_id = id;
@@ -158,7 +158,7 @@ pub(crate) async fn publish(
             .await?
             == Put::Created
         {
-            return Ok((manifest.metadata, bytes.len() as u64));
+            return Ok((manifest, bytes.len() as u64));
         }
     }
     Err(Error::new(Kind::Conflict, "no free backup id was found").object(repository.url()))

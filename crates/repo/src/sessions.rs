@@ -75,20 +75,14 @@ impl Registration {
         &self.repository
     }
 
-    /// The session's id.
-    pub fn id(&self) -> SessionId {
-        self.id
-    }
-
     /// To be called before the manifest is created. From here on only [`end`](Self::end) takes the object away.
     pub(crate) async fn before_publishing(&self, shard: &Shard) -> Result<()> {
-        let key = layout::session(self.id)?;
-        if self.repository.store().head(shard, &key).await?.is_none() {
+        if !stands(shard, &self.repository, self.id).await? {
             return Err(Error::new(
                 Kind::Conflict,
                 "the session was given up by an operator, so what it builds on may be gone; nothing was published",
             )
-            .object(key.as_str())
+            .object(layout::session(self.id)?.as_str())
             .hint("run the backup again"));
         }
         self.is_open.store(false, SeqCst);
@@ -111,6 +105,12 @@ impl Registration {
             tracing::debug!(%error, "the session object stays; the next expire takes it away");
         }
     }
+}
+
+/// Whether a session's object is there. Needs no key.
+pub(crate) async fn stands(shard: &Shard, repository: &Repository, id: SessionId) -> Result<bool> {
+    let key = layout::session(id)?;
+    Ok(repository.store().head(shard, &key).await?.is_some())
 }
 
 /// Why nothing new may build on a backup, if so. To be asked after the session was registered, and in this order: a
@@ -194,7 +194,7 @@ pub(crate) fn stray_name(name: &str, among: &str) -> Error {
 pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Result<SessionId> {
     let (ids, _) = ids(shard, repository).await?;
     let id = records::only_match(ids.into_iter(), text, "session").map_err(|error| {
-        error.hint("`helios-mover expire --json` without --confirm lists the sessions")
+        error.hint("`helios-mover expire` without --confirm lists the sessions")
     })?;
     let key = layout::session(id)?;
     let running = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use mover_base::{Kind, Result, Timestamp};
 use mover_io::{Shard, ShardConfig};
@@ -460,6 +461,36 @@ fn an_expire_whose_session_was_given_up_deletes_nothing_more() {
     expire(place, 1);
     history.holds_exactly(&history.made[3..]);
     history.nothing_is_left_over();
+}
+
+#[test]
+fn unfinished_uploads_go_when_they_are_old_and_nobody_is_at_work() {
+    let history = History::new(Place::plain(), 2);
+    let place = &history.place;
+    let session = Mutex::new(None);
+    execute_beside(place, 1, &|| {
+        let name = place.objects("sessions/").remove(0);
+        let bytes = fs::read(place.object(&name)).unwrap();
+        *session.lock().unwrap() = Some((place.object(&name), bytes));
+    })
+    .unwrap();
+    let put = |digit: &str, hours: u64| {
+        let path = place.object(&format!("tmp/{}.part", digit.repeat(32)));
+        let file = fs::File::create(&path).unwrap();
+        let age = Duration::from_secs(hours * 3600);
+        file.set_modified(SystemTime::now() - age).unwrap();
+        path
+    };
+    let (old, young) = (put("a", 25), put("b", 1));
+    // Another expire, which runs as far as can be told.
+    let (path, bytes) = session.into_inner().unwrap().unwrap();
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(expire(place, 1).outcome.uploads_removed, 0);
+    assert!(old.exists() && young.exists());
+    fs::remove_file(&path).unwrap();
+    assert_eq!(expire(place, 1).outcome.uploads_removed, 1);
+    assert!(!old.exists() && young.exists());
+    history.holds_exactly(&history.made[1..]);
 }
 
 #[test]

@@ -220,15 +220,8 @@ impl Run<'_> {
                 if view.listed.contains(&parent) && self.keep(parent, OtherReason::InUse).await? {
                     continue;
                 }
-                let key = layout::session(session)?;
                 // One that stands looked at the parent after it was registered, and does not use it.
-                if self
-                    .repository
-                    .store()
-                    .head(self.shard, &key)
-                    .await?
-                    .is_none()
-                {
+                if !sessions::stands(self.shard, self.repository, session).await? {
                     return Ok(false);
                 }
             }
@@ -262,16 +255,15 @@ impl Run<'_> {
 
     /// Whoever gave this run's session up may have relied on that already: nothing more is deleted.
     async fn check_session(&self) -> Result<()> {
-        let key = layout::session(self.session.id())?;
-        let store = self.repository.store();
-        if store.head(self.shard, &key).await?.is_some() {
+        let own = self.session.id();
+        if sessions::stands(self.shard, self.repository, own).await? {
             return Ok(());
         }
         Err(Error::new(
             Kind::Conflict,
             "the session of this expire was given up by an operator; it deletes nothing more",
         )
-        .object(key.as_str())
+        .object(layout::session(own)?.as_str())
         .hint("run it again: what is left over goes then"))
     }
 
