@@ -162,7 +162,15 @@ impl BackupRun {
         let registration =
             Registration::begin(shard, repository, &session, purpose, parents).await?;
         let registration = Arc::new(registration);
-        let prepared = Self::prepare(shard, session, &registration, request, write_limit).await;
+        let prepared = Self::prepare(
+            shard,
+            repository,
+            session,
+            &registration,
+            request,
+            write_limit,
+        )
+        .await;
         if prepared.is_err() {
             registration.end(shard).await;
         }
@@ -171,12 +179,12 @@ impl BackupRun {
 
     async fn prepare(
         shard: &Shard,
+        repository: &Arc<Repository>,
         session: Session,
         registration: &Arc<Registration>,
         request: &BackupRequest<'_>,
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
-        let repository = registration.repository();
         let packs = PackTable::default();
         let mut tree = ParentTree::default();
         let mut parent = None;

@@ -9,7 +9,7 @@ use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::record::{RECORD_BYTES_MAX, Record};
 use mover_format::seal::Origin;
 use mover_io::Shard;
-use mover_store::{Key, Put, STRAYS_MAX};
+use mover_store::{Key, ObjectInfo, Put, STRAYS_MAX};
 
 use crate::reader::damaged;
 use crate::repository::{Repository, Session};
@@ -103,28 +103,51 @@ fn decode(
 
 /// All names below `prefix`.
 pub(crate) async fn names(shard: &Shard, repository: &Repository, prefix: &str) -> Result<Names> {
-    let mut found = Names::default();
-    let mut after = None;
+    let mut keys = Vec::new();
+    let strays = each_object(shard, repository, prefix, |object| {
+        if keys.len() == RECORDS_MAX {
+            let what = format!("over {RECORDS_MAX} objects stand there");
+            return Err(Error::new(Kind::Limit, what).object(prefix));
+        }
+        keys.push(object.key.clone());
+        Ok(true)
+    })
+    .await?;
+    Ok(Names { keys, strays })
+}
+
+/// Gives every object below `prefix` to `each`, which says whether it is one of those that belong there. Returns the names
+/// of those that do not, and names that no object can have, [`STRAYS_MAX`] at most.
+pub(crate) async fn each_object(
+    shard: &Shard,
+    repository: &Repository,
+    prefix: &str,
+    mut each: impl FnMut(&ObjectInfo) -> Result<bool>,
+) -> Result<Vec<String>> {
+    let (mut strays, mut after) = (Vec::new(), None);
     loop {
         shard.stop()?;
         let store = repository.store();
         let page = store
             .list(shard, prefix, after.as_ref(), LIST_LIMIT)
             .await?;
-        found.strays.extend(page.strays);
-        found.strays.truncate(STRAYS_MAX);
-        found
-            .keys
-            .extend(page.objects.into_iter().map(|object| object.key));
-        if found.keys.len() > RECORDS_MAX {
-            let what = format!("over {RECORDS_MAX} objects stand there");
-            return Err(Error::new(Kind::Limit, what).object(prefix));
+        strays.extend(page.strays);
+        for object in page.objects {
+            if !each(&object)? {
+                strays.push(object.key.as_str().to_owned());
+            }
         }
+        strays.truncate(STRAYS_MAX);
         match page.next {
             Some(next) => after = Some(next),
-            None => return Ok(found),
+            None => return Ok(strays),
         }
     }
+}
+
+/// Whether an error says that an object is there and cannot be read: for want of a key, or because it is damaged or too long.
+pub fn is_unreadable(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit)
 }
 
 /// The only listed id that begins with `text`.

@@ -561,6 +561,11 @@ fn a_hold_outlasts_every_policy() {
     let listed = hold::list(&engine(), &place.access()).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].reason.as_deref(), Some("audit"));
+    let shown = |id: &str| catalogue::show(&engine(), &place.access(), id).unwrap();
+    let of_first = shown(&history.made[0]).holds;
+    assert_eq!(of_first.len(), 1);
+    assert_eq!(of_first[0].hold_id, held.hold_id);
+    assert!(shown("latest").holds.is_empty());
     let blind = hold::list(&engine(), &writer).unwrap();
     assert!(blind[0].reason.is_none() && blind[0].problem.is_some());
     assert!(
@@ -636,6 +641,10 @@ fn a_hold_comes_too_late_only_while_an_expire_is_at_work() {
         items.iter().map(|item| item.expiring).collect::<Vec<_>>(),
         [true, false]
     );
+    for (id, expiring) in history.made.iter().zip([true, false]) {
+        let shown = catalogue::show(&engine(), &place.access(), id).unwrap();
+        assert_eq!(shown.expiring, expiring);
+    }
     let standing = place.object(&format!("sessions/{session}"));
     fs::create_dir_all(standing.parent().unwrap()).unwrap();
     fs::write(&standing, b"whoever it is").unwrap();

@@ -5,6 +5,7 @@
 //! answer to a deletion leaves its session object and tombstones standing.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use mover_base::{BackupId, Error, HoldId, Kind, PackId, Result, SessionId};
 use mover_format::record::Purpose;
@@ -12,10 +13,10 @@ use mover_io::Shard;
 use mover_store::Key;
 use serde::Serialize;
 
-use super::{NO_BACKUP, OtherReason, Plan, Shared, Survey};
-use super::{is_there, manifest_ids, may_delete, packs};
+use super::{NO_BACKUP, OtherReason, Plan, Survey};
+use super::{manifest_ids, packs};
 use crate::process::Life;
-use crate::repository::Session;
+use crate::repository::{Repository, Session};
 use crate::sessions::{self, Registration, Standing};
 use crate::tombstones::{self, Marks};
 use crate::{annotations, catalogue, holds, layout};
@@ -73,7 +74,7 @@ pub struct Outcome {
 /// A run under way.
 struct Run<'a> {
     shard: &'a Shard,
-    repository: &'a Shared,
+    repository: &'a Arc<Repository>,
     session: Session,
     survey: Survey,
     /// Backups to delete, whose packs are released; when the manifests are deleted, those that are gone.
@@ -100,7 +101,7 @@ struct View {
 /// Deletes what was planned, as far as it is still true that nobody needs it.
 pub async fn execute(
     shard: &Shard,
-    repository: &Shared,
+    repository: &Arc<Repository>,
     plan: Plan,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Outcome> {
@@ -184,7 +185,9 @@ impl Run<'_> {
     /// What was known and is not listed must be gone: else the listing left it out.
     async fn check_complete(&self, view: &View) -> Result<()> {
         for &id in self.survey.backups.keys() {
-            if !view.listed.contains(&id) && is_there(self.shard, self.repository, id).await? {
+            if !view.listed.contains(&id)
+                && catalogue::stands(self.shard, self.repository, id).await?
+            {
                 return Err(incomplete(layout::backup(id)?.as_str()));
             }
         }
@@ -314,8 +317,12 @@ impl Run<'_> {
             }
             // What a manifest named is no pack in the making.
             let was_named = self.survey.packs.is_known(&id);
-            if !was_named && !may_delete(self.shard, self.repository, id, bytes, &owners).await? {
-                continue;
+            if !was_named {
+                let (survey, pack) = (&mut self.survey, (id, bytes));
+                let asked = survey.may_delete(self.shard, self.repository, pack, &owners);
+                if !asked.await? {
+                    continue;
+                }
             }
             batch.push((layout::pack(id)?, bytes, was_named));
             if batch.len() == BATCH {
@@ -432,7 +439,7 @@ impl Run<'_> {
         }
         // One that is not listed may have appeared since.
         let known = view.listed.contains(&backup);
-        Ok(!known && !is_there(self.shard, self.repository, backup).await?)
+        Ok(!known && !catalogue::stands(self.shard, self.repository, backup).await?)
     }
 
     /// Unfinished uploads of jobs that died over a day ago, if nobody is at work.
