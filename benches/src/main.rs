@@ -1,13 +1,13 @@
 //! `mover-bench`: prepares the data, runs the measurements and writes the reports.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_benches::data::{Dataset, Scale};
-use mover_benches::results::{Part, ResultFile};
+use mover_benches::results::{Part, ResultFile, write};
 use mover_benches::run::{Plan, prepare, run};
 use mover_benches::{chart, report};
 
@@ -121,17 +121,6 @@ fn plan(args: &Args) -> Result<Plan> {
             .map_or_else(|| cache_dir("peers/s3-clients-v1"), Ok)?,
         root,
     })
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    let parent = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    parent
-        .and_then(|()| std::fs::write(path, text))
-        .map_err(|e| {
-            Error::new(Kind::Target, "a report cannot be written")
-                .object(path.display().to_string())
-                .cause(e)
-        })
 }
 
 /// Tables and picture from what the date's files hold.

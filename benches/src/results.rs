@@ -203,18 +203,28 @@ fn cannot(
         .cause(error)
 }
 
+/// Writes a report to `path`, whole or not at all, and makes the directory that it lies in.
+///
+/// # Errors
+/// `Target` if that fails.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        std::fs::write(&part, text)?;
+        std::fs::rename(&part, path)
+    };
+    write().map_err(|error| cannot("a result cannot be written", path, error))
+}
+
 impl ResultFile {
     /// Writes it into `dir` and returns its path.
     pub fn write(&self, dir: &Path, date: &str) -> Result<PathBuf> {
         let path = path_of(dir, date, self.part, self.dataset);
-        let write = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-            std::fs::create_dir_all(dir)?;
-            let part = path.with_extension("json.part");
-            std::fs::write(&part, serde_json::to_string_pretty(self)? + "\n")?;
-            std::fs::rename(&part, &path)?;
-            Ok(())
-        };
-        write().map_err(|e| cannot("a result cannot be written", &path, e))?;
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|e| cannot("a result cannot be written", &path, e))?;
+        write(&path, &(json + "\n"))?;
         Ok(path)
     }
 

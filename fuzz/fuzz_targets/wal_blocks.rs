@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use mover_base::checksum;
 use mover_source::page;
 use mover_source::pages::Control;
-use mover_source::tracker::{EpochHeader, LiveHeader, TrackerState};
+use mover_source::tracker::{EpochHeader, LiveHeader, TrackerState, Witness};
 use mover_source::wal::segment::{SegmentFooter, SegmentHeader};
 
 fn check(block: &[u8; 4096]) {
@@ -27,6 +27,9 @@ fn check(block: &[u8; 4096]) {
     }
     if let Ok(header) = LiveHeader::decode(block) {
         assert_eq!(header.encode(), *block);
+    }
+    if let Ok(witness) = Witness::decode(block) {
+        assert_eq!(witness.encode(), *block);
     }
     let mut head = [0; 80];
     head.copy_from_slice(&block[..80]);

@@ -970,9 +970,13 @@ fn memory_stays_small_with_a_repository_in_s3() {
         plant::file(&source.join(format!("table-{i}")), &mut random, 128 << 20);
     }
     let target = scratch.join("target");
+    let mut verify = repo.command("verify");
+    verify.arg("--json");
     for mut command in [
         repo.backup_command(&source),
         repo.restore_command("latest", &target),
+        // It reads furthest ahead.
+        verify,
     ] {
         let (outcome, seen) = Job::start(&mut command).outcome_and_peak();
         let summary = outcome.summary();

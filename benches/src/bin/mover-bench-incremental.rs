@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use hdrhistogram::Histogram;
-use mover_base::{Error, Kind, Result};
+use mover_base::{Error, Kind, Result, Timestamp};
 use mover_benches::command::{Program, Usage, drop_caches};
+use mover_benches::machine::Machine;
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::workload::accounts;
 use mover_pagedb::{Database, Options, Workload};
@@ -46,6 +47,12 @@ struct Args {
     /// How much of it changes between two backups, in MB.
     #[arg(long, default_value_t = 500)]
     changed_mb: u64,
+    /// Where `<date>-incremental.md` is written.
+    #[arg(long, default_value = "benches/results")]
+    results: PathBuf,
+    /// The repository, for the version that was measured.
+    #[arg(long, default_value = ".")]
+    root: PathBuf,
     /// The backup's read limit while commits are measured.
     #[arg(long, default_value = "50MiB/s")]
     limit_read: String,
@@ -54,11 +61,12 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let work = args.dir.join(format!("incremental-{}", std::process::id()));
+    let mut report = Report::default();
     let outcome = std::fs::create_dir_all(&work)
         .map_err(|error| failed("the directory cannot be made").cause(error))
-        .and_then(|()| measure(&args, &work));
+        .and_then(|()| measure(&args, &work, &mut report));
     let _ = std::fs::remove_dir_all(&work);
-    match outcome {
+    match outcome.and_then(|()| report.write(&args.results)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -69,6 +77,30 @@ fn main() -> ExitCode {
 
 fn failed(what: &str) -> Error {
     Error::new(Kind::CheckFailed, what)
+}
+
+/// What was found so far: shown at once, and kept for the file.
+#[derive(Default)]
+struct Report {
+    text: String,
+}
+
+impl Report {
+    fn line(&mut self, line: impl AsRef<str>) {
+        println!("{}", line.as_ref());
+        self.text.push_str(line.as_ref());
+        self.text.push('\n');
+    }
+
+    fn write(&self, dir: &Path) -> Result<()> {
+        let day: String = Timestamp::now().to_string().chars().take(10).collect();
+        let path = dir.join(format!("{day}-incremental.md"));
+        std::fs::write(&path, &self.text).map_err(|error| {
+            failed("the results cannot be written")
+                .object(path.display().to_string())
+                .cause(error)
+        })
+    }
 }
 
 /// A store, a repository, and the mover between them.
@@ -124,7 +156,12 @@ fn number(summary: &Value, name: &str) -> f64 {
     summary[name].as_f64().unwrap_or(f64::NAN)
 }
 
-fn measure(args: &Args, work: &Path) -> Result<()> {
+fn measure(args: &Args, work: &Path, report: &mut Report) -> Result<()> {
+    let machine = Machine::read(&args.dir, &args.root);
+    report.line(format!(
+        "# Incremental backups\n\n{}, {} cores, kernel {}, {}; commit {}\n",
+        machine.cpu, machine.cores, machine.kernel, machine.mount, machine.commit
+    ));
     let bench = Bench {
         mover: &args.mover,
         work,
@@ -139,55 +176,55 @@ fn measure(args: &Args, work: &Path) -> Result<()> {
     let pages = (args.store_mb * 1_000_000 / page) as u32;
     let mut bulk = Bulk::make(&disk, identity, 7, pages)?;
     let (full, full_summary) = bench.backup("full")?;
-    println!(
+    report.line(format!(
         "store: {} MB of rows in pages, {} MB changed in blocks at random\n",
         args.store_mb, args.changed_mb
-    );
-    println!("| backup | seconds | CPU s | memory, MiB | read, MB | stored, MB |");
-    println!("|---|---|---|---|---|---|");
-    row("full", &full, &full_summary);
+    ));
+    report.line("| backup | seconds | CPU s | memory, MiB | read, MB | stored, MB |");
+    report.line("|---|---|---|---|---|---|");
+    row(report, "full", &full, &full_summary);
     let mut last = None;
     for _ in 0..3 {
         let changed = bulk.change((args.changed_mb * 1_000_000 / page) as usize)?;
         let (usage, summary) = bench.backup("incr")?;
-        row("incremental", &usage, &summary);
+        row(report, "incremental", &usage, &summary);
         let compressed = compressed(&bulk, &changed)?;
         last = Some((usage, summary, compressed, changed.len()));
     }
     let (usage, summary) = bench.backup("diff")?;
-    row("differential", &usage, &summary);
+    row(report, "differential", &usage, &summary);
     let Some((usage, summary, compressed, changed)) = last else {
         return Ok(());
     };
     let changed_bytes = changed as f64 * PAGE_BYTES as f64;
-    println!(
+    report.line(format!(
         "\nlast incremental: {:.3} of the full backup's time; read {:.3} of what changed;",
         usage.wall_seconds / full.wall_seconds,
         number(&summary, "bytes_read") / changed_bytes
-    );
-    println!(
+    ));
+    report.line(format!(
         "stored {:.2} % of the source and {:.3} of what the changed blocks take at zstd 3 ({:.3} of their size)",
         100.0 * number(&summary, "bytes_stored") / number(&summary, "bytes_source"),
         number(&summary, "bytes_stored") / compressed as f64,
         compressed as f64 / changed_bytes
-    );
+    ));
     drop(bulk);
     restore(&bench)?;
-    println!("restored and compared: the same");
+    report.line("restored and compared: the same");
     std::fs::remove_dir_all(&store)
         .map_err(|error| failed("the store cannot be removed").cause(error))?;
-    commits(&bench, &args.limit_read)
+    commits(&bench, &args.limit_read, report)
 }
 
-fn row(name: &str, usage: &Usage, summary: &Value) {
-    println!(
+fn row(report: &mut Report, name: &str, usage: &Usage, summary: &Value) {
+    report.line(format!(
         "| {name} | {:.2} | {:.2} | {} | {:.1} | {:.1} |",
         usage.wall_seconds,
         usage.cpu_seconds(),
         usage.rss_bytes >> 20,
         number(summary, "bytes_read") / 1e6,
         number(summary, "bytes_stored") / 1e6,
-    );
+    ));
 }
 
 /// What the changed blocks take, compressed a frame at a time as the mover does at its defaults.
@@ -224,7 +261,7 @@ fn restore(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// Commits of a database with and without a backup beside it.
-fn commits(bench: &Bench<'_>, limit_read: &str) -> Result<()> {
+fn commits(bench: &Bench<'_>, limit_read: &str, report: &mut Report) -> Result<()> {
     let store = bench.work.join("store");
     std::fs::create_dir(&store)
         .map_err(|error| failed("no directory for the store").cause(error))?;
@@ -236,12 +273,12 @@ fn commits(bench: &Bench<'_>, limit_read: &str) -> Result<()> {
     };
     let (database, _) = Database::open(disk, options)?;
     database.commit(&accounts(8))?;
-    println!(
+    report.line(format!(
         "\ncommits of {CLIENTS} clients, {} s each, checkpoints every second:\n",
         LOAD.as_secs()
-    );
-    println!("| | per second | p50, ms | p99, ms |");
-    println!("|---|---|---|---|");
+    ));
+    report.line("| | per second | p50, ms | p99, ms |");
+    report.line("|---|---|---|---|");
     let mut first = 0;
     for (name, limit) in [
         ("alone", None),
@@ -259,14 +296,14 @@ fn commits(bench: &Bench<'_>, limit_read: &str) -> Result<()> {
         let histogram = histogram.map_err(|_| failed("the load panicked"))??;
         let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         let rate = histogram.len() as f64 / LOAD.as_secs_f64();
-        println!(
+        report.line(format!(
             "| {name} ({} backups) | {rate:.0} | {:.2} | {:.2} |",
             backups?,
             ms(0.5),
             ms(0.99)
-        );
+        ));
     }
-    println!("\nread limit of the backups: {limit_read}");
+    report.line(format!("\nread limit of the backups: {limit_read}"));
     Ok(())
 }
 

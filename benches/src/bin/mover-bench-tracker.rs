@@ -3,11 +3,12 @@
 //! Invariant: nothing is written before everything was measured.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use mover_base::{Error, Kind, Result};
+use mover_benches::results::write;
 use mover_benches::tracker::{Effort, markdown, measure};
 
 #[global_allocator]
@@ -43,26 +44,12 @@ fn run(args: &Args) -> Result<()> {
     let json = serde_json::to_string_pretty(&figures)
         .map_err(|error| Error::new(Kind::Internal, "figures are no JSON").cause(error))?;
     let day: String = figures.started.to_string().chars().take(10).collect();
-    write(
-        &args.results,
-        &format!("{day}-tracker.json"),
-        &(json + "\n"),
-    )?;
-    write(&args.results, &format!("{day}-tracker.md"), &text)?;
+    let path = |kind| args.results.join(format!("{day}-tracker.{kind}"));
+    write(&path("json"), &(json + "\n"))?;
+    write(&path("md"), &text)?;
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Error::new(Kind::Target, "standard output cannot be written").cause(error))
-}
-
-fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
-    let path = dir.join(name);
-    std::fs::create_dir_all(dir)
-        .and_then(|()| std::fs::write(&path, text))
-        .map_err(|error| {
-            Error::new(Kind::Target, "a result cannot be written")
-                .object(path.display().to_string())
-                .cause(error)
-        })
 }
 
 fn main() -> ExitCode {

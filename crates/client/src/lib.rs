@@ -17,13 +17,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mover_base::{Lsn, Result};
+use mover_base::Result;
 use mover_source::disk::DirDisk;
-use mover_source::pages::Catalogue;
 use mover_source::tracker::Attached;
-use mover_source::wal::LogIdentity;
 
+pub use mover_base::Lsn;
+pub use mover_source::pages::Catalogue;
 pub use mover_source::tracker::{Attachment, Capacity, Doubt, Marking, Reset};
+pub use mover_source::wal::LogIdentity;
 
 /// A database's hold on its tracker. Shared by the threads of the database.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Tracker {
     /// appended yet. Room is made for the tables of `catalogue` to double.
     ///
     /// # Errors
-    /// `Conflict` if another process marks, or a backup works on the tracker for longer than ten seconds; `Source` or
+    /// `Conflict` if another process marks, or works on the tracker for longer than ten seconds; `Source` or
     /// `Storage` if its files cannot be read or written. The database may then run without.
     pub fn open(
         directory: &Path,

@@ -25,6 +25,7 @@ use mover_repo::{
 use mover_source::delta::PageSet;
 use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
 use mover_source::tracker::Changed;
+use mover_source::wal::LogIdentity;
 use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
 
@@ -345,8 +346,9 @@ struct Copied {
 
 /// The part of the log that a backup of a page store stands on.
 struct LogPart {
+    store: Arc<LiveStore>,
+    identity: LogIdentity,
     range: LsnRange,
-    history: String,
     mark: LogMark,
     base_id: Option<BackupId>,
 }
@@ -423,6 +425,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         draft,
         &mut |stop| tick(&progress, stop),
     )?;
+    warnings.extend(copied.log.as_ref().and_then(base::testify));
     Ok(summary(Ended {
         committed,
         parent,
@@ -540,8 +543,9 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let (others, log_bytes) = (pages.others(), pages.log_bytes());
     let checkpoint = pages.checkpoint();
     let log = LogPart {
+        store: store.clone(),
         range,
-        history: pages::history_text(&checkpoint.control.identity),
+        identity: checkpoint.control.identity,
         mark: base::mark(&store, checkpoint, range.end)?,
         base_id: base.map(|base| base.id),
     };

@@ -34,8 +34,8 @@ const BUFFERS_MAX: usize = max(
     BUFFERS_RESERVED + READ_AHEAD_MAX,
     BUFFERS_RESTORE + WRITES_MAX,
 );
-/// The same where reading goes over a link: 21 MiB of packs ahead, in runs that are long and yet several. On loopback
-/// half of that takes a quarter longer.
+/// The same where reading goes over a link: 21 MiB of packs ahead, in runs that are long and yet several
+/// (decision 8).
 const BUFFERS_LINK_MAX: usize = BUFFERS_DECODE + 21 + WRITES_MAX;
 
 /// How the machinery of a job is set up.
@@ -195,7 +195,9 @@ mod tests {
             assert!(ahead >= mover_repo::READS_AHEAD, "{total}");
             assert!(ahead + writes + BUFFERS_DECODE <= total, "{total}");
         }
+        // Three runs of 7 MiB in a restore, of 9 MiB in a verification, which writes nothing.
         assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, WRITES_MAX), 21);
+        assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, 0) / 3, 9);
     }
 
     #[test]

@@ -24,6 +24,22 @@ pub(crate) const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 /// Directory entries are read in pieces of this size: enough for about 1,000 short names per system call.
 const LIST_BYTES: usize = 32 << 10;
 
+/// Opens a file for reading, without touching its access time where that is allowed. Without waiting: a pipe put in the
+/// place of a file would block the open for ever. [`make_blocking`] follows when it is known what was opened.
+pub(crate) fn open_to_read(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    match open(root, path, flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(root, path, flags),
+        opened => opened,
+    }
+}
+
+/// A non-blocking file would make asynchronous reads fail with EAGAIN instead of waiting.
+pub(crate) fn make_blocking(fd: &OwnedFd) -> Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK)
+}
+
 /// Opens `path` beneath `root`; the empty path is `root` itself. A created file gets mode 0600.
 pub(crate) fn open(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
     open_with(root, path, flags, RESOLVE)

@@ -18,7 +18,7 @@ pub(crate) const CHUNK_PAGES: u32 = 4096;
 /// Bytes of a bitmap.
 pub(crate) const CHUNK_BYTES: usize = CHUNK_PAGES as usize / 8;
 /// Bytes that a table is reckoned with beside its bitmaps.
-const TABLE_BYTES: usize = 256;
+pub(crate) const TABLE_BYTES: usize = 256;
 /// The budget that suits most: bitmaps for 1.9 TB of tables of which every 16 MiB have changed.
 pub const BUDGET_BYTES_DEFAULT: usize = 64 << 20;
 
@@ -88,9 +88,8 @@ impl PageSet {
         std::iter::from_fn(move || {
             let first = pages.next()?;
             let mut count = 1u32;
-            while let Some(next) = first.checked_add(count)
-                && pages.next_if_eq(&next).is_some()
-            {
+            // No page has the last number, so that the one behind it is a number still.
+            while pages.next_if_eq(&(first + count)).is_some() {
                 count += 1;
             }
             Some((first, count))

@@ -120,20 +120,13 @@ impl DirSource {
             return Err(Error::new(Kind::Internal, "only regular files are opened")
                 .object(display_path(path)));
         }
-        // Without O_NONBLOCK, a pipe put in the place of the file would block the open for ever.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let opened = match beneath::open(self.root.as_fd(), path, flags | OFlags::NOATIME) {
-            Err(Errno::PERM) => beneath::open(self.root.as_fd(), path, flags),
-            opened => opened,
-        };
+        let opened = beneath::open_to_read(self.root.as_fd(), path);
         let fd = opened.map_err(|error| match error {
             Errno::NXIO => changed("it was replaced", path),
             _ => source_error("a file cannot be opened", path, error),
         })?;
         self.check_unchanged(item, fd.as_fd())?;
-        // A non-blocking file would make asynchronous reads fail with EAGAIN instead of waiting.
-        rustix::fs::fcntl_getfl(&fd)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))
+        beneath::make_blocking(&fd)
             .map_err(|error| source_error("a file cannot be prepared for reading", path, error))?;
         Ok(fd)
     }

@@ -51,6 +51,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn sync_dir(&self, path: &str) -> io::Result<()>;
 }
 
+/// Removes a file, if there is one.
+pub(crate) fn remove_if_there(disk: &dyn Disk, path: &str) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// An open file of a [`Disk`].
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Fills `buffer` from `offset` and returns how much there was: less than asked for means that the file ends there.

@@ -26,7 +26,7 @@ pub use control::Control;
 pub use live::{Checkpoint, LiveStore, SCHEME};
 pub use table::{TABLES_DIR, TableFile, table_path};
 
-use crate::disk::{Access, Disk};
+use crate::disk::{Access, Disk, remove_if_there};
 use crate::failure::source_error;
 use crate::redo::{Redo, Redone};
 use crate::wal::segment::LOG_DIR;
@@ -305,10 +305,7 @@ impl Store {
     /// Replaces the catalogue as a whole.
     fn save_catalogue(&mut self, catalogue: Catalogue) -> Result<()> {
         let save = || {
-            match self.disk.remove(CATALOGUE_NEW) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_if_there(&*self.disk, CATALOGUE_NEW)?;
             let file = self.disk.open(CATALOGUE_NEW, Access::Create)?;
             file.write_at(&catalogue.encode(), 0)?;
             file.sync()?;
@@ -336,10 +333,7 @@ impl Store {
     fn make_control(&mut self) -> Result<()> {
         const NEW: &str = "control.new";
         let make = || {
-            match self.disk.remove(NEW) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_if_there(&*self.disk, NEW)?;
             let file = self.disk.open(NEW, Access::Create)?;
             file.allocate(2 * BLOCK_BYTES as u64)?;
             file.write_at(&self.control.encode(), 0)?;

@@ -8,12 +8,13 @@
 //! tracker/state                    which epochs there are, and what is claimed of them   (replaced whole)
 //! tracker/live                     the marks of the running epoch, mapped by both sides
 //! tracker/<start>-<number>.epoch   the marks of an ended epoch
+//! tracker/witness                  which backups were taken of this line of the log      (replaced whole)
 //! ```
 //!
 //! Invariants: **no mark is ever lost**: what [`Epochs::changed`] answers names every page that a record of the range
 //! changed, and perhaps more. What the live file cannot vouch for is read from the log; what the log has no more is
-//! claimed no longer, and asking for it gives [`Invalid`] with the reason. Nothing that the database does waits for a
-//! backup or fails because of one. Files, descriptors and memory are bounded by the constants here.
+//! claimed no longer, and asking for it gives [`Invalid`] with the reason. No transaction waits
+//! for a backup or fails because of one; opening and closing wait ten seconds at most. Files, descriptors and memory are bounded by the constants here.
 
 mod attach;
 mod doubt;
@@ -21,6 +22,7 @@ mod epoch_file;
 mod epochs;
 mod live;
 mod state;
+mod witness;
 
 pub use attach::{Attached, Attachment};
 pub use doubt::{Doubt, Invalid, Reset};
@@ -28,6 +30,7 @@ pub use epoch_file::EpochHeader;
 pub use epochs::{Changed, Epochs, Switched};
 pub use live::{Capacity, LIVE_FILE, LiveHeader, Marking};
 pub use state::{KEPT_MAX, Kept, STATE_FILE, TrackerState};
+pub use witness::{WITNESS_FILE, WITNESSES_MAX, Witness};
 
 /// The directory of the tracker in a page store.
 pub const TRACKER_DIR: &str = "tracker";

@@ -15,10 +15,11 @@ use mover_repo::{
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore};
-use mover_source::tracker::Changed;
+use mover_source::tracker::{Changed, Switched, Witness};
+use mover_source::wal::LogIdentity;
 
-use super::Base;
 use super::pages::history_text;
+use super::{Base, LogPart};
 use crate::machine::host_name;
 
 /// How manifests name this kind of source.
@@ -214,17 +215,22 @@ fn changed_since(
             "it is of history {history}, and the database is in history {ours} now"
         )));
     }
-    let marked = match mark(store, checkpoint, range.end) {
-        Ok(mark) => mark,
-        Err(error) if is_about_log(&error) => return Ok(Err(error.to_string())),
+    match mark(store, checkpoint, range.end) {
+        Ok(marked) if base.log_mark.as_ref() == Some(&marked) => {}
+        Ok(_) => {
+            return Ok(Err(format!(
+                "the log at {} is not the one that it was made of: the database was put back to an earlier state without \
+                 a new history",
+                range.end
+            )));
+        }
+        // The log is gone there. Then the store itself must say that it went through it.
+        Err(error) if is_about_log(&error) => {
+            if !is_witnessed(store, identity, range.end, base.log_mark.as_ref()) {
+                return Ok(Err(error.to_string()));
+            }
+        }
         Err(error) => return Err(error),
-    };
-    if base.log_mark.as_ref() != Some(&marked) {
-        return Ok(Err(format!(
-            "the log at {} is not the one that it was made of: the database was put back to an earlier state without \
-             a new history",
-            range.end
-        )));
     }
     if range.start > control.redo {
         return Ok(Err(format!(
@@ -274,8 +280,19 @@ pub(crate) fn switch_epoch(store: &LiveStore, checkpoint: &Checkpoint) -> Option
         }
         Err(error) => Err(error),
     };
-    let failed = |error| format!("the block change tracker began no new epoch: {error}");
-    switched.err().map(failed)
+    match switched {
+        Ok(Switched {
+            reset: Some(why),
+            end,
+            ..
+        }) => Some(format!(
+            "the block change tracker knows nothing of what was before {end} any more: {why}"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(format!(
+            "the block change tracker began no new epoch: {error}"
+        )),
+    }
 }
 
 fn is_about_log(error: &Error) -> bool {
@@ -283,6 +300,36 @@ fn is_about_log(error: &Error) -> bool {
         error.kind(),
         Kind::NotFound | Kind::Corrupt | Kind::SourceChanged
     )
+}
+
+/// Whether the store remembers that a backup was taken of its log up to `end`.
+fn is_witnessed(
+    store: &LiveStore,
+    identity: &LogIdentity,
+    end: Lsn,
+    mark: Option<&LogMark>,
+) -> bool {
+    let Some(sha256) = mark.and_then(|mark| hex::decode(&mark.sha256)) else {
+        return false;
+    };
+    // One that cannot be read says nothing.
+    Witness::read(&*store.disk(), identity).is_ok_and(|witness| witness.knows(end, &sha256))
+}
+
+/// Lets the store remember the backup that was published. Without a tracker nobody asks; what keeps it from that is a
+/// warning.
+pub(crate) fn testify(log: &LogPart) -> Option<String> {
+    let said = match log.store.epochs(log.identity) {
+        Ok(None) => return None,
+        Ok(Some(epochs)) => match hex::decode(&log.mark.sha256) {
+            Some(sha256) => epochs.testify(log.range.end, sha256),
+            None => Err(Error::new(Kind::Internal, "a fingerprint is no SHA-256")),
+        },
+        Err(error) => Err(error),
+    };
+    let failed =
+        |error| format!("the store will not know this backup again where the log is gone: {error}");
+    said.err().map(failed)
 }
 
 /// The fingerprint of the log up to `end`, as manifests have it.

@@ -30,6 +30,8 @@ const READS_BATCH: usize = 4;
 const QUEUE_MAX: usize = 64;
 /// How long what was read in the middle of a write is read again: many times what a write of a few blocks takes.
 const MENDING: Duration = Duration::from_millis(500);
+/// So many pieces of a shard are waited for; where more stay torn, the database is damaged, and each is read twice.
+const UNMENDED_MAX: usize = 60;
 
 /// What comes next.
 pub(crate) enum Event {
@@ -97,6 +99,8 @@ pub(crate) struct Feed<'a> {
     cursor: Option<Cursor>,
     open: Option<(u32, Option<Rc<File>>)>,
     exhausted: bool,
+    /// Pieces that stayed torn as long as they were waited for.
+    unmended: usize,
     /// Bytes of data read.
     pub read_bytes: u64,
 }
@@ -119,6 +123,7 @@ impl<'a> Feed<'a> {
             cursor: None,
             open: None,
             exhausted: false,
+            unmended: 0,
             read_bytes: 0,
         }
     }
@@ -209,13 +214,18 @@ impl<'a> Feed<'a> {
         let whole = blocks_of(bytes as u64) as usize * BLOCK_BYTES;
         buf[bytes..whole].fill(0);
         self.read_bytes += bytes as u64;
+        let patience = match self.unmended < UNMENDED_MAX {
+            true => MENDING,
+            false => Duration::ZERO,
+        };
         let begun = Instant::now();
         let mut last = false;
         while !self.origin.check(item, offset, &mut buf[..whole], last)? {
             self.shard.stop()?;
-            last = begun.elapsed() > MENDING;
+            last = begun.elapsed() > patience;
             self.shard.turn().await;
         }
+        self.unmended += usize::from(last);
         Ok((buf, whole))
     }
 

@@ -10,6 +10,7 @@ use mover_repo::{
 use mover_source::{Totals, Tree};
 use serde::Serialize;
 
+use super::pages::history_text;
 use super::{BackupOptions, Copied};
 use crate::machine::host_name;
 use crate::report::EngineReport;
@@ -92,7 +93,7 @@ pub(super) fn draft(
         reason: None,
         base_id: log.and_then(|log| log.base_id),
         lsn_range: log.map(|log| log.range),
-        history: log.map(|log| log.history.clone()),
+        history: log.map(|log| history_text(&log.identity)),
         log_mark: log.map(|log| log.mark.clone()),
         started,
         ended: started,

@@ -166,9 +166,7 @@ impl LiveStore {
     /// `Source` if it cannot be opened or is no regular file.
     pub fn open_file(&self, path: &str) -> Result<Option<OwnedFd>> {
         let failed = |error| unreadable(path, error);
-        // A pipe in the place of the file would block the open for ever.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let fd = match beneath::open(self.disk.root(), path.as_bytes(), flags) {
+        let fd = match beneath::open_to_read(self.disk.root(), path.as_bytes()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(failed(error)),
@@ -177,8 +175,7 @@ impl LiveStore {
         if beneath::file_type(&stat) != FileType::RegularFile {
             return Err(Error::new(Kind::Source, "not a regular file").object(path));
         }
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
-        rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK).map_err(failed)?;
+        beneath::make_blocking(&fd).map_err(failed)?;
         Ok(Some(fd))
     }
 

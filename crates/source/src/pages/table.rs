@@ -8,7 +8,7 @@ use std::io;
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result, hex};
 
 use super::Catalogue;
-use crate::disk::{Access, Disk, DiskFile};
+use crate::disk::{Access, Disk, DiskFile, remove_if_there};
 use crate::failure::source_error;
 use crate::page::{self, PageBytes, PageHeader};
 use crate::wire::corrupt;
@@ -121,10 +121,7 @@ impl TableFile {
 
 /// Removes a table's file, if there is one.
 pub(crate) fn remove(disk: &dyn Disk, table: u32) -> Result<()> {
-    match disk.remove(&table_path(table)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unwritable(table, error)),
-        _ => Ok(()),
-    }
+    remove_if_there(disk, &table_path(table)).map_err(|error| unwritable(table, error))
 }
 
 /// Removes the files of tables that the catalogue does not have: dropped ones, and those that were never committed.

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use mover_base::{Error, Kind, Lsn, LsnRange, Result};
 
+use super::TRACKER_DIR;
 use super::doubt::{Doubt, Reset};
 use super::epochs::Epochs;
 use super::live::{Capacity, LIVE_FILE, Live, Marking};
 use super::state::{TrackerState, failed};
-use super::{STATE_FILE, TRACKER_DIR};
 use crate::disk::{DirDisk, Disk};
 use crate::wal::LogIdentity;
 
@@ -111,10 +111,6 @@ struct Opening<'e> {
 
 impl Opening<'_> {
     fn run(&mut self) -> Result<Live> {
-        let read = TrackerState::read(self.epochs.disk());
-        if let Ok(None) = read {
-            return self.anew(1, Reset::New);
-        }
         let state = match self.epochs.state() {
             Ok(state) if state.start <= self.end => state,
             Ok(state) => return self.anew(state.epoch + 1, Reset::LogBehind),
@@ -132,6 +128,10 @@ impl Opening<'_> {
     /// Goes on with the live file of an earlier run.
     fn take_up(&mut self, live: Live, mut state: TrackerState) -> Result<Live> {
         claim(&live)?;
+        if live.durable() > self.end {
+            // What the log holds behind its end from now on is not what was marked there.
+            return self.anew(state.epoch + 1, Reset::LogBehind);
+        }
         live.forget_under_way();
         let budget = crate::delta::BUDGET_BYTES_DEFAULT;
         if live.current() != state.epoch {
@@ -147,14 +147,13 @@ impl Opening<'_> {
         }
         // A larger one, which begins empty.
         let full = live.full(state.epoch).then_some(Doubt::Full);
-        let done = self.epochs.switch_live(&live, state, self.end, budget)?;
+        let done = self
+            .epochs
+            .switch_live(&live, &mut state, self.end, budget)?;
         self.found.doubt = full;
         self.found.read = done.read.or(self.found.read);
         self.found.reset = done.reset;
         drop(live);
-        let state = self.epochs.state().map_err(|invalid| {
-            Error::new(Kind::Internal, invalid.to_string()).object(STATE_FILE)
-        })?;
         self.rebuild(state)
     }
 

@@ -67,8 +67,6 @@ pub enum Reset {
     LogGone = 5,
     /// The marks were in doubt, and what the log told took more memory than allowed.
     Limit = 6,
-    /// A backup that holds it is committed, and it was let go.
-    Released = 7,
 }
 
 impl Reset {
@@ -82,7 +80,6 @@ impl Reset {
             4 => Reset::LogBehind,
             5 => Reset::LogGone,
             6 => Reset::Limit,
-            7 => Reset::Released,
             _ => return None,
         })
     }
@@ -98,7 +95,6 @@ impl fmt::Display for Reset {
             Reset::LogBehind => "the log ended before a position that it had reached",
             Reset::LogGone => "it was in doubt, and the log that would have told was gone",
             Reset::Limit => "it was in doubt, and what the log told took too much memory",
-            Reset::Released => "a backup that holds what was before let go of it",
         })
     }
 }
@@ -106,6 +102,8 @@ impl fmt::Display for Reset {
 /// Why the tracker has no answer: the next backup must find out otherwise what changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invalid {
+    /// There is no state.
+    Missing,
     /// The state is damaged or breaks a rule.
     State(String),
     /// Something cannot be read.
@@ -139,6 +137,7 @@ pub enum Invalid {
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Invalid::Missing => f.write_str("the tracker has no state"),
             Invalid::State(why) => write!(f, "the tracker's state is damaged ({why})"),
             Invalid::Unreadable(why) => write!(f, "the tracker cannot be read ({why})"),
             Invalid::OtherDatabase => f.write_str("the tracker is that of another database"),
@@ -171,6 +170,7 @@ impl Invalid {
     /// `Source` if the tracker cannot be read now: it may be sound, and is left as it is.
     pub(crate) fn reset(self) -> Result<Reset> {
         Ok(match self {
+            Invalid::Missing => Reset::New,
             Invalid::OtherDatabase => Reset::OtherDatabase,
             Invalid::OtherHistory => Reset::OtherHistory,
             Invalid::Limit => Reset::Limit,

@@ -8,12 +8,12 @@
 use std::io;
 
 use mover_base::checksum::{crc32, crc32_continue};
-use mover_base::{Error, HistoryId, Kind, Lsn, Result, SystemId};
+use mover_base::{Error, HistoryId, Lsn, Result, SystemId};
 
-use super::state::{Kept, failed};
+use super::state::{Kept, failed, unreadable};
 use super::{TRACKER_DIR, TRACKER_VERSION};
-use crate::delta::{CHUNK_BYTES, ChunkWords};
-use crate::disk::{Access, Disk, DiskFile};
+use crate::delta::{CHUNK_BYTES, CHUNK_PAGES, ChunkWords};
+use crate::disk::{Access, Disk, DiskFile, remove_if_there};
 use crate::wire::{array_at, corrupt, is_zero, u16_at, u32_at, u64_at};
 
 /// Under this name a file is written before it gets its own.
@@ -35,8 +35,10 @@ pub(super) struct Place {
     pub(super) chunk: u32,
 }
 
-/// Runs of 4,096 pages that a table may have.
-pub(super) const CHUNKS_MAX: u32 = 1 << 20;
+/// Runs of 4,096 pages that a table may have, as a power of two: as many as 32 bits have page numbers for.
+pub(super) const CHUNKS_LOG2: u32 = u32::BITS - CHUNK_PAGES.ilog2();
+/// The same as a number.
+pub(super) const CHUNKS_MAX: u32 = 1 << CHUNKS_LOG2;
 
 /// What an epoch's file begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +113,7 @@ impl<'d> EpochWriter<'d> {
     /// Begins a file.
     pub(super) fn new(disk: &'d dyn Disk, header: EpochHeader) -> Result<Self> {
         let make = || {
-            match disk.remove(EPOCH_NEW) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_if_there(disk, EPOCH_NEW)?;
             disk.open(EPOCH_NEW, Access::Create)
         };
         let file = make().map_err(|error| failed(EPOCH_NEW, error))?;
@@ -201,7 +200,7 @@ impl EpochReader {
     ) -> Result<Self> {
         let path = kept.path();
         let wrong = |what: &str| Err(corrupt(format!("an epoch's file {what}")).object(&*path));
-        let other = |error| unreadable(&path, error);
+        let other = |error| unread(&path, error);
         let file = disk.open(&path, Access::Read).map_err(other)?;
         let len = file.len().map_err(other)?;
         let entries = len.checked_sub((HEADER_BYTES + CRC_BYTES) as u64);
@@ -264,7 +263,7 @@ impl EpochReader {
         self.window
             .resize(if bytes == 0 { CRC_BYTES } else { bytes }, 0);
         let read = self.file.read_at(&mut self.window, self.next);
-        if read.map_err(|error| unreadable(&self.path, error))? != self.window.len() {
+        if read.map_err(|error| unread(&self.path, error))? != self.window.len() {
             return Err(self.wrong("became shorter while it was read"));
         }
         if bytes == 0 {
@@ -288,12 +287,11 @@ impl EpochReader {
     }
 }
 
-fn unreadable(path: &str, error: io::Error) -> Error {
+fn unread(path: &str, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::NotFound {
         return corrupt("an epoch's file is missing").object(path);
     }
-    crate::failure::source_error("an epoch's file cannot be read", path.as_bytes(), error)
-        .with_kind(Kind::Source)
+    unreadable("an epoch's file cannot be read", path, error)
 }
 
 /// Makes two epochs that follow each other one.

@@ -1,4 +1,4 @@
-//! The backup side: ending epochs, asking what changed, letting go of what a backup holds.
+//! The backup side: ending epochs, asking what changed.
 //!
 //! Invariants: one process at a time works on epochs; its lock ends with it. Every step can be cut off: the state names
 //! an epoch as ended only when its file is durable, and who comes next finishes what the dead one began. What is claimed
@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mover_base::checksum::Sha256;
 use mover_base::{Error, HistoryId, Kind, Lsn, LsnRange, Result, SystemId};
 use rustix::fs::{AtFlags, FlockOperation, Gid, OFlags, Uid};
 use rustix::io::Errno;
@@ -20,8 +21,9 @@ use super::epoch_file::{
     EPOCH_NEW, EPOCH_SUFFIX, EpochHeader, EpochReader, EpochWriter, Place, merge,
 };
 use super::live::{LIVE_NEW, Live};
-use super::state::{KEPT_MAX, Kept, STATE_NEW, TrackerState, failed};
-use crate::delta::{ChunkWords, Delta, PageSet};
+use super::state::{KEPT_MAX, Kept, STATE_NEW, TrackerState, unreadable};
+use super::witness::{WITNESS_NEW, Witness};
+use crate::delta::{ChunkWords, Delta, PageSet, TABLE_BYTES};
 use crate::disk::{DirDisk, Disk};
 use crate::wal::{LogIdentity, LogReader, Record, Verify};
 
@@ -29,8 +31,6 @@ use crate::wal::{LogIdentity, LogReader, Record, Verify};
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long to sleep between two attempts.
 const LOCK_POLL: Duration = Duration::from_millis(5);
-/// Bytes that a table is reckoned with beside its bitmaps.
-const TABLE_BYTES: usize = 128;
 
 /// Which pages changed. Pages behind a table's end, and tables that are there no more, may be named and are to be passed
 /// over; whether a table was made or dropped, and how long it is, the catalogue says.
@@ -95,7 +95,7 @@ pub struct Epochs {
     disk: Arc<DirDisk>,
     identity: LogIdentity,
     /// The tracker's directory, locked.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Epochs {
@@ -104,17 +104,10 @@ impl Epochs {
     /// # Errors
     /// `Conflict` if another process has hold of it for longer than ten seconds; `Source` if it cannot be opened.
     pub fn open(disk: Arc<DirDisk>, identity: LogIdentity) -> Result<Option<Epochs>> {
-        let unreadable = |error| {
-            crate::failure::source_error(
-                "the tracker cannot be opened",
-                TRACKER_DIR.as_bytes(),
-                error,
-            )
-            .with_kind(Kind::Source)
-        };
+        let unopened = |error| unreadable("the tracker cannot be opened", TRACKER_DIR, error);
         let lock = match disk.descriptor(TRACKER_DIR, OFlags::RDONLY | OFlags::DIRECTORY) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            lock => lock.map_err(unreadable)?,
+            lock => lock.map_err(unopened)?,
         };
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
@@ -124,18 +117,18 @@ impl Epochs {
                     std::thread::sleep(LOCK_POLL);
                 }
                 Err(Errno::WOULDBLOCK) => {
-                    let what = "another backup works on the tracker";
+                    let what = "another process works on the tracker";
                     return Err(Error::new(Kind::Conflict, what)
                         .object(TRACKER_DIR)
                         .hint("wait for it to end"));
                 }
-                Err(error) => return Err(unreadable(error.into())),
+                Err(error) => return Err(unopened(error.into())),
             }
         }
         Ok(Some(Epochs {
             disk,
             identity,
-            _lock: lock,
+            lock,
         }))
     }
 
@@ -153,7 +146,7 @@ impl Epochs {
             Kind::Corrupt => Invalid::State(error.message().to_owned()),
             _ => Invalid::Unreadable(error.to_string()),
         })?;
-        let state = state.ok_or_else(|| Invalid::State("there is none".to_owned()))?;
+        let state = state.ok_or(Invalid::Missing)?;
         if state.system != self.identity.system {
             return Err(Invalid::OtherDatabase);
         }
@@ -183,27 +176,29 @@ impl Epochs {
     /// `Source` or `Storage` if the tracker's files cannot be read or written; `Unreachable` if the database does not end a
     /// transaction that it has begun to log. None loses anything.
     pub fn switch(&self, end: Lsn, budget_bytes: usize) -> Result<Switched> {
-        let state = match self.state() {
+        let anew = |epoch, reset| Ok(self.restart(epoch, end, reset, None)?.1);
+        let mut state = match self.state() {
             Ok(state) if state.start <= end => state,
-            Ok(state) => return self.restart(state.epoch + 1, end, Reset::LogBehind, None),
-            Err(invalid) => return self.restart(1, end, invalid.reset()?, None),
+            Ok(state) => return anew(state.epoch + 1, Reset::LogBehind),
+            Err(invalid) => return anew(1, invalid.reset()?),
         };
         match self.live(&state) {
-            Ok(live) => self.switch_live(&live, state, end, budget_bytes),
-            Err(doubt) => self.switch_log(state, end, budget_bytes, doubt),
+            Ok(live) => self.switch_live(&live, &mut state, end, budget_bytes),
+            Err(doubt) => self.end_from_log(&mut state, end, budget_bytes, doubt, None),
         }
     }
 
+    /// The same where the live file counts. `state` is what is saved then.
     pub(super) fn switch_live(
         &self,
         live: &Live,
-        mut state: TrackerState,
+        state: &mut TrackerState,
         end: Lsn,
         budget_bytes: usize,
     ) -> Result<Switched> {
         if live.current() != state.epoch {
             let begun = live.start(state.epoch + 1);
-            let done = self.complete(live, &mut state, begun, budget_bytes)?;
+            let done = self.complete(live, state, begun, budget_bytes)?;
             if done.reset.is_some() || end < state.start {
                 return Ok(done);
             }
@@ -221,7 +216,7 @@ impl Epochs {
                     // Given up durably, before the live file says that all is marked up to here.
                     state.kept.clear();
                     (state.start, state.reset) = (end, Reset::LogGone);
-                    self.save(&state)?;
+                    self.save(state)?;
                     reset = Some(Reset::LogGone);
                 }
             }
@@ -229,7 +224,7 @@ impl Epochs {
         }
         live.prepare(state.epoch + 1, end);
         live.switch(state.epoch + 1);
-        let done = self.complete(live, &mut state, end, budget_bytes)?;
+        let done = self.complete(live, state, end, budget_bytes)?;
         Ok(Switched {
             read: done.read.or(read),
             reset: done.reset.or(reset),
@@ -268,16 +263,6 @@ impl Epochs {
     }
 
     /// Ends the running epoch with what the log says, since the live file does not count.
-    fn switch_log(
-        &self,
-        mut state: TrackerState,
-        end: Lsn,
-        budget_bytes: usize,
-        doubt: Doubt,
-    ) -> Result<Switched> {
-        self.end_from_log(&mut state, end, budget_bytes, doubt, None)
-    }
-
     fn end_from_log(
         &self,
         state: &mut TrackerState,
@@ -293,8 +278,8 @@ impl Epochs {
         let mut changed = Changed::default();
         let read = self.add_from_log(&mut changed, range, &mut { budget_bytes });
         if let Err(invalid) = read {
-            let done = self.restart(state.epoch + 1, end, invalid.reset()?, live)?;
-            *state = self.state().map_err(lost)?;
+            let (begun, done) = self.restart(state.epoch + 1, end, invalid.reset()?, live)?;
+            *state = begun;
             return Ok(Switched {
                 doubt: Some(doubt),
                 ..done
@@ -358,14 +343,14 @@ impl Epochs {
         Ok(())
     }
 
-    /// Begins anew at `end`: nothing is known of what was before.
+    /// Begins anew at `end`: nothing is known of what was before. Returns the state, too.
     pub(super) fn restart(
         &self,
         epoch: u64,
         end: Lsn,
         reset: Reset,
         live: Option<[u8; 16]>,
-    ) -> Result<Switched> {
+    ) -> Result<(TrackerState, Switched)> {
         let state = TrackerState {
             system: self.identity.system,
             history: self.identity.history,
@@ -377,12 +362,13 @@ impl Epochs {
         };
         self.save(&state)?;
         self.sweep(&state);
-        Ok(Switched {
+        let done = Switched {
             end,
             doubt: None,
             read: None,
             reset: Some(reset),
-        })
+        };
+        Ok((state, done))
     }
 
     /// The pages that groups changed which end in `range`, behind its start and not behind its end; perhaps more. Up to the
@@ -446,15 +432,10 @@ impl Epochs {
             let epochs = [state.epoch, state.epoch + 1];
             let slots = &epochs[..if live.current() == state.epoch { 1 } else { 2 }];
             for epoch in slots {
-                let mut full = false;
                 let add = |place, words: &ChunkWords| {
-                    full = full || changed.add(place, words, budget).is_none();
-                    Ok(())
+                    changed.add(place, words, budget).ok_or_else(over_budget)
                 };
                 live.slot(*epoch).each(add).map_err(unread)?;
-                if full {
-                    return Err(Invalid::Limit);
-                }
             }
             if !slots.iter().any(|epoch| live.full(*epoch)) {
                 from = durable;
@@ -470,25 +451,20 @@ impl Epochs {
         Ok(())
     }
 
-    /// Lets go of ended epochs that only say what groups changed which end at `up_to` or before: a backup that holds all of
-    /// that is committed.
+    /// Remembers that a backup was taken of this line, whose log up to `end` has the fingerprint `sha256`.
     ///
     /// # Errors
-    /// `Storage` if the state cannot be written.
-    pub fn release(&self, up_to: Lsn) -> Result<()> {
-        let Ok(mut state) = self.state() else {
-            // Nothing is claimed, so nothing is held.
-            return Ok(());
-        };
-        let released = state.kept.iter().take_while(|kept| kept.end <= up_to);
-        let count = released.count();
-        if count > 0 {
-            state.kept.drain(..count);
-            state.reset = Reset::Released;
-            self.save(&state)?;
-            self.sweep(&state);
-        }
-        Ok(())
+    /// `Storage` if it cannot be written.
+    pub fn testify(&self, end: Lsn, sha256: Sha256) -> Result<()> {
+        // What is damaged says nothing, and is begun anew.
+        let found = Witness::read(&*self.disk, &self.identity);
+        let mut witness = found.unwrap_or_else(|_| Witness {
+            system: self.identity.system,
+            history: self.identity.history,
+            ends: Vec::new(),
+        });
+        witness.ends.push((end, sha256));
+        witness.save(&*self.disk, |path| self.give(path))
     }
 
     fn add_from_log(
@@ -497,30 +473,35 @@ impl Epochs {
         range: LsnRange,
         budget: &mut usize,
     ) -> Result<(), Invalid> {
-        let mut full = false;
-        let read = self.each_change(range, |table, page| {
-            full = full || changed.add_page(table, page, budget).is_none();
-        });
-        if full {
-            return Err(Invalid::Limit);
-        }
-        read.map_err(unread)
+        let add = |table, page| {
+            let added = changed.add_page(table, page, budget);
+            added.ok_or_else(over_budget)
+        };
+        self.each_change(range, add).map_err(unread)
     }
 
     /// Marks what a range of the log changed.
     pub(super) fn mark_from_log(&self, live: &Live, epoch: u64, range: LsnRange) -> Result<()> {
         let slot = live.slot(epoch);
-        self.each_change(range, |table, page| slot.mark(table, page))
+        self.each_change(range, |table, page| {
+            slot.mark(table, page);
+            Ok(())
+        })
     }
 
-    fn each_change(&self, range: LsnRange, mut visit: impl FnMut(u32, u32)) -> Result<()> {
+    /// Gives the pages that a range of the log changed to `visit`, until that fails.
+    fn each_change(
+        &self,
+        range: LsnRange,
+        mut visit: impl FnMut(u32, u32) -> Result<()>,
+    ) -> Result<()> {
         let disk: Arc<dyn Disk> = Arc::clone(&self.disk) as Arc<dyn Disk>;
         let reader = LogReader::new(disk, self.identity, Verify::Records);
-        reader.read(range, |_, _, record| {
-            if let Record::Delta { table, page, .. } | Record::Image { table, page, .. } = *record {
-                visit(table, page);
+        reader.read(range, |_, _, record| match *record {
+            Record::Delta { table, page, .. } | Record::Image { table, page, .. } => {
+                visit(table, page)
             }
-            Ok(())
+            _ => Ok(()),
         })
     }
 
@@ -533,15 +514,12 @@ impl Epochs {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        let dir = self
-            .disk
-            .descriptor(TRACKER_DIR, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let owner = rustix::fs::fstat(&dir)?;
+        let owner = rustix::fs::fstat(&self.lock)?;
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let (user, group) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         Ok(rustix::fs::chownat(
-            &dir,
+            &self.lock,
             name,
             Some(user),
             Some(group),
@@ -555,21 +533,22 @@ impl Epochs {
         for name in self.disk.list(TRACKER_DIR).unwrap_or_default() {
             let path = format!("{TRACKER_DIR}/{name}");
             let ours = path.ends_with(EPOCH_SUFFIX) && !named.contains(&path);
-            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW].contains(&&*path) {
+            if ours || [STATE_NEW, EPOCH_NEW, LIVE_NEW, WITNESS_NEW].contains(&&*path) {
                 let _ = self.disk.remove(&path);
             }
         }
     }
 }
 
-fn unread(error: Error) -> Invalid {
-    Invalid::Log(error.to_string())
+/// Ends the reading for an answer that has used up its budget.
+fn over_budget() -> Error {
+    Error::new(Kind::Limit, Invalid::Limit.to_string())
 }
 
-/// The state was written just now, under the lock.
-fn lost(invalid: Invalid) -> Error {
-    failed(
-        super::STATE_FILE,
-        io::Error::other(format!("it was changed meanwhile: {invalid}")),
-    )
+/// Why reading for an answer ended. No log fails by a limit.
+fn unread(error: Error) -> Invalid {
+    match error.kind() {
+        Kind::Limit => Invalid::Limit,
+        _ => Invalid::Log(error.to_string()),
+    }
 }

@@ -26,10 +26,10 @@ use rustix::io::Errno;
 
 use super::TRACKER_VERSION;
 use super::doubt::Doubt;
-use super::epoch_file::Place;
+use super::epoch_file::{CHUNKS_LOG2, CHUNKS_MAX, Place};
 use super::state::failed;
 use crate::delta::{CHUNK_BYTES, CHUNK_PAGES, ChunkWords};
-use crate::disk::{DirDisk, Disk};
+use crate::disk::{DirDisk, Disk, remove_if_there};
 use crate::pages::Catalogue;
 use crate::wire::{array_at, corrupt, is_zero, u16_at, u32_at, u64_at};
 
@@ -75,7 +75,7 @@ impl Capacity {
     pub const LOG2_MIN: u8 = 10;
     /// Largest exponent: 8 Mi bitmaps, for 64 TiB of tables.
     pub const LOG2_MAX: u8 = 23;
-    /// Smallest exponent that a database gets: a file of 8.5 MiB.
+    /// Smallest exponent that a database gets: a file of 8.14 MiB (8.5 MB).
     const LOG2_USUAL: u8 = 13;
 
     /// Room for 2 to the power of `log2` bitmaps.
@@ -205,10 +205,7 @@ impl Live {
     ) -> Result<Live> {
         let id = mover_io::random_bytes()?;
         let make = || -> io::Result<Live> {
-            match disk.remove(LIVE_NEW) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_if_there(disk, LIVE_NEW)?;
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
             let file = File::from(disk.descriptor(LIVE_NEW, flags)?);
             give_blocks(&file, capacity.words() as u64 * 8)?;
@@ -455,14 +452,15 @@ impl<'l> Slot<'l> {
     /// Where the bitmap of a run of pages is. It is taken if it is not there yet; `None` if there is no room.
     fn find(&self, table: u32, chunk: u32) -> Option<usize> {
         // Never 0: there is no table 0.
-        let key = u64::from(table) << 20 | u64::from(chunk);
+        let key = u64::from(table) << CHUNKS_LOG2 | u64::from(chunk);
+        // A power of two, and more than are looked at.
         let groups = self.directory.len() as u64 / GROUP;
         let hash = spread(key / GROUP);
         // Neighbours of a table stand in one group; where in it, differs from table to table, or else small tables, which
         // have but one run, would crowd the groups' first entries.
         let column = (u64::from(chunk) + (hash >> 8)) % GROUP;
-        for probe in 0..PROBES_MAX.min(groups) {
-            let group = ((hash >> 32) + probe) % groups;
+        for probe in 0..PROBES_MAX {
+            let group = ((hash >> 32) + probe) & (groups - 1);
             let at = (group * GROUP + column) as usize;
             let entry = &self.directory[at];
             let mut found = entry.load(Relaxed);
@@ -505,19 +503,19 @@ impl<'l> Slot<'l> {
         &self,
         mut visit: impl FnMut(Place, &ChunkWords) -> Result<()>,
     ) -> Result<()> {
-        let entries = self.directory.iter().zip(0usize..);
-        let taken = entries.filter_map(|(entry, at)| match entry.load(SeqCst) {
-            0 => None,
-            key => Some((key, at)),
-        });
-        let mut order: Vec<(u64, usize)> = taken.collect();
-        order.sort_unstable();
-        for (key, at) in order {
+        // Four bytes for each, since there may be millions. What is taken stays, so that the order holds.
+        let key_at = |at: u32| self.directory[at as usize].load(SeqCst);
+        let mut order: Vec<u32> = (0..self.directory.len() as u32)
+            .filter(|at| key_at(*at) != 0)
+            .collect();
+        order.sort_unstable_by_key(|at| key_at(*at));
+        for at in order {
+            let (key, at) = (key_at(at), at as usize);
             let words = &self.maps[at * CHUNK_WORDS..(at + 1) * CHUNK_WORDS];
             let words = std::array::from_fn(|i| words[i].load(SeqCst));
             let place = Place {
-                table: (key >> 20) as u32,
-                chunk: (key & 0xf_ffff) as u32,
+                table: (key >> CHUNKS_LOG2) as u32,
+                chunk: key as u32 & (CHUNKS_MAX - 1),
             };
             visit(place, &words)?;
         }
@@ -540,9 +538,12 @@ pub struct Marking<'l> {
 impl Marking<'_> {
     /// Marks a page of a table that the transaction changes. Table ids begin at 1.
     pub fn mark(&mut self, table: u32, page: u32) {
+        debug_assert!(table != 0, "there is no table 0");
         let chunk = page / CHUNK_PAGES;
         let at = match self.last {
             Some((of, run, at)) if (of, run) == (table, chunk) => Some(at),
+            // The log is read in place of the whole slot: no more need be looked for.
+            _ if self.slot.full.load(Relaxed) != 0 => return,
             _ => self.slot.find(table, chunk),
         };
         match at {
@@ -612,7 +613,8 @@ fn give_blocks(file: &File, bytes: u64) -> io::Result<()> {
     if let Ok(flags) = rustix::fs::ioctl_getflags(file) {
         let _ = rustix::fs::ioctl_setflags(file, flags | IFlags::NOCOW);
     }
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+    let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes);
+    match rustix::io::retry_on_intr(allocate) {
         Err(Errno::OPNOTSUPP) => {
             let zeros = vec![0; 1 << 20];
             let mut at = 0;
@@ -694,6 +696,34 @@ mod tests {
     }
 
     #[test]
+    fn bitmaps_stand_where_the_format_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = make(&disk(dir.path()));
+        let slot = live.slot(1);
+        // Computed by section 4 of the format, outside of this program. The last one's first place is that of the first.
+        let places = [
+            ((1, 0), 962),
+            ((1, 1), 963),
+            ((7, 8), 778),
+            ((258, 2), 245),
+            ((344, 0), 970),
+        ];
+        for ((table, chunk), at) in places {
+            slot.mark(table, chunk * CHUNK_PAGES + 65);
+            let key = u64::from(table) << 20 | u64::from(chunk);
+            assert_eq!(slot.directory[at].load(SeqCst), key, "{table} {chunk}");
+            let words: Vec<u64> = slot.maps[at * 64..(at + 1) * 64]
+                .iter()
+                .map(|word| word.load(SeqCst))
+                .collect();
+            let wanted: Vec<u64> = (0..64).map(|n| if n == 1 { 2 } else { 0 }).collect();
+            assert_eq!(words, wanted, "{table} {chunk}");
+        }
+        let taken = slot.directory.iter().filter(|e| e.load(SeqCst) != 0);
+        assert_eq!(taken.count(), places.len());
+    }
+
+    #[test]
     fn who_has_no_room_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let live = make(&disk(dir.path()));
@@ -708,6 +738,13 @@ mod tests {
         // What has its place keeps it.
         live.slot(1).mark(1, 4095);
         assert!(marked(live.slot(1)).contains(&(1, 4095)));
+        // A transaction looks for no more places, though this one is there.
+        let before = marked(live.slot(1));
+        let mut marking = live.begin();
+        marking.mark_many([(1, 7), (2_000_000, 7)]);
+        marking.end(Lsn(4104));
+        assert_eq!(marked(live.slot(1)), before);
+        assert!(live.full(1));
         live.prepare(3, Lsn(0));
         assert!(!live.full(3) && marked(live.slot(3)).is_empty());
     }
@@ -805,6 +842,9 @@ mod tests {
         let header = LiveHeader::decode(&block).unwrap();
         assert_eq!(header.encode(), block);
         assert_eq!((header.id, header.capacity), (live.id(), live.capacity()));
+        // No touch of it needs a block that the disk may not have.
+        let given = live.file.metadata().unwrap().blocks() * 512;
+        assert!(given >= bytes.len() as u64, "{given} bytes have blocks");
         for at in 0..BLOCK_BYTES {
             let mut wrong = block;
             wrong[at] ^= 1 << (at % 8);

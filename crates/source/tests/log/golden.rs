@@ -12,7 +12,7 @@ use mover_source::delta::BUDGET_BYTES_DEFAULT;
 use mover_source::disk::{DirDisk, Disk};
 use mover_source::page;
 use mover_source::pages::{Catalogue, Control, Store};
-use mover_source::tracker::{EpochHeader, Epochs, LiveHeader, TrackerState};
+use mover_source::tracker::{EpochHeader, Epochs, LiveHeader, TrackerState, Witness};
 use mover_source::wal::record::{HistorySeed, Parsed, parse};
 use mover_source::wal::segment::{SegmentFooter, SegmentHeader};
 use mover_source::wal::{LogIdentity, LogReader, SegmentSize, Verify};
@@ -148,6 +148,8 @@ fn the_tracker_is_frozen() {
     let bytes = frozen("tracker-live-header.bin", &live_header().encode());
     let live = LiveHeader::decode(bytes[..].try_into().unwrap()).unwrap();
     assert_eq!(live, live_header());
+    let bytes = frozen("tracker-witness.bin", &witness().encode());
+    assert_eq!(Witness::decode(&bytes).unwrap(), witness());
     let epoch = frozen("tracker-epoch.bin", &epoch_file());
     let header = EpochHeader::decode(epoch[..80].try_into().unwrap()).unwrap();
     assert_eq!(header, epoch_header());

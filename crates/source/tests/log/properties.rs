@@ -3,7 +3,7 @@
 use mover_base::{HistoryId, Lsn, SystemId, Timestamp};
 use mover_source::page::{self, PAGE_BYTES, PageHeader};
 use mover_source::pages::{Catalogue, Control};
-use mover_source::tracker::{EpochHeader, LiveHeader, TrackerState};
+use mover_source::tracker::{EpochHeader, LiveHeader, TrackerState, WITNESSES_MAX, Witness};
 use mover_source::wal::record::{Group, HistorySeed, Parsed, Record, TableKind, encode_at, parse};
 use mover_source::wal::segment::{Fork, LogIdentity, SegmentFooter, SegmentHeader, SegmentSize};
 use proptest::collection::vec;
@@ -55,6 +55,15 @@ fn decode_all(bytes: &[u8]) {
         if let Ok(control) = Control::decode(block) {
             assert_eq!(control.encode(), *block);
         }
+        if let Ok(state) = TrackerState::decode(block) {
+            assert_eq!(state.encode(), *block);
+        }
+        if let Ok(header) = LiveHeader::decode(block) {
+            assert_eq!(header.encode(), *block);
+        }
+        if let Ok(witness) = Witness::decode(block) {
+            assert_eq!(witness.encode(), *block);
+        }
         if let Ok(Some(header)) = page::decode(block) {
             let mut again = *block;
             page::seal(&mut again, header);
@@ -73,6 +82,7 @@ fn samples() -> Vec<Vec<u8>> {
         tracker_state().encode().to_vec(),
         epoch_header().encode().to_vec(),
         live_header().encode().to_vec(),
+        witness().encode().to_vec(),
     ];
     records(|_, record| all.push(encoded(record)));
     all
@@ -86,6 +96,7 @@ fn accepted(bytes: &[u8]) -> bool {
     matches!(parse(bytes, AT, HistorySeed::new(HISTORY)), Parsed::Record(_, len) if len == bytes.len())
         || Catalogue::decode(bytes).is_ok()
         || TrackerState::decode(bytes).is_ok()
+        || Witness::decode(bytes).is_ok()
         || bytes
             .try_into()
             .is_ok_and(|bytes| EpochHeader::decode(bytes).is_ok())
@@ -270,6 +281,16 @@ proptest! {
     }
 
     #[test]
+    fn of_a_witness_the_latest_come_back(ends in vec((0u64..1 << 62, any::<[u8; 32]>()), 0..130)) {
+        let ends: Vec<_> = ends.into_iter().map(|(end, sha256)| (Lsn(end), sha256)).collect();
+        let all = Witness { ends, ..witness() };
+        let back = Witness::decode(&all.encode()).unwrap();
+        let latest = all.ends.len().saturating_sub(WITNESSES_MAX);
+        prop_assert_eq!(&back.ends[..], &all.ends[latest..]);
+        prop_assert_eq!((back.system, back.history), (all.system, all.history));
+    }
+
+    #[test]
     fn pages_come_back(lsn in 1u64.., table in 1u32.., number: u32, bytes in vec(any::<u8>(), 4072)) {
         let mut page = [0; PAGE_BYTES];
         page[24..].copy_from_slice(&bytes);
@@ -284,11 +305,13 @@ proptest! {
 
     #[test]
     fn hostile_bytes_do_no_harm(
-        sample in 0usize..15, cut in any::<proptest::sample::Index>(),
+        sample in any::<proptest::sample::Index>(), cut in any::<proptest::sample::Index>(),
         changes in vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4), noise in vec(any::<u8>(), 0..300),
     ) {
         decode_all(&noise);
-        let mut bytes = samples().swap_remove(sample);
+        let mut all = samples();
+        let at = sample.index(all.len());
+        let mut bytes = all.swap_remove(at);
         for (at, value) in changes {
             let at = at.index(bytes.len());
             bytes[at] = value;

@@ -3,7 +3,9 @@
 use mover_base::{HistoryId, Lsn, SystemId, Timestamp};
 use mover_source::page::{self, BODY_BYTES, PAGE_BYTES, PageBytes, PageHeader};
 use mover_source::pages::{Catalogue, Control};
-use mover_source::tracker::{Capacity, EpochHeader, Kept, LiveHeader, Reset, TrackerState};
+use mover_source::tracker::{
+    Capacity, EpochHeader, Kept, LiveHeader, Reset, TrackerState, Witness,
+};
 use mover_source::wal::record::{Group, Ranges, Record, TableKind, encode_at};
 use mover_source::wal::record::{HistorySeed, Parsed, parse};
 use mover_source::wal::segment::{Fork, LogIdentity, SegmentFooter, SegmentHeader, SegmentSize};
@@ -257,6 +259,17 @@ pub fn tracker_state() -> TrackerState {
             end: header.end,
             crc: u32::from_le_bytes(file[file.len() - 4..].try_into().unwrap()),
         }],
+    }
+}
+
+pub fn witness() -> Witness {
+    Witness {
+        system: SYSTEM,
+        history: HISTORY,
+        ends: vec![
+            (Lsn(0x0400_1000), [0x66; 32]),
+            (Lsn(0x0400_2008), [0x77; 32]),
+        ],
     }
 }
 

@@ -99,7 +99,7 @@ pub fn assert_exact(changed: &Changed, delta: &Delta, context: &str) {
     assert_eq!(spelled(&answer), spelled(&wanted), "{context}");
 }
 
-/// One history: transactions, checkpoints, switches, releases, stops in order and not, runs without the tracker. Returns
+/// One history: transactions, checkpoints, switches, stops in order and not, runs without the tracker. Returns
 /// how many ranges were compared, and how many exactly.
 fn history(seed: u64) -> (usize, usize) {
     let dir = directory();
@@ -118,17 +118,11 @@ fn history(seed: u64) -> (usize, usize) {
                 database.commit(&client.next_transaction()).unwrap();
             }
             9..11 => _ = database.checkpoint().unwrap(),
-            11..15 => {
+            11..16 => {
                 let end = database.writer().durable();
                 let done = epochs(path).switch(end, BUDGET_BYTES_DEFAULT).unwrap();
                 assert_eq!((done.reset, done.end >= end), (None, true));
                 switches.push(end);
-            }
-            15 => {
-                let released = switches[..switches.len() / 4].last();
-                epochs(path)
-                    .release(released.copied().unwrap_or_default())
-                    .unwrap();
             }
             16 => {
                 let end = database.close().unwrap();

@@ -12,7 +12,7 @@ use mover_source::delta::BUDGET_BYTES_DEFAULT;
 use mover_source::disk::DirDisk;
 use mover_source::pages::{Catalogue, Store, read_control};
 use mover_source::tracker::{
-    Capacity, Epochs, Invalid, LIVE_FILE, LiveHeader, STATE_FILE, TRACKER_DIR,
+    Capacity, Epochs, Invalid, KEPT_MAX, LIVE_FILE, LiveHeader, STATE_FILE, TRACKER_DIR,
 };
 use mover_source::wal::{LogIdentity, segments};
 
@@ -99,7 +99,8 @@ fn poke(path: &Path, at: u64, change: impl FnOnce(&mut [u8; 8])) {
     file.write_all_at(&bytes, at).unwrap();
 }
 
-fn set_boot(live: &Path) {
+/// Makes the live file's header say something else, its checksum right.
+fn edit_header(live: &Path, change: impl FnOnce(&mut LiveHeader)) {
     let file = std::fs::File::options()
         .read(true)
         .write(true)
@@ -108,7 +109,7 @@ fn set_boot(live: &Path) {
     let mut block = [0; 4096];
     file.read_exact_at(&mut block, 0).unwrap();
     let mut header = LiveHeader::decode(&block).unwrap();
-    header.boot[3] ^= 1;
+    change(&mut header);
     file.write_all_at(&header.encode(), 0).unwrap();
 }
 
@@ -132,7 +133,11 @@ const HARMS: [Harm; 7] = [
         |live| poke(live, 20, |b| b[0] ^= 8),
         |d| matches!(d, Doubt::Header(_)),
     ),
-    ("restarted", set_boot, |d| *d == Doubt::Restarted),
+    (
+        "restarted",
+        |live| edit_header(live, |header| header.boot[3] ^= 1),
+        |d| *d == Doubt::Restarted,
+    ),
     (
         "copied",
         |live| replace(live, |bytes| bytes),
@@ -155,18 +160,7 @@ const HARMS: [Harm; 7] = [
     ),
     (
         "another",
-        |live| {
-            let file = std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open(live)
-                .unwrap();
-            let mut block = [0; 4096];
-            file.read_exact_at(&mut block, 0).unwrap();
-            let mut header = LiveHeader::decode(&block).unwrap();
-            header.id[0] ^= 1;
-            file.write_all_at(&header.encode(), 0).unwrap();
-        },
+        |live| edit_header(live, |header| header.id[0] ^= 1),
         |d| *d == Doubt::Another,
     ),
 ];
@@ -345,7 +339,7 @@ fn a_state_that_cannot_be_read_now_is_left_as_it_is() {
 }
 
 #[test]
-fn a_damaged_epoch_is_named_until_it_is_released() {
+fn a_damaged_epoch_is_named_until_its_turn_to_be_merged_comes() {
     let stopped = Stopped::new();
     let epochs = epochs(stopped.path());
     let middle = epochs.state().unwrap().kept[1];
@@ -368,14 +362,75 @@ fn a_damaged_epoch_is_named_until_it_is_released() {
         end: stopped.end,
     };
     epochs.changed(later, BUDGET).unwrap();
-    epochs.release(middle.end).unwrap();
+    // It is one of the two oldest: when they are to become one, they are claimed no longer.
+    while epochs.state().unwrap().kept[1] == middle {
+        let answer = epochs.changed(stopped.range(), BUDGET).unwrap_err();
+        assert!(matches!(answer, Invalid::Epoch { number, .. } if number == middle.number));
+        assert!(epochs.state().unwrap().kept.len() <= KEPT_MAX);
+        let done = epochs.switch(stopped.end, BUDGET).unwrap();
+        assert_eq!((done.reset, done.doubt), (None, None));
+    }
     let answer = epochs.changed(stopped.range(), BUDGET).unwrap_err();
     let before = Invalid::Before {
         known_from: stopped.starts[2],
-        reset: Reset::Released,
+        reset: Reset::Damaged,
     };
     assert_eq!(answer, before);
-    epochs.changed(later, BUDGET).unwrap();
+    let changed = epochs.changed(later, BUDGET).unwrap();
+    assert_holds(&changed, &extracted(stopped.path(), later), "later");
+}
+
+#[test]
+fn an_answer_that_takes_too_much_is_none_wherever_it_comes_from() {
+    let stopped = Stopped::new();
+    let running = LsnRange {
+        start: stopped.starts[2],
+        end: stopped.end,
+    };
+    let epochs = epochs(stopped.path());
+    // From the marks.
+    assert_eq!(epochs.changed(running, 300), Err(Invalid::Limit));
+    epochs.changed(running, BUDGET).unwrap();
+    // From the log, which need not be there any more behind where it was too much.
+    std::fs::remove_file(stopped.file(LIVE_FILE)).unwrap();
+    assert_eq!(epochs.changed(running, 300), Err(Invalid::Limit));
+    let identity = read_control(&*real(stopped.path())).unwrap().identity;
+    let last = identity.size.start_of(stopped.end);
+    assert!(identity.size.start_of(stopped.starts[2]) < last);
+    let segment = stopped.file(&identity.path(last));
+    let aside = stopped.file("aside");
+    std::fs::rename(&segment, &aside).unwrap();
+    assert_eq!(epochs.changed(running, 300), Err(Invalid::Limit));
+    let answer = epochs.changed(running, BUDGET);
+    assert!(matches!(answer, Err(Invalid::Log(_))), "{answer:?}");
+    std::fs::rename(&aside, &segment).unwrap();
+    // Where an epoch ends for which that is too much, nothing before is claimed.
+    let done = epochs.switch(stopped.end, 300).unwrap();
+    assert_eq!(done.reset, Some(Reset::Limit));
+    let before = Invalid::Before {
+        known_from: stopped.end,
+        reset: Reset::Limit,
+    };
+    assert_eq!(epochs.changed(running, BUDGET), Err(before));
+}
+
+#[test]
+fn a_state_that_is_gone_is_a_new_tracker() {
+    for attach in [false, true] {
+        let stopped = Stopped::new();
+        std::fs::remove_file(stopped.file(STATE_FILE)).unwrap();
+        let answer = epochs(stopped.path()).changed(stopped.range(), BUDGET);
+        assert_eq!(answer, Err(Invalid::Missing));
+        let reset = if attach {
+            open(stopped.path(), true).1.unwrap().reset
+        } else {
+            let done = epochs(stopped.path()).switch(stopped.end, BUDGET);
+            done.unwrap().reset
+        };
+        assert_eq!(reset, Some(Reset::New));
+        let state = epochs(stopped.path()).state().unwrap();
+        assert_eq!((state.epoch, state.start), (1, stopped.end));
+    }
 }
 
 fn poke_byte(path: &Path, at: usize) {
@@ -503,6 +558,41 @@ fn a_log_that_ends_before_the_epoch_is_not_the_log_that_was_marked() {
 }
 
 #[test]
+fn a_log_that_lost_what_was_durable_is_not_the_log_that_was_marked() {
+    for cut_off in [false, true] {
+        let stopped = Stopped::new();
+        if cut_off {
+            let obstacle = stopped.file("tracker/epoch.new");
+            std::fs::create_dir(&obstacle).unwrap();
+            let begun = epochs(stopped.path()).switch(stopped.starts[2], BUDGET);
+            assert_eq!(begun.unwrap_err().kind(), Kind::Storage);
+            std::fs::remove_dir(&obstacle).unwrap();
+        }
+        let identity = read_control(&*real(stopped.path())).unwrap().identity;
+        let capacity = Capacity::new(10).unwrap();
+        let take_up = |end| {
+            let taken = Tracker::with_capacity(stopped.path(), identity, end, capacity);
+            taken.unwrap().1
+        };
+        // The running epoch begins before this end, and what was said to be durable lies behind it.
+        let end = Lsn((stopped.starts[2].0 + stopped.end.0) / 16 * 8);
+        assert!(stopped.starts[2] < end && end < stopped.end);
+        assert_eq!(take_up(end).reset, Some(Reset::LogBehind), "{cut_off}");
+        let answer = epochs(stopped.path()).changed(stopped.range(), BUDGET);
+        let before = Invalid::Before {
+            known_from: end,
+            reset: Reset::LogBehind,
+        };
+        assert_eq!(answer, Err(before));
+        // At the very end of what was durable nothing is amiss.
+        assert_eq!(take_up(end).reset, None);
+        let stopped = Stopped::new();
+        let taken = Tracker::with_capacity(stopped.path(), identity, stopped.end, capacity);
+        assert_eq!(taken.unwrap().1.reset, None);
+    }
+}
+
+#[test]
 fn a_tracker_that_is_removed_while_the_database_runs_stops_nobody() {
     let stopped = Stopped::new();
     let (database, _) = open(stopped.path(), true);
@@ -524,10 +614,14 @@ fn a_tracker_that_is_removed_while_the_database_runs_stops_nobody() {
 
 #[test]
 fn a_switch_that_was_cut_off_is_finished() {
-    for attach in [false, true] {
+    // Neither an epoch's file nor a state can be made while a directory is in its place.
+    let obstacles = ["tracker/epoch.new", "tracker/state.new"];
+    for (attach, obstacle) in [false, true]
+        .into_iter()
+        .flat_map(|attach| obstacles.map(|obstacle| (attach, obstacle)))
+    {
         let mut stopped = Stopped::new();
-        // No epoch's file can be made while a directory is in its place.
-        let obstacle = stopped.file("tracker/epoch.new");
+        let obstacle = stopped.file(obstacle);
         std::fs::create_dir(&obstacle).unwrap();
         let error = epochs(stopped.path())
             .switch(stopped.end, BUDGET)
@@ -562,6 +656,55 @@ fn a_switch_that_was_cut_off_is_finished() {
             &extracted(stopped.path(), stopped.range()),
             "finished",
         );
+    }
+}
+
+#[test]
+fn a_rebuild_that_was_cut_off_begins_again() {
+    // Before the new live file has its name, and before the state names it.
+    let cuts = [
+        ("tracker/live.new", Doubt::Missing),
+        ("tracker/state.new", Doubt::Another),
+    ];
+    for (attach, (obstacle, doubt)) in [false, true]
+        .into_iter()
+        .flat_map(|attach| cuts.clone().map(|cut| (attach, cut)))
+    {
+        let mut stopped = Stopped::new();
+        std::fs::remove_file(stopped.file(LIVE_FILE)).unwrap();
+        let obstacle = stopped.file(obstacle);
+        std::fs::create_dir(&obstacle).unwrap();
+        let (mut database, _) = open(stopped.path(), false);
+        let error = database
+            .track(stopped.path(), Some(Capacity::new(10).unwrap()))
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::Storage, "{error}");
+        // It runs without.
+        database
+            .commit(&stopped.workload.next_transaction())
+            .unwrap();
+        stopped.end = database.writer().durable();
+        drop(database);
+        let changed = epochs(stopped.path())
+            .changed(stopped.range(), BUDGET)
+            .unwrap();
+        let delta = extracted(stopped.path(), stopped.range());
+        assert_holds(&changed, &delta, "cut off");
+        std::fs::remove_dir(&obstacle).unwrap();
+        if attach {
+            let (database, found) = open(stopped.path(), true);
+            let found = found.unwrap();
+            assert_eq!((found.doubt, found.reset), (Some(doubt), None));
+            assert_eq!(found.read.unwrap().start, stopped.starts[2]);
+            database
+                .commit(&stopped.workload.next_transaction())
+                .unwrap();
+            stopped.end = database.writer().durable();
+        } else {
+            let done = epochs(stopped.path()).switch(stopped.end, BUDGET).unwrap();
+            assert_eq!((done.doubt, done.reset), (Some(doubt), None));
+        }
+        stopped.assert_right();
     }
 }
 

@@ -1,0 +1,141 @@
+//! Which backups were taken of this line of the log: end positions, each with the fingerprint of the log there. The layout is
+//! in docs/tracker-format.md, section 8.
+//!
+//! A backup knows the log that it was made of by the log's last block. When that block is gone, the store itself must say that
+//! its log went through it: a copy or snapshot that was taken before and put back does not have the backup's entry.
+//!
+//! Invariants: an entry is made by the backup itself, in the store that it read, after it was published; it is of the store's
+//! history. At most [`WITNESSES_MAX`] are kept, the latest. The file is replaced as a whole; one that is damaged or another
+//! history's says nothing.
+
+use std::io;
+
+use mover_base::checksum::{Sha256, crc32};
+use mover_base::{BLOCK_BYTES, HistoryId, Lsn, Result, SystemId};
+
+use super::TRACKER_VERSION;
+use super::state::{replace, unreadable};
+use crate::disk::{Access, Disk};
+use crate::wal::{LSN_MAX, LogIdentity};
+use crate::wire::{array_at, corrupt, u16_at, u32_at, u64_at};
+
+/// The file.
+pub const WITNESS_FILE: &str = "tracker/witness";
+/// Under this name it is written before it is put in its place.
+pub(super) const WITNESS_NEW: &str = "tracker/witness.new";
+const MAGIC: [u8; 8] = *b"HELIOSTW";
+/// Backups that are remembered.
+pub const WITNESSES_MAX: usize = 100;
+const FIRST_AT: usize = 48;
+const ENTRY_BYTES: usize = 40;
+const CRC_AT: usize = BLOCK_BYTES - 4;
+
+/// The backups of a store's line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Witness {
+    /// The database.
+    pub system: SystemId,
+    /// The history that all positions are of.
+    pub history: HistoryId,
+    /// Ends of backups, in the order in which they were made, with the SHA-256 of the log's last block up to there.
+    pub ends: Vec<(Lsn, Sha256)>,
+}
+
+impl Witness {
+    /// The bytes of the file; of more than [`WITNESSES_MAX`] backups the latest.
+    pub fn encode(&self) -> [u8; BLOCK_BYTES] {
+        let mut out = [0; BLOCK_BYTES];
+        let ends = &self.ends[self.ends.len().saturating_sub(WITNESSES_MAX)..];
+        out[0..8].copy_from_slice(&MAGIC);
+        out[8..10].copy_from_slice(&TRACKER_VERSION.to_le_bytes());
+        out[10] = ends.len() as u8;
+        out[16..32].copy_from_slice(&self.system.0);
+        out[32..48].copy_from_slice(&self.history.0);
+        let places = out[FIRST_AT..CRC_AT].chunks_exact_mut(ENTRY_BYTES);
+        for ((end, sha256), place) in ends.iter().zip(places) {
+            place[..8].copy_from_slice(&end.0.to_le_bytes());
+            place[8..].copy_from_slice(sha256);
+        }
+        let crc = crc32(&out[..CRC_AT]);
+        out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged or breaks a rule.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let wrong = |what: &str| corrupt(format!("the tracker's witness {what}"));
+        if bytes.len() != BLOCK_BYTES || bytes[..8] != MAGIC {
+            return Err(wrong("does not begin as one, or has another length"));
+        }
+        if u32_at(bytes, CRC_AT) != crc32(&bytes[..CRC_AT]) {
+            return Err(wrong("does not match its checksum"));
+        }
+        let (version, count) = (u16_at(bytes, 8), usize::from(bytes[10]));
+        if version != TRACKER_VERSION {
+            return Err(wrong(&format!("is of the unknown version {version}")));
+        }
+        if count > WITNESSES_MAX {
+            return Err(wrong("breaks a rule of its layout"));
+        }
+        let entries = bytes[FIRST_AT..CRC_AT].chunks_exact(ENTRY_BYTES);
+        let ends = entries
+            .take(count)
+            .map(|entry| (Lsn(u64_at(entry, 0)), array_at(entry, 8)));
+        let witness = Witness {
+            system: SystemId(array_at(bytes, 16)),
+            history: HistoryId(array_at(bytes, 32)),
+            ends: ends.collect(),
+        };
+        let ids = witness.system.0 != [0; 16] && witness.history.0 != [0; 16];
+        let within = witness.ends.iter().all(|(end, _)| *end <= LSN_MAX);
+        // Exactly one encoding: whatever is not read must be zero.
+        match ids && within && witness.encode()[..] == *bytes {
+            true => Ok(witness),
+            false => Err(wrong("breaks a rule of its layout")),
+        }
+    }
+
+    /// What the store on `disk` says of the history `identity`; nothing if there is no file, or one of another history.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged; `Source` if it cannot be read.
+    pub fn read(disk: &dyn Disk, identity: &LogIdentity) -> Result<Self> {
+        let unread =
+            |error| unreadable("the tracker's witness cannot be read", WITNESS_FILE, error);
+        let none = Witness {
+            system: identity.system,
+            history: identity.history,
+            ends: Vec::new(),
+        };
+        let file = match disk.open(WITNESS_FILE, Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(none),
+            file => file.map_err(unread)?,
+        };
+        // One byte more than there may be, so that a longer file shows.
+        let mut bytes = vec![0; BLOCK_BYTES + 1];
+        let read = file.read_at(&mut bytes, 0).map_err(unread)?;
+        let found = Witness::decode(&bytes[..read]).map_err(|error| error.object(WITNESS_FILE))?;
+        let ours = (found.system, found.history) == (identity.system, identity.history);
+        Ok(if ours { found } else { none })
+    }
+
+    /// Whether a backup of this line ended at `end`, with that fingerprint.
+    pub fn knows(&self, end: Lsn, sha256: &Sha256) -> bool {
+        self.ends.contains(&(end, *sha256))
+    }
+
+    /// Replaces the file as a whole, durably. `prepare` is called with the new file's path before it gets its name.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be written.
+    pub(super) fn save(
+        &self,
+        disk: &dyn Disk,
+        prepare: impl FnOnce(&str) -> io::Result<()>,
+    ) -> Result<()> {
+        replace(disk, WITNESS_NEW, WITNESS_FILE, &self.encode(), prepare)
+    }
+}
