@@ -369,9 +369,45 @@ impl BackupRun {
     /// Looks whether the session was given up between the last look at it and the manifest: an `expire` may then have
     /// deleted packs before it could know that they are needed. If so, the manifest goes again.
     async fn check_published(&self, shard: &Shard, manifest: &Manifest) -> Result<()> {
+        let key = layout::backup(manifest.metadata.backup_id)?;
+        let failed = |error: Error, what: &str, next: &str| {
+            Error::new(error.kind(), what)
+                .object(key.as_str())
+                .hint(next)
+                .cause(error)
+        };
+        let missing = self.lost_pack(shard, manifest).await.map_err(|error| {
+            failed(
+                error,
+                "the backup is listed, but whether an expire deleted packs of it meanwhile could not be looked up",
+                "`helios-mover verify` tells whether it is whole",
+            )
+        })?;
+        let Some(pack) = missing else {
+            return Ok(());
+        };
+        let own = std::slice::from_ref(&key);
+        let taken_back = self.shared.repository.store().delete_all(shard, own).await;
+        taken_back.map_err(|error| {
+            failed(
+                error,
+                "the session was given up by an operator and packs of the backup are gone, but its manifest could not be deleted",
+                "delete this object, then run the backup again",
+            )
+        })?;
+        Err(Error::new(
+            Kind::Conflict,
+            "the session was given up by an operator and packs of the backup are gone; it is not listed any more",
+        )
+        .object(layout::pack(pack)?.as_str())
+        .hint("run the backup again"))
+    }
+
+    /// A pack that the manifest names and that is gone, if the session was given up.
+    async fn lost_pack(&self, shard: &Shard, manifest: &Manifest) -> Result<Option<PackId>> {
         let repository = &self.shared.repository;
         if sessions::stands(shard, repository, self.shared.session.id()).await? {
-            return Ok(());
+            return Ok(None);
         }
         // An `expire` that has seen the manifest takes the session away too, and then every pack is there.
         let mut missing: BTreeSet<PackId> = manifest.packs.iter().map(|pack| pack.id).collect();
@@ -379,20 +415,7 @@ impl BackupRun {
             missing.remove(&id);
         })
         .await?;
-        let Some(pack) = missing.first() else {
-            return Ok(());
-        };
-        let key = layout::backup(manifest.metadata.backup_id)?;
-        let taken_back = repository.store().delete_all(shard, &[key]).await;
-        taken_back.map_err(|error| {
-            error.hint("packs of this backup are gone since an operator gave up its session; delete its manifest")
-        })?;
-        Err(Error::new(
-            Kind::Conflict,
-            "the session was given up by an operator and packs of the backup are gone; it is not listed any more",
-        )
-        .object(layout::pack(*pack)?.as_str())
-        .hint("run the backup again"))
+        Ok(missing.first().copied())
     }
 
     /// Lets the tree refer to the nodes that a file's old map has above its leaves. They are read first: an

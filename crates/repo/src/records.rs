@@ -164,3 +164,40 @@ pub(crate) fn only_match<T: ToString>(
         _ => missing(format!("there is no such {what}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_found_by_a_beginning_that_only_it_has() {
+        let find = |text: &str| only_match(["12ab", "12cd", "3"].into_iter(), text, "thing");
+        assert_eq!(find("12a").unwrap(), "12ab");
+        assert_eq!(find("12ab").unwrap(), "12ab");
+        assert_eq!(find("3").unwrap(), "3");
+        for (text, problem) in [
+            ("12", "several things begin with this id"),
+            ("", "several things begin with this id"),
+            ("4", "there is no such thing"),
+            ("12abc", "there is no such thing"),
+        ] {
+            let error = find(text).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFound);
+            assert!(error.to_string().contains(problem), "{text}: {error}");
+        }
+        assert!(only_match(["3"].into_iter(), "", "thing").is_err());
+    }
+
+    #[test]
+    fn what_is_missing_or_out_of_reach_is_not_unreadable() {
+        let is = |kind| is_unreadable(&Error::new(kind, "x"));
+        assert!([Kind::Key, Kind::Corrupt, Kind::Limit].into_iter().all(is));
+        let others = [
+            Kind::NotFound,
+            Kind::Storage,
+            Kind::Unreachable,
+            Kind::Cancelled,
+        ];
+        assert!(!others.into_iter().any(is));
+    }
+}

@@ -13,7 +13,9 @@ use mover_base::{Kind, Result, Timestamp};
 use mover_io::{Shard, ShardConfig};
 use mover_jobs::annotate::{self, AnnotateOptions};
 use mover_jobs::expire::{self, ExpireOptions, ExpireSummary, Life, OtherReason, Policy, Reason};
-use mover_jobs::{Credentials, Engine, JobLimits, LinkLimits, RateBudget, backup, catalogue, hold};
+use mover_jobs::{
+    Credentials, Engine, JobLimits, LinkLimits, RateBudget, backup, catalogue, hold, restore,
+};
 use mover_repo::{Repository, expire as repo_expire};
 
 use crate::fixture::{MIB, Place, Random, assert_same_trees, copy_tree, engine};
@@ -491,6 +493,98 @@ fn unfinished_uploads_go_when_they_are_old_and_nobody_is_at_work() {
     assert_eq!(expire(place, 1).outcome.uploads_removed, 1);
     assert!(!old.exists() && young.exists());
     history.holds_exactly(&history.made[1..]);
+}
+
+#[test]
+fn a_restore_whose_backup_is_deleted_meanwhile_fails_and_leaves_nothing() {
+    // Each file has packs of its own, and more of them than a shard opens ahead.
+    const FILES: usize = 8;
+    let mut history = History::new(Place::plain(), 0);
+    for at in 0..FILES {
+        let path = history.place.source(&format!("part-{at}"));
+        fs::write(path, history.random.bytes(4 * MIB)).unwrap();
+        history.backup();
+    }
+    for at in 0..FILES {
+        fs::remove_file(history.place.source(&format!("part-{at}"))).unwrap();
+    }
+    history.backup();
+    let place = &history.place;
+    let options = place.restore_options(&history.made[FILES - 1], "out", false);
+    let plan = restore::plan(&engine(), &options, &mut |_, _| {}).unwrap();
+    let around = || {
+        let entries = fs::read_dir(place.path("")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.collect::<BTreeSet<_>>()
+    };
+    let before = around();
+    let mut gone = None;
+    let engine = Engine {
+        shards: 1,
+        ..slow()
+    };
+    let restored = restore::execute(&engine, plan, &mut |progress, _| {
+        if gone.is_none() && progress.read().bytes_done > 0 {
+            gone = Some(expire(place, 1).outcome.deleted.len());
+        }
+    });
+    assert_eq!(gone, Some(FILES), "the restore was too quick for the test");
+    let error = restored.map(drop).unwrap_err();
+    let object = error.object_name().unwrap();
+    assert!(object.starts_with("packs/"), "{error}");
+    assert_eq!(around(), before, "{error}");
+    history.holds_exactly(&history.made[FILES..]);
+}
+
+#[test]
+fn a_pack_is_asked_once_who_wrote_it() {
+    let mut history = History::new(Place::plain(), 1);
+    let source = |history: &History, name: &str| history.place.source(name);
+    fs::write(source(&history, "much"), history.random.bytes(24 * MIB)).unwrap();
+    let place = &history.place;
+    let planned = backup::plan(&engine(), &place.backup_options(), &mut |_, _| {}).unwrap();
+    let session = RefCell::new(None);
+    let owner = backup_beside(&history, planned, || {
+        let path = place.object(&place.objects("sessions/").remove(0));
+        let bytes = fs::read(&path).unwrap();
+        *session.borrow_mut() = Some((path, bytes));
+    });
+    fs::remove_file(source(&history, "much")).unwrap();
+    // One more that leaves packs over, of a session that has ended.
+    let known = place.objects("packs/");
+    fs::write(source(&history, "only"), Random(8).bytes(MIB)).unwrap();
+    let other = place.backup().backup_id;
+    let others = place.objects("packs/").into_iter();
+    let others: Vec<String> = others.filter(|pack| !known.contains(pack)).collect();
+    fs::remove_file(source(&history, "only")).unwrap();
+    history.backup();
+    let place = &history.place;
+    for id in [owner.unwrap().backup_id, other] {
+        fs::remove_file(place.object(&format!("backups/{id}"))).unwrap();
+    }
+    let (path, bytes) = session.into_inner().unwrap();
+    fs::write(&path, bytes).unwrap();
+
+    let plan = expire::plan(&engine(), &options(place, keep(2)), &mut |_, _| {}).unwrap();
+    let planned = (plan.leftovers.packs, plan.leftovers.owned_packs);
+    assert!(planned.0 > 0 && planned.1 > 0, "{planned:?}");
+    let sound = others.iter().map(|pack| {
+        let path = place.object(pack);
+        let bytes = fs::read(&path).unwrap();
+        // Nobody can tell any more who wrote it.
+        fs::write(&path, b"damaged").unwrap();
+        (path, bytes)
+    });
+    let sound: Vec<_> = sound.collect();
+    let summary = expire::execute(&engine(), plan, &mut |_, _| {}).unwrap();
+    assert_eq!(summary.outcome.leftover_packs, planned.0);
+    for (path, bytes) in sound.iter().filter(|(path, _)| path.exists()) {
+        fs::write(path, bytes).unwrap();
+    }
+    history.holds_exactly(&history.made);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(expire(place, 2).outcome.leftover_packs, planned.1);
+    history.nothing_is_left_over();
 }
 
 #[test]
