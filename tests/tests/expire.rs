@@ -550,3 +550,36 @@ fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_ar
     assert_eq!(history.made.len(), 2);
     history.nothing_is_left_over();
 }
+
+#[test]
+fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
+    let scratch = Scratch::new("expire-blind");
+    let server = FilesystemS3::start(&scratch.dir("server"));
+    let access = server.access();
+    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let proxy = FaultProxy::start(&access.endpoint);
+    let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
+    let hit = proxy.inject(delay.path("expire/backups/"));
+    let through = access.at(&proxy.endpoint());
+    let repo = history.repo.at(&through.url("expire"), &variables(access));
+    change(&history.source, &mut history.random);
+    let truth = Tree::read(&history.source);
+    let job = Job::start(&mut repo.backup_command(&history.source));
+    wait_until(|| proxy.hits(hit) > 0);
+    // Whatever the method: a HEAD that is refused is asked again as a GET.
+    let refusal = Fault::new(Action::error(403, "AccessDenied"));
+    let refused = proxy.inject(refusal.path("expire/sessions/"));
+    let error = job.outcome().expect(exit::STORAGE).error().to_string();
+    assert!(error.contains("the backup is listed"), "{error}");
+    assert!(error.contains("helios-mover verify"), "{error}");
+    assert!(proxy.hits(refused) > 0);
+    let id = history.repo.ids().pop().expect("an id");
+    assert!(error.contains(&id), "{error}");
+    history.made.push((id, truth));
+    history.holds_exactly(&[0, 1], &scratch);
+    // Its session is over, as its manifest says.
+    let done = history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    assert_eq!(done["sessions_removed"], 1, "{done}");
+    history.holds_exactly(&[1], &scratch);
+    history.nothing_is_left_over();
+}
