@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use mover_test_servers::{Access, Action, Fault, FaultProxy, Garage};
+use mover_test_servers::{Access, Action, Fault, FaultProxy, FilesystemS3, Garage, Reply};
 use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant::{self, MIB};
@@ -124,6 +125,7 @@ fn a_plan_says_what_would_go_and_only_a_confirmation_deletes() {
     ] {
         assert!(human.stdout.contains(text), "{text} in\n{human}");
     }
+    assert!(!human.stdout.contains("SESSION"), "none stands:\n{human}");
     before.assert_same(&Tree::read(&repo.dir), "the repository after plans");
 
     // Rules may stand in the configuration, a confirmation may not.
@@ -347,6 +349,15 @@ fn what_a_killed_backup_left_goes_when_its_death_is_known() {
     let plan = history.expire(&["--keep-last", "1"]).summary();
     assert_eq!(plan["sessions"][0]["process"], "dead", "{plan}");
     assert_eq!(plan["leftovers"]["packs"], 0, "{plan}");
+    let mut human = repo.command("expire");
+    let human = Outcome::of(human.args(["--keep-last", "1"])).expect(exit::OK);
+    let id = session[0].strip_prefix("sessions/").expect("prefix");
+    let line = human.stdout.lines().find(|line| line.contains(id));
+    let host = plan["sessions"][0]["host"].as_str().expect("host");
+    assert!(
+        line.is_some_and(|line| line.contains("has died") && line.contains(host)),
+        "{human}"
+    );
     let first = history.expire(&["--keep-last", "1", "--confirm"]).summary();
     assert_eq!(
         (&first["sessions_removed"], &first["leftover_packs"]),
@@ -385,6 +396,12 @@ fn what_a_killed_backup_left_goes_when_its_death_is_known() {
     history.nothing_is_left_over();
 }
 
+/// A listing that leaves out all there is.
+const EMPTY_LISTING: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
+    <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>mover</Name>\
+    <Prefix>expire/sessions/</Prefix><KeyCount>0</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>\
+    </ListBucketResult>";
+
 /// A repository in S3 by way of `access`.
 fn in_s3(access: &Access, scratch: &Scratch) -> AnyRepo {
     AnyRepo::create(
@@ -418,24 +435,30 @@ fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     };
     let before = objects("");
     // Whatever cannot be listed or read deletes nothing.
+    let refusal = Action::error(403, "AccessDenied");
+    let incomplete = Reply::new(200, EMPTY_LISTING).with("content-type", "application/xml");
+    let incomplete = Action::Answer(incomplete);
     let harms = [
-        ("prefix=expire%2Fbackups", ""),
-        ("prefix=expire%2Fpacks", ""),
-        ("prefix=expire%2Fsessions", ""),
-        ("prefix=expire%2Fholds", ""),
-        ("prefix=expire%2Fexpired", ""),
-        ("", history.id(1)),
+        (&refusal, "prefix=expire%2Fbackups", ""),
+        (&refusal, "prefix=expire%2Fpacks", ""),
+        (&refusal, "prefix=expire%2Fsessions", ""),
+        (&incomplete, "prefix=expire%2Fsessions", ""),
+        (&refusal, "prefix=expire%2Fholds", ""),
+        (&refusal, "prefix=expire%2Fexpired", ""),
+        (&refusal, "", history.id(1)),
     ];
-    for (query, path) in harms {
+    for (action, query, path) in harms {
         let proxy = FaultProxy::start(&access.endpoint);
-        let fault = Fault::new(Action::error(403, "AccessDenied")).method("GET");
+        let fault = Fault::new(action.clone()).method("GET");
         let hit = proxy.inject(fault.query(query).path(path));
         let harmed = access.at(&proxy.endpoint());
         let repo = history.repo.at(&harmed.url("expire"), &variables(access));
         let mut command = repo.command("expire");
         let refused = Outcome::of(command.args(["--keep-last", "1", "--confirm", "--json"]));
         assert_ne!(refused.code, Some(exit::OK), "{query}{path}: {refused}");
-        refused.error();
+        let error = refused.error().to_string();
+        let is_told = error.contains("leaves out an object");
+        assert_eq!(is_told, action == &incomplete, "{query}{path}: {error}");
         assert!(proxy.hits(hit) > 0, "{query}{path}: {:?}", proxy.seen());
         let is_data = |object: &&_| -> bool {
             let object: &mover_test_servers::Listed = object;
@@ -471,4 +494,92 @@ fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     for prefix in ["sessions/", "expired/"] {
         assert!(objects(prefix).is_empty(), "{:?}", objects(prefix));
     }
+}
+
+/// How long a manifest is on its way while its session is given up.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_are_gone() {
+    let scratch = Scratch::new("expire-crossing");
+    let server = FilesystemS3::start(&scratch.dir("server"));
+    let access = server.access();
+    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let client = access.client();
+    let objects = |prefix: &str| {
+        let (objects, _) = client
+            .list(&format!("expire/{prefix}"), 1000)
+            .expect("a listing");
+        let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+        keys
+    };
+    let delete = |key: &str| {
+        let reply = client.delete(key).expect("a reply");
+        assert!(
+            (200..300).contains(&reply.status),
+            "{key}: {}",
+            reply.text()
+        );
+    };
+    for packs_go in [true, false] {
+        let proxy = FaultProxy::start(&access.endpoint);
+        let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
+        let hit = proxy.inject(delay.path("expire/backups/"));
+        let through = access.at(&proxy.endpoint());
+        let repo = history.repo.at(&through.url("expire"), &variables(access));
+        change(&history.source, &mut history.random);
+        let truth = Tree::read(&history.source);
+        let packs = objects("packs/");
+        let job = Job::start(&mut repo.backup_command(&history.source));
+        wait_until(|| proxy.hits(hit) > 0);
+        delete(&objects("sessions/")[0]);
+        if packs_go {
+            let own = objects("packs/").into_iter();
+            own.filter(|pack| !packs.contains(pack))
+                .for_each(|pack| delete(&pack));
+            let error = job.outcome().expect(exit::CONFLICT).error();
+            assert!(error.to_string().contains("not listed any more"), "{error}");
+        } else {
+            let done = job.outcome().summary();
+            let id = done["backup_id"].as_str().expect("id").to_owned();
+            history.made.push((id, truth));
+        }
+        let all: Vec<usize> = (0..history.made.len()).collect();
+        history.holds_exactly(&all, &scratch);
+    }
+    assert_eq!(history.made.len(), 2);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
+    let scratch = Scratch::new("expire-blind");
+    let server = FilesystemS3::start(&scratch.dir("server"));
+    let access = server.access();
+    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let proxy = FaultProxy::start(&access.endpoint);
+    let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
+    let hit = proxy.inject(delay.path("expire/backups/"));
+    let through = access.at(&proxy.endpoint());
+    let repo = history.repo.at(&through.url("expire"), &variables(access));
+    change(&history.source, &mut history.random);
+    let truth = Tree::read(&history.source);
+    let job = Job::start(&mut repo.backup_command(&history.source));
+    wait_until(|| proxy.hits(hit) > 0);
+    // Whatever the method: a HEAD that is refused is asked again as a GET.
+    let refusal = Fault::new(Action::error(403, "AccessDenied"));
+    let refused = proxy.inject(refusal.path("expire/sessions/"));
+    let error = job.outcome().expect(exit::STORAGE).error().to_string();
+    assert!(error.contains("the backup is listed"), "{error}");
+    assert!(error.contains("helios-mover verify"), "{error}");
+    assert!(proxy.hits(refused) > 0);
+    let id = history.repo.ids().pop().expect("an id");
+    assert!(error.contains(&id), "{error}");
+    history.made.push((id, truth));
+    history.holds_exactly(&[0, 1], &scratch);
+    // Its session is over, as its manifest says.
+    let done = history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    assert_eq!(done["sessions_removed"], 1, "{done}");
+    history.holds_exactly(&[1], &scratch);
+    history.nothing_is_left_over();
 }

@@ -7,7 +7,9 @@ use mover_base::{BackupId, Kind, Result};
 use mover_io::Shard;
 use mover_repo::annotations::{self, Changes};
 use mover_repo::holds::{self, Hold};
-use mover_repo::{BackupMetadata, BackupView, Origin, Repository, catalogue, expire};
+use mover_repo::{
+    BackupMetadata, BackupView, Origin, Repository, catalogue, expire, is_unreadable,
+};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -120,7 +122,7 @@ async fn item(
             item.metadata = Some(metadata);
             item.problem = problems.into_iter().next();
         }
-        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key | Kind::Limit) => {
+        Err(error) if is_unreadable(&error) => {
             item.problem = Some(error.to_string());
         }
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
@@ -142,15 +144,13 @@ pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails
             Origin::WriteOnly => "recipient_only",
         };
         let mut metadata = view.metadata;
-        let changes = annotations::list(&shard, &repository).await?;
+        let changes = annotations::of(&shard, &repository, id).await?;
         let of = &mut metadata.annotations;
         let problems = annotations::apply(&shard, &repository, id, &changes, of).await?;
-        let mut holds = holds::list(&shard, &repository).await?;
-        holds.retain(|hold| hold.backup_id == id);
         Ok(ShowDetails {
-            expiring: expire::expiring(&shard, &repository).await?.contains(&id),
+            expiring: expire::is_expiring(&shard, &repository, id).await?,
             metadata,
-            holds,
+            holds: holds::of(&shard, &repository, id).await?,
             packs,
             pack_bytes,
             authenticity,

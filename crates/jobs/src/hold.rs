@@ -1,7 +1,5 @@
 //! `hold`: backups that must not be deleted, whatever the policy says.
 
-use std::sync::Arc;
-
 use mover_base::{BackupId, Error, HoldId, Kind, Result};
 use mover_io::Shard;
 use mover_repo::holds;
@@ -28,7 +26,7 @@ pub fn add(engine: &Engine, repo: &RepoAccess, set: &str, reason: &str) -> Resul
             .hint("say why the backup must stay: --reason TEXT"));
     }
     let body = async |shard: Shard| {
-        let repository = Arc::new(repo.open(&shard).await?);
+        let repository = repo.open(&shard).await?;
         holds::add(&shard, &repository, set, reason).await
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)

@@ -29,7 +29,7 @@ pub async fn change(
     remove: &BTreeSet<String>,
 ) -> Result<(BackupId, u32)> {
     let backup_id = catalogue::find(shard, repository, backup).await?;
-    let known = below(shard, repository, &layout::annotations(backup_id)).await?;
+    let known = of(shard, repository, backup_id).await?;
     let last = known.get(&backup_id).and_then(BTreeSet::last).copied();
     let first = last.unwrap_or(0) + 1;
     for number in first..=ANNOTATIONS_MAX.min(first.saturating_add(TRIES as u32)) {
@@ -70,6 +70,11 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Changes> {
     below(shard, repository, layout::ANNOTATIONS).await
 }
 
+/// Which changes there are of one backup. Needs no key.
+pub async fn of(shard: &Shard, repository: &Repository, backup: BackupId) -> Result<Changes> {
+    below(shard, repository, &layout::annotations(backup)).await
+}
+
 async fn below(shard: &Shard, repository: &Repository, prefix: &str) -> Result<Changes> {
     let mut changes = Changes::new();
     for key in &records::names(shard, repository, prefix).await?.keys {
@@ -99,7 +104,7 @@ pub async fn apply(
                     change.apply(annotations);
                 }
             }
-            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit) => {
+            Err(error) if records::is_unreadable(&error) => {
                 problems.push(error.to_string());
             }
             // The backup was deleted meanwhile.

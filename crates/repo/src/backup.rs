@@ -1,9 +1,10 @@
 //! A backup from the repository's side: choose the parent, let the shards write, publish the manifest.
 //!
 //! Invariants: the manifest lists every pack that its maps reach, and each of them was either committed by this
-//! session or its directory was read in it; the parent is one that can be read and has the same source.
+//! session or its directory was read in it; the parent is one that can be read and has the same source; a session that was
+//! given up publishes nothing, or takes back what it published if packs of it are gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -17,13 +18,15 @@ use mover_io::{RateBudget, Shard};
 
 use crate::catalogue;
 use crate::dedup::{BlockIndex, Location, PackTable};
+use crate::layout;
 use crate::map::TreeWriter;
 use crate::parent::Parent;
 use crate::reader::{PackInfos, PackReader};
 use crate::repository::{Repository, Session};
-use crate::sessions::{Registration, lost_parent};
+use crate::sessions::{self, Registration, lost_parent};
 use crate::tombstones;
 use crate::tree::{FileMap, read_entries};
+use crate::verify::each_pack;
 use crate::writer::{MapNode, WriteCounts, WriteShared, WriterOutcome};
 
 /// How many of the latest backups are looked through for a parent.
@@ -159,7 +162,15 @@ impl BackupRun {
         let registration =
             Registration::begin(shard, repository, &session, purpose, parents).await?;
         let registration = Arc::new(registration);
-        let prepared = Self::prepare(shard, session, &registration, request, write_limit).await;
+        let prepared = Self::prepare(
+            shard,
+            repository,
+            session,
+            &registration,
+            request,
+            write_limit,
+        )
+        .await;
         if prepared.is_err() {
             registration.end(shard).await;
         }
@@ -168,12 +179,12 @@ impl BackupRun {
 
     async fn prepare(
         shard: &Shard,
+        repository: &Arc<Repository>,
         session: Session,
         registration: &Arc<Registration>,
         request: &BackupRequest<'_>,
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
-        let repository = registration.repository();
         let packs = PackTable::default();
         let mut tree = ParentTree::default();
         let mut parent = None;
@@ -346,11 +357,65 @@ impl BackupRun {
         };
         let repository = &self.shared.repository;
         self.registration.before_publishing(shard).await?;
-        let (metadata, bytes) =
+        let (manifest, bytes) =
             catalogue::publish(shard, repository, &self.shared.session, manifest).await?;
+        self.check_published(shard, &manifest).await?;
         self.registration.end(shard).await;
         counts.stored_bytes += bytes;
+        let metadata = manifest.metadata;
         Ok(Committed { metadata, counts })
+    }
+
+    /// Looks whether the session was given up between the last look at it and the manifest: an `expire` may then have
+    /// deleted packs before it could know that they are needed. If so, the manifest goes again.
+    async fn check_published(&self, shard: &Shard, manifest: &Manifest) -> Result<()> {
+        let key = layout::backup(manifest.metadata.backup_id)?;
+        let failed = |error: Error, what: &str, next: &str| {
+            Error::new(error.kind(), what)
+                .object(key.as_str())
+                .hint(next)
+                .cause(error)
+        };
+        let missing = self.lost_pack(shard, manifest).await.map_err(|error| {
+            failed(
+                error,
+                "the backup is listed, but whether an expire deleted packs of it meanwhile could not be looked up",
+                "`helios-mover verify` tells whether it is whole",
+            )
+        })?;
+        let Some(pack) = missing else {
+            return Ok(());
+        };
+        let own = std::slice::from_ref(&key);
+        let taken_back = self.shared.repository.store().delete_all(shard, own).await;
+        taken_back.map_err(|error| {
+            failed(
+                error,
+                "the session was given up by an operator and packs of the backup are gone, but its manifest could not be deleted",
+                "delete this object, then run the backup again",
+            )
+        })?;
+        Err(Error::new(
+            Kind::Conflict,
+            "the session was given up by an operator and packs of the backup are gone; it is not listed any more",
+        )
+        .object(layout::pack(pack)?.as_str())
+        .hint("run the backup again"))
+    }
+
+    /// A pack that the manifest names and that is gone, if the session was given up.
+    async fn lost_pack(&self, shard: &Shard, manifest: &Manifest) -> Result<Option<PackId>> {
+        let repository = &self.shared.repository;
+        if sessions::stands(shard, repository, self.shared.session.id()).await? {
+            return Ok(None);
+        }
+        // An `expire` that has seen the manifest takes the session away too, and then every pack is there.
+        let mut missing: BTreeSet<PackId> = manifest.packs.iter().map(|pack| pack.id).collect();
+        each_pack(shard, repository, |id, _| {
+            missing.remove(&id);
+        })
+        .await?;
+        Ok(missing.first().copied())
     }
 
     /// Lets the tree refer to the nodes that a file's old map has above its leaves. They are read first: an

@@ -5,18 +5,17 @@
 
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
-use mover_format::manifest::{BackupMetadata, MANIFEST_BYTES_MAX, Manifest};
+use mover_format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::Origin;
 use mover_io::{Shard, random_bytes};
-use mover_store::{Put, STRAYS_MAX};
+use mover_store::Put;
 
 use crate::layout;
 use crate::reader::damaged;
+use crate::records::{each_object, only_match};
 use crate::repository::{Repository, Session};
 
-/// Manifests listed per request.
-const LIST_LIMIT: usize = 1000;
 /// Most backups that a repository lists at once; some 400 bytes each.
 const BACKUPS_MAX: usize = 100_000;
 /// How often a new id is drawn when one is taken: 12 random bits per microsecond do not collide thrice.
@@ -42,7 +41,7 @@ pub struct Listing {
     /// Ids of all backups, oldest first.
     pub ids: Vec<BackupId>,
     /// Names there that no manifest has: somebody else's, or a manifest that was renamed. At most
-    /// [`STRAYS_MAX`].
+    /// [`mover_store::STRAYS_MAX`].
     pub strays: Vec<String>,
 }
 
@@ -53,57 +52,40 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId
 
 /// All backups, and the names that are none.
 pub async fn list_all(shard: &Shard, repository: &Repository) -> Result<Listing> {
-    let mut found = Listing::default();
-    let mut after = None;
-    loop {
-        let page = repository
-            .store()
-            .list(shard, layout::BACKUPS, after.as_ref(), LIST_LIMIT)
-            .await?;
-        found.strays.extend(page.strays);
-        for object in &page.objects {
-            match layout::backup_of(&object.key) {
-                Some(id) => found.ids.push(id),
-                None => found.strays.push(object.key.as_str().to_owned()),
-            }
+    let mut ids = Vec::new();
+    let strays = each_object(shard, repository, layout::BACKUPS, |object| {
+        let Some(id) = layout::backup_of(&object.key) else {
+            return Ok(false);
+        };
+        if ids.len() == BACKUPS_MAX {
+            let what = format!("the repository lists over {BACKUPS_MAX} backups");
+            return Err(Error::new(Kind::Limit, what).object(repository.url()));
         }
-        found.strays.truncate(STRAYS_MAX);
-        if found.ids.len() > BACKUPS_MAX {
-            return Err(Error::new(
-                Kind::Limit,
-                format!("the repository lists over {BACKUPS_MAX} backups"),
-            )
-            .object(repository.url()));
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => break,
-        }
-    }
-    found.ids.sort_unstable();
-    Ok(found)
+        ids.push(id);
+        Ok(true)
+    })
+    .await?;
+    ids.sort_unstable();
+    Ok(Listing { ids, strays })
+}
+
+/// Whether the backup exists. Needs no key.
+pub(crate) async fn stands(shard: &Shard, repository: &Repository, id: BackupId) -> Result<bool> {
+    let key = layout::backup(id)?;
+    Ok(repository.store().head(shard, &key).await?.is_some())
 }
 
 /// The backup that `set` names: an id, an unambiguous beginning of one, or `latest`.
 pub async fn find(shard: &Shard, repository: &Repository, set: &str) -> Result<BackupId> {
     let ids = list(shard, repository).await?;
-    let missing = |what: &str| {
-        Error::new(Kind::NotFound, what)
-            .object(set)
-            .hint("`helios-mover list` shows the backups")
-    };
     if set == "latest" {
         return ids.last().copied().ok_or_else(|| {
             Error::new(Kind::NotFound, "the repository holds no backup yet")
                 .object(repository.url())
         });
     }
-    let mut matching = ids.into_iter().filter(|id| id.to_string().starts_with(set));
-    match (matching.next(), matching.next()) {
-        (Some(id), None) if !set.is_empty() => Ok(id),
-        (Some(_), Some(_)) => Err(missing("several backups begin with this id")),
-        _ => Err(missing("there is no such backup")),
-    }
+    only_match(ids.into_iter(), set, "backup")
+        .map_err(|error| error.hint("`helios-mover list` shows the backups"))
 }
 
 /// Reads a manifest.
@@ -130,13 +112,13 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
     })
 }
 
-/// Publishes a manifest: from here on the backup exists. Fills in its id; gives the bytes written.
+/// Publishes a manifest: from here on the backup exists. Fills in its id; gives it back with the bytes written.
 pub(crate) async fn publish(
     shard: &Shard,
     repository: &Repository,
     session: &Session,
     mut manifest: Manifest,
-) -> Result<(BackupMetadata, u64)> {
+) -> Result<(Manifest, u64)> {
     for _ in 0..ID_TRIES {
         let id = fresh_id(manifest.metadata.started)?;
         manifest.metadata.backup_id = id;
@@ -158,7 +140,7 @@ pub(crate) async fn publish(
             .await?
             == Put::Created
         {
-            return Ok((manifest.metadata, bytes.len() as u64));
+            return Ok((manifest, bytes.len() as u64));
         }
     }
     Err(Error::new(Kind::Conflict, "no free backup id was found").object(repository.url()))

@@ -12,7 +12,6 @@ mod packs;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId, Timestamp};
 use mover_format::record::Purpose;
@@ -21,11 +20,11 @@ use mover_io::Shard;
 use serde::Serialize;
 
 use crate::catalogue::{self, OpenManifest};
+use crate::holds;
 use crate::policy::{Policy, Rule};
 use crate::process::Life;
 use crate::repository::Repository;
 use crate::sessions::{self, Standing, stray_name};
-use crate::{holds, layout};
 use packs::PackUses;
 
 pub use run::{Outcome, PutOff, Refusal, execute};
@@ -122,9 +121,12 @@ struct Known {
 }
 
 /// All that is known of the repository.
+#[derive(Default)]
 struct Survey {
     backups: BTreeMap<BackupId, Known>,
     packs: PackUses,
+    /// Who wrote packs that none needs, as far as it was asked.
+    writers: BTreeMap<PackId, SessionId>,
 }
 
 impl Survey {
@@ -156,6 +158,29 @@ impl Survey {
             .filter(|session| session.record.purpose == Purpose::Backup && !self.is_over(session))
             .collect()
     }
+
+    /// Whether a pack that no manifest names belongs to none of the sessions `owners`. One whose owner cannot be told
+    /// stays. Packs never change, so each is read once.
+    async fn may_delete(
+        &mut self,
+        shard: &Shard,
+        repository: &Repository,
+        (id, bytes): (PackId, u64),
+        owners: &BTreeSet<SessionId>,
+    ) -> Result<bool> {
+        if owners.is_empty() {
+            return Ok(true);
+        }
+        shard.stop()?;
+        let writer = match self.writers.get(&id) {
+            Some(writer) => *writer,
+            None => match packs::writer_of(shard, repository, id, bytes).await? {
+                Some(writer) => *self.writers.entry(id).or_insert(writer),
+                None => return Ok(false),
+            },
+        };
+        Ok(!owners.contains(&writer))
+    }
 }
 
 /// The ids of all manifests. A name among them that none has is an error: it may be a backup that was renamed, whose
@@ -186,10 +211,7 @@ pub async fn plan(
         .into_iter()
         .map(|(backup, _)| backup)
         .collect();
-    let mut survey = Survey {
-        backups: BTreeMap::new(),
-        packs: PackUses::default(),
-    };
+    let mut survey = Survey::default();
     for id in manifest_ids(shard, repository).await? {
         shard.stop()?;
         survey.add(load(shard, repository, id).await?)?;
@@ -209,7 +231,7 @@ pub async fn plan(
         }
     }
     let owners = protecting.iter().map(|session| session.id).collect();
-    let leftovers = leftovers(shard, repository, &survey.packs, &owners).await?;
+    let leftovers = leftovers(shard, repository, &mut survey, &owners).await?;
     let mut doomed = BTreeSet::new();
     for verdict in verdicts.iter_mut().filter(|one| one.reasons.is_empty()) {
         shard.stop()?;
@@ -266,12 +288,13 @@ fn verdicts(survey: &Survey, policy: &Policy, now: Timestamp) -> Vec<Verdict> {
 async fn leftovers(
     shard: &Shard,
     repository: &Repository,
-    packs: &PackUses,
+    survey: &mut Survey,
     owners: &BTreeSet<SessionId>,
 ) -> Result<Leftovers> {
     let mut found = Leftovers::default();
-    for (id, bytes) in packs::not_needed(shard, repository, packs).await? {
-        if may_delete(shard, repository, id, bytes, owners).await? {
+    for (id, bytes) in packs::not_needed(shard, repository, &survey.packs).await? {
+        let pack = (id, bytes);
+        if survey.may_delete(shard, repository, pack, owners).await? {
             found.packs += 1;
             found.bytes += bytes;
         } else {
@@ -280,23 +303,6 @@ async fn leftovers(
         }
     }
     Ok(found)
-}
-
-/// Whether a pack that no manifest names belongs to none of the sessions `owners`. One whose owner cannot be told stays.
-async fn may_delete(
-    shard: &Shard,
-    repository: &Repository,
-    id: PackId,
-    bytes: u64,
-    owners: &BTreeSet<SessionId>,
-) -> Result<bool> {
-    if owners.is_empty() {
-        return Ok(true);
-    }
-    shard.stop()?;
-    Ok(packs::writer_of(shard, repository, id, bytes)
-        .await?
-        .is_some_and(|writer| !owners.contains(&writer)))
 }
 
 fn session_infos(survey: &Survey, standing: Vec<Standing>) -> Vec<SessionInfo> {
@@ -359,10 +365,9 @@ fn warnings(
 /// Said where packs stand and no manifest does.
 const NO_BACKUP: &str = "no backup is listed, so nothing is deleted: if the manifests are lost, the packs are all that is left";
 
-/// Whether a manifest stands.
-async fn is_there(shard: &Shard, repository: &Repository, id: BackupId) -> Result<bool> {
-    let found = repository.store().head(shard, &layout::backup(id)?).await?;
-    Ok(found.is_some())
+/// Whether a backup carries a tombstone. Needs no key.
+pub async fn is_expiring(shard: &Shard, repository: &Repository, id: BackupId) -> Result<bool> {
+    crate::tombstones::is_marked(shard, repository, id).await
 }
 
 /// Backups that carry a tombstone: nothing new builds on them. Needs no key.
@@ -371,5 +376,46 @@ pub async fn expiring(shard: &Shard, repository: &Repository) -> Result<BTreeSet
     Ok(marks.into_keys().collect())
 }
 
-/// A repository that sessions can be registered in.
-type Shared = Arc<Repository>;
+#[cfg(test)]
+mod tests {
+    use mover_format::record::SessionRecord;
+
+    use super::*;
+
+    #[test]
+    fn only_a_manifest_that_is_vouched_for_alike_ends_a_session() {
+        let session = SessionId([7; 16]);
+        let over = |manifest: Origin, standing: Origin| {
+            let known = Known {
+                source: "dir:///a".to_owned(),
+                host: "a".to_owned(),
+                origin: manifest,
+                session,
+            };
+            let survey = Survey {
+                backups: BTreeMap::from([(BackupId::new(Timestamp::now(), 1), known)]),
+                ..Survey::default()
+            };
+            let standing = Standing {
+                id: session,
+                record: SessionRecord {
+                    purpose: Purpose::Backup,
+                    parents: Vec::new(),
+                    host: "a".to_owned(),
+                    process: None,
+                    started: Timestamp::now(),
+                    tool_version: "1".to_owned(),
+                },
+                origin: standing,
+                life: Life::Unknown,
+            };
+            let is_over = survey.is_over(&standing);
+            assert_eq!(survey.protecting(&[standing]).is_empty(), is_over);
+            is_over
+        };
+        assert!(!over(Origin::WriteOnly, Origin::Vouched));
+        assert!(!over(Origin::Vouched, Origin::WriteOnly));
+        assert!(over(Origin::Vouched, Origin::Vouched));
+        assert!(over(Origin::WriteOnly, Origin::WriteOnly));
+    }
+}

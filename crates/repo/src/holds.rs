@@ -1,10 +1,10 @@
 //! Holds: backups that must not be deleted, each with a reason.
 //!
 //! Invariants: a hold that was reported as made is seen by every `expire` that begins later, and by one that ran meanwhile;
-//! where that cannot be known, the hold is taken back and an error says so.
+//! where that cannot be known, the hold is taken back and an error says so. One that cannot be taken back stays, which only
+//! keeps more.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use mover_base::{BackupId, Error, HoldId, Kind, Result, Timestamp};
 use mover_format::preamble::ObjectType;
@@ -34,12 +34,7 @@ pub struct Hold {
 }
 
 /// Puts a hold on the backup that `set` names.
-pub async fn add(
-    shard: &Shard,
-    repository: &Arc<Repository>,
-    set: &str,
-    reason: &str,
-) -> Result<Hold> {
+pub async fn add(shard: &Shard, repository: &Repository, set: &str, reason: &str) -> Result<Hold> {
     let backup_id = catalogue::find(shard, repository, set).await?;
     let hold_id = HoldId(random_bytes()?);
     let body = HoldRecord {
@@ -53,8 +48,11 @@ pub async fn add(
     let bytes = records::encode(repository, &session, hold_id.0, &record)?;
     let key = layout::hold(backup_id, hold_id)?;
     records::create_unique(shard, repository, &key, &bytes).await?;
-    if let Some(error) = too_late(shard, repository, backup_id).await? {
-        repository.store().delete(shard, &key).await?;
+    let late = too_late(shard, repository, backup_id).await;
+    if let Some(error) = late.unwrap_or_else(Some) {
+        if let Err(kept) = repository.store().delete(shard, &key).await {
+            tracing::debug!(error = %kept, "a hold that was refused stays");
+        }
         return Err(error);
     }
     Ok(Hold {
@@ -87,15 +85,22 @@ async fn too_late(
                 )),
         ));
     }
-    let manifest = layout::backup(backup)?;
-    let stands = repository.store().head(shard, &manifest).await?.is_some();
+    let stands = catalogue::stands(shard, repository, backup).await?;
     let gone = || Error::new(Kind::NotFound, "the backup was deleted").object(backup.to_string());
     Ok((!stands).then(gone))
 }
 
 /// Backup and id of all holds. Needs no key. A name among them that no hold has is an error: it might be one.
 pub(crate) async fn ids(shard: &Shard, repository: &Repository) -> Result<Vec<(BackupId, HoldId)>> {
-    let found = records::names(shard, repository, layout::HOLDS).await?;
+    ids_below(shard, repository, layout::HOLDS).await
+}
+
+async fn ids_below(
+    shard: &Shard,
+    repository: &Repository,
+    prefix: &str,
+) -> Result<Vec<(BackupId, HoldId)>> {
+    let found = records::names(shard, repository, prefix).await?;
     if let Some(stray) = found.strays.first() {
         return Err(stray_name(stray, "holds"));
     }
@@ -116,8 +121,22 @@ pub async fn counts(shard: &Shard, repository: &Repository) -> Result<BTreeMap<B
 
 /// All holds, by backup. One that cannot be read is listed with its problem.
 pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Hold>> {
+    read(shard, repository, ids(shard, repository).await?).await
+}
+
+/// The holds on one backup, likewise.
+pub async fn of(shard: &Shard, repository: &Repository, backup: BackupId) -> Result<Vec<Hold>> {
+    let ids = ids_below(shard, repository, &layout::holds(backup)).await?;
+    read(shard, repository, ids).await
+}
+
+async fn read(
+    shard: &Shard,
+    repository: &Repository,
+    ids: Vec<(BackupId, HoldId)>,
+) -> Result<Vec<Hold>> {
     let mut holds = Vec::new();
-    for (backup_id, hold_id) in ids(shard, repository).await? {
+    for (backup_id, hold_id) in ids {
         let key = layout::hold(backup_id, hold_id)?;
         let mut hold = Hold {
             hold_id,
@@ -137,7 +156,7 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Hold>> {
                 _ => hold.problem = Some("the hold was made for another backup".to_owned()),
             },
             Err(error) if error.kind() == Kind::NotFound => continue,
-            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit) => {
+            Err(error) if records::is_unreadable(&error) => {
                 hold.problem = Some(error.to_string());
             }
             Err(error) => return Err(error),

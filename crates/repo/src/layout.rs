@@ -88,7 +88,12 @@ pub fn tombstone_of(key: &Key) -> Option<(BackupId, SessionId)> {
 
 /// A hold on a backup.
 pub fn hold(backup: BackupId, id: HoldId) -> Result<Key> {
-    Key::new(&format!("{HOLDS}{backup}/{id}"))
+    Key::new(&format!("{}{id}", holds(backup)))
+}
+
+/// Prefix of the holds on a backup.
+pub fn holds(backup: BackupId) -> String {
+    format!("{HOLDS}{backup}/")
 }
 
 /// Backup and id of a hold; none if no hold has that name.

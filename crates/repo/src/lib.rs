@@ -47,11 +47,11 @@ pub use mover_format::manifest::{
     BackupMetadata, BackupType, LogMark, PackInfo, ReplicationInfo, SizeInfo, SourceInfo,
     StorageInfo, VerificationInfo,
 };
-pub use mover_format::record::Purpose;
 pub use mover_format::seal::Origin;
 pub use mover_store::LinkLimits;
 pub use process::{Life, host_name};
 pub use reader::READS_AHEAD;
+pub use records::is_unreadable;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, block_bytes};
 pub use sample::SampleEncoder;

@@ -13,7 +13,7 @@ use mover_base::{BackupId, Timestamp};
 use serde::Serialize;
 
 /// By how much the clock of the host of a backup may be ahead of the one at hand.
-pub const SKEW_SECONDS_MAX: i64 = 3600;
+pub(crate) const SKEW_SECONDS_MAX: i64 = 3600;
 
 /// Rules by which backups are kept; at least one of them is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -134,8 +134,6 @@ pub struct PackReader {
     pieces_ahead: usize,
     /// The announced piece that is being used up.
     current: Option<Held>,
-    /// A frame that was not announced, until it is decoded. It takes the buffer that a directory would.
-    aside: Option<Held>,
     /// Where the time went.
     pub stages: StageSeconds,
     /// Bytes read from the store.
@@ -157,7 +155,6 @@ impl PackReader {
             needs: VecDeque::new(),
             pieces_ahead: READS_AHEAD,
             current: None,
-            aside: None,
             stages: StageSeconds::default(),
             read_bytes: 0,
         }
@@ -300,13 +297,15 @@ impl PackReader {
         });
     }
 
-    /// Brings the piece that holds a frame: one ahead if it was announced, else by a read of its own.
-    async fn stored_frame(&mut self, pack: &Rc<OpenPack>, frame: u32) -> Result<()> {
+    /// Brings the piece that holds a frame: into `current` if it was announced, else by a read of its own, and then the piece
+    /// is given back. It takes the buffer that a directory would, until the frame is decoded.
+    async fn stored_frame(&mut self, pack: &Rc<OpenPack>, frame: u32) -> Result<Option<Held>> {
         let holds = |id: PackId, piece: &Piece| id == pack.info.id && piece.frames.contains(&frame);
         let is_held = |held: &Held| holds(held.pack, &held.piece);
         if self.current.as_ref().is_some_and(is_held) {
-            return Ok(());
+            return Ok(None);
         }
+        let mut aside = None;
         let clock = Instant::now();
         // What was announced comes in order; a piece that is not for this frame was announced in vain.
         let announced = self
@@ -329,7 +328,7 @@ impl PackReader {
                 let slice = read_piece(&self.store, &pack.key, piece.offset, piece.bytes).await;
                 let slice = slice.map_err(|error| missing(&pack.key, error))?;
                 self.read_bytes += piece.bytes as u64;
-                self.aside = Some(Held {
+                aside = Some(Held {
                     pack: pack.info.id,
                     piece,
                     slice,
@@ -337,7 +336,7 @@ impl PackReader {
             }
         }
         lap(&mut self.stages.read_wait, clock);
-        Ok(())
+        Ok(aside)
     }
 
     /// Waits for a piece.
@@ -360,14 +359,13 @@ impl PackReader {
         frame: u32,
         plain: &mut [u8],
     ) -> Result<usize> {
-        self.stored_frame(pack, frame).await?;
+        let aside = self.stored_frame(pack, frame).await?;
         let entry = pack
             .directory
             .frames
             .get(frame as usize)
             .copied()
             .ok_or_else(|| no_block(pack))?;
-        let aside = self.aside.take();
         let Some(held) = aside.as_ref().or(self.current.as_ref()) else {
             return Err(Error::new(Kind::Internal, "a frame was not read"));
         };

@@ -9,7 +9,7 @@ use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::record::{RECORD_BYTES_MAX, Record};
 use mover_format::seal::Origin;
 use mover_io::Shard;
-use mover_store::{Key, Put, STRAYS_MAX};
+use mover_store::{Key, ObjectInfo, Put, STRAYS_MAX};
 
 use crate::reader::damaged;
 use crate::repository::{Repository, Session};
@@ -103,28 +103,51 @@ fn decode(
 
 /// All names below `prefix`.
 pub(crate) async fn names(shard: &Shard, repository: &Repository, prefix: &str) -> Result<Names> {
-    let mut found = Names::default();
-    let mut after = None;
+    let mut keys = Vec::new();
+    let strays = each_object(shard, repository, prefix, |object| {
+        if keys.len() == RECORDS_MAX {
+            let what = format!("over {RECORDS_MAX} objects stand there");
+            return Err(Error::new(Kind::Limit, what).object(prefix));
+        }
+        keys.push(object.key.clone());
+        Ok(true)
+    })
+    .await?;
+    Ok(Names { keys, strays })
+}
+
+/// Gives every object below `prefix` to `each`, which says whether it is one of those that belong there. Returns the names
+/// of those that do not, and names that no object can have, [`STRAYS_MAX`] at most.
+pub(crate) async fn each_object(
+    shard: &Shard,
+    repository: &Repository,
+    prefix: &str,
+    mut each: impl FnMut(&ObjectInfo) -> Result<bool>,
+) -> Result<Vec<String>> {
+    let (mut strays, mut after) = (Vec::new(), None);
     loop {
         shard.stop()?;
         let store = repository.store();
         let page = store
             .list(shard, prefix, after.as_ref(), LIST_LIMIT)
             .await?;
-        found.strays.extend(page.strays);
-        found.strays.truncate(STRAYS_MAX);
-        found
-            .keys
-            .extend(page.objects.into_iter().map(|object| object.key));
-        if found.keys.len() > RECORDS_MAX {
-            let what = format!("over {RECORDS_MAX} objects stand there");
-            return Err(Error::new(Kind::Limit, what).object(prefix));
+        strays.extend(page.strays);
+        for object in page.objects {
+            if !each(&object)? {
+                strays.push(object.key.as_str().to_owned());
+            }
         }
+        strays.truncate(STRAYS_MAX);
         match page.next {
             Some(next) => after = Some(next),
-            None => return Ok(found),
+            None => return Ok(strays),
         }
     }
+}
+
+/// Whether an error says that an object is there and cannot be read: for want of a key, or because it is damaged or too long.
+pub fn is_unreadable(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit)
 }
 
 /// The only listed id that begins with `text`.
@@ -139,5 +162,42 @@ pub(crate) fn only_match<T: ToString>(
         (Some(id), None) if !text.is_empty() => Ok(id),
         (Some(_), Some(_)) => missing(format!("several {what}s begin with this id")),
         _ => missing(format!("there is no such {what}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_found_by_a_beginning_that_only_it_has() {
+        let find = |text: &str| only_match(["12ab", "12cd", "3"].into_iter(), text, "thing");
+        assert_eq!(find("12a").unwrap(), "12ab");
+        assert_eq!(find("12ab").unwrap(), "12ab");
+        assert_eq!(find("3").unwrap(), "3");
+        for (text, problem) in [
+            ("12", "several things begin with this id"),
+            ("", "several things begin with this id"),
+            ("4", "there is no such thing"),
+            ("12abc", "there is no such thing"),
+        ] {
+            let error = find(text).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFound);
+            assert!(error.to_string().contains(problem), "{text}: {error}");
+        }
+        assert!(only_match(["3"].into_iter(), "", "thing").is_err());
+    }
+
+    #[test]
+    fn what_is_missing_or_out_of_reach_is_not_unreadable() {
+        let is = |kind| is_unreadable(&Error::new(kind, "x"));
+        assert!([Kind::Key, Kind::Corrupt, Kind::Limit].into_iter().all(is));
+        let others = [
+            Kind::NotFound,
+            Kind::Storage,
+            Kind::Unreachable,
+            Kind::Cancelled,
+        ];
+        assert!(!others.into_iter().any(is));
     }
 }

@@ -16,6 +16,7 @@ use mover_format::record::{Purpose, Record, SessionRecord};
 use mover_format::seal::Origin;
 use mover_io::Shard;
 
+use crate::catalogue;
 use crate::layout;
 use crate::process::{self, Life};
 use crate::records;
@@ -32,7 +33,7 @@ pub struct Registration {
 
 /// A session object that stands.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// Its id.
     pub id: SessionId,
     /// What it says.
@@ -70,25 +71,14 @@ impl Registration {
         })
     }
 
-    /// The repository it works on.
-    pub(crate) fn repository(&self) -> &Arc<Repository> {
-        &self.repository
-    }
-
-    /// The session's id.
-    pub fn id(&self) -> SessionId {
-        self.id
-    }
-
     /// To be called before the manifest is created. From here on only [`end`](Self::end) takes the object away.
     pub(crate) async fn before_publishing(&self, shard: &Shard) -> Result<()> {
-        let key = layout::session(self.id)?;
-        if self.repository.store().head(shard, &key).await?.is_none() {
+        if !stands(shard, &self.repository, self.id).await? {
             return Err(Error::new(
                 Kind::Conflict,
                 "the session was given up by an operator, so what it builds on may be gone; nothing was published",
             )
-            .object(key.as_str())
+            .object(layout::session(self.id)?.as_str())
             .hint("run the backup again"));
         }
         self.is_open.store(false, SeqCst);
@@ -113,6 +103,12 @@ impl Registration {
     }
 }
 
+/// Whether a session's object is there. Needs no key.
+pub(crate) async fn stands(shard: &Shard, repository: &Repository, id: SessionId) -> Result<bool> {
+    let key = layout::session(id)?;
+    Ok(repository.store().head(shard, &key).await?.is_some())
+}
+
 /// Why nothing new may build on a backup, if so. To be asked after the session was registered, and in this order: a
 /// tombstone goes only after the manifest.
 pub(crate) async fn lost_parent(
@@ -123,8 +119,7 @@ pub(crate) async fn lost_parent(
     if tombstones::is_marked(shard, repository, parent).await? {
         return Ok(Some("is about to be deleted"));
     }
-    let manifest = layout::backup(parent)?;
-    let stands = repository.store().head(shard, &manifest).await?.is_some();
+    let stands = catalogue::stands(shard, repository, parent).await?;
     Ok((!stands).then_some("was deleted meanwhile"))
 }
 
@@ -146,7 +141,7 @@ pub(crate) async fn ids(
 }
 
 /// All session objects that stand. A name among them that none has is an error: it might be one that was renamed.
-pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Standing>> {
+pub(crate) async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Standing>> {
     let (ids, strays) = ids(shard, repository).await?;
     if let Some(stray) = strays.first() {
         return Err(stray_name(stray, "sessions"));
@@ -167,14 +162,16 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Standing
             }
             Err(error) => return Err(error),
         };
-        if let Record::Session(record) = open.record {
-            found.push(Standing {
-                id,
-                life: process::life(record.process.as_ref()),
-                record,
-                origin: open.origin,
-            });
-        }
+        let Record::Session(record) = open.record else {
+            let what = "a session object opened as another record";
+            return Err(Error::new(Kind::Internal, what).object(key.as_str()));
+        };
+        found.push(Standing {
+            id,
+            life: process::life(record.process.as_ref()),
+            record,
+            origin: open.origin,
+        });
     }
     Ok(found)
 }
@@ -194,7 +191,7 @@ pub(crate) fn stray_name(name: &str, among: &str) -> Error {
 pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Result<SessionId> {
     let (ids, _) = ids(shard, repository).await?;
     let id = records::only_match(ids.into_iter(), text, "session").map_err(|error| {
-        error.hint("`helios-mover expire --json` without --confirm lists the sessions")
+        error.hint("`helios-mover expire` without --confirm lists the sessions")
     })?;
     let key = layout::session(id)?;
     let running = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {
@@ -203,7 +200,7 @@ pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Resul
             _ => false,
         },
         // What cannot be read can still be given up.
-        Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit) => false,
+        Err(error) if records::is_unreadable(&error) => false,
         Err(error) => return Err(error),
     };
     if running {

@@ -11,17 +11,15 @@ use mover_format::manifest::PackInfo;
 use mover_format::node::Run;
 use mover_format::preamble::ObjectType;
 use mover_io::Shard;
-use mover_store::STRAYS_MAX;
 
 use crate::catalogue;
 use crate::layout;
 use crate::reader::{FrameNeed, PackReader, damaged};
+use crate::records::each_object;
 use crate::repository::Repository;
 use crate::restore::BackupView;
 use crate::timing::StageSeconds;
 
-/// Packs listed per request.
-const LIST_LIMIT: usize = 1000;
 /// Most packs that one run keeps in mind (80 bytes each).
 const PACKS_MAX: usize = 4_000_000;
 
@@ -52,7 +50,7 @@ pub struct Unreferenced {
     pub packs: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Names that no pack has, at most [`STRAYS_MAX`].
+    /// Names that no pack has, at most [`mover_store::STRAYS_MAX`].
     pub strays: Vec<String>,
 }
 
@@ -164,33 +162,20 @@ impl Inventory {
 }
 
 /// Gives the id and length of every stored pack to `each`, by their names; returns names that are none, at most
-/// [`STRAYS_MAX`].
+/// [`mover_store::STRAYS_MAX`].
 pub async fn each_pack(
     shard: &Shard,
     repository: &Repository,
     mut each: impl FnMut(PackId, u64),
 ) -> Result<Vec<String>> {
-    let mut strays = Vec::new();
-    let mut after = None;
-    loop {
-        shard.stop()?;
-        let page = repository
-            .store()
-            .list(shard, layout::PACKS, after.as_ref(), LIST_LIMIT)
-            .await?;
-        strays.extend(page.strays);
-        for object in page.objects {
-            match layout::pack_of(&object.key) {
-                Some(id) => each(id, object.bytes),
-                None => strays.push(object.key.as_str().to_owned()),
-            }
+    each_object(shard, repository, layout::PACKS, |object| {
+        let id = layout::pack_of(&object.key);
+        if let Some(id) = id {
+            each(id, object.bytes);
         }
-        strays.truncate(STRAYS_MAX);
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(strays),
-        }
-    }
+        Ok(id.is_some())
+    })
+    .await
 }
 
 /// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states. So many of the

@@ -299,6 +299,38 @@ fn a_delayed_request_passes() {
 }
 
 #[test]
+fn a_slowed_reply_arrives_whole() {
+    let broken = broken(Fault::new(Action::SlowReply(8000)));
+    let start = Instant::now();
+    let raw = broken.put(4000);
+    assert_eq!(raw.body(), (4000, &End::Whole));
+    assert!(raw.bytes.ends_with(&[b'x'; 4000]), "the body is changed");
+    assert!(
+        start.elapsed() > Duration::from_millis(400),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!((broken.hits(), broken.arrived()), (1, vec![4000]));
+}
+
+#[test]
+fn the_ranges_that_were_asked_for_are_told_in_order() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let server = FilesystemS3::start(dir.path());
+    let proxy = FaultProxy::start(&server.access().endpoint);
+    let client = server.access().at(&proxy.endpoint()).client();
+    client.put("k", b"0123456789").expect("a reply");
+    assert_eq!(proxy.ranges(), [""; 0]);
+    for (range, expected) in [("bytes=2-4", &b"234"[..]), ("bytes=0-0", b"0")] {
+        let reply = client.get_with("k", &[("range", range)]);
+        assert_eq!(reply.expect("a reply").body, expected, "{range}");
+    }
+    client.get("k").expect("a reply");
+    assert_eq!(proxy.ranges(), ["bytes=2-4", "bytes=0-0"]);
+    assert_eq!(proxy.seen().len(), 4);
+}
+
+#[test]
 fn of_several_faults_the_first_that_matches_hits_until_it_is_spent() {
     let broken = broken(Fault::new(Action::error(500, "InternalError")).times(1));
     let conflict = Fault::new(Action::error(409, "OperationAborted")).times(1);

@@ -4,7 +4,8 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::RepoAccess;
 use mover_jobs::expire::{
-    self, ExpireOptions, ExpirePlan, ExpireSummary, OtherReason, Policy, Reason, Rule, Verdict,
+    self, ExpireOptions, ExpirePlan, ExpireSummary, Life, OtherReason, Policy, Reason, Rule,
+    SessionInfo, Verdict,
 };
 use serde::Serialize;
 
@@ -77,6 +78,9 @@ fn tell_plan(context: &mut Context<'_>, plan: &ExpirePlan) {
     let title = context.out.paint(title, BOLD);
     context.out.line(title);
     context.out.table(&verdicts(&plan.backups, "expire"));
+    if !plan.sessions.is_empty() {
+        context.out.table(&sessions(&plan.sessions));
+    }
     let mut table = Table::pairs().indent(2);
     table.pair("keeps", figures::counted(plan.kept, "backup"));
     table.pair("deletes", figures::counted(plan.expired, "backup"));
@@ -169,6 +173,30 @@ fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {
             said,
             Cell::from(why),
             Cell::from(freed),
+        ]);
+    }
+    table
+}
+
+fn sessions(standing: &[SessionInfo]) -> Table {
+    let mut table = Table::with_header(&[
+        ("SESSION", Align::Left),
+        ("HOST", Align::Left),
+        ("SINCE", Align::Left),
+        ("STATE", Align::Left),
+    ]);
+    for session in standing {
+        let state = match (session.is_over, session.process) {
+            (true, _) => Cell::from("ended"),
+            (false, Life::Running) => Cell::from("runs"),
+            (false, Life::Dead) => Cell::styled("has died", YELLOW),
+            (false, Life::Unknown) => Cell::styled("runs elsewhere, or has died", YELLOW),
+        };
+        table.row([
+            Cell::from(session.session_id.to_string()),
+            Cell::from(session.host.clone()),
+            Cell::from(session.started.to_string()),
+            state,
         ]);
     }
     table

@@ -137,7 +137,7 @@ async fn candidate(
                 .hint("leave out --base, or ask for --type incr or diff"));
         }
         let id = catalogue::find(shard, repository, named).await?;
-        if expire::expiring(shard, repository).await?.contains(&id) {
+        if expire::is_expiring(shard, repository, id).await? {
             return Err(
                 Error::new(Kind::Conflict, "the base is about to be deleted")
                     .object(id.to_string())

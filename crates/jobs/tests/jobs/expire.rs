@@ -5,11 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
-use mover_base::{Kind, Result};
+use mover_base::{Kind, Result, Timestamp};
+use mover_io::{Shard, ShardConfig};
 use mover_jobs::annotate::{self, AnnotateOptions};
 use mover_jobs::expire::{self, ExpireOptions, ExpireSummary, Life, OtherReason, Policy, Reason};
-use mover_jobs::{Credentials, Engine, JobLimits, RateBudget, backup, catalogue, hold};
+use mover_jobs::{
+    Credentials, Engine, JobLimits, LinkLimits, RateBudget, backup, catalogue, hold, restore,
+};
+use mover_repo::{Repository, expire as repo_expire};
 
 use crate::fixture::{MIB, Place, Random, assert_same_trees, copy_tree, engine};
 
@@ -171,6 +178,24 @@ fn each_source_is_counted_on_its_own() {
     expire(&history.place, 1);
     let kept = [lone.backup_id.to_string(), history.made[2].clone()];
     assert_eq!(ids(&history.place), kept);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn who_can_only_write_displaces_nothing_of_who_can_read() {
+    let mut history = History::new(Place::sealed(), 2);
+    let mut options = history.place.backup_options();
+    options.repo = history.place.access_with(Credentials::None);
+    for _ in 0..3 {
+        history.change();
+        let made = history.place.try_backup(&engine(), &options).unwrap();
+        history.remember(made.backup_id.to_string());
+    }
+    let summary = expire(&history.place, 1);
+    let vouched: Vec<bool> = summary.backups.iter().map(|one| one.vouched).collect();
+    assert_eq!(vouched, [true, true, false, false, false]);
+    let newest = [history.made[1].clone(), history.made[4].clone()];
+    history.holds_exactly(&newest);
     history.nothing_is_left_over();
 }
 
@@ -401,6 +426,187 @@ fn a_session_whose_backup_stands_protects_nothing() {
     history.nothing_is_left_over();
 }
 
+/// Executes a plan of the repository's own and calls `told` at each object that is deleted.
+fn execute_beside(place: &Place, last: u32, told: &(dyn Fn() + Sync)) -> Result<()> {
+    let config = ShardConfig {
+        shards: 1,
+        pin: false,
+        ..ShardConfig::default()
+    };
+    let body = async |shard: Shard| {
+        let link = LinkLimits::default();
+        let opened = Repository::open(&shard, &place.url(), &link, &place.credentials).await?;
+        let repository = Arc::new(opened);
+        let plan = repo_expire::plan(&shard, &repository, &keep(last), Timestamp::now()).await?;
+        let done = repo_expire::execute(&shard, &repository, plan, &|_| told()).await;
+        done.map(drop)
+    };
+    mover_io::run(&config, body, |_| {}).map(drop)
+}
+
+#[test]
+fn an_expire_whose_session_was_given_up_deletes_nothing_more() {
+    let history = History::new(Place::sealed(), 4);
+    let place = &history.place;
+    let packs = place.objects("packs/");
+    let told = AtomicUsize::new(0);
+    let result = execute_beside(place, 1, &|| {
+        told.fetch_add(1, Relaxed);
+        fs::remove_file(place.object(&place.objects("sessions/").remove(0))).unwrap();
+    });
+    assert_eq!(result.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(told.load(Relaxed), 1, "one manifest and nothing more");
+    assert_eq!(place.objects("packs/"), packs);
+    // The deletion may yet come true, as far as this run can know.
+    assert_eq!(place.objects("expired/").len(), 3);
+    history.holds_exactly(&history.made[1..]);
+    expire(place, 1);
+    history.holds_exactly(&history.made[3..]);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn unfinished_uploads_go_when_they_are_old_and_nobody_is_at_work() {
+    let history = History::new(Place::plain(), 2);
+    let place = &history.place;
+    let session = Mutex::new(None);
+    execute_beside(place, 1, &|| {
+        let name = place.objects("sessions/").remove(0);
+        let bytes = fs::read(place.object(&name)).unwrap();
+        *session.lock().unwrap() = Some((place.object(&name), bytes));
+    })
+    .unwrap();
+    let put = |digit: &str, hours: u64| {
+        let path = place.object(&format!("tmp/{}.part", digit.repeat(32)));
+        let file = fs::File::create(&path).unwrap();
+        let age = Duration::from_secs(hours * 3600);
+        file.set_modified(SystemTime::now() - age).unwrap();
+        path
+    };
+    let (old, young) = (put("a", 25), put("b", 1));
+    // Another expire, which runs as far as can be told.
+    let (path, bytes) = session.into_inner().unwrap().unwrap();
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(expire(place, 1).outcome.uploads_removed, 0);
+    assert!(old.exists() && young.exists());
+    fs::remove_file(&path).unwrap();
+    assert_eq!(expire(place, 1).outcome.uploads_removed, 1);
+    assert!(!old.exists() && young.exists());
+    history.holds_exactly(&history.made[1..]);
+}
+
+#[test]
+fn a_restore_whose_backup_is_deleted_meanwhile_fails_and_leaves_nothing() {
+    // Each file has packs of its own, and more of them than a shard opens ahead.
+    const FILES: usize = 8;
+    let mut history = History::new(Place::plain(), 0);
+    for at in 0..FILES {
+        let path = history.place.source(&format!("part-{at}"));
+        fs::write(path, history.random.bytes(4 * MIB)).unwrap();
+        history.backup();
+    }
+    for at in 0..FILES {
+        fs::remove_file(history.place.source(&format!("part-{at}"))).unwrap();
+    }
+    history.backup();
+    let place = &history.place;
+    let options = place.restore_options(&history.made[FILES - 1], "out", false);
+    let plan = restore::plan(&engine(), &options, &mut |_, _| {}).unwrap();
+    let around = || {
+        let entries = fs::read_dir(place.path("")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.collect::<BTreeSet<_>>()
+    };
+    let before = around();
+    let mut gone = None;
+    let engine = Engine {
+        shards: 1,
+        ..slow()
+    };
+    let restored = restore::execute(&engine, plan, &mut |progress, _| {
+        if gone.is_none() && progress.read().bytes_done > 0 {
+            gone = Some(expire(place, 1).outcome.deleted.len());
+        }
+    });
+    assert_eq!(gone, Some(FILES), "the restore was too quick for the test");
+    let error = restored.map(drop).unwrap_err();
+    let object = error.object_name().unwrap();
+    assert!(object.starts_with("packs/"), "{error}");
+    assert_eq!(around(), before, "{error}");
+    history.holds_exactly(&history.made[FILES..]);
+}
+
+#[test]
+fn a_pack_is_asked_once_who_wrote_it() {
+    let mut history = History::new(Place::plain(), 1);
+    let source = |history: &History, name: &str| history.place.source(name);
+    fs::write(source(&history, "much"), history.random.bytes(24 * MIB)).unwrap();
+    let place = &history.place;
+    let planned = backup::plan(&engine(), &place.backup_options(), &mut |_, _| {}).unwrap();
+    let session = RefCell::new(None);
+    let owner = backup_beside(&history, planned, || {
+        let path = place.object(&place.objects("sessions/").remove(0));
+        let bytes = fs::read(&path).unwrap();
+        *session.borrow_mut() = Some((path, bytes));
+    });
+    fs::remove_file(source(&history, "much")).unwrap();
+    // One more that leaves packs over, of a session that has ended.
+    let known = place.objects("packs/");
+    fs::write(source(&history, "only"), Random(8).bytes(MIB)).unwrap();
+    let other = place.backup().backup_id;
+    let others = place.objects("packs/").into_iter();
+    let others: Vec<String> = others.filter(|pack| !known.contains(pack)).collect();
+    fs::remove_file(source(&history, "only")).unwrap();
+    history.backup();
+    let place = &history.place;
+    for id in [owner.unwrap().backup_id, other] {
+        fs::remove_file(place.object(&format!("backups/{id}"))).unwrap();
+    }
+    let (path, bytes) = session.into_inner().unwrap();
+    fs::write(&path, bytes).unwrap();
+
+    let plan = expire::plan(&engine(), &options(place, keep(2)), &mut |_, _| {}).unwrap();
+    let planned = (plan.leftovers.packs, plan.leftovers.owned_packs);
+    assert!(planned.0 > 0 && planned.1 > 0, "{planned:?}");
+    let sound = others.iter().map(|pack| {
+        let path = place.object(pack);
+        let bytes = fs::read(&path).unwrap();
+        // Nobody can tell any more who wrote it.
+        fs::write(&path, b"damaged").unwrap();
+        (path, bytes)
+    });
+    let sound: Vec<_> = sound.collect();
+    let summary = expire::execute(&engine(), plan, &mut |_, _| {}).unwrap();
+    assert_eq!(summary.outcome.leftover_packs, planned.0);
+    for (path, bytes) in sound.iter().filter(|(path, _)| path.exists()) {
+        fs::write(path, bytes).unwrap();
+    }
+    history.holds_exactly(&history.made);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(expire(place, 2).outcome.leftover_packs, planned.1);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn a_run_that_ends_before_it_deletes_takes_all_its_tombstones_back() {
+    let history = History::new(Place::plain(), 4);
+    let place = &history.place;
+    let plan = expire::plan(&engine(), &options(place, keep(1)), &mut |_, _| {}).unwrap();
+    // The first is put off, the second cannot be.
+    for id in &history.made[..2] {
+        hold::add(&engine(), &place.access(), id, "wait").unwrap();
+    }
+    let manifest = place.object(&format!("backups/{}", history.made[1]));
+    let sound = fs::read(&manifest).unwrap();
+    fs::write(&manifest, b"damaged").unwrap();
+    let before = place.objects("");
+    let failed = expire::execute(&engine(), plan, &mut |_, _| {});
+    assert_eq!(failed.map(drop).unwrap_err().kind(), Kind::Corrupt);
+    assert_eq!(place.objects(""), before);
+    fs::write(&manifest, sound).unwrap();
+    history.holds_exactly(&history.made);
+}
+
 #[test]
 fn two_expires_at_once_harm_nothing() {
     let history = History::new(Place::sealed(), 4);
@@ -449,6 +655,11 @@ fn a_hold_outlasts_every_policy() {
     let listed = hold::list(&engine(), &place.access()).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].reason.as_deref(), Some("audit"));
+    let shown = |id: &str| catalogue::show(&engine(), &place.access(), id).unwrap();
+    let of_first = shown(&history.made[0]).holds;
+    assert_eq!(of_first.len(), 1);
+    assert_eq!(of_first[0].hold_id, held.hold_id);
+    assert!(shown("latest").holds.is_empty());
     let blind = hold::list(&engine(), &writer).unwrap();
     assert!(blind[0].reason.is_none() && blind[0].problem.is_some());
     assert!(
@@ -486,6 +697,23 @@ fn a_hold_between_plan_and_execution_puts_the_backup_off() {
     history.nothing_is_left_over();
 }
 
+#[test]
+fn a_hold_that_may_be_too_late_is_taken_back_and_the_reason_told() {
+    let history = History::new(Place::plain(), 1);
+    let place = &history.place;
+    // Whether an expire is at work cannot be told.
+    let sessions = place.object("sessions");
+    fs::remove_dir(&sessions).unwrap();
+    std::os::unix::fs::symlink(place.path("nowhere"), &sessions).unwrap();
+    let refused = hold::add(&engine(), &place.access(), &history.made[0], "why");
+    let error = refused.unwrap_err();
+    assert_ne!(error.kind(), Kind::NotFound, "{error}");
+    assert!(error.to_string().contains("sessions"), "{error}");
+    assert_eq!(place.objects("holds/"), [""; 0]);
+    fs::remove_file(&sessions).unwrap();
+    hold::add(&engine(), &place.access(), &history.made[0], "why").unwrap();
+}
+
 /// What an expire that was cut off leaves: a tombstone, with its session object or without.
 #[test]
 fn a_hold_comes_too_late_only_while_an_expire_is_at_work() {
@@ -507,6 +735,10 @@ fn a_hold_comes_too_late_only_while_an_expire_is_at_work() {
         items.iter().map(|item| item.expiring).collect::<Vec<_>>(),
         [true, false]
     );
+    for (id, expiring) in history.made.iter().zip([true, false]) {
+        let shown = catalogue::show(&engine(), &place.access(), id).unwrap();
+        assert_eq!(shown.expiring, expiring);
+    }
     let standing = place.object(&format!("sessions/{session}"));
     fs::create_dir_all(standing.parent().unwrap()).unwrap();
     fs::write(&standing, b"whoever it is").unwrap();

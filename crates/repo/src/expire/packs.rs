@@ -1,7 +1,7 @@
 //! How many backups need each pack, which stored packs none needs, and who wrote one.
 //!
 //! Invariants: a pack counts as needed until every manifest that names it has released it; memory is some 50 bytes a pack,
-//! for [`PACKS_MAX`] packs at most.
+//! for [`PACKS_MAX`] packs at most, and as much again for packs that none needs while a session stands.
 
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
 use mover_io::Shard;
 
 use crate::layout;
+use crate::records::each_object;
 use crate::repository::Repository;
-use crate::verify::each_pack;
 
 /// Most packs of one repository: 40 TB of them.
 const PACKS_MAX: usize = 4_000_000;
@@ -66,16 +66,21 @@ pub(super) async fn not_needed(
     uses: &PackUses,
 ) -> Result<Vec<(PackId, u64)>> {
     let mut found = Vec::new();
-    each_pack(shard, repository, |id, bytes| {
-        if found.len() <= PACKS_MAX && !uses.is_needed(&id) {
-            found.push((id, bytes));
+    each_object(shard, repository, layout::PACKS, |object| {
+        let Some(id) = layout::pack_of(&object.key) else {
+            return Ok(false);
+        };
+        if uses.is_needed(&id) {
+            return Ok(true);
         }
+        if found.len() == PACKS_MAX {
+            let what = format!("over {PACKS_MAX} packs are needed by no backup");
+            return Err(Error::new(Kind::Limit, what).object(layout::PACKS));
+        }
+        found.push((id, object.bytes));
+        Ok(true)
     })
     .await?;
-    if found.len() > PACKS_MAX {
-        let what = format!("over {PACKS_MAX} packs are needed by no backup");
-        return Err(Error::new(Kind::Limit, what).object(layout::PACKS));
-    }
     Ok(found)
 }
 

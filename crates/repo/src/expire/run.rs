@@ -5,24 +5,25 @@
 //! answer to a deletion leaves its session object and tombstones standing.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId};
+use mover_base::{BackupId, Error, HoldId, Kind, PackId, Result, SessionId};
 use mover_format::record::Purpose;
 use mover_io::Shard;
 use mover_store::Key;
 use serde::Serialize;
 
-use super::{NO_BACKUP, OtherReason, Plan, Shared, Survey};
-use super::{is_there, manifest_ids, may_delete, packs};
+use super::{NO_BACKUP, OtherReason, Plan, Survey};
+use super::{manifest_ids, packs};
 use crate::process::Life;
-use crate::repository::Session;
+use crate::repository::{Repository, Session};
 use crate::sessions::{self, Registration, Standing};
 use crate::tombstones::{self, Marks};
 use crate::{annotations, catalogue, holds, layout};
 
 /// How often a run looks again when others delete or end sessions at the same time.
 const LOOKS_MAX: usize = 5;
-/// Packs deleted by one request; after a refusal they are tried one by one.
+/// Objects deleted by one request; after a refusal they are tried one by one.
 const BATCH: usize = 250;
 /// Refused objects that are named; the rest is counted.
 const REFUSED_NAMED_MAX: usize = 100;
@@ -73,14 +74,16 @@ pub struct Outcome {
 /// A run under way.
 struct Run<'a> {
     shard: &'a Shard,
-    repository: &'a Shared,
+    repository: &'a Arc<Repository>,
     session: Session,
     survey: Survey,
     /// Backups to delete, whose packs are released; when the manifests are deleted, those that are gone.
     doomed: BTreeSet<BackupId>,
     /// Backups whose manifests the store did not delete; their tombstones stay for the next run.
     kept_back: BTreeSet<BackupId>,
-    /// Whether a manifest may have been deleted.
+    /// The own tombstones, also those of backups that are put off.
+    marked: Vec<Key>,
+    /// Whether a manifest or a pack may have been deleted.
     has_begun: bool,
     out: Outcome,
     /// Told of each object deleted, with its bytes.
@@ -91,14 +94,14 @@ struct Run<'a> {
 struct View {
     sessions: Vec<Standing>,
     marks: Marks,
-    held: BTreeSet<BackupId>,
+    holds: Vec<(BackupId, HoldId)>,
     listed: BTreeSet<BackupId>,
 }
 
 /// Deletes what was planned, as far as it is still true that nobody needs it.
 pub async fn execute(
     shard: &Shard,
-    repository: &Shared,
+    repository: &Arc<Repository>,
     plan: Plan,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Outcome> {
@@ -113,6 +116,7 @@ pub async fn execute(
         survey: plan.survey,
         doomed: plan.doomed,
         kept_back: BTreeSet::new(),
+        marked: Vec::new(),
         has_begun: false,
         out: Outcome::default(),
         progress,
@@ -134,6 +138,9 @@ impl Run<'_> {
     async fn carry_out(&mut self) -> Result<()> {
         for &backup in &self.doomed {
             self.shard.stop()?;
+            // Before it is put up: one whose creation was not answered may stand.
+            let own = layout::tombstone(backup, self.session.id())?;
+            self.marked.push(own);
             tombstones::mark(self.shard, self.repository, &self.session, backup).await?;
         }
         // Before the sessions, and these before the manifests: the reverse of the order in which a backup writes.
@@ -154,11 +161,10 @@ impl Run<'_> {
             if !sessions.iter().any(|one| one.id == self.session.id()) {
                 return Err(incomplete(layout::session(self.session.id())?.as_str()));
             }
-            let held = holds::ids(self.shard, self.repository).await?;
             let view = View {
                 sessions,
                 marks,
-                held: held.into_iter().map(|(backup, _)| backup).collect(),
+                holds: holds::ids(self.shard, self.repository).await?,
                 listed: manifest_ids(self.shard, self.repository)
                     .await?
                     .into_iter()
@@ -179,7 +185,9 @@ impl Run<'_> {
     /// What was known and is not listed must be gone: else the listing left it out.
     async fn check_complete(&self, view: &View) -> Result<()> {
         for &id in self.survey.backups.keys() {
-            if !view.listed.contains(&id) && is_there(self.shard, self.repository, id).await? {
+            if !view.listed.contains(&id)
+                && catalogue::stands(self.shard, self.repository, id).await?
+            {
                 return Err(incomplete(layout::backup(id)?.as_str()));
             }
         }
@@ -215,20 +223,13 @@ impl Run<'_> {
                 if view.listed.contains(&parent) && self.keep(parent, OtherReason::InUse).await? {
                     continue;
                 }
-                let key = layout::session(session)?;
                 // One that stands looked at the parent after it was registered, and does not use it.
-                if self
-                    .repository
-                    .store()
-                    .head(self.shard, &key)
-                    .await?
-                    .is_none()
-                {
+                if !sessions::stands(self.shard, self.repository, session).await? {
                     return Ok(false);
                 }
             }
         }
-        for &backup in &view.held {
+        for &(backup, _) in &view.holds {
             if view.listed.contains(&backup) {
                 self.keep(backup, OtherReason::Hold).await?;
             }
@@ -257,16 +258,15 @@ impl Run<'_> {
 
     /// Whoever gave this run's session up may have relied on that already: nothing more is deleted.
     async fn check_session(&self) -> Result<()> {
-        let key = layout::session(self.session.id())?;
-        let store = self.repository.store();
-        if store.head(self.shard, &key).await?.is_some() {
+        let own = self.session.id();
+        if sessions::stands(self.shard, self.repository, own).await? {
             return Ok(());
         }
         Err(Error::new(
             Kind::Conflict,
             "the session of this expire was given up by an operator; it deletes nothing more",
         )
-        .object(key.as_str())
+        .object(layout::session(own)?.as_str())
         .hint("run it again: what is left over goes then"))
     }
 
@@ -317,8 +317,12 @@ impl Run<'_> {
             }
             // What a manifest named is no pack in the making.
             let was_named = self.survey.packs.is_known(&id);
-            if !was_named && !may_delete(self.shard, self.repository, id, bytes, &owners).await? {
-                continue;
+            if !was_named {
+                let (survey, pack) = (&mut self.survey, (id, bytes));
+                let asked = survey.may_delete(self.shard, self.repository, pack, &owners);
+                if !asked.await? {
+                    continue;
+                }
             }
             batch.push((layout::pack(id)?, bytes, was_named));
             if batch.len() == BATCH {
@@ -334,21 +338,11 @@ impl Run<'_> {
         }
         self.shard.stop()?;
         self.check_session().await?;
+        self.has_begun = true;
         let keys: Vec<Key> = batch.iter().map(|(key, ..)| key.clone()).collect();
-        let at_once = self.repository.store().delete_all(self.shard, &keys).await;
-        if let Err(error) = &at_once
-            && error.kind() != Kind::Storage
-        {
-            return at_once;
-        }
-        for (key, bytes, was_named) in batch {
-            if at_once.is_err()
-                && let Err(error) = self.delete_one(&key).await
-            {
-                if error.kind() != Kind::Storage {
-                    return Err(error);
-                }
-                self.refused(&key, &error);
+        let gone = self.delete_each(&keys).await?;
+        for ((_, bytes, was_named), is_gone) in batch.into_iter().zip(gone) {
+            if !is_gone {
                 continue;
             }
             self.out.packs += 1;
@@ -359,9 +353,34 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn delete_one(&self, key: &Key) -> Result<()> {
-        let one = std::slice::from_ref(key);
-        self.repository.store().delete_all(self.shard, one).await
+    /// Deletes the objects, whichever of them exist, and tells the refused ones. Gives for each whether it is gone.
+    async fn delete_each(&mut self, keys: &[Key]) -> Result<Vec<bool>> {
+        let mut gone = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(BATCH) {
+            self.shard.stop()?;
+            match self.repository.store().delete_all(self.shard, keys).await {
+                Ok(()) => gone.extend(keys.iter().map(|_| true)),
+                Err(error) if error.kind() == Kind::Storage => {
+                    for key in keys {
+                        gone.push(self.delete_one(key).await?);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(gone)
+    }
+
+    async fn delete_one(&mut self, key: &Key) -> Result<bool> {
+        let (store, one) = (self.repository.store(), std::slice::from_ref(key));
+        match store.delete_all(self.shard, one).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == Kind::Storage => {
+                self.refused(key, &error);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn refused(&mut self, key: &Key, error: &Error) {
@@ -395,27 +414,21 @@ impl Run<'_> {
                 }
             }
         }
-        for (backup, hold) in holds::ids(self.shard, self.repository).await? {
+        for &(backup, hold) in &view.holds {
             if self.is_gone(backup, view).await? {
                 keys.push(layout::hold(backup, hold)?);
             }
         }
+        let mut sessions = Vec::new();
         for session in &view.sessions {
             let ended = self.survey.is_over(session) || session.life == Life::Dead;
             if ended && session.id != self.session.id() {
-                keys.push(layout::session(session.id)?);
-                self.out.sessions_removed += 1;
+                sessions.push(layout::session(session.id)?);
             }
         }
-        for key in &keys {
-            self.shard.stop()?;
-            if let Err(error) = self.delete_one(key).await {
-                if error.kind() != Kind::Storage {
-                    return Err(error);
-                }
-                self.refused(key, &error);
-            }
-        }
+        self.delete_each(&keys).await?;
+        let gone = self.delete_each(&sessions).await?;
+        self.out.sessions_removed += gone.into_iter().filter(|is_gone| *is_gone).count() as u64;
         Ok(())
     }
 
@@ -426,7 +439,7 @@ impl Run<'_> {
         }
         // One that is not listed may have appeared since.
         let known = view.listed.contains(&backup);
-        Ok(!known && !is_there(self.shard, self.repository, backup).await?)
+        Ok(!known && !catalogue::stands(self.shard, self.repository, backup).await?)
     }
 
     /// Unfinished uploads of jobs that died over a day ago, if nobody is at work.
@@ -461,14 +474,9 @@ impl Run<'_> {
 
     /// Takes the own tombstones back after a failure, as far as that goes.
     async fn take_back(&self) {
-        for &backup in &self.doomed {
-            let Ok(key) = layout::tombstone(backup, self.session.id()) else {
-                continue;
-            };
-            if let Err(error) = self.delete_one(&key).await {
-                tracing::debug!(%error, "a tombstone stays; the next expire takes it away");
-                return;
-            }
+        let store = self.repository.store();
+        if let Err(error) = store.delete_all(self.shard, &self.marked).await {
+            tracing::debug!(%error, "tombstones stay; the next expire takes them away");
         }
     }
 }
