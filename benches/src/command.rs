@@ -182,6 +182,21 @@ fn parse_figures(text: &str, wall_seconds: f64) -> Option<Usage> {
     })
 }
 
+/// Fails unless two directories hold the same names and bytes, but for names in `left_out`: a program that brings back
+/// something else than it was given is not worth timing.
+///
+/// # Errors
+/// [`Kind::CheckFailed`] with `who` brought it back.
+pub fn compare_trees(who: &str, source: &Path, target: &Path, left_out: &[&str]) -> Result<()> {
+    let left_out = left_out.iter().map(|name| format!("--exclude={name}"));
+    let diff = Program::new("diff").args(["-r", "-q", "--no-dereference"]);
+    let diff = diff.args(left_out).path(source).path(target);
+    diff.output().map(drop).map_err(|e| {
+        let what = format!("{who} brought back something else than it was given");
+        Error::new(Kind::CheckFailed, what).cause(e)
+    })
+}
+
 /// Writes everything dirty to the disk and returns how long that took, in seconds.
 pub fn sync() -> f64 {
     let start = Instant::now();
@@ -222,5 +237,23 @@ mod tests {
         let error = program.output().expect_err("fails");
         assert!(error.to_string().contains("out of luck"), "{error}");
         assert!(Program::new("/nonexistent/program").output().is_err());
+    }
+
+    #[test]
+    fn trees_are_the_same_in_names_and_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+        for tree in [&one, &other] {
+            std::fs::create_dir_all(tree.join("sub")).unwrap();
+            std::fs::write(tree.join("sub/file"), "same").unwrap();
+        }
+        let compare = |left_out: &[&str]| compare_trees("it", &one, &other, left_out);
+        compare(&[]).unwrap();
+        std::fs::write(other.join("sub/cache"), "more").unwrap();
+        let error = compare(&[]).expect_err("a name more");
+        assert!(error.to_string().contains("it brought back"), "{error}");
+        compare(&["cache"]).unwrap();
+        std::fs::write(other.join("sub/file"), "gone").unwrap();
+        assert!(compare(&["cache"]).is_err());
     }
 }

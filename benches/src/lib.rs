@@ -6,6 +6,7 @@
 pub mod chart;
 pub mod command;
 pub mod data;
+pub mod dedup;
 pub mod disk;
 pub mod machine;
 pub mod report;

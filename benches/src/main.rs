@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_benches::data::{Dataset, Scale};
-use mover_benches::results::{Part, ResultFile, write};
+use mover_benches::results::{Part, ResultFile, day, write};
 use mover_benches::run::{Plan, prepare, run};
 use mover_benches::{chart, report};
 
@@ -80,7 +80,6 @@ fn plan(args: &Args) -> Result<Plan> {
         (None, false) => root.join("benches/results"),
         (None, true) => std::env::temp_dir().join("helios-mover-bench-smoke"),
     };
-    let today = Timestamp::now().to_string();
     Ok(Plan {
         parts: if args.only.is_empty() {
             Part::ALL.to_vec()
@@ -94,10 +93,7 @@ fn plan(args: &Args) -> Result<Plan> {
         } else {
             Scale::Full
         },
-        date: args
-            .date
-            .clone()
-            .unwrap_or_else(|| today.chars().take(10).collect()),
+        date: args.date.clone().unwrap_or_else(|| day(Timestamp::now())),
         cache: args
             .cache
             .clone()
@@ -152,6 +148,9 @@ fn write_reports(args: &Args, plan: &Plan) -> Result<()> {
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = plan(&args).and_then(|plan| {
+        if !args.report {
+            plan.check_measures(&args.only)?;
+        }
         if args.prepare {
             return prepare(&plan);
         }

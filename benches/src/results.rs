@@ -3,6 +3,7 @@
 //! Invariants: one file per date, part and data set, so a part can be measured again without the others; a file is
 //! written whole or not at all.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mover_base::{Error, Kind, Result, Timestamp};
@@ -218,6 +219,33 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
     write().map_err(|error| cannot("a result cannot be written", path, error))
 }
 
+/// The date in file names, such as 2026-11-22.
+pub fn day(time: Timestamp) -> String {
+    time.to_string().chars().take(10).collect()
+}
+
+/// Writes `<date>-<name>.json` and `.md` into `dir`, and shows the tables.
+///
+/// # Errors
+/// `Target` if that fails.
+pub fn publish(
+    dir: &Path,
+    name: &str,
+    started: Timestamp,
+    figures: &impl Serialize,
+    tables: &str,
+) -> Result<()> {
+    let path = |kind| dir.join(format!("{}-{name}.{kind}", day(started)));
+    let json = path("json");
+    let figures = serde_json::to_string_pretty(figures)
+        .map_err(|error| cannot("a result cannot be written", &json, error))?;
+    write(&json, &(figures + "\n"))?;
+    write(&path("md"), tables)?;
+    std::io::stdout()
+        .write_all(tables.as_bytes())
+        .map_err(|error| Error::new(Kind::Target, "standard output cannot be written").cause(error))
+}
+
 impl ResultFile {
     /// Writes it into `dir` and returns its path.
     pub fn write(&self, dir: &Path, date: &str) -> Result<PathBuf> {
@@ -245,5 +273,28 @@ impl ResultFile {
             }
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_and_tables_are_published_by_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = Timestamp::from_micros(1_790_000_000_000_000);
+        let results = dir.path().join("results");
+        publish(&results, "dedup", started, &[1, 2], "# Tables\n").unwrap();
+        let day = day(started);
+        let read = |kind: &str| {
+            std::fs::read_to_string(results.join(format!("{day}-dedup.{kind}"))).unwrap()
+        };
+        assert_eq!(day, "2026-09-21");
+        assert_eq!(read("md"), "# Tables\n");
+        assert_eq!(
+            serde_json::from_str::<Vec<u8>>(&read("json")).unwrap(),
+            [1, 2]
+        );
     }
 }

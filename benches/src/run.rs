@@ -19,7 +19,7 @@ use crate::s3::backups;
 use crate::s3::link_runs::{self, Sources};
 use crate::s3::transfers::{self, Places};
 use crate::stages::{self, Prepared, Stage};
-use crate::stats::Spread;
+use crate::stats::{Spread, turns};
 use crate::tools::{self, Tool, ToolRun};
 
 /// Free space for the largest working set: a repository and a restore of 10.7 GB, and room to spare.
@@ -119,6 +119,41 @@ impl Plan {
             path,
             files,
         })
+    }
+
+    /// Whether a part has anything to do on the data sets.
+    fn measures(&self, part: Part) -> bool {
+        match part {
+            Part::Memory => true,
+            Part::S3 => !self.datasets.is_empty(),
+            Part::S3Link => self.datasets.contains(&Dataset::Packs),
+            Part::Rooflines | Part::Mover | Part::Peers | Part::Bakeoff => {
+                self.on_disk().next().is_some()
+            }
+        }
+    }
+
+    /// That each of the parts which were asked for by name has a data set to be measured on.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] with the first that has none.
+    pub fn check_measures(&self, named: &[Part]) -> Result<()> {
+        let Some(part) = named.iter().find(|part| !self.measures(**part)) else {
+            return Ok(());
+        };
+        let hint = match part {
+            Part::S3Link => "it moves packs and rows: leave --dataset out, or name packs",
+            _ => {
+                "it is measured on pg, rows and rows10g: name one of these, or leave --dataset out"
+            }
+        };
+        let sets: Vec<&str> = self.datasets.iter().map(|set| set.name()).collect();
+        let what = format!(
+            "part {} measures nothing on {}",
+            part.name().replace('_', "-"),
+            sets.join(", ")
+        );
+        Err(Error::new(Kind::Usage, what).hint(hint))
     }
 
     fn check_space(&self) -> Result<()> {
@@ -357,9 +392,9 @@ fn measure_dataset(plan: &Plan, ready: &Ready, work: &Path) -> Result<()> {
         if let Some(limits) = &mut limits {
             limits.round(plan, ready, work)?;
         }
-        for tool in &tools {
+        for tool in turns(&tools, repetition) {
             runs.extend(tools::round(
-                *tool,
+                tool,
                 repetition,
                 &plan.mover,
                 &ready.path,
@@ -399,7 +434,7 @@ fn measure_bakeoff(plan: &Plan, ready: &Ready) -> Result<Vec<BakeoffRun>> {
     let mut runs = Vec::new();
     for repetition in 1..=plan.repetitions {
         for variant in VARIANTS {
-            for engine in ENGINES {
+            for engine in turns(&ENGINES, repetition) {
                 let run = bakeoff_run(plan, engine, variant, repetition, &files)?;
                 eprintln!(
                     "{} {engine} {repetition}: {:.0} MB/s, {:.3} CPU s/GB, p99 {} us",
@@ -529,7 +564,7 @@ fn measure_s3(plan: &Plan, work: &Path) -> Result<()> {
             measure_s3_backups(plan, &places, &plan.ready(dataset)?, work)?;
         }
     }
-    match plan.has(Part::S3Link) && has_packs {
+    match plan.has(Part::S3Link) && plan.measures(Part::S3Link) {
         true => measure_s3_link(plan, &places, work),
         false => Ok(()),
     }
@@ -585,4 +620,57 @@ fn measure_s3_link(plan: &Plan, places: &Places, work: &Path) -> Result<()> {
         );
     })?;
     plan.save(Part::S3Link, &packs, started, Measured::S3Link(runs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(datasets: &[Dataset]) -> Plan {
+        Plan {
+            parts: Part::ALL.to_vec(),
+            datasets: datasets.to_vec(),
+            repetitions: 1,
+            scale: Scale::Smoke,
+            date: String::new(),
+            root: PathBuf::new(),
+            cache: PathBuf::new(),
+            results: PathBuf::new(),
+            mover: PathBuf::new(),
+            bakeoff: PathBuf::new(),
+            s3: PathBuf::new(),
+            s3_peers: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn a_named_part_without_data_is_refused() {
+        let rows = plan(&[Dataset::Rows]);
+        let error = rows.check_measures(&[Part::Mover, Part::S3Link]);
+        let error = error.expect_err("nothing to do");
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(
+            error
+                .to_string()
+                .contains("part s3-link measures nothing on rows"),
+            "{error}"
+        );
+        assert!(
+            error
+                .hint_text()
+                .is_some_and(|hint| hint.contains("name packs"))
+        );
+        // Of all parts, those that have nothing to do are left out.
+        rows.check_measures(&[]).unwrap();
+        rows.check_measures(&[Part::Mover, Part::S3, Part::Memory])
+            .unwrap();
+        let packs = plan(&[Dataset::Packs]);
+        packs.check_measures(&[Part::S3, Part::S3Link]).unwrap();
+        for part in [Part::Rooflines, Part::Mover, Part::Peers, Part::Bakeoff] {
+            assert!(packs.check_measures(&[part]).is_err(), "{part:?}");
+        }
+        plan(&[Dataset::Rows, Dataset::Packs])
+            .check_measures(&Part::ALL)
+            .unwrap();
+    }
 }

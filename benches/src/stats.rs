@@ -1,4 +1,4 @@
-//! Medians and spreads of repetitions.
+//! Repetitions: the order within each, and medians and spreads of all.
 //!
 //! Invariants: the spread is that of all repetitions; none is left out.
 
@@ -34,6 +34,20 @@ impl Spread {
     }
 }
 
+/// The order of a round, counted from 1: each begins one further in the list, and every second goes through it
+/// backwards, so that none is always the first and none always comes behind the same other.
+pub fn turns<T: Copy>(all: &[T], round: u32) -> Vec<T> {
+    let mut order = all.to_vec();
+    let shift = round.saturating_sub(1) as usize % all.len().max(1);
+    order.rotate_left(shift);
+    if round.is_multiple_of(2)
+        && let Some((_, others)) = order.split_first_mut()
+    {
+        others.reverse();
+    }
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +64,22 @@ mod tests {
             Some((2.0, 1.0, 9.0))
         );
         assert_eq!(Spread::of([4.0, 1.0]).map(|s| s.median), Some(2.5));
+    }
+
+    #[test]
+    fn turns_change_who_is_first_and_who_is_behind_whom() {
+        let all = [1, 2, 3, 4, 5];
+        let rounds: Vec<Vec<i32>> = (1..=10).map(|round| turns(&all, round)).collect();
+        assert_eq!(rounds[0], all);
+        assert_eq!(rounds[1], [2, 1, 5, 4, 3]);
+        assert_eq!(rounds[2], [3, 4, 5, 1, 2]);
+        let firsts: Vec<i32> = rounds.iter().map(|round| round[0]).collect();
+        assert_eq!(firsts, [all, all].concat());
+        for round in &rounds {
+            let mut sorted = round.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, all);
+        }
+        assert!(turns::<u8>(&[], 3).is_empty());
     }
 }

@@ -15,7 +15,7 @@ use mover_base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::command::{Program, Usage, drop_caches, sync};
+use crate::command::{Program, Usage, compare_trees, drop_caches, sync};
 use crate::data::{Dataset, Files};
 
 /// Passphrase of all repositories: they hold generated data and live for a minute.
@@ -100,6 +100,26 @@ pub struct Round<'a> {
     pub scratch: PathBuf,
 }
 
+impl<'a> Round<'a> {
+    /// With its directories in `dir`, which is empty.
+    ///
+    /// # Errors
+    /// `Target` where they cannot be made.
+    pub fn new(mover: &'a Path, source: &'a Path, dir: &Path) -> Result<Self> {
+        let round = Round {
+            mover,
+            source,
+            repo: dir.join("repo"),
+            target: dir.join("target"),
+            scratch: dir.join("scratch"),
+        };
+        for path in [&round.target, &round.scratch] {
+            std::fs::create_dir(path).map_err(|e| cannot_make(path, e))?;
+        }
+        Ok(round)
+    }
+}
+
 impl Tool {
     /// All, the mover first.
     pub const ALL: [Tool; 4] = [Tool::Mover, Tool::Pgbackrest, Tool::Restic, Tool::Borg];
@@ -181,16 +201,7 @@ pub fn round(
     mut done: impl FnMut(&ToolRun),
 ) -> Result<Vec<ToolRun>> {
     let dir = tempfile::tempdir_in(work).map_err(|e| cannot_make(work, e))?;
-    let round = Round {
-        mover,
-        source,
-        repo: dir.path().join("repo"),
-        target: dir.path().join("target"),
-        scratch: dir.path().join("scratch"),
-    };
-    for path in [&round.target, &round.scratch] {
-        std::fs::create_dir(path).map_err(|e| cannot_make(path, e))?;
-    }
+    let round = Round::new(mover, source, dir.path())?;
     let source_bytes = Files::list(source)?.bytes();
     let mut runs = Vec::new();
     for step in tool.steps() {
@@ -222,26 +233,17 @@ pub fn round(
     Ok(runs)
 }
 
-/// A restore that gives other bytes would make its time worthless.
 fn compare(tool: Tool, round: &Round<'_>) -> Result<()> {
     let (source, target) = tool.compared(round);
-    let diff = Program::new("diff").args(["-r", "-q", "--no-dereference"]);
-    let diff = match tool {
+    let left_out: &[&str] = match tool {
         // Caches that the server makes anew.
-        Tool::Pgbackrest => diff.args(["--exclude=pg_internal.init", "--exclude=pgsql_tmp"]),
-        _ => diff,
+        Tool::Pgbackrest => &["pg_internal.init", "pgsql_tmp"],
+        _ => &[],
     };
-    let diff = diff.path(&source).path(&target);
-    diff.output().map(drop).map_err(|e| {
-        Error::new(
-            Kind::CheckFailed,
-            format!("{} restored something else than it backed up", tool.title()),
-        )
-        .cause(e)
-    })
+    compare_trees(tool.title(), &source, &target, left_out)
 }
 
-fn cannot_make(path: &Path, error: std::io::Error) -> Error {
+pub(crate) fn cannot_make(path: &Path, error: std::io::Error) -> Error {
     Error::new(
         Kind::Target,
         "a working directory cannot be made or removed",

@@ -21,6 +21,7 @@ use mover_source::wal::{Group, LogIdentity, SegmentSize};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
+use crate::results::day;
 use crate::rows::Random;
 use crate::stats::Spread;
 
@@ -336,7 +337,7 @@ fn spread(values: &[f64], unit: f64) -> String {
 pub fn markdown(figures: &TrackerFigures) -> String {
     use std::fmt::Write;
     let mut out = String::new();
-    let day: String = figures.started.to_string().chars().take(10).collect();
+    let day = day(figures.started);
     let machine = &figures.machine;
     // Writing to a string cannot fail.
     let _ = write!(

@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 pub mod accounts;
+pub mod blocks;
 pub mod disk;
 pub mod job;
 pub mod mover;

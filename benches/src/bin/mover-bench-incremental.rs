@@ -16,6 +16,8 @@ use hdrhistogram::Histogram;
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_benches::command::{Program, Usage, drop_caches};
 use mover_benches::machine::Machine;
+use mover_benches::results::{day, write};
+use mover_benches::tools::mover;
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::workload::accounts;
 use mover_pagedb::{Database, Options, Workload};
@@ -93,13 +95,8 @@ impl Report {
     }
 
     fn write(&self, dir: &Path) -> Result<()> {
-        let day: String = Timestamp::now().to_string().chars().take(10).collect();
-        let path = dir.join(format!("{day}-incremental.md"));
-        std::fs::write(&path, &self.text).map_err(|error| {
-            failed("the results cannot be written")
-                .object(path.display().to_string())
-                .cause(error)
-        })
+        let day = day(Timestamp::now());
+        write(&dir.join(format!("{day}-incremental.md")), &self.text)
     }
 }
 
@@ -111,20 +108,12 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn program(&self, verb: &str) -> Program {
-        Program::new(self.mover)
-            .args([verb, "--json", "--repo"])
-            .args([format!("file://{}", self.work.join("repository").display())])
-            .args(["--passphrase-file"])
-            .path(&self.work.join("passphrase"))
-            .env("XDG_CONFIG_HOME", self.work.display().to_string())
+        let url = format!("file://{}", self.work.join("repository").display());
+        mover::on(self.mover, verb, &url, self.work)
     }
 
     fn init(&self) -> Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        let secret = self.work.join("passphrase");
-        std::fs::write(&secret, "a passphrase for measurements")
-            .and_then(|()| std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)))
-            .map_err(|error| failed("the passphrase cannot be written").cause(error))?;
+        mover::write_passphrase(self.work)?;
         self.program("init").output().map(drop)
     }
 
@@ -135,8 +124,8 @@ impl Bench<'_> {
             .program("backup")
             .args(["--source", &source, "--type", backup_type]);
         let (usage, printed) = program.timed()?;
-        let summary = mover_benches::tools::mover::detail(&printed)
-            .ok_or_else(|| failed("the backup printed no summary"))?;
+        let summary =
+            mover::detail(&printed).ok_or_else(|| failed("the backup printed no summary"))?;
         if summary["backup_type"] != backup_type_name(backup_type) {
             return Err(failed("the backup is of another type").object(summary.to_string()));
         }

@@ -2,13 +2,12 @@
 //!
 //! Invariant: nothing is written before everything was measured.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use mover_base::{Error, Kind, Result};
-use mover_benches::results::write;
+use mover_base::Result;
+use mover_benches::results::publish;
 use mover_benches::tracker::{Effort, markdown, measure};
 
 #[global_allocator]
@@ -40,16 +39,13 @@ fn run(args: &Args) -> Result<()> {
         repetitions: args.repetitions,
     };
     let figures = measure(&args.dir, &args.root, effort)?;
-    let text = markdown(&figures);
-    let json = serde_json::to_string_pretty(&figures)
-        .map_err(|error| Error::new(Kind::Internal, "figures are no JSON").cause(error))?;
-    let day: String = figures.started.to_string().chars().take(10).collect();
-    let path = |kind| args.results.join(format!("{day}-tracker.{kind}"));
-    write(&path("json"), &(json + "\n"))?;
-    write(&path("md"), &text)?;
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Error::new(Kind::Target, "standard output cannot be written").cause(error))
+    publish(
+        &args.results,
+        "tracker",
+        figures.started,
+        &figures,
+        &markdown(&figures),
+    )
 }
 
 fn main() -> ExitCode {

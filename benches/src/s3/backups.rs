@@ -3,7 +3,7 @@
 //! Invariants: source and restored tree are on the disk for all of them; a server's data is in memory; caches are emptied
 //! before each step; what is restored first is compared with the source, byte by byte.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mover_base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -11,9 +11,10 @@ use serde_json::Value;
 
 use super::servers::{Server, ServerKind};
 use super::transfers::Places;
-use crate::command::{Program, Usage, drop_caches};
+use crate::command::{Program, Usage, compare_trees, drop_caches};
 use crate::data::Files;
-use crate::tools::{Round, Step, mover};
+use crate::stats::turns;
+use crate::tools::{Round, Step, cannot_make, mover};
 
 /// Where the repository is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -84,7 +85,7 @@ pub fn measure(
 ) -> Result<Vec<BackupRun>> {
     let mut runs = Vec::new();
     for repetition in 1..=repetitions {
-        for place in RepoPlace::ALL {
+        for place in turns(&RepoPlace::ALL, repetition) {
             let job = Job {
                 places,
                 binary,
@@ -113,23 +114,10 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn run(&self) -> Result<Vec<BackupRun>> {
-        let failed = |e: std::io::Error| {
-            Error::new(Kind::Target, "a working directory cannot be made").cause(e)
-        };
-        let disk = tempfile::tempdir_in(self.work).map_err(failed)?;
-        let memory = tempfile::tempdir_in(&self.places.memory).map_err(failed)?;
-        let directory = |name: &str| -> Result<PathBuf> {
-            let path = disk.path().join(name);
-            std::fs::create_dir(&path).map_err(failed)?;
-            Ok(path)
-        };
-        let round = Round {
-            mover: self.binary,
-            source: self.source,
-            repo: disk.path().join("repo"),
-            target: directory("target")?,
-            scratch: directory("scratch")?,
-        };
+        let disk = tempfile::tempdir_in(self.work).map_err(|e| cannot_make(self.work, e))?;
+        let memory = &self.places.memory;
+        let memory = tempfile::tempdir_in(memory).map_err(|e| cannot_make(memory, e))?;
+        let round = Round::new(self.binary, self.source, disk.path())?;
         let source_bytes = Files::list(self.source)?.bytes();
         let server = match self.place {
             RepoPlace::Local => None,
@@ -169,7 +157,7 @@ impl Job<'_> {
             });
         }
         if self.repetition == 1 {
-            compare(self.source, &round.target)?;
+            compare_trees("helios-mover", self.source, &round.target, &[])?;
         }
         Ok(runs)
     }
@@ -191,17 +179,4 @@ pub(super) fn moved_bytes(step: Step, detail: Option<&Value>) -> Result<u64> {
     detail
         .and_then(|detail| detail[name].as_u64())
         .ok_or_else(|| Error::new(Kind::Internal, "the mover's summary has no figure").object(name))
-}
-
-/// A restore that gives other bytes would make its time worthless.
-pub(super) fn compare(source: &Path, target: &Path) -> Result<()> {
-    let diff = Program::new("diff").args(["-r", "-q", "--no-dereference"]);
-    let diff = diff.path(source).path(target);
-    diff.output().map(drop).map_err(|e| {
-        Error::new(
-            Kind::CheckFailed,
-            "the mover restored something else than it backed up",
-        )
-        .cause(e)
-    })
 }

@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use mover_base::{Error, Kind, Result};
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 
-use super::figures::{Moved, new_histogram, record};
+use super::figures::{FIRST_BYTE_READS, Moved, new_histogram, record};
 use super::servers::Access;
 use crate::data::Files;
 
@@ -28,8 +28,6 @@ const CONNECTIONS: usize = 8;
 const CHUNK_BYTES: usize = 256 << 10;
 /// How long a signature holds.
 const VALID: Duration = Duration::from_secs(3600);
-/// Requests for the time to the first byte.
-const PROBES: usize = 300;
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,7 +114,7 @@ fn on_connection(plan: &Plan<'_>) -> io::Result<(u64, Histogram<u64>)> {
     let mut bytes = 0;
     loop {
         let claimed = plan.next.fetch_add(1, Ordering::Relaxed);
-        let is_over = plan.way == BareWay::FirstByte && claimed >= PROBES;
+        let is_over = plan.way == BareWay::FirstByte && claimed >= FIRST_BYTE_READS;
         let at = match plan.way {
             BareWay::FirstByte => claimed % plan.files.len().max(1),
             _ => claimed,
@@ -196,6 +194,21 @@ fn put(
     Ok(len)
 }
 
+/// Asks for an object, with more fields in the head: what [`answer`] says.
+fn ask(
+    plan: &Plan<'_>,
+    stream: &mut TcpStream,
+    key: &str,
+    more: &str,
+) -> io::Result<(u64, Vec<u8>)> {
+    let url = plan
+        .bucket
+        .get_object(Some(&plan.credentials), key)
+        .sign(VALID);
+    send(stream, plan, "GET", url.as_str(), more)?;
+    answer(stream)
+}
+
 fn get(
     plan: &Plan<'_>,
     stream: &mut TcpStream,
@@ -204,12 +217,7 @@ fn get(
     len: u64,
     chunk: &mut [u8],
 ) -> io::Result<u64> {
-    let url = plan
-        .bucket
-        .get_object(Some(&plan.credentials), key)
-        .sign(VALID);
-    send(stream, plan, "GET", url.as_str(), "")?;
-    let (length, rest) = answer(stream)?;
+    let (length, rest) = ask(plan, stream, key, "")?;
     if length != len {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -229,12 +237,7 @@ fn get(
 }
 
 fn first_byte(plan: &Plan<'_>, stream: &mut TcpStream, key: &str) -> io::Result<u64> {
-    let url = plan
-        .bucket
-        .get_object(Some(&plan.credentials), key)
-        .sign(VALID);
-    send(stream, plan, "GET", url.as_str(), "range: bytes=0-0\r\n")?;
-    let (length, rest) = answer(stream)?;
+    let (length, rest) = ask(plan, stream, key, "range: bytes=0-0\r\n")?;
     match (length, rest.len()) {
         (1, 1) => Ok(1),
         (1, 0) => stream.read_exact(&mut [0]).map(|()| 1),

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::Quantiles;
 
+/// Reads of one byte for the times to the first byte: so many that the slowest in a thousand is one of them.
+pub const FIRST_BYTE_READS: usize = 1000;
 /// Longest latency told apart, in microseconds.
 const LATENCY_MAX_US: u64 = 600_000_000;
 

@@ -3,20 +3,20 @@
 //! Invariants: the cheap server is at the far end, its objects in memory; what is restored is compared with the source;
 //! a share of the link counts what TCP, IP and Ethernet add to the payload, and says so.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use mover_base::{Error, Kind, Result};
+use mover_base::Result;
 use serde::{Deserialize, Serialize};
 
-use super::backups::{compare, moved_bytes, with_keys};
+use super::backups::{moved_bytes, with_keys};
 use super::link::{Link, SEGMENT_BYTES};
 use super::peers::{Client, Direction, Job};
 use super::servers::Server;
 use super::transfers::Places;
 use super::windows::{Sample, Windows, while_sampling};
-use crate::command::{Program, Usage, drop_caches};
+use crate::command::{Program, Usage, compare_trees, drop_caches};
 use crate::data::{Dataset, Files};
-use crate::tools::{Round, Step, mover};
+use crate::tools::{Round, Step, cannot_make, mover};
 
 const GIGABIT: u64 = 1_000_000_000;
 /// The mover's own limit, as it is written and in bytes per second.
@@ -166,26 +166,12 @@ struct Setup<'a> {
 
 impl Setup<'_> {
     fn run(&self) -> Result<Vec<LinkRun>> {
-        let failed = |e: std::io::Error| {
-            Error::new(Kind::Target, "a working directory cannot be made").cause(e)
-        };
         let (source, near) = match self.case.dataset {
             Dataset::Packs => (self.sources.packs, self.places.memory.as_path()),
             _ => (self.sources.rows, self.sources.work),
         };
-        let dir = tempfile::tempdir_in(near).map_err(failed)?;
-        let directory = |name: &str| -> Result<PathBuf> {
-            let path = dir.path().join(name);
-            std::fs::create_dir(&path).map_err(failed)?;
-            Ok(path)
-        };
-        let round = Round {
-            mover: self.binary,
-            source,
-            repo: dir.path().join("repo"),
-            target: directory("target")?,
-            scratch: directory("scratch")?,
-        };
+        let dir = tempfile::tempdir_in(near).map_err(|e| cannot_make(near, e))?;
+        let round = Round::new(self.binary, source, dir.path())?;
         let source_bytes = Files::list(source)?.bytes();
         let link = Link::make()?;
         link.limit(self.case.link_bits_per_second)?;
@@ -201,7 +187,7 @@ impl Setup<'_> {
             }
             runs.push(self.step(step, &program, &link, source_bytes)?);
         }
-        compare(source, &round.target)?;
+        compare_trees(self.case.client.title(), source, &round.target, &[])?;
         Ok(runs)
     }
 

@@ -16,7 +16,7 @@ use mover_base::{Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Shard, ShardConfig};
 use mover_store::{Key, LinkLimits, Put, READ_BYTES_MAX, Slice, Store};
 
-use super::figures::{Moved, new_histogram, record};
+use super::figures::{FIRST_BYTE_READS, Moved, new_histogram, record};
 use crate::data::Files;
 
 /// Buffers of all shards together, as a job's default.
@@ -30,8 +30,6 @@ const GETS: usize = 3;
 const RUN_PIECES: usize = 7;
 /// Whole objects that a shard reads side by side.
 const WHOLE_GETS: usize = 16;
-/// Small reads for the time to the first byte.
-const PROBES: usize = 300;
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -168,7 +166,7 @@ async fn work(shard: Shard, plan: &Plan) -> Result<Part> {
     };
     loop {
         let claimed = plan.next.fetch_add(1, Ordering::Relaxed);
-        let is_over = plan.way == Way::FirstByte && claimed >= PROBES;
+        let is_over = plan.way == Way::FirstByte && claimed >= FIRST_BYTE_READS;
         let at = match plan.way {
             Way::FirstByte => claimed % plan.items.len().max(1),
             _ => claimed,

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::figures::Moved;
 use super::peers::{Client, Direction, Job, first_byte};
 use super::servers::{Server, ServerKind};
-use crate::command::{Program, Usage, sync};
+use crate::command::{Usage, compare_trees, sync};
 use crate::data::Files;
+use crate::stats::turns;
 
 /// Core of the server and core of the client where each has its own.
 const SERVER_CORE: &str = "1";
@@ -134,7 +135,7 @@ pub fn measure(
     let mut all = S3Transfers::default();
     for (server, placement) in SETUPS {
         for repetition in 1..=repetitions {
-            for client in Client::ALL {
+            for client in turns(&Client::ALL, repetition) {
                 let round = Round {
                     places,
                     source,
@@ -186,7 +187,7 @@ impl Round<'_> {
         }
         // Once is enough: repetitions run the same program on the same data.
         if self.repetition == 1 {
-            compare(self.client, self.source, &target)?;
+            compare_trees(self.client.title(), self.source, &target, &[])?;
         }
         if self.placement == Placement::Shared
             && let Some(program) = first_byte(self.client, &job)
@@ -240,21 +241,6 @@ fn told(printed: &str) -> Result<Moved> {
         Error::new(
             Kind::Internal,
             "the program printed something else than its figures",
-        )
-        .cause(e)
-    })
-}
-
-fn compare(client: Client, source: &Path, target: &Path) -> Result<()> {
-    let diff = Program::new("diff").args(["-r", "-q"]);
-    let diff = diff.path(source).path(target);
-    diff.output().map(drop).map_err(|e| {
-        Error::new(
-            Kind::CheckFailed,
-            format!(
-                "{} brought back something else than it sent",
-                client.title()
-            ),
         )
         .cause(e)
     })

@@ -1,22 +1,44 @@
 //! Helios Mover at its defaults.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use mover_base::Result;
 use serde_json::Value;
 
 use super::{PASSPHRASE, Round, Step, cannot_make};
 use crate::command::Program;
 
+/// In the scratch directory.
+const PASSPHRASE_FILE: &str = "passphrase";
+
+/// Writes the passphrase that [`on`] opens a repository with.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write_passphrase(scratch: &Path) -> Result<()> {
+    let secret = scratch.join(PASSPHRASE_FILE);
+    std::fs::write(&secret, PASSPHRASE)
+        .and_then(|()| std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)))
+        .map_err(|e| cannot_make(&secret, e))
+}
+
+/// `verb` on the repository at `url`, with the passphrase in `scratch`.
+pub fn on(binary: &Path, verb: &str, url: &str, scratch: &Path) -> Program {
+    Program::new(binary)
+        .args([verb, "--json", "--repo", url, "--passphrase-file"])
+        .path(&scratch.join(PASSPHRASE_FILE))
+        // The user's own configuration must not change what is measured.
+        .env("XDG_CONFIG_HOME", scratch.display().to_string())
+}
+
 /// The program for one step on the repository at `url`.
 ///
 /// # Errors
 /// Where the passphrase's file cannot be written.
 pub fn program(step: Step, url: &str, round: &Round<'_>) -> Result<Program> {
-    let secret = round.scratch.join("passphrase");
     if step == Step::Init {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::write(&secret, PASSPHRASE)
-            .and_then(|()| std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)))
-            .map_err(|e| cannot_make(&secret, e))?;
+        write_passphrase(&round.scratch)?;
     }
     let verb = match step {
         Step::Init => "init",
@@ -24,13 +46,7 @@ pub fn program(step: Step, url: &str, round: &Round<'_>) -> Result<Program> {
         Step::Restore => "restore",
         Step::Verify => "verify",
     };
-    let program = Program::new(round.mover)
-        .args([verb, "--json", "--repo"])
-        .args([url])
-        .args(["--passphrase-file"])
-        .path(&secret)
-        // The user's own configuration must not change what is measured.
-        .env("XDG_CONFIG_HOME", round.scratch.display().to_string());
+    let program = on(round.mover, verb, url, &round.scratch);
     Ok(match step {
         Step::Init => program,
         Step::Backup | Step::BackupUnchanged => program.args(["--source"]).path(round.source),

@@ -76,6 +76,22 @@ impl Bulk {
         Ok(bulk)
     }
 
+    /// Opens a store that [`make`](Self::make) made, or a copy of one, which `seed` makes go its own way.
+    pub fn open(disk: &Arc<dyn Disk>, seed: u64) -> Result<Bulk> {
+        let mut store = Store::open(Arc::clone(disk))?;
+        let recovered = store.recover(16)?;
+        let catalogue = store.catalogue().clone();
+        Ok(Bulk {
+            file: TableFile::open_write(&**disk, TABLE)?,
+            store,
+            writer: recovered.writer,
+            pages: catalogue.tables()[&TABLE].pages,
+            catalogue,
+            random: Random::new(seed),
+            transaction: recovered.next_transaction,
+        })
+    }
+
     fn fill(&mut self, lsn: Lsn) -> Result<()> {
         let mut key = 0;
         for number in 0..self.pages {
@@ -148,4 +164,37 @@ fn freshen(random: &mut Random, row: &mut [u8]) {
 
 fn time(number: u64) -> Timestamp {
     Timestamp::from_micros(1_790_000_000_000_000 + number as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_source::disk::DirDisk;
+    use mover_source::pages::new_identity;
+    use mover_source::wal::SegmentSize;
+
+    use super::*;
+
+    const PAGES: u32 = 200;
+
+    fn pages(bulk: &Bulk) -> Vec<PageBytes> {
+        let read = |page| bulk.file().read_checked(page).unwrap().0;
+        (0..PAGES).map(read).collect()
+    }
+
+    #[test]
+    fn a_store_that_is_opened_again_changes_what_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(dir.path()).unwrap());
+        let identity = new_identity([3; 32], SegmentSize::new(18).unwrap());
+        let before = pages(&Bulk::make(&disk, identity, 1, PAGES).unwrap());
+        let mut last = before;
+        for seed in [2, 3] {
+            let mut bulk = Bulk::open(&disk, seed).unwrap();
+            let changed = bulk.change(10).unwrap();
+            let now = pages(&bulk);
+            let differ = (0..PAGES).filter(|page| now[*page as usize] != last[*page as usize]);
+            assert_eq!(differ.collect::<BTreeSet<_>>(), changed);
+            last = now;
+        }
+    }
 }
