@@ -36,18 +36,6 @@ pub(super) fn measure(bench: &Bench<'_>, size: Size, keep: &mut impl FnMut(Backu
         keep(repository.backup(&plan(&title, dir)?)?);
     }
     remove(&repository.dir)?;
-    let mut repository = bench.repository("one-path")?;
-    let place = bench.work.join("store");
-    let renamed = |from: &Path, to: &Path| {
-        std::fs::rename(from, to).map_err(|error| cannot("a store cannot be renamed", from, error))
-    };
-    for (name, dir) in NAMES.iter().zip(&dirs) {
-        renamed(dir, &place)?;
-        let title = format!("{name}, one after the other at the same path");
-        keep(repository.backup(&plan(&title, &place)?)?);
-        renamed(&place, dir)?;
-    }
-    remove(&repository.dir)?;
     remove(&stores)
 }
 

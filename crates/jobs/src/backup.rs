@@ -31,7 +31,7 @@ use serde::Serialize;
 
 use self::base::{Footing, Wanted};
 use self::copy::Gathered;
-use self::origin::{Origin, TreeOrigin};
+use self::origin::{Origin, TREE_KIND, TreeOrigin};
 use self::pages::{Changes, PageOrigin};
 use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::estimate::{self, Estimate};
@@ -258,8 +258,8 @@ struct Outlook {
 async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Result<Outlook> {
     let access = &options.repo;
     let repository = Arc::new(access.open(shard).await?);
-    let (parent, warnings) =
-        find_parent(shard, &repository, origin.source.url(), &host_name()).await?;
+    let (url, host) = (origin.source.url(), host_name());
+    let (parent, warnings) = find_parent(shard, &repository, url, TREE_KIND, &host).await?;
     let estimate = match options.estimate {
         true => estimate::sample(shard, &origin.source, &origin.tree, options.level).await?,
         false => Estimate::default(),

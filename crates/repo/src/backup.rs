@@ -72,17 +72,28 @@ pub struct Committed {
     pub counts: WriteCounts,
 }
 
-/// The latest backup of the same source that can be read, with reasons why later ones cannot.
+/// The backup to build on: the latest of the same source that can be read; without one the latest of another source of its
+/// kind and host, say of the database that this one is a copy of. With reasons why later ones cannot be read.
 pub async fn find_parent(
     shard: &Shard,
     repository: &Repository,
     source: &str,
+    kind: &str,
     host: &str,
 ) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
-    find_latest(shard, repository, |metadata| {
+    let same = find_latest(shard, repository, |metadata| {
         metadata.source.url == source && metadata.source.host == host
     })
-    .await
+    .await?;
+    match same {
+        (Some(_), _) => Ok(same),
+        (None, _) => {
+            find_latest(shard, repository, |metadata| {
+                metadata.source.kind == kind && metadata.source.host == host
+            })
+            .await
+        }
+    }
 }
 
 /// The latest backup that can be read and is `wanted`, with reasons why later ones cannot be read.

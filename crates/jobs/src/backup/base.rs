@@ -101,10 +101,19 @@ pub(crate) async fn find(
         },
         Err(reason) => {
             warnings.push(format!("a full backup is made instead: {reason}"));
+            let parent = match base {
+                Some(base) => Some(base),
+                None => {
+                    let (url, host) = (store.url(), host_name());
+                    find_parent(shard, repository, url, SOURCE_KIND, &host)
+                        .await?
+                        .0
+                }
+            };
             Footing {
                 backup_type: BackupType::Full,
                 reason: Some(reason),
-                parent: base,
+                parent,
                 changed: None,
                 warnings,
             }
@@ -157,7 +166,7 @@ async fn candidate(
         return Ok((Some(open), Vec::new()));
     }
     match wanted.backup_type {
-        BackupType::Full => find_parent(shard, repository, store.url(), &host).await,
+        BackupType::Full => find_parent(shard, repository, store.url(), SOURCE_KIND, &host).await,
         BackupType::Incremental => find_latest(shard, repository, is_ours).await,
         BackupType::Differential => {
             find_latest(shard, repository, |metadata| {

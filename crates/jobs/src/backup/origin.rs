@@ -16,6 +16,9 @@ use super::base::SOURCE_KIND;
 use super::pages::PageOrigin;
 use crate::extents::Share;
 
+/// How manifests name a directory tree.
+pub(crate) const TREE_KIND: &str = "dir";
+
 /// A part of a share, in bytes of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Piece {
@@ -78,7 +81,7 @@ impl Origin {
     /// What manifests call this kind of source.
     pub fn kind(&self) -> &'static str {
         match self {
-            Origin::Tree(_) => "dir",
+            Origin::Tree(_) => TREE_KIND,
             Origin::Pages(_) => SOURCE_KIND,
         }
     }
