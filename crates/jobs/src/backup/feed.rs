@@ -26,6 +26,10 @@ use crate::settings::read_ahead;
 /// Reads are queued this many at a time, as one submission: on a virtual disk each costs the kernel an exit to
 /// the host, however many requests it brings.
 const READS_BATCH: usize = 4;
+/// The same where the last read was small, as of single pages that changed: then the exits are most of what a read costs.
+const SMALL_READS_BATCH: usize = 8;
+/// Larger reads are not small.
+const SMALL_READ_BYTES: usize = 32 << 10;
 /// Events that are queued at most: holes and what is kept take no buffers, but files stay open.
 const QUEUE_MAX: usize = 64;
 /// How long what was read in the middle of a write is read again: many times what a write of a few blocks takes.
@@ -96,6 +100,7 @@ pub(crate) struct Feed<'a> {
     queue: VecDeque<Queued>,
     reads: usize,
     reads_max: usize,
+    last_read_bytes: usize,
     cursor: Option<Cursor>,
     open: Option<(u32, Option<Rc<File>>)>,
     exhausted: bool,
@@ -120,6 +125,7 @@ impl<'a> Feed<'a> {
             queue: VecDeque::new(),
             reads: 0,
             reads_max: read_ahead(shard.buffers_total()),
+            last_read_bytes: BUF_BYTES,
             cursor: None,
             open: None,
             exhausted: false,
@@ -230,7 +236,10 @@ impl<'a> Feed<'a> {
     }
 
     async fn fill(&mut self) -> Result<()> {
-        let batch = READS_BATCH.min(self.reads_max);
+        let batch = match self.last_read_bytes <= SMALL_READ_BYTES {
+            true => SMALL_READS_BATCH.min(self.reads_max),
+            false => READS_BATCH.min(self.reads_max),
+        };
         if self.reads + batch > self.reads_max {
             return Ok(());
         }
@@ -340,6 +349,7 @@ impl<'a> Feed<'a> {
         let whole = blocks_of(bytes as u64) as usize * BLOCK_BYTES;
         let read = Box::pin(file.read_at(buf, cursor.at, whole));
         self.reads += 1;
+        self.last_read_bytes = bytes;
         let first_block = cursor.at % EXTENT_BYTES / BLOCK_BYTES as u64;
         let item = cursor.share.item;
         self.queue.push_back(Queued::Read {
