@@ -129,7 +129,7 @@ pub struct Sources<'a> {
 /// All cases in turn.
 ///
 /// # Errors
-/// Where the system allows no link; those of the programs; [`Kind::CheckFailed`] where other bytes came back.
+/// Where the system allows no link; those of the programs; `CheckFailed` where other bytes came back.
 pub fn measure(
     places: &Places,
     binary: &Path,
