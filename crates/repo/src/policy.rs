@@ -1,7 +1,7 @@
 //! Which backups of one group a policy keeps, and why. Pure: ids and a time in, rules out.
 //!
 //! Order, days, weeks and months come from the backup ids alone, in UTC. The clock at hand decides one thing: a backup that
-//! claims to begin later than [`SKEW_SECONDS_MAX`] from now is kept and counts for no rule, so that it cannot displace any
+//! claims to begin later than `SKEW_SECONDS_MAX` from now is kept and counts for no rule, so that it cannot displace any
 //! other.
 //!
 //! Invariants: every rule keeps at least the newest backup that counts, so a group never becomes empty; what is deleted is
