@@ -81,6 +81,10 @@ pub struct TrackerFigures {
     pub database_without: Vec<f64>,
     /// With it.
     pub database_with: Vec<f64>,
+    /// Seconds of a transaction that are spent on marking, by repetition: by the clock around the calls, in place.
+    pub marking_seconds: Vec<f64>,
+    /// Two databases without the tracker, compared as those with and without: the ratio, by repetition.
+    pub database_alike: Vec<f64>,
 }
 
 fn cannot(what: &str, error: std::io::Error) -> Error {
@@ -111,6 +115,8 @@ pub fn measure(dir: &Path, root: &Path, effort: Effort) -> Result<TrackerFigures
         switch_pages: 0,
         database_without: Vec::new(),
         database_with: Vec::new(),
+        marking_seconds: Vec::new(),
+        database_alike: Vec::new(),
     };
     for repetition in 0..effort.repetitions as usize {
         let place = own("marks")?;
@@ -118,9 +124,14 @@ pub fn measure(dir: &Path, root: &Path, effort: Effort) -> Result<TrackerFigures
         let place = own("rebuild")?;
         rebuild(place.path(), effort, &mut figures)?;
         let (plain, tracked) = (own("plain")?, own("tracked")?);
-        let rates = transactions(plain.path(), tracked.path(), effort)?;
-        figures.database_without.push(rates.0);
-        figures.database_with.push(rates.1);
+        let turns = transactions([(plain.path(), false), (tracked.path(), true)], effort)?;
+        figures.database_without.push(turns.per_second[0]);
+        figures.database_with.push(turns.per_second[1]);
+        figures.marking_seconds.push(turns.marking_seconds);
+        let (one, other) = (own("one")?, own("other")?);
+        let alike = transactions([(one.path(), false), (other.path(), false)], effort)?;
+        let ratio = alike.per_second[1] / alike.per_second[0];
+        figures.database_alike.push(ratio);
     }
     Ok(figures)
 }
@@ -287,11 +298,21 @@ fn rebuild(dir: &Path, effort: Effort, figures: &mut TrackerFigures) -> Result<(
     Ok(())
 }
 
-/// Transactions per second of two reference databases, without and with the tracker: one thread, all pages in memory,
+/// What two databases in turn did.
+struct Turns {
+    /// Transactions per second.
+    per_second: [f64; 2],
+    /// Seconds of a transaction of the second one that were spent on marking.
+    marking_seconds: f64,
+}
+
+/// Runs the same transactions in two reference databases, each with the tracker or without: one thread, all pages in memory,
 /// nothing waits for the disk but a full log buffer. They run in turn, a slice at a time, and each first as often as the
 /// other: a machine whose speed drifts slows both.
-fn transactions(plain: &Path, tracked: &Path, effort: Effort) -> Result<(f64, f64)> {
-    let databases = [database(plain, false)?, database(tracked, true)?];
+fn transactions(places: [(&Path, bool); 2], effort: Effort) -> Result<Turns> {
+    let [one, other] = places.map(|(dir, tracked)| database(dir, tracked));
+    let databases = [one?, other?];
+    let marked_before = databases[1].marking_seconds();
     let mut workload = Workload::new(3, 0);
     let mut seconds = [0.0; 2];
     for slice in 0..effort.transactions.div_ceil(SLICE) {
@@ -306,10 +327,14 @@ fn transactions(plain: &Path, tracked: &Path, effort: Effort) -> Result<(f64, f6
         }
     }
     let done = (effort.transactions.div_ceil(SLICE) * SLICE) as f64;
+    let marked = databases[1].marking_seconds() - marked_before;
     for database in databases {
         database.close()?;
     }
-    Ok((done / seconds[0], done / seconds[1]))
+    Ok(Turns {
+        per_second: seconds.map(|seconds| done / seconds),
+        marking_seconds: marked / done,
+    })
 }
 
 fn database(dir: &Path, tracked: bool) -> Result<Database> {
@@ -365,25 +390,28 @@ pub fn markdown(figures: &TrackerFigures) -> String {
             spread(&each, 1.0)
         );
     }
-    let ratio: Vec<f64> = figures
-        .database_with
-        .iter()
-        .zip(&figures.database_without)
-        .map(|(with, without)| with / without)
-        .collect();
+    let pairs = figures.database_with.iter().zip(&figures.database_without);
+    let ratio: Vec<f64> = pairs.map(|(with, without)| with / without).collect();
+    let both = figures.marking_seconds.iter().zip(&figures.database_with);
+    let share: Vec<f64> = both.map(|(marking, rate)| marking * rate).collect();
     let _ = write!(
         out,
         "\n| | |\n|---|---|\n| rebuilt from a log of {} MiB in the page cache, GB/s | {} |\n\
          | switch and answer over {} marked pages, ms | {} |\n\
          | reference database, transactions/s without | {} |\n\
-         | with the tracker | {} |\n| with / without, pair by pair | {} |\n",
+         | with the tracker | {} |\n| with / without, pair by pair | {} |\n\
+         | two databases without the tracker, compared alike | {} |\n\
+         | marking in place, by the clock, ns of a transaction | {} |\n| the same, % of a transaction | {} |\n",
         figures.log_bytes >> 20,
         spread(&figures.rebuild_bytes_per_second, 1e9),
         figures.switch_pages,
         spread(&figures.switch_seconds, 1e-3),
         spread(&figures.database_without, 1.0),
         spread(&figures.database_with, 1.0),
-        spread(&ratio, 1.0)
+        spread(&ratio, 1.0),
+        spread(&figures.database_alike, 1.0),
+        spread(&figures.marking_seconds, 1e-9),
+        spread(&share, 0.01)
     );
     out
 }
@@ -411,6 +439,7 @@ mod tests {
                 .all(|mark| mark.marks_per_second[0] > 0.0)
         );
         assert!(figures.switch_pages > 1900);
+        assert!(figures.marking_seconds[0] > 0.0);
         let text = markdown(&figures);
         assert!(text.contains("| random, set before | 1 | 2 |"), "{text}");
     }

@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use mover_base::checksum::sha256;
 use mover_base::{Lsn, Result, Timestamp};
@@ -80,6 +82,8 @@ pub struct Database {
     state: Mutex<State>,
     options: Options,
     tracker: Option<Tracker>,
+    /// What marking has taken so far, with two looks at the clock each.
+    marking_nanos: AtomicU64,
 }
 
 /// What a transaction has done so far.
@@ -148,6 +152,7 @@ impl Database {
             state: Mutex::new(state),
             options,
             tracker: None,
+            marking_nanos: AtomicU64::new(0),
         })
     }
 
@@ -159,6 +164,16 @@ impl Database {
         let (tracker, found) = Tracker::with_capacity(directory, identity, end, capacity)?;
         self.tracker = Some(tracker);
         Ok(found)
+    }
+
+    fn count_marking(&self, begun: Instant) {
+        let nanos = begun.elapsed().as_nanos() as u64;
+        self.marking_nanos.fetch_add(nanos, Relaxed);
+    }
+
+    /// Seconds that transactions have spent on marking, all threads together.
+    pub fn marking_seconds(&self) -> f64 {
+        self.marking_nanos.load(Relaxed) as f64 / 1e9
     }
 
     /// The log's writer.
@@ -203,13 +218,17 @@ impl Database {
         let number = state.next_transaction;
         let time = Timestamp::from_micros(state.clock);
         let marking = self.tracker.as_ref().map(|tracker| {
+            let begun = Instant::now();
             let mut marking = tracker.begin();
             marking.mark_many(places.iter().copied());
+            self.count_marking(begun);
             marking
         });
         let appended = self.writer.append(&group, number, time)?;
         if let Some(marking) = marking {
+            let begun = Instant::now();
             marking.end(appended.end);
+            self.count_marking(begun);
         }
         state.next_transaction += 1;
         let first_page = appended.records.len() - places.len() - transaction.dropped.len();
