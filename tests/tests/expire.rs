@@ -420,6 +420,21 @@ fn variables(access: &Access) -> [(&str, &str); 2] {
     ]
 }
 
+/// Changes the source and begins a backup whose manifest is held up on its way to the server: the proxy that does that, the
+/// job, and what the source holds.
+fn manifest_on_its_way(history: &mut History, access: &Access) -> (FaultProxy, Job, Tree) {
+    let proxy = FaultProxy::start(&access.endpoint);
+    let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
+    let hit = proxy.inject(delay.path("expire/backups/"));
+    let through = access.at(&proxy.endpoint());
+    let repo = history.repo.at(&through.url("expire"), &variables(access));
+    change(&history.source, &mut history.random);
+    let truth = Tree::read(&history.source);
+    let job = Job::start(&mut repo.backup_command(&history.source));
+    wait_until(|| proxy.hits(hit) > 0);
+    (proxy, job, truth)
+}
+
 #[test]
 fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     let scratch = Scratch::new("expire-s3");
@@ -522,16 +537,8 @@ fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_ar
         );
     };
     for packs_go in [true, false] {
-        let proxy = FaultProxy::start(&access.endpoint);
-        let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
-        let hit = proxy.inject(delay.path("expire/backups/"));
-        let through = access.at(&proxy.endpoint());
-        let repo = history.repo.at(&through.url("expire"), &variables(access));
-        change(&history.source, &mut history.random);
-        let truth = Tree::read(&history.source);
         let packs = objects("packs/");
-        let job = Job::start(&mut repo.backup_command(&history.source));
-        wait_until(|| proxy.hits(hit) > 0);
+        let (_proxy, job, truth) = manifest_on_its_way(&mut history, access);
         delete(&objects("sessions/")[0]);
         if packs_go {
             let own = objects("packs/").into_iter();
@@ -557,15 +564,7 @@ fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
     let server = FilesystemS3::start(&scratch.dir("server"));
     let access = server.access();
     let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
-    let proxy = FaultProxy::start(&access.endpoint);
-    let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
-    let hit = proxy.inject(delay.path("expire/backups/"));
-    let through = access.at(&proxy.endpoint());
-    let repo = history.repo.at(&through.url("expire"), &variables(access));
-    change(&history.source, &mut history.random);
-    let truth = Tree::read(&history.source);
-    let job = Job::start(&mut repo.backup_command(&history.source));
-    wait_until(|| proxy.hits(hit) > 0);
+    let (proxy, job, truth) = manifest_on_its_way(&mut history, access);
     // Whatever the method: a HEAD that is refused is asked again as a GET.
     let refusal = Fault::new(Action::error(403, "AccessDenied"));
     let refused = proxy.inject(refusal.path("expire/sessions/"));

@@ -1,7 +1,7 @@
 //! A backup from the repository's side: choose the parent, let the shards write, publish the manifest.
 //!
 //! Invariants: the manifest lists every pack that its maps reach, and each of them was either committed by this
-//! session or its directory was read in it; the parent is one that can be read and has the same source; a session that was
+//! session or its directory was read in it; the parent is one that can be read; a session that was
 //! given up publishes nothing, or takes back what it published if packs of it are gone.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -72,6 +72,16 @@ pub struct Committed {
     pub counts: WriteCounts,
 }
 
+/// How well a backup serves as the parent of another one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// As the latest of them it is the one.
+    Good,
+    /// The latest of these, if none is good.
+    Fair,
+    Not,
+}
+
 /// The backup to build on: the latest of the same source that can be read; without one the latest of another source of its
 /// kind and host, say of the database that this one is a copy of. With reasons why later ones cannot be read.
 pub async fn find_parent(
@@ -81,19 +91,15 @@ pub async fn find_parent(
     kind: &str,
     host: &str,
 ) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
-    let same = find_latest(shard, repository, |metadata| {
-        metadata.source.url == source && metadata.source.host == host
-    })
-    .await?;
-    match same {
-        (Some(_), _) => Ok(same),
-        (None, _) => {
-            find_latest(shard, repository, |metadata| {
-                metadata.source.kind == kind && metadata.source.host == host
-            })
-            .await
+    let fit = |metadata: &BackupMetadata| {
+        let of = &metadata.source;
+        match (of.host == host, of.url == source, of.kind == kind) {
+            (true, true, _) => Fit::Good,
+            (true, false, true) => Fit::Fair,
+            _ => Fit::Not,
         }
-    }
+    };
+    search(shard, repository, fit).await
 }
 
 /// The latest backup that can be read and is `wanted`, with reasons why later ones cannot be read.
@@ -102,7 +108,20 @@ pub async fn find_latest(
     repository: &Repository,
     wanted: impl Fn(&BackupMetadata) -> bool,
 ) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
-    let mut warnings = Vec::new();
+    let fit = |metadata: &BackupMetadata| match wanted(metadata) {
+        true => Fit::Good,
+        false => Fit::Not,
+    };
+    search(shard, repository, fit).await
+}
+
+/// Looks through the latest [`PARENT_TRIES`] backups, each of which is read once.
+async fn search(
+    shard: &Shard,
+    repository: &Repository,
+    fit: impl Fn(&BackupMetadata) -> Fit,
+) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
+    let (mut fair, mut warnings) = (None, Vec::new());
     if !repository.can_read() {
         return Ok((None, warnings));
     }
@@ -111,8 +130,11 @@ pub async fn find_latest(
     let lasting = ids.into_iter().filter(|id| !expiring.contains_key(id));
     for id in lasting.rev().take(PARENT_TRIES) {
         match catalogue::load(shard, repository, id).await {
-            Ok(open) if wanted(&open.manifest.metadata) => return Ok((Some(open), warnings)),
-            Ok(_) => {}
+            Ok(open) => match fit(&open.manifest.metadata) {
+                Fit::Good => return Ok((Some(open), warnings)),
+                Fit::Fair => fair = fair.or(Some(open)),
+                Fit::Not => {}
+            },
             // Over its cap is damaged too.
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
                 warnings.push(no_parent(id, &error));
@@ -122,7 +144,7 @@ pub async fn find_latest(
             Err(error) => return Err(error),
         }
     }
-    Ok((None, warnings))
+    Ok((fair, warnings))
 }
 
 /// The warning that an earlier backup is damaged.

@@ -70,17 +70,21 @@ pub(crate) async fn find(
     checkpoint: &Checkpoint,
     wanted: &Wanted<'_>,
 ) -> Result<Footing> {
-    let (base, mut warnings) = candidate(shard, repository, store, wanted).await?;
+    let Candidate {
+        parent,
+        serves,
+        mut warnings,
+    } = candidate(shard, repository, store, wanted).await?;
     if wanted.backup_type == BackupType::Full {
         return Ok(Footing {
             backup_type: BackupType::Full,
             reason: None,
-            parent: base,
+            parent,
             changed: None,
             warnings,
         });
     }
-    let found = match &base {
+    let found = match parent.as_ref().filter(|_| serves) {
         None if !repository.can_read() => {
             Err("earlier backups cannot be read without a key".to_owned())
         }
@@ -91,33 +95,19 @@ pub(crate) async fn find(
                 .map_err(|why| format!("base {}: {why}", base.id)),
         },
     };
-    Ok(match found {
-        Ok(changed) => Footing {
-            backup_type: wanted.backup_type,
-            reason: None,
-            parent: base,
-            changed: Some(changed),
-            warnings,
-        },
+    let (backup_type, reason, changed) = match found {
+        Ok(changed) => (wanted.backup_type, None, Some(changed)),
         Err(reason) => {
             warnings.push(format!("a full backup is made instead: {reason}"));
-            let parent = match base {
-                Some(base) => Some(base),
-                None => {
-                    let (url, host) = (store.url(), host_name());
-                    find_parent(shard, repository, url, SOURCE_KIND, &host)
-                        .await?
-                        .0
-                }
-            };
-            Footing {
-                backup_type: BackupType::Full,
-                reason: Some(reason),
-                parent,
-                changed: None,
-                warnings,
-            }
+            (BackupType::Full, Some(reason), None)
         }
+    };
+    Ok(Footing {
+        backup_type,
+        reason,
+        parent,
+        changed,
+        warnings,
     })
 }
 
@@ -128,13 +118,21 @@ fn nothing_before(wanted: BackupType) -> &'static str {
     }
 }
 
-/// The backup to stand on, before it is looked at closely.
+/// An earlier backup, before it is looked at closely.
+struct Candidate {
+    parent: Option<OpenManifest>,
+    /// Whether it may be the base, too: it is of this source, and of the type that is asked for.
+    serves: bool,
+    warnings: Vec<String>,
+}
+
+/// The backup to build on.
 async fn candidate(
     shard: &Shard,
     repository: &Repository,
     store: &LiveStore,
     wanted: &Wanted<'_>,
-) -> Result<(Option<OpenManifest>, Vec<String>)> {
+) -> Result<Candidate> {
     let host = host_name();
     let is_ours = |metadata: &BackupMetadata| {
         let source = &metadata.source;
@@ -145,36 +143,65 @@ async fn candidate(
             return Err(Error::new(Kind::Usage, "a full backup has no base")
                 .hint("leave out --base, or ask for --type incr or diff"));
         }
-        let id = catalogue::find(shard, repository, named).await?;
-        if expire::is_expiring(shard, repository, id).await? {
-            return Err(
-                Error::new(Kind::Conflict, "the base is about to be deleted")
-                    .object(id.to_string())
-                    .hint("leave out --base, or wait until the expire has ended"),
-            );
-        }
-        let open = catalogue::load(shard, repository, id).await?;
-        if !is_ours(&open.manifest.metadata) {
-            let of = &open.manifest.metadata.source;
-            return Err(Error::new(
-                Kind::Usage,
-                format!("the base is of another source: {} on {}", of.url, of.host),
-            )
-            .object(id.to_string())
-            .hint("name a backup of this source, or leave out --base"));
-        }
-        return Ok((Some(open), Vec::new()));
+        let open = named_base(shard, repository, named, is_ours).await?;
+        return Ok(Candidate {
+            parent: Some(open),
+            serves: true,
+            warnings: Vec::new(),
+        });
     }
-    match wanted.backup_type {
-        BackupType::Full => find_parent(shard, repository, store.url(), SOURCE_KIND, &host).await,
-        BackupType::Incremental => find_latest(shard, repository, is_ours).await,
-        BackupType::Differential => {
-            find_latest(shard, repository, |metadata| {
-                metadata.backup_type == BackupType::Full && is_ours(metadata)
-            })
-            .await
+    if wanted.backup_type == BackupType::Differential {
+        let is_full = |metadata: &BackupMetadata| {
+            metadata.backup_type == BackupType::Full && is_ours(metadata)
+        };
+        let (parent, warnings) = find_latest(shard, repository, is_full).await?;
+        if parent.is_some() {
+            return Ok(Candidate {
+                parent,
+                serves: true,
+                warnings,
+            });
         }
     }
+    let (parent, warnings) =
+        find_parent(shard, repository, store.url(), SOURCE_KIND, &host).await?;
+    let serves = wanted.backup_type == BackupType::Incremental
+        && parent
+            .as_ref()
+            .is_some_and(|open| is_ours(&open.manifest.metadata));
+    Ok(Candidate {
+        parent,
+        serves,
+        warnings,
+    })
+}
+
+/// The backup that `--base` names.
+async fn named_base(
+    shard: &Shard,
+    repository: &Repository,
+    named: &str,
+    is_ours: impl Fn(&BackupMetadata) -> bool,
+) -> Result<OpenManifest> {
+    let id = catalogue::find(shard, repository, named).await?;
+    if expire::is_expiring(shard, repository, id).await? {
+        return Err(
+            Error::new(Kind::Conflict, "the base is about to be deleted")
+                .object(id.to_string())
+                .hint("leave out --base, or wait until the expire has ended"),
+        );
+    }
+    let open = catalogue::load(shard, repository, id).await?;
+    if !is_ours(&open.manifest.metadata) {
+        let of = &open.manifest.metadata.source;
+        return Err(Error::new(
+            Kind::Usage,
+            format!("the base is of another source: {} on {}", of.url, of.host),
+        )
+        .object(id.to_string())
+        .hint("name a backup of this source, or leave out --base"));
+    }
+    Ok(open)
 }
 
 /// What is wrong with the packs of `base`, going by their names and lengths.

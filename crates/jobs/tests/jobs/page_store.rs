@@ -597,6 +597,50 @@ fn a_running_backup_keeps_the_log_of_who_asks() {
     }
 }
 
+/// A copy of a store at its own path is another source: it builds on the original's blocks, and never stands on its log.
+#[test]
+fn another_source_lends_its_blocks_and_is_no_base() {
+    let mut site = Site::new(53, 14);
+    site.run(60);
+    site.database().checkpoint().unwrap();
+    let of_main = site.backup(BackupType::Full);
+    site.kill();
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(site.place.path("source"))
+        .arg(site.place.path("branch"))
+        .status();
+    assert!(copied.unwrap().success());
+    let branch = |site: &Site, backup_type| {
+        let options = BackupOptions {
+            source: format!("pages://{}", site.place.path("branch").display()),
+            ..site.options(backup_type)
+        };
+        site.place.try_backup(&engine(), &options).unwrap()
+    };
+    for backup_type in [BackupType::Incremental, BackupType::Differential] {
+        let made = branch(&site, backup_type);
+        assert_eq!((made.backup_type, made.base), (BackupType::Full, None));
+        assert!(made.reason.unwrap().contains("of this source"));
+        assert_eq!(made.parent, Some(of_main.summary.backup_id));
+        assert!(made.deduplicated_share > 0.9, "{}", made.deduplicated_share);
+        let restored = site.restore_as(made.backup_id, "restored-branch");
+        assert_eq!(restored.settled.unwrap().position, of_main.end().0);
+        same(
+            &site.place.path("restored-branch"),
+            &of_main.journal,
+            of_main.end(),
+        );
+        fs::remove_dir_all(site.place.path("restored-branch")).unwrap();
+        let manifests = site.place.path("repo/backups");
+        fs::remove_file(manifests.join(made.backup_id.to_string())).unwrap();
+    }
+    // Its own full backup is what it stands on.
+    let full = branch(&site, BackupType::Full);
+    let made = branch(&site, BackupType::Incremental);
+    assert_eq!((made.reason, made.base), (None, Some(full.backup_id)));
+}
+
 /// A copy of a tracked store that was made before its last backup is put back and goes on; then its log is trimmed. It
 /// has an epoch from before, and would answer; what it says is of another line.
 #[test]

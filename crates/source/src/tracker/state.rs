@@ -24,7 +24,7 @@ pub(super) const STATE_NEW: &str = "tracker/state.new";
 pub const KEPT_MAX: usize = 8;
 
 const MAGIC: [u8; 8] = *b"HELIOSTK";
-const CRC_AT: usize = BLOCK_BYTES - 4;
+pub(super) const CRC_AT: usize = BLOCK_BYTES - 4;
 const KEPT_AT: usize = 96;
 const KEPT_BYTES: usize = 32;
 
@@ -107,16 +107,7 @@ impl TrackerState {
     /// `Corrupt` if it is damaged or breaks a rule.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let wrong = |what: &str| corrupt(format!("the tracker's state {what}"));
-        if bytes.len() != BLOCK_BYTES || bytes[..8] != MAGIC {
-            return Err(wrong("does not begin as one, or has another length"));
-        }
-        if u32_at(bytes, CRC_AT) != crc32(&bytes[..CRC_AT]) {
-            return Err(wrong("does not match its checksum"));
-        }
-        let version = u16_at(bytes, 8);
-        if version != TRACKER_VERSION {
-            return Err(wrong(&format!("is of the unknown version {version}")));
-        }
+        check_block(bytes, &MAGIC).map_err(wrong)?;
         let rules = || wrong("breaks a rule of its layout");
         let (count, live) = (usize::from(bytes[10]), array_at::<16>(bytes, 48));
         if count > KEPT_MAX {
@@ -163,16 +154,10 @@ impl TrackerState {
     /// # Errors
     /// `Corrupt` if it is damaged; `Source` if it cannot be read.
     pub fn read(disk: &dyn Disk) -> Result<Option<Self>> {
-        let unread = |error| unreadable("the tracker's state cannot be read", STATE_FILE, error);
-        let file = match disk.open(STATE_FILE, Access::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(unread)?,
-        };
-        // One byte more than there may be, so that a longer file shows.
-        let mut bytes = vec![0; BLOCK_BYTES + 1];
-        let read = file.read_at(&mut bytes, 0).map_err(unread)?;
-        TrackerState::decode(&bytes[..read])
-            .map(Some)
+        let bytes = read_block(disk, STATE_FILE, "the tracker's state cannot be read")?;
+        bytes
+            .map(|bytes| TrackerState::decode(&bytes))
+            .transpose()
             .map_err(|error| error.object(STATE_FILE))
     }
 
@@ -187,6 +172,34 @@ impl TrackerState {
     ) -> Result<()> {
         replace(disk, STATE_NEW, STATE_FILE, &self.encode(), prepare)
     }
+}
+
+/// What all files of one block have in common: magic, version, a CRC-32 at the end. What is wrong with it, if not.
+pub(super) fn check_block(bytes: &[u8], magic: &[u8; 8]) -> std::result::Result<(), &'static str> {
+    match bytes.len() == BLOCK_BYTES && bytes[..8] == *magic {
+        false => Err("does not begin as one, or has another length"),
+        true if u32_at(bytes, CRC_AT) != crc32(&bytes[..CRC_AT]) => {
+            Err("does not match its checksum")
+        }
+        true if u16_at(bytes, 8) != TRACKER_VERSION => Err("is of an unknown version"),
+        true => Ok(()),
+    }
+}
+
+/// Reads a file of one block; `None` if there is none. A longer one gives a byte more.
+///
+/// # Errors
+/// `Source`, saying `what`, if it cannot be read.
+pub(super) fn read_block(disk: &dyn Disk, path: &str, what: &str) -> Result<Option<Vec<u8>>> {
+    let unread = |error| unreadable(what, path, error);
+    let file = match disk.open(path, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(unread)?,
+    };
+    let mut bytes = vec![0; BLOCK_BYTES + 1];
+    let read = file.read_at(&mut bytes, 0).map_err(unread)?;
+    bytes.truncate(read);
+    Ok(Some(bytes))
 }
 
 /// Makes a file anew as `new`, calls `prepare` with that, and puts it in the place of `path`, durably.

@@ -14,10 +14,10 @@ use mover_base::checksum::{Sha256, crc32};
 use mover_base::{BLOCK_BYTES, HistoryId, Lsn, Result, SystemId};
 
 use super::TRACKER_VERSION;
-use super::state::{replace, unreadable};
-use crate::disk::{Access, Disk};
+use super::state::{CRC_AT, check_block, read_block, replace};
+use crate::disk::Disk;
 use crate::wal::{LSN_MAX, LogIdentity};
-use crate::wire::{array_at, corrupt, u16_at, u32_at, u64_at};
+use crate::wire::{array_at, corrupt, u64_at};
 
 /// The file.
 pub const WITNESS_FILE: &str = "tracker/witness";
@@ -28,7 +28,6 @@ const MAGIC: [u8; 8] = *b"HELIOSTW";
 pub const WITNESSES_MAX: usize = 100;
 const FIRST_AT: usize = 48;
 const ENTRY_BYTES: usize = 40;
-const CRC_AT: usize = BLOCK_BYTES - 4;
 
 /// The backups of a store's line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,16 +66,8 @@ impl Witness {
     /// `Corrupt` if it is damaged or breaks a rule.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let wrong = |what: &str| corrupt(format!("the tracker's witness {what}"));
-        if bytes.len() != BLOCK_BYTES || bytes[..8] != MAGIC {
-            return Err(wrong("does not begin as one, or has another length"));
-        }
-        if u32_at(bytes, CRC_AT) != crc32(&bytes[..CRC_AT]) {
-            return Err(wrong("does not match its checksum"));
-        }
-        let (version, count) = (u16_at(bytes, 8), usize::from(bytes[10]));
-        if version != TRACKER_VERSION {
-            return Err(wrong(&format!("is of the unknown version {version}")));
-        }
+        check_block(bytes, &MAGIC).map_err(wrong)?;
+        let count = usize::from(bytes[10]);
         if count > WITNESSES_MAX {
             return Err(wrong("breaks a rule of its layout"));
         }
@@ -103,21 +94,16 @@ impl Witness {
     /// # Errors
     /// `Corrupt` if it is damaged; `Source` if it cannot be read.
     pub fn read(disk: &dyn Disk, identity: &LogIdentity) -> Result<Self> {
-        let unread =
-            |error| unreadable("the tracker's witness cannot be read", WITNESS_FILE, error);
         let none = Witness {
             system: identity.system,
             history: identity.history,
             ends: Vec::new(),
         };
-        let file = match disk.open(WITNESS_FILE, Access::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(none),
-            file => file.map_err(unread)?,
+        let what = "the tracker's witness cannot be read";
+        let Some(bytes) = read_block(disk, WITNESS_FILE, what)? else {
+            return Ok(none);
         };
-        // One byte more than there may be, so that a longer file shows.
-        let mut bytes = vec![0; BLOCK_BYTES + 1];
-        let read = file.read_at(&mut bytes, 0).map_err(unread)?;
-        let found = Witness::decode(&bytes[..read]).map_err(|error| error.object(WITNESS_FILE))?;
+        let found = Witness::decode(&bytes).map_err(|error| error.object(WITNESS_FILE))?;
         let ours = (found.system, found.history) == (identity.system, identity.history);
         Ok(if ours { found } else { none })
     }
