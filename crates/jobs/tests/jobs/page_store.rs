@@ -605,12 +605,7 @@ fn another_source_lends_its_blocks_and_is_no_base() {
     site.database().checkpoint().unwrap();
     let of_main = site.backup(BackupType::Full);
     site.kill();
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(site.place.path("source"))
-        .arg(site.place.path("branch"))
-        .status();
-    assert!(copied.unwrap().success());
+    copy_tree(&site.place.path("source"), &site.place.path("branch"));
     let branch = |site: &Site, backup_type| {
         let options = BackupOptions {
             source: format!("pages://{}", site.place.path("branch").display()),
@@ -650,13 +645,7 @@ fn a_line_that_does_not_know_the_base_gets_a_full_backup() {
     site.database().checkpoint().unwrap();
     site.backup(BackupType::Full);
     site.kill();
-    let (source, copy) = (site.place.path("source"), site.place.path("copy"));
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(&source)
-        .arg(&copy)
-        .status();
-    assert!(copied.unwrap().success());
+    copy_tree(&site.place.path("source"), &site.place.path("copy"));
     site.start();
     site.run(30);
     site.database().checkpoint().unwrap();
@@ -784,17 +773,7 @@ fn every_broken_chain_heals() {
     // A copy of the directory was put back, behind everybody's back.
     let (mut copied, _) = site(25);
     copied.kill();
-    let source = copied.place.path("source");
-    let copy = copied.place.path("copy");
-    let cp = |from: &Path, to: &Path| {
-        let status = std::process::Command::new("cp")
-            .arg("-a")
-            .arg(from)
-            .arg(to)
-            .status();
-        assert!(status.unwrap().success());
-    };
-    cp(&source, &copy);
+    copy_tree(&copied.place.path("source"), &copied.place.path("copy"));
     copied.start();
     copied.run(30);
     let end = copied.database().writer().end();

@@ -455,15 +455,13 @@ impl Epochs {
     /// Remembers that a backup was taken of this line, whose log up to `end` has the fingerprint `sha256`.
     ///
     /// # Errors
-    /// `Storage` if it cannot be written.
+    /// `Storage` if it cannot be written, `Source` if what is there cannot be read now: it stays as it is.
     pub fn testify(&self, end: Lsn, sha256: Sha256) -> Result<()> {
-        // What is damaged says nothing, and is begun anew.
-        let found = Witness::read(&*self.disk, &self.identity);
-        let mut witness = found.unwrap_or_else(|_| Witness {
-            system: self.identity.system,
-            history: self.identity.history,
-            ends: Vec::new(),
-        });
+        let mut witness = match Witness::read(&*self.disk, &self.identity) {
+            // What is damaged says nothing, and is begun anew.
+            Err(error) if error.kind() == Kind::Corrupt => Witness::none(&self.identity),
+            found => found?,
+        };
         witness.ends.push((end, sha256));
         witness.save(&*self.disk, |path| self.give(path))
     }

@@ -41,6 +41,15 @@ pub struct Witness {
 }
 
 impl Witness {
+    /// Of no backup.
+    pub(super) fn none(identity: &LogIdentity) -> Self {
+        Witness {
+            system: identity.system,
+            history: identity.history,
+            ends: Vec::new(),
+        }
+    }
+
     /// The bytes of the file; of more than [`WITNESSES_MAX`] backups the latest.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         let mut out = [0; BLOCK_BYTES];
@@ -94,18 +103,16 @@ impl Witness {
     /// # Errors
     /// `Corrupt` if it is damaged; `Source` if it cannot be read.
     pub fn read(disk: &dyn Disk, identity: &LogIdentity) -> Result<Self> {
-        let none = Witness {
-            system: identity.system,
-            history: identity.history,
-            ends: Vec::new(),
-        };
         let what = "the tracker's witness cannot be read";
         let Some(bytes) = read_block(disk, WITNESS_FILE, what)? else {
-            return Ok(none);
+            return Ok(Witness::none(identity));
         };
         let found = Witness::decode(&bytes).map_err(|error| error.object(WITNESS_FILE))?;
         let ours = (found.system, found.history) == (identity.system, identity.history);
-        Ok(if ours { found } else { none })
+        Ok(match ours {
+            true => found,
+            false => Witness::none(identity),
+        })
     }
 
     /// Whether a backup of this line ended at `end`, with that fingerprint.

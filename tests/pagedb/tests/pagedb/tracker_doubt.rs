@@ -13,6 +13,7 @@ use mover_source::disk::DirDisk;
 use mover_source::pages::{Catalogue, Store, read_control};
 use mover_source::tracker::{
     Capacity, Epochs, Invalid, KEPT_MAX, LIVE_FILE, LiveHeader, STATE_FILE, TRACKER_DIR,
+    WITNESS_FILE, Witness,
 };
 use mover_source::wal::{LogIdentity, segments};
 
@@ -706,6 +707,31 @@ fn a_rebuild_that_was_cut_off_begins_again() {
         }
         stopped.assert_right();
     }
+}
+
+#[test]
+fn a_witness_in_doubt_says_nothing_and_is_only_replaced_if_it_is_damaged() {
+    let stopped = Stopped::new();
+    let epochs = epochs(stopped.path());
+    let disk = real(stopped.path());
+    let identity = read_control(&*disk).unwrap().identity;
+    let (first, second) = ((Lsn(8192), [1; 32]), (Lsn(12288), [2; 32]));
+    let known = || Witness::read(&*disk, &identity).map(|witness| witness.ends);
+    assert_eq!(known().unwrap(), []);
+    epochs.testify(first.0, first.1).unwrap();
+    epochs.testify(second.0, second.1).unwrap();
+    assert_eq!(known().unwrap(), [first, second]);
+    let path = stopped.file(WITNESS_FILE);
+    poke_byte(&path, 60);
+    assert_eq!(known().unwrap_err().kind(), Kind::Corrupt);
+    epochs.testify(second.0, second.1).unwrap();
+    assert_eq!(known().unwrap(), [second]);
+    // What cannot be read now may be sound.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let error = epochs.testify(first.0, first.1).unwrap_err();
+    assert_eq!(error.kind(), Kind::Source, "{error}");
+    assert!(path.is_dir());
 }
 
 #[test]
