@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
-use crate::arena::{BUF_BYTES, Buf};
+use crate::arena::Buf;
 use crate::driver::{Action, Driver, Op, OpenFile, Request};
 use crate::report::add;
 
@@ -84,7 +84,7 @@ impl File {
         len: usize,
     ) -> impl Future<Output = (io::Result<usize>, Buf)> + use<> {
         let file = self.clone();
-        let first = match file.check_read(offset, len) {
+        let first = match file.check_read(&buf, offset, len) {
             Ok(()) => Ok(file.op(read_action(0, len, offset), Some(buf))),
             Err(error) => Err((error, buf)),
         };
@@ -107,7 +107,7 @@ impl File {
         len: usize,
     ) -> impl Future<Output = (io::Result<()>, Buf)> + use<> {
         let file = self.clone();
-        let first = match file.check_write(offset, len) {
+        let first = match file.check_write(&buf, offset, len) {
             Ok(whole) => {
                 buf[len..whole].fill(0);
                 let action = Action::Write {
@@ -185,8 +185,8 @@ impl File {
         })
     }
 
-    fn check_read(&self, offset: u64, len: usize) -> io::Result<()> {
-        check_range(offset, len)?;
+    fn check_read(&self, buf: &Buf, offset: u64, len: usize) -> io::Result<()> {
+        check_range(buf, offset, len)?;
         let block = BLOCK_BYTES as u64;
         if self.is_direct() && (!offset.is_multiple_of(block) || !len.is_multiple_of(BLOCK_BYTES)) {
             return Err(invalid("a direct read is not in whole blocks"));
@@ -195,15 +195,15 @@ impl File {
     }
 
     /// The length to write.
-    fn check_write(&self, offset: u64, len: usize) -> io::Result<usize> {
-        check_range(offset, len)?;
+    fn check_write(&self, buf: &Buf, offset: u64, len: usize) -> io::Result<usize> {
+        check_range(buf, offset, len)?;
         if !self.is_direct() {
             return Ok(len);
         }
         if !offset.is_multiple_of(BLOCK_BYTES as u64) {
             return Err(invalid("a direct write does not start at a block"));
         }
-        // At most BUF_BYTES, which is in whole blocks.
+        // At most what the buffer has, which is in whole blocks.
         Ok(len.next_multiple_of(BLOCK_BYTES))
     }
 
@@ -332,8 +332,8 @@ fn outcome(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
 }
 
-fn check_range(offset: u64, len: usize) -> io::Result<()> {
-    if len > BUF_BYTES {
+fn check_range(buf: &Buf, offset: u64, len: usize) -> io::Result<()> {
+    if len > buf.len() {
         return Err(invalid("a request is longer than its buffer"));
     }
     match offset.checked_add(len as u64) {

@@ -185,8 +185,8 @@ fn execute(call: &Call) -> rustix::io::Result<usize> {
     let fd = unsafe { BorrowedFd::borrow_raw(call.fd) };
     match call.action {
         Action::Read { at, len, offset } => {
-            // SAFETY: at + len <= BUF_BYTES of the buffer that the slab keeps for this request alone; the arena's
-            // memory is initialised from its start.
+            // SAFETY: at + len are within the buffer that the slab keeps for this request alone; the arena's memory is
+            // initialised from its start.
             let into = unsafe { std::slice::from_raw_parts_mut(call.memory.add(at), len) };
             rustix::io::pread(fd, into, offset)
         }

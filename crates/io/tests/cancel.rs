@@ -116,6 +116,44 @@ async fn dropped_reads(shard: &Shard, file: &File, random: &mut Random) {
     }
 }
 
+/// The same with reads into every other part of a buffer: what lies between is held and must stay as it is, and the buffer
+/// must not come back while the kernel may write into any part.
+async fn dropped_parts(shard: &Shard, file: &File, random: &mut Random) {
+    for round in 0..ROUNDS / 16 {
+        let mut rest = shard.buffer().await;
+        let mark = (round % 251) as u8;
+        rest.fill(mark);
+        let mut guarded = Vec::new();
+        for _ in 0..16 {
+            let blocks = 1 + random.below(4) as usize;
+            let part = rest.split_to(blocks * BLOCK_BYTES).expect("part");
+            guarded.push(rest.split_to(BLOCK_BYTES).expect("part"));
+            let first = random.below(FILE_BLOCKS - blocks as u64);
+            let read = file.read_at(part, first * BLOCK_BYTES as u64, blocks * BLOCK_BYTES);
+            match random.below(4) {
+                0 => drop(read),
+                1 => {
+                    let mut read = Box::pin(read);
+                    poll_once(read.as_mut());
+                }
+                2 => drop(shard.spawn(read)),
+                _ => {
+                    let (result, part) = read.await;
+                    assert_eq!(result.expect("read"), part.len());
+                    for (block, bytes) in (first..).zip(part.chunks_exact(BLOCK_BYTES)) {
+                        assert!(is_block(bytes, block));
+                    }
+                }
+            }
+        }
+        drop(rest);
+        shard.turn().await;
+        for part in guarded {
+            assert!(part.iter().all(|&byte| byte == mark));
+        }
+    }
+}
+
 /// Starts writes of whole blocks to their own places and drops most: every block is then old or new, never foreign.
 async fn dropped_writes(shard: &Shard, file: &File, random: &mut Random) {
     for _ in 0..ROUNDS / 4 {
@@ -153,6 +191,8 @@ fn dropped_requests_neither_lose_nor_share_buffers() {
                     .expect("file");
                 assert!(file.is_direct());
                 dropped_reads(&shard, &file, &mut random).await;
+                drop(all_buffers(&shard).await);
+                dropped_parts(&shard, &file, &mut random).await;
                 drop(all_buffers(&shard).await);
                 dropped_writes(&shard, &file, &mut random).await;
                 drop(all_buffers(&shard).await);

@@ -118,6 +118,61 @@ fn writes_pad_the_tail_of_direct_files_with_zeros_and_nothing_else() {
 }
 
 #[test]
+fn parts_of_a_buffer_are_read_and_written_side_by_side() {
+    each_way(async |shard, access| {
+        let (mut file, fd) = unlinked();
+        let want = pattern(300 * BLOCK_BYTES + 100);
+        file.write_all(&want).expect("write");
+        let shard_file = shard.file(fd, access).expect("file");
+        let mut rest = shard.buffer().await;
+        let mut reads = Vec::new();
+        for at in 0..60 {
+            let len = (1 + at % 7) * BLOCK_BYTES;
+            let part = rest.split_to(len).expect("part");
+            assert_eq!(part.len(), len);
+            let offset = (at * 37 % 300) * BLOCK_BYTES;
+            reads.push((offset, len, shard_file.read_at(part, offset as u64, len)));
+        }
+        // Whichever is waited for first.
+        for (offset, len, read) in reads.into_iter().rev() {
+            let (result, part) = read.await;
+            let range = offset..(offset + len).min(want.len());
+            assert_eq!(result.expect("read"), range.len());
+            assert!(part[..range.len()] == want[range]);
+        }
+        let short = rest.split_to(BLOCK_BYTES).expect("part");
+        let (refused, short) = shard_file.read_at(short, 0, 2 * BLOCK_BYTES).await;
+        assert_eq!(
+            refused.expect_err("too long").kind(),
+            std::io::ErrorKind::InvalidInput
+        );
+        let (refused, mut short) = shard_file.write_at(short, 0, BLOCK_BYTES + 1).await;
+        assert_eq!(
+            refused.expect_err("too long").kind(),
+            std::io::ErrorKind::InvalidInput
+        );
+        let mut second = rest.split_to(2 * BLOCK_BYTES).expect("part");
+        short.fill(1);
+        second.fill(2);
+        let first = shard_file.write_at(short, 0, BLOCK_BYTES);
+        let second = shard_file.write_at(second, BLOCK_BYTES as u64, 2 * BLOCK_BYTES);
+        second.await.0.expect("write");
+        first.await.0.expect("write");
+        let written = contents(&file);
+        assert!(written[..BLOCK_BYTES].iter().all(|&byte| byte == 1));
+        assert!(
+            written[BLOCK_BYTES..3 * BLOCK_BYTES]
+                .iter()
+                .all(|&byte| byte == 2)
+        );
+        assert!(written[3 * BLOCK_BYTES..] == want[3 * BLOCK_BYTES..]);
+        drop(rest);
+        assert_eq!(shard.buffers_free(), shard.buffers_total());
+        Ok(())
+    });
+}
+
+#[test]
 fn whole_buffers_at_large_offsets_come_back() {
     each_way(async |shard, access| {
         let (file, fd) = unlinked();

@@ -24,12 +24,12 @@ use mover_repo::{
 };
 use mover_source::delta::PageSet;
 use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
-use mover_source::tracker::{Changed, LogHold};
+use mover_source::tracker::LogHold;
 use mover_source::wal::LogIdentity;
 use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
 
-use self::base::{Footing, Wanted};
+use self::base::{Footing, Told, Wanted};
 use self::copy::Gathered;
 use self::origin::{Origin, TREE_KIND, TreeOrigin};
 use self::pages::{Changes, PageOrigin};
@@ -128,12 +128,22 @@ enum Source {
     Pages(Box<PageSource>),
 }
 
+impl Source {
+    /// Whether blocks of it may stand elsewhere than in the parent.
+    fn may_have_moved(&self) -> bool {
+        match self {
+            Source::Tree(_) => true,
+            Source::Pages(pages) => pages.changed.is_none(),
+        }
+    }
+}
+
 /// A page store, and what of it is to be read.
 struct PageSource {
     store: Arc<LiveStore>,
     checkpoint: Checkpoint,
     /// What changed since the base; all of it is read where there is none.
-    changed: Option<Changed>,
+    changed: Option<Told>,
     /// The base, if the type is not full.
     base: Option<Base>,
     /// Keeps the log that is copied last, where the database asks.
@@ -305,8 +315,8 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let source_bytes = mover_repo::block_bytes(pages);
-    let changed_bytes = changed.as_ref().map(|changed| {
-        let pages = changed.tables.values().map(PageSet::len);
+    let changed_bytes = changed.as_ref().map(|told| {
+        let pages = told.changed.tables.values().map(PageSet::len);
         mover_repo::block_bytes(pages.sum())
     });
     Ok(BackupPlan {
@@ -379,6 +389,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         level: options.level,
         index_bytes: engine.index_bytes,
         source_blocks,
+        moved: source.may_have_moved(),
     };
     let run = begin_run(engine, &repository, &request, &mut |stop| {
         tick(&progress, stop)
@@ -530,7 +541,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let origin = PageOrigin::new(&store, checkpoint, |table, path| {
         let base = work.run.parent_map(path).map(|map| map.blocks() as u32);
         match &changed {
-            Some(changed) => pages::changes_since(changed, table, base),
+            Some(told) => pages::changes_since(told, table, base),
             None => Changes::All,
         }
     })?;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use mover_base::tree::Entry;
 use mover_base::{BackupId, Error, Kind, PackId, Result};
@@ -17,10 +17,11 @@ use mover_format::record::Purpose;
 use mover_io::{RateBudget, Shard};
 
 use crate::catalogue;
-use crate::dedup::{BlockIndex, Location, PackTable};
+use crate::dedup::{BlockIndex, PackTable};
 use crate::layout;
 use crate::map::TreeWriter;
 use crate::parent::Parent;
+use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
 use crate::repository::{Repository, Session};
 use crate::sessions::{self, Registration, lost_parent};
@@ -42,6 +43,9 @@ pub struct BackupRequest<'a> {
     pub index_bytes: usize,
     /// Blocks that the source may have.
     pub source_blocks: u64,
+    /// Whether blocks may stand elsewhere than in the parent: then those of the parent go into the index. Pages carry
+    /// their place and the position of their last change, so none that changed is like one that there was.
+    pub moved: bool,
 }
 
 /// A backup under way.
@@ -49,7 +53,7 @@ pub struct BackupRun {
     shared: Arc<WriteShared>,
     registration: Arc<Registration>,
     parent: ParentTree,
-    next_preload: AtomicUsize,
+    preload: Arc<Preload>,
     /// Why the parent could not serve as such.
     pub warning: Option<String>,
 }
@@ -60,8 +64,8 @@ struct ParentTree {
     id: Option<BackupId>,
     maps: HashMap<Vec<u8>, FileMap>,
     pages: Vec<NodeRef>,
-    /// Its data packs, whose blocks go into the index.
-    preload: Vec<PackId>,
+    /// Its data packs, each with the number of its blocks.
+    data_packs: Vec<(PackId, u64)>,
 }
 
 /// What was published.
@@ -171,13 +175,25 @@ impl ParentTree {
             .collect();
         let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;
         let data_packs = manifest.packs.iter().filter(data);
+        let data_packs = data_packs.map(|pack| (pack.id, u64::from(pack.blocks)));
         let tree = ParentTree {
             id: Some(open.id),
             maps,
             pages,
-            preload: data_packs.map(|pack| pack.id).collect(),
+            data_packs: data_packs.collect(),
         };
         Ok((tree, Parent::new(infos, packs)))
+    }
+
+    /// The packs to open first: those whose blocks the index has room for, or all if none go there.
+    fn to_open(&self, into_index: bool, index: &BlockIndex) -> Vec<PackId> {
+        let mut room = index.capacity_blocks();
+        let fit = self.data_packs.iter().take_while(|(_, blocks)| {
+            let rest = room.checked_sub(*blocks);
+            room = rest.unwrap_or(0);
+            !into_index || rest.is_some()
+        });
+        fit.map(|(id, _)| *id).collect()
     }
 }
 
@@ -246,10 +262,12 @@ impl BackupRun {
         let parent_blocks = parent.as_ref().map_or(0, Parent::blocks);
         let blocks = request.source_blocks.saturating_add(parent_blocks);
         let index_bytes = BlockIndex::bytes_for(blocks).min(request.index_bytes);
+        let index = BlockIndex::new(index_bytes)?;
+        let preload = Preload::new(tree.to_open(request.moved, &index), request.moved);
         let shared = Arc::new(WriteShared {
             session,
             repository: repository.clone(),
-            index: BlockIndex::new(index_bytes)?,
+            index,
             packs,
             parent,
             level: request.level,
@@ -259,7 +277,7 @@ impl BackupRun {
             shared,
             registration: registration.clone(),
             parent: tree,
-            next_preload: AtomicUsize::new(0),
+            preload: Arc::new(preload),
             warning,
         })
     }
@@ -284,56 +302,10 @@ impl BackupRun {
         self.parent.maps.get(path)
     }
 
-    /// Puts the parent's blocks into the index, as far as its budget goes. Every shard calls this; they share
-    /// the work. Damaged packs are passed over: their blocks will be stored anew.
+    /// Looks at the parent's packs and, if blocks may have moved, puts theirs into the index as far as its budget goes.
+    /// Every shard calls this; they share the work. Damaged packs are passed over: their blocks will be stored anew.
     pub async fn preload(&self, shard: &Shard) -> Result<()> {
-        let Some(parent) = &self.shared.parent else {
-            return Ok(());
-        };
-        let mut reader = PackReader::new(shard, &self.shared.repository, &parent.infos);
-        let mut room = self.shared.index.capacity_blocks();
-        for (at, id) in self.parent.preload.iter().enumerate() {
-            shard.stop()?;
-            let blocks = parent
-                .infos
-                .get(id)
-                .map_or(0, |info| u64::from(info.blocks));
-            // All shards count alike, so that together they stop at the budget.
-            room = match room.checked_sub(blocks) {
-                Some(room) => room,
-                None => break,
-            };
-            if at < self.next_preload.load(Relaxed)
-                || self
-                    .next_preload
-                    .compare_exchange(at, at + 1, Relaxed, Relaxed)
-                    .is_err()
-            {
-                continue;
-            }
-            let (Some(number), opened) = (parent.numbers.get(id), reader.open(*id).await) else {
-                continue;
-            };
-            let pack = match opened {
-                Ok(pack) => pack,
-                Err(error) if error.kind() == Kind::Corrupt => {
-                    tracing::warn!(%error, "a pack of the parent is damaged; its blocks are stored anew");
-                    parent.damaged_extents.fetch_add(1, Relaxed);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            parent.set_checked(*id);
-            for (ordinal, hash) in pack.directory.hashes.iter().enumerate() {
-                let location = Location {
-                    pack: *number,
-                    ordinal: ordinal as u32,
-                };
-                self.shared.index.find_or_insert(hash, || location);
-            }
-            shard.turn().await;
-        }
-        Ok(())
+        self.preload.run(shard, &self.shared).await
     }
 
     /// Writes the tree and publishes the manifest. `entries` come in path order, each with the nodes of its

@@ -25,6 +25,7 @@ mod map;
 mod pack;
 mod parent;
 pub mod policy;
+mod preload;
 mod process;
 mod reader;
 mod records;

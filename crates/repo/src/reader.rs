@@ -175,6 +175,21 @@ impl PackReader {
             self.packs.push_back(pack.clone());
             return Ok(pack);
         }
+        let pack = Rc::new(self.open_once(id).await?);
+        self.packs.push_back(pack.clone());
+        let size = |pack: &Rc<OpenPack>| {
+            pack.directory.hashes.len() * 32 + pack.directory.frames.len() * 24
+        };
+        while self.packs.len() > 1
+            && self.packs.iter().map(size).sum::<usize>() > DIRECTORIES_BYTES_MAX
+        {
+            self.packs.pop_front();
+        }
+        Ok(pack)
+    }
+
+    /// Opens a pack that is needed once, and so not kept.
+    pub(crate) async fn open_once(&mut self, id: PackId) -> Result<OpenPack> {
         let info = self.infos.get(&id).copied().ok_or_else(|| {
             Error::new(
                 Kind::Corrupt,
@@ -191,17 +206,8 @@ impl PackReader {
             &mut self.decoder,
         )
         .await;
-        let pack = Rc::new(opened.map_err(|error| missing(&key, error))?);
+        let pack = opened.map_err(|error| missing(&key, error))?;
         self.read_bytes += u64::from(pack.info.directory_bytes);
-        self.packs.push_back(pack.clone());
-        let size = |pack: &Rc<OpenPack>| {
-            pack.directory.hashes.len() * 32 + pack.directory.frames.len() * 24
-        };
-        while self.packs.len() > 1
-            && self.packs.iter().map(size).sum::<usize>() > DIRECTORIES_BYTES_MAX
-        {
-            self.packs.pop_front();
-        }
         Ok(pack)
     }
 

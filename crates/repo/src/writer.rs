@@ -111,6 +111,8 @@ pub struct ShardWriter {
     gathered_hashes: Vec<Sha256>,
     leaf: LeafBuilder,
     extent_begins: bool,
+    /// Whether blocks of the extent may be as the parent has them at the same place.
+    compare: bool,
     hashes: Vec<Option<Sha256>>,
     /// Which blocks of the piece have to be packed.
     new: Vec<u16>,
@@ -188,6 +190,7 @@ impl ShardWriter {
             gathered_hashes: Vec::with_capacity(FRAME_BLOCKS_MAX),
             leaf: LeafBuilder::new(),
             extent_begins: true,
+            compare: true,
             hashes: Vec::with_capacity(FRAME_BLOCKS_MAX),
             new: Vec::with_capacity(FRAME_BLOCKS_MAX),
             packs: PackNames::default(),
@@ -207,9 +210,16 @@ impl ShardWriter {
     }
 
     /// Begins extent `index` of a file, or a part of it. `parent` is the map of the same file in the parent
-    /// backup, if it has one.
-    pub async fn begin_extent(&mut self, parent: Option<&FileMap>, index: u64) -> Result<()> {
+    /// backup, if it has one. `compare` says whether the blocks that will be given may be as the parent has them at the
+    /// same place: if they cannot, its packs need not be asked for their hashes.
+    pub async fn begin_extent(
+        &mut self,
+        parent: Option<&FileMap>,
+        index: u64,
+        compare: bool,
+    ) -> Result<()> {
         self.extent_begins = true;
+        self.compare = compare;
         if let Some(reader) = &mut self.parent
             && let Some(node) = reader.begin_extent(parent, index).await?
         {
@@ -263,7 +273,8 @@ impl ShardWriter {
 
         let clock = Instant::now();
         if let Some(parent) = &mut self.parent {
-            parent.load(first_block, count).await?;
+            let load = if self.compare { count } else { 0 };
+            parent.load(first_block, load).await?;
         }
         self.make_room(count).await?;
         self.place()?;

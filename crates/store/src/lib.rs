@@ -402,7 +402,7 @@ impl Upload {
             UploadState::Ended => return Err(self.misuse("a piece was pushed after a short one")),
             UploadState::Failed => return Err(self.misuse("a piece was pushed after an error")),
         }
-        if len > BUF_BYTES {
+        if len > buf.len() {
             return Err(self.misuse("a piece is longer than its buffer"));
         }
         if len < BUF_BYTES {

@@ -34,7 +34,7 @@ pub(crate) struct Footing {
     /// The backup whose blocks this one builds on, whatever its type.
     pub parent: Option<OpenManifest>,
     /// What changed since the parent, if the type is not full.
-    pub changed: Option<Changed>,
+    pub changed: Option<Told>,
     /// What else there is to know.
     pub warnings: Vec<String>,
 }
@@ -49,6 +49,14 @@ impl Footing {
             end: parent.manifest.metadata.lsn_range?.end,
         })
     }
+}
+
+/// What changed since a base.
+pub(crate) struct Told {
+    /// The pages.
+    pub changed: Changed,
+    /// No others: the log told. The tracker may name pages that changed shortly before.
+    pub exactly: bool,
 }
 
 /// What was asked for.
@@ -237,7 +245,7 @@ fn changed_since(
     store: &LiveStore,
     checkpoint: &Checkpoint,
     base: &BackupMetadata,
-) -> Result<Result<Changed, String>> {
+) -> Result<Result<Told, String>> {
     let control = &checkpoint.control;
     let identity = &control.identity;
     let (Some(range), Some(history)) = (base.lsn_range, &base.history) else {
@@ -280,7 +288,10 @@ fn changed_since(
         end: control.redo,
     };
     match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
-        Ok(delta) => Ok(Ok(delta.into())),
+        Ok(delta) => Ok(Ok(Told {
+            changed: delta.into(),
+            exactly: true,
+        })),
         Err(error) if is_about_log(&error) => by_tracker(store, checkpoint, since, &error),
         Err(error) if error.kind() == Kind::Limit => Ok(Err(error.to_string())),
         Err(error) => Err(error),
@@ -293,14 +304,18 @@ fn by_tracker(
     checkpoint: &Checkpoint,
     range: LsnRange,
     gone: &Error,
-) -> Result<Result<Changed, String>> {
+) -> Result<Result<Told, String>> {
     let epochs = match store.epochs(checkpoint.control.identity) {
         Ok(Some(epochs)) => epochs,
         Ok(None) => return Ok(Err(gone.to_string())),
         Err(error) => return Ok(Err(format!("{gone}; the block change tracker: {error}"))),
     };
     let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
-    Ok(changed.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
+    let told = changed.map(|changed| Told {
+        changed,
+        exactly: false,
+    });
+    Ok(told.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
 }
 
 /// Holds the log for the backup, where the database runs with a tracker. What keeps it from that is a warning, since most

@@ -94,7 +94,8 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             Some(Event::Begin(share)) => {
                 let entry = job.origin.entry(share.item)?;
                 let parent = job.run.parent_map(&entry.path);
-                writer.begin_extent(parent, share.index).await?;
+                let compare = job.origin.may_be_known(share.item)?;
+                writer.begin_extent(parent, share.index, compare).await?;
                 if share.begin == 0 {
                     job.progress.add_files(1);
                 }

@@ -4,7 +4,10 @@
 //! Invariants: reads are queued before the piece in hand is worked on; at most the read-ahead share of the
 //! arena holds unread or unpacked pieces, so the packs being written always find buffers; pieces come out in
 //! the order of their blocks; what was read is handed out only when its origin has found nothing wrong with it.
+//! Small reads, as of single pages that changed, share buffers: with one for each there would be too few under way for
+//! the disk.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -26,12 +29,17 @@ use crate::settings::read_ahead;
 /// Reads are queued this many at a time, as one submission: on a virtual disk each costs the kernel an exit to
 /// the host, however many requests it brings.
 const READS_BATCH: usize = 4;
-/// The same where the last read was small, as of single pages that changed: then the exits are most of what a read costs.
-const SMALL_READS_BATCH: usize = 8;
 /// Larger reads are not small.
 const SMALL_READ_BYTES: usize = 32 << 10;
-/// Events that are queued at most: holes and what is kept take no buffers, but files stay open.
-const QUEUE_MAX: usize = 64;
+/// As [`READS_BATCH`], where the last read was small: then the exits are most of what a read costs.
+const SMALL_READS_BATCH: usize = 16;
+/// Reads under way, with small ones among them: what they bring has to last while a frame is compressed, and a ring has
+/// to have room for the writes of packs beside them.
+const READS_MAX: usize = 112;
+/// Events that are queued at most: between small reads there is what is kept.
+const QUEUE_MAX: usize = 256;
+/// Shares whose ends are queued at most: each keeps a file open.
+const SHARES_MAX: usize = 24;
 /// How long what was read in the middle of a write is read again: many times what a write of a few blocks takes.
 const MENDING: Duration = Duration::from_millis(500);
 /// So many pieces of a shard are waited for; where more stay torn, the database is damaged, and each is read twice.
@@ -69,6 +77,7 @@ enum Queued {
     Event(Event),
     Read {
         read: Read,
+        loan: Rc<Loan>,
         item: u32,
         offset: u64,
         bytes: usize,
@@ -78,6 +87,22 @@ enum Queued {
         share: Share,
         file: Option<Rc<File>>,
     },
+}
+
+/// One buffer of the read-ahead share, until all that was read into it was taken from the queue.
+struct Loan(Rc<Cell<usize>>);
+
+impl Loan {
+    fn new(count: &Rc<Cell<usize>>) -> Rc<Self> {
+        count.set(count.get() + 1);
+        Rc::new(Loan(count.clone()))
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// The share whose reads are being queued.
@@ -98,8 +123,15 @@ pub(crate) struct Feed<'a> {
     extents: &'a ExtentQueue,
     limit: Arc<RateBudget>,
     queue: VecDeque<Queued>,
+    /// Reads in the queue.
     reads: usize,
-    reads_max: usize,
+    /// Ends of shares in the queue.
+    ends: usize,
+    /// Buffers that hold, or will hold, what is in the queue.
+    loans: Rc<Cell<usize>>,
+    loans_max: usize,
+    /// What is left of the buffer that small reads share.
+    shared: Option<(Buf, Rc<Loan>)>,
     last_read_bytes: usize,
     cursor: Option<Cursor>,
     open: Option<(u32, Option<Rc<File>>)>,
@@ -124,7 +156,10 @@ impl<'a> Feed<'a> {
             limit: limit.clone(),
             queue: VecDeque::new(),
             reads: 0,
-            reads_max: read_ahead(shard.buffers_total()),
+            ends: 0,
+            loans: Rc::default(),
+            loans_max: read_ahead(shard.buffers_total()),
+            shared: None,
             last_read_bytes: BUF_BYTES,
             cursor: None,
             open: None,
@@ -142,6 +177,7 @@ impl<'a> Feed<'a> {
             Some(Queued::Event(event)) => Ok(Some(event)),
             Some(Queued::Read {
                 read,
+                loan,
                 item,
                 offset,
                 bytes,
@@ -149,6 +185,7 @@ impl<'a> Feed<'a> {
             }) => {
                 self.reads -= 1;
                 let (result, buf) = read.await;
+                drop(loan);
                 let (buf, whole) = self.checked(item, offset, bytes, result, buf).await?;
                 Ok(Some(Event::Data {
                     buf,
@@ -157,6 +194,7 @@ impl<'a> Feed<'a> {
                 }))
             }
             Some(Queued::End { share, file }) => {
+                self.ends -= 1;
                 if let Some(file) = file {
                     self.origin.check_end(share.item, file.as_fd())?;
                 }
@@ -236,14 +274,14 @@ impl<'a> Feed<'a> {
     }
 
     async fn fill(&mut self) -> Result<()> {
-        let batch = match self.last_read_bytes <= SMALL_READ_BYTES {
-            true => SMALL_READS_BATCH.min(self.reads_max),
-            false => READS_BATCH.min(self.reads_max),
+        let room = match self.last_read_bytes <= SMALL_READ_BYTES {
+            true => self.reads + SMALL_READS_BATCH <= READS_MAX,
+            false => self.loans.get() + READS_BATCH.min(self.loans_max) <= self.loans_max,
         };
-        if self.reads + batch > self.reads_max {
+        if !room {
             return Ok(());
         }
-        while self.reads < self.reads_max && self.queue.len() < QUEUE_MAX {
+        while self.reads < READS_MAX && self.queue.len() < QUEUE_MAX && self.ends < SHARES_MAX {
             match self.cursor.take() {
                 None if self.exhausted => return Ok(()),
                 None => self.begin_share()?,
@@ -328,6 +366,7 @@ impl<'a> Feed<'a> {
             }
             _ => {
                 let Cursor { share, file, .. } = cursor;
+                self.ends += 1;
                 self.queue.push_back(Queued::End { share, file });
             }
         }
@@ -336,17 +375,13 @@ impl<'a> Feed<'a> {
 
     /// Queues a read of what the cursor is at, up to `end`.
     async fn queue_read(&mut self, mut cursor: Cursor, file: Rc<File>, end: u64) -> Result<bool> {
-        let buf = match self.shard.try_buffer() {
-            Some(buf) => buf,
-            None if self.reads > 0 => {
-                self.cursor = Some(cursor);
-                return Ok(false);
-            }
-            None => self.shard.buffer().await,
-        };
         let bytes = (end - cursor.at).min(BUF_BYTES as u64) as usize;
-        self.shard.throttle(&self.limit, bytes as u64).await;
         let whole = blocks_of(bytes as u64) as usize * BLOCK_BYTES;
+        let Some((buf, loan)) = self.borrow(whole).await else {
+            self.cursor = Some(cursor);
+            return Ok(false);
+        };
+        self.shard.throttle(&self.limit, bytes as u64).await;
         let read = Box::pin(file.read_at(buf, cursor.at, whole));
         self.reads += 1;
         self.last_read_bytes = bytes;
@@ -354,6 +389,7 @@ impl<'a> Feed<'a> {
         let item = cursor.share.item;
         self.queue.push_back(Queued::Read {
             read,
+            loan,
             item,
             offset: cursor.at,
             bytes,
@@ -365,5 +401,39 @@ impl<'a> Feed<'a> {
         }
         self.cursor = Some(cursor);
         Ok(true)
+    }
+
+    /// A buffer for a read of `bytes`, whole blocks: a part of the shared one where they are few. `None` if there is none,
+    /// and something in the queue will give one back.
+    async fn borrow(&mut self, bytes: usize) -> Option<(Buf, Rc<Loan>)> {
+        let small = bytes <= SMALL_READ_BYTES;
+        if small && let Some(lent) = self.part(bytes) {
+            return Some(lent);
+        }
+        // What is left of it is too short, or in the way.
+        if small || self.loans.get() >= self.loans_max {
+            self.shared = None;
+        }
+        let buf = match self.loans.get() < self.loans_max {
+            true => self.shard.try_buffer(),
+            false => None,
+        };
+        let buf = match buf {
+            Some(buf) => buf,
+            None if self.reads > 0 => return None,
+            None => self.shard.buffer().await,
+        };
+        let loan = Loan::new(&self.loans);
+        if !small {
+            return Some((buf, loan));
+        }
+        self.shared = Some((buf, loan));
+        self.part(bytes)
+    }
+
+    /// The first `bytes` of what is left of the shared buffer.
+    fn part(&mut self, bytes: usize) -> Option<(Buf, Rc<Loan>)> {
+        let (rest, loan) = self.shared.as_mut()?;
+        Some((rest.split_to(bytes)?, loan.clone()))
     }
 }

@@ -86,6 +86,14 @@ impl Origin {
         }
     }
 
+    /// Whether what is read of a file may be as the parent has it at the same place.
+    pub fn may_be_known(&self, at: u32) -> Result<bool> {
+        match self {
+            Origin::Tree(_) => Ok(true),
+            Origin::Pages(pages) => pages.may_be_known(at),
+        }
+    }
+
     /// Opens a file. `None` if it is gone and need not be there.
     pub fn open(&self, at: u32) -> Result<Option<OwnedFd>> {
         match self {

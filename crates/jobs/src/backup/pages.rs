@@ -24,19 +24,17 @@ use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
     CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
 };
-use mover_source::tracker::Changed;
 use mover_source::wal::SegmentSize;
 use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use mover_source::{Totals, source_error, wal};
 use rustix::fs::MemfdFlags;
 
+use super::base::Told;
 use super::origin::{Piece, data_pieces, not_listed};
 use crate::extents::Share;
 
 /// Redo mends as many.
 const TORN_MAX: usize = 65_536;
-/// So many unchanged pages between changed ones are read along: one request costs more than they do.
-const GAP_PAGES: u32 = 3;
 
 /// What of a table is read.
 pub(crate) enum Changes {
@@ -46,6 +44,8 @@ pub(crate) enum Changes {
     Since {
         /// The pages.
         pages: PageSet,
+        /// Whether all of them changed.
+        exactly: bool,
         /// Pages that the base has.
         base_pages: u32,
     },
@@ -181,7 +181,10 @@ impl PageOrigin {
                 ..
             } => blocks_of(item.entry.content_bytes()),
             Content::Table {
-                changes: Changes::Since { pages, base_pages },
+                changes:
+                    Changes::Since {
+                        pages, base_pages, ..
+                    },
                 ..
             } => {
                 let all = blocks_of(item.entry.content_bytes());
@@ -190,6 +193,15 @@ impl PageOrigin {
             _ => 0,
         });
         pages.sum::<u64>() * BLOCK_BYTES as u64
+    }
+
+    /// Whether what is read of an item may be as the parent has it at the same place.
+    pub fn may_be_known(&self, at: u32) -> Result<bool> {
+        let content = &self.item(at)?.content;
+        let Content::Table { changes, .. } = content else {
+            return Ok(true);
+        };
+        Ok(!matches!(changes, Changes::Since { exactly: true, .. }))
     }
 
     /// Opens a file; `None` if it is the table's that is not there any more, or not yet.
@@ -243,7 +255,9 @@ impl PageOrigin {
                     Changes::All => {
                         data_pieces(fd, range.start..range.end.min(written), &item.entry.path)
                     }
-                    Changes::Since { pages, base_pages } => {
+                    Changes::Since {
+                        pages, base_pages, ..
+                    } => {
                         let base_bytes = u64::from(*base_pages) * PAGE_BYTES as u64;
                         let old = range.start..range.end.min(base_bytes);
                         self.check_written(*table, &old, written, pages)?;
@@ -488,27 +502,20 @@ fn changed_pieces(range: Range<u64>, written: u64, pages: &PageSet) -> VecDeque<
     let bytes = |page: u64| page * PAGE_BYTES as u64;
     let end = blocks_of(range.end);
     let mut at = range.start / PAGE_BYTES as u64;
-    let mut run: Option<Range<u64>> = None;
-    let mut close = |at: &mut u64, run: Range<u64>| {
-        if *at < run.start {
-            pieces.push_back(Piece::Keep(bytes(*at)..bytes(run.start)));
+    let mut changed = pages
+        .within(at as u32..end.min(written / PAGE_BYTES as u64) as u32)
+        .map(u64::from)
+        .peekable();
+    while let Some(first) = changed.next() {
+        let mut behind = first + 1;
+        while changed.next_if_eq(&behind).is_some() {
+            behind += 1;
         }
-        pieces.push_back(Piece::Read(bytes(run.start)..bytes(run.end)));
-        *at = run.end;
-    };
-    let changed = pages.within(at as u32..end.min(written / PAGE_BYTES as u64) as u32);
-    for page in changed.map(u64::from) {
-        match &mut run {
-            Some(run) if page - run.end <= u64::from(GAP_PAGES) => run.end = page + 1,
-            _ => {
-                if let Some(done) = run.replace(page..page + 1) {
-                    close(&mut at, done);
-                }
-            }
+        if at < first {
+            pieces.push_back(Piece::Keep(bytes(at)..bytes(first)));
         }
-    }
-    if let Some(done) = run {
-        close(&mut at, done);
+        pieces.push_back(Piece::Read(bytes(first)..bytes(behind)));
+        at = behind;
     }
     if at < end {
         pieces.push_back(Piece::Keep(bytes(at)..bytes(end)));
@@ -522,9 +529,10 @@ pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
 }
 
 /// What of a table is read, by what changed since a base that has so many pages of it.
-pub(crate) fn changes_since(changed: &Changed, table: u32, base_pages: Option<u32>) -> Changes {
+pub(crate) fn changes_since(told: &Told, table: u32, base_pages: Option<u32>) -> Changes {
     base_pages.map_or(Changes::All, |base_pages| Changes::Since {
-        pages: changed.tables.get(&table).cloned().unwrap_or_default(),
+        pages: told.changed.tables.get(&table).cloned().unwrap_or_default(),
+        exactly: told.exactly,
         base_pages,
     })
 }
@@ -585,11 +593,7 @@ mod tests {
                     .map(|page| page as u32)
                     .collect();
                 match piece {
-                    Piece::Read(_) => {
-                        let is_changed = |page: &u32| pages.contains(page);
-                        prop_assert!(read.first().is_some_and(is_changed));
-                        prop_assert!(read.last().is_some_and(is_changed));
-                    }
+                    Piece::Read(_) => prop_assert!(read.iter().all(|page| pages.contains(page))),
                     Piece::Keep(_) => prop_assert!(read.iter().all(|page| !pages.contains(page))),
                 }
             }
