@@ -380,10 +380,10 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         index_bytes: engine.index_bytes,
         source_blocks,
     };
+    let _session = SessionGuard::new(engine, &repository);
     let run = begin_run(engine, &repository, &request, &mut |stop| {
         tick(&progress, stop)
     })?;
-    let _session = SessionGuard::new(engine, &run);
     let mut warnings = plan.warnings;
     let (mut backup_type, mut reason) = (plan.backup_type, plan.reason);
     warnings.extend(run.warning.clone());
