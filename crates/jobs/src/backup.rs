@@ -83,8 +83,10 @@ pub struct BackupPlan {
     pub reason: Option<String>,
     /// The backup that an incremental or differential one stands on.
     pub base: Option<BackupId>,
-    /// The earlier backup of the same source that unchanged blocks are taken from.
+    /// The earlier backup that unchanged blocks are taken from.
     pub parent: Option<BackupId>,
+    /// Its source, where that is another one.
+    pub parent_source: Option<String>,
     /// Whether earlier backups can be read with the key given, so that known blocks need not be stored.
     pub reads_earlier_backups: bool,
     /// Regular files.
@@ -194,6 +196,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         reason: None,
         base: None,
         parent: parent.as_ref().map(|parent| parent.id),
+        parent_source: other_source(parent.as_ref(), origin.source.url()),
         reads_earlier_backups: repository.can_read(),
         files,
         dirs,
@@ -213,6 +216,12 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             started,
         },
     })
+}
+
+/// The source of `parent`, if it is not the one at `url`.
+fn other_source(parent: Option<&OpenManifest>, url: &str) -> Option<String> {
+    let of = &parent?.manifest.metadata.source.url;
+    (of != url).then(|| of.clone())
 }
 
 /// What a host without a key misses.
@@ -316,6 +325,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         reason: reason.clone(),
         base: base.map(|base| base.id),
         parent: parent.as_ref().map(|parent| parent.id),
+        parent_source: other_source(parent.as_ref(), store.url()),
         reads_earlier_backups: repository.can_read(),
         files: tables.len() as u64,
         dirs: 0,
@@ -436,6 +446,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     Ok(summary(Ended {
         committed,
         parent,
+        parent_source: parent.and(plan.parent_source),
         bytes_read,
         warnings,
         repository: &repository,

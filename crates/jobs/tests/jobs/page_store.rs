@@ -618,6 +618,8 @@ fn another_source_lends_its_blocks_and_is_no_base() {
         assert_eq!((made.backup_type, made.base), (BackupType::Full, None));
         assert!(made.reason.unwrap().contains("of this source"));
         assert_eq!(made.parent, Some(of_main.summary.backup_id));
+        let main = format!("pages://{}", site.place.path("source").display());
+        assert_eq!(made.parent_source, Some(main));
         assert!(made.deduplicated_share > 0.9, "{}", made.deduplicated_share);
         let restored = site.restore_as(made.backup_id, "restored-branch");
         assert_eq!(restored.settled.unwrap().position, of_main.end().0);
@@ -634,6 +636,7 @@ fn another_source_lends_its_blocks_and_is_no_base() {
     let full = branch(&site, BackupType::Full);
     let made = branch(&site, BackupType::Incremental);
     assert_eq!((made.reason, made.base), (None, Some(full.backup_id)));
+    assert_eq!(made.parent_source, None);
 }
 
 /// A copy of a tracked store that was made before its last backup is put back and goes on; then its log is trimmed. It
