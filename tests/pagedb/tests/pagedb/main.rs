@@ -8,5 +8,7 @@ mod kill;
 mod log_holds;
 mod support;
 mod tracker;
+mod tracker_disk;
 mod tracker_doubt;
+mod tracker_kill;
 mod writer;
