@@ -90,6 +90,8 @@ fn describe(reading: &Reading, figures: &Figures) -> String {
             format_bytes(reading.bytes_done),
             format_bytes(reading.bytes_total)
         );
+    } else if reading.bytes_done > 0 {
+        out += &format_bytes(reading.bytes_done);
     } else if reading.files_total > 0 {
         out += &format!(
             "{} of {}",
@@ -97,7 +99,10 @@ fn describe(reading: &Reading, figures: &Figures) -> String {
             figures::counted(reading.files_total, "file")
         );
     }
-    if let Some(rate) = figures.bytes_per_second.filter(|_| reading.bytes_total > 0) {
+    if let Some(rate) = figures
+        .bytes_per_second
+        .filter(|_| reading.bytes_total > 0 || reading.bytes_done > 0)
+    {
         out += &format!("  {}", figures::rate(rate));
     }
     if let Some(eta) = figures.eta_seconds {
@@ -117,6 +122,7 @@ fn rough(seconds: f64) -> String {
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "preparing",
+        Phase::Log => "reading log",
         Phase::Copy => "copying",
         Phase::Restore => "restoring",
         Phase::Verify => "verifying",
@@ -153,7 +159,7 @@ impl<'a> Ticker<'a> {
         signals.in_order();
         let bar = (!out.is_json()).then(|| {
             let bar = out.bars().add(ProgressBar::new(BAR_STEPS));
-            let template = "{prefix:10} [{bar:30}] {percent:>3} %  {msg}";
+            let template = "{prefix:11} [{bar:30}] {percent:>3} %  {msg}";
             // The template is a constant; should it be wrong, the default bar does.
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -327,5 +333,26 @@ mod tests {
         };
         let line = describe(&reading(1 << 20, 2 << 20), &figures);
         assert_eq!(line, "1.00 MiB of 2.00 MiB  1.00 MiB/s  ETA 2 s");
+    }
+
+    #[test]
+    fn what_has_no_total_says_bytes_and_rate_and_claims_no_more() {
+        let log = |done| Reading {
+            phase: Phase::Log,
+            bytes_done: done,
+            bytes_total: 0,
+            files_total: 0,
+            ..reading(0, 0)
+        };
+        let mut meter = Meter::default();
+        meter.observe(0.0, &log(0));
+        let figures = meter.observe(2.0, &log(4 << 20));
+        assert_eq!((figures.percent, figures.eta_seconds), (None, None));
+        let line = describe(&log(4 << 20), &figures);
+        assert_eq!(line, "4.00 MiB  2.00 MiB/s");
+        assert_eq!(
+            describe(&log(0), &Meter::default().observe(0.0, &log(0))),
+            ""
+        );
     }
 }

@@ -36,6 +36,7 @@ use self::pages::{Changes, PageOrigin};
 use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::estimate::{self, Estimate};
 use crate::extents::ExtentId;
+use crate::log_work;
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
 use crate::session::SessionGuard;
@@ -294,12 +295,14 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     };
     let look = async |shard: Shard| {
         let repository = Arc::new(options.repo.open(&shard).await?);
+        progress.begin(Phase::Log, 0, 0);
         let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted).await?;
         Ok((repository, footing))
     };
     let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {
-        tick(&progress, stop)
+        log_work::pass_on(store.watch(), 0, &progress, &mut *tick, stop);
     })?)?;
+    store.watch().check()?;
     let unheld = unheld.or_else(|| base::hold_from(hold.as_ref()?, checkpoint.control.redo));
     let base = footing.base();
     let Footing {
@@ -412,7 +415,13 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let copied = match source {
         Source::Tree(tree) => copy_tree(&work, tree, tick)?,
         Source::Pages(mut source) => {
-            warnings.extend(base::switch_epoch(&source.store, &source.checkpoint));
+            let PageSource {
+                store, checkpoint, ..
+            } = &*source;
+            let switch = || Ok(base::switch_epoch(store, checkpoint));
+            let unswitched =
+                log_work::watched(engine, store.watch(), &progress, &mut *tick, switch)?;
+            warnings.extend(unswitched);
             if backup_type == BackupType::Full {
                 (source.changed, source.base) = (None, None);
             }
@@ -558,7 +567,8 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let Origin::Pages(pages) = &mut origin else {
         return Err(Error::new(Kind::Internal, "a page store is not a tree"));
     };
-    let range = pages.add_log(base_end, |path| work.run.parent_map(path).is_some())?;
+    let add = || pages.add_log(base_end, |path| work.run.parent_map(path).is_some());
+    let range = log_work::watched(work.engine, store.watch(), work.progress, &mut *tick, add)?;
     let (others, log_bytes) = (pages.others(), pages.log_bytes());
     let checkpoint = pages.checkpoint();
     let log = LogPart {

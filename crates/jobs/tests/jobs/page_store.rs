@@ -13,6 +13,7 @@ use mover_base::checksum::sha256;
 use mover_base::{BackupId, Kind, Lsn, Result};
 use mover_jobs::BackupType;
 use mover_jobs::backup::{self, BackupOptions, BackupSummary};
+use mover_jobs::progress::Phase;
 use mover_jobs::restore::RestoreSummary;
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
@@ -875,6 +876,15 @@ fn damage_that_the_log_cannot_mend_is_an_error_and_nothing_is_published() {
     let error = site.try_backup(BackupType::Full).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);
     assert!(error.message().contains("ends before"), "{error}");
+    // Who does not want to wait until that is certain ends it.
+    let plan = backup::plan(&engine(), &site.options(BackupType::Full), &mut |_, _| {}).unwrap();
+    let result = backup::execute(&engine(), plan, &mut |progress, stop| {
+        if progress.read().phase == Phase::Log {
+            stop.raise();
+        }
+    });
+    assert_eq!(result.map(drop).unwrap_err().kind(), Kind::Cancelled);
+    assert_eq!(site.place.objects("sessions/"), [""; 0]);
     fs::remove_file(&path).unwrap();
     let error = site.try_backup(BackupType::Full).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);

@@ -6,6 +6,7 @@ mod damage;
 mod extract;
 mod kill;
 mod log_holds;
+mod log_watch;
 mod support;
 mod tracker;
 mod tracker_disk;
