@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use mover_test_servers::{Access, Action, Fault, FaultProxy, FilesystemS3, Garage, Reply};
+use mover_test_servers::{Access, Action, Fault, FaultId, FaultProxy, FilesystemS3, Garage, Reply};
 use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant::{self, MIB};
@@ -15,6 +15,7 @@ use mover_tests::proof::{change, restores_to};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
+use rustix::process::Signal;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x6578_7069;
@@ -581,4 +582,147 @@ fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
     assert_eq!(done["sessions_removed"], 1, "{done}");
     history.holds_exactly(&[1], &scratch);
     history.nothing_is_left_over();
+}
+
+/// What a request never brings: its answer, though the server has carried it out.
+const UNANSWERED: Action = Action::StallReply(0);
+
+/// Runs `command`, asks it to stop when the proxy holds a request back, and returns how it ended.
+fn stopped_at(proxy: &FaultProxy, hit: FaultId, command: &mut Command) -> Outcome {
+    let mut job = Job::start(command);
+    wait_until(|| proxy.hits(hit) > 0);
+    job.signal(Signal::TERM);
+    job.outcome().expect(exit::CANCELLED)
+}
+
+#[test]
+fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back() {
+    let scratch = Scratch::new("expire-stopped");
+    let server = FilesystemS3::start(&scratch.dir("server"));
+    let access = server.access();
+    let mut history = History::new(in_s3(access, &scratch), &scratch, 2);
+    let client = access.client();
+    let objects = || {
+        let (objects, _) = client.list("expire/", 1000).expect("a listing");
+        let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+        keys
+    };
+    change(&history.source, &mut history.random);
+    let before = objects();
+    // Once: whoever takes the session back is answered.
+    let fault = |action: Action, method: &str| Fault::new(action).method(method).times(1);
+    let moments = [
+        // The session object is created, and nobody says so.
+        ("backup", fault(UNANSWERED, "PUT").path("expire/sessions/")),
+        // The parent is looked at again: whether it is about to be deleted, then its maps.
+        (
+            "backup",
+            fault(Action::Stall, "GET").query("prefix=expire%2Fexpired%2F2"),
+        ),
+        ("backup", fault(Action::Stall, "GET").path("expire/packs/")),
+        ("expire", fault(UNANSWERED, "PUT").path("expire/sessions/")),
+        ("expire", fault(UNANSWERED, "PUT").path("expire/expired/")),
+        // The last look before the first deletion.
+        (
+            "expire",
+            fault(Action::Stall, "HEAD").path("expire/sessions/"),
+        ),
+    ];
+    for (verb, fault) in moments {
+        let proxy = FaultProxy::start(&access.endpoint);
+        let hit = proxy.inject(fault.clone());
+        let through = access.at(&proxy.endpoint());
+        let repo = history.repo.at(&through.url("expire"), &variables(access));
+        let mut command = match verb {
+            "backup" => repo.backup_command(&history.source),
+            _ => repo.command("expire"),
+        };
+        if verb == "expire" {
+            command.args(["--keep-last", "1", "--confirm", "--json"]);
+        }
+        stopped_at(&proxy, hit, &mut command);
+        let begun = proxy
+            .seen()
+            .iter()
+            .any(|seen| seen.starts_with("PUT /mover/expire/sessions/"));
+        assert!(begun, "{verb}, {fault:?}: {:?}", proxy.seen());
+        assert_eq!(objects(), before, "{verb}, {fault:?}");
+    }
+    history.backup();
+    let done = history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    assert_eq!(done["deleted"].as_array().map(Vec::len), Some(2), "{done}");
+    history.holds_exactly(&[2], &scratch);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn a_manifest_that_cannot_be_taken_back_is_named_and_found_by_verify() {
+    let scratch = Scratch::new("expire-stuck");
+    let server = FilesystemS3::start(&scratch.dir("server"));
+    let access = server.access();
+    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let client = access.client();
+    let keys = |prefix: &str| {
+        let (objects, _) = client
+            .list(&format!("expire/{prefix}"), 1000)
+            .expect("a listing");
+        let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+        keys
+    };
+    let delete = |key: &str| {
+        let reply = client.delete(key).expect("a reply");
+        assert!(
+            (200..300).contains(&reply.status),
+            "{key}: {}",
+            reply.text()
+        );
+    };
+    let packs = keys("packs/");
+    let (proxy, job, _) = manifest_on_its_way(&mut history, access);
+    // Objects are deleted in batches, by POST, or one by one.
+    let denied = || Fault::new(Action::error(403, "AccessDenied"));
+    let refused = proxy.inject(denied().method("POST").query("delete"));
+    proxy.inject(denied().method("DELETE"));
+    delete(&keys("sessions/")[0]);
+    let lost: Vec<String> = keys("packs/")
+        .into_iter()
+        .filter(|pack| !packs.contains(pack))
+        .collect();
+    lost.iter().for_each(|pack| delete(pack));
+    let error = job.outcome().expect(exit::STORAGE).error();
+    assert!(proxy.hits(refused) > 0, "{:?}", proxy.seen());
+    let id = history.repo.ids().pop().expect("an id");
+    assert_ne!(id, history.id(0), "the manifest stays");
+    assert_eq!(error["object"], format!("backups/{id}"), "{error}");
+    let told = error.to_string();
+    for part in [
+        "packs of the backup are gone",
+        "could not be deleted",
+        "delete this object, then run the backup again",
+    ] {
+        assert!(told.contains(part), "{part}: {error}");
+    }
+
+    // It is listed, and verify says of which packs it is missing what.
+    let found = history.repo.verify().expect(exit::VERIFY_FAILED);
+    let summary = found
+        .lines()
+        .into_iter()
+        .find(|line| line["message_type"] == "summary")
+        .expect("a summary");
+    let findings = summary["findings"].as_array().expect("findings");
+    assert!(!findings.is_empty(), "{found}");
+    for pack in &lost {
+        let name = pack.strip_prefix("expire/").expect("prefix");
+        let of_pack = findings.iter().find(|finding| finding["object"] == name);
+        let of_pack = of_pack.unwrap_or_else(|| panic!("{name}: {found}"));
+        assert!(of_pack["what"].to_string().contains("missing"), "{of_pack}");
+        assert_eq!(of_pack["backups"], serde_json::json!([id]), "{of_pack}");
+    }
+
+    // What the hint says helps.
+    delete(&format!("expire/backups/{id}"));
+    history.repo.verify().expect(exit::OK);
+    history.backup();
+    history.holds_exactly(&[0, 1], &scratch);
 }

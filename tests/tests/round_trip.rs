@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use mover_tests::mover::{Outcome, Protection, Repo, exit};
+use mover_tests::mover::{Outcome, Protection, Repo, dir_url, exit};
 use mover_tests::plant::{self, MIB, SHAPES};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
@@ -374,8 +374,15 @@ fn list_and_show_tell_what_was_kept() {
     let id = made["backup_id"].as_str().expect("id").to_string();
     assert_eq!(repo.ids(), [id.as_str()]);
 
-    for set in ["latest", &id] {
-        let shown = Outcome::of(repo.command("show").args(["--set", set, "--json"]))
+    for words in [
+        &[][..],
+        &["latest"],
+        &[&id],
+        &[&id[..18]],
+        &["--set", "latest"],
+        &["--set", &id],
+    ] {
+        let shown = Outcome::of(repo.command("show").args(words).arg("--json"))
             .expect(exit::OK)
             .document();
         let metadata = if shown["metadata"].is_object() {
@@ -389,4 +396,51 @@ fn list_and_show_tell_what_was_kept() {
         let kept = metadata["size_info"]["original_bytes"].as_u64();
         assert_eq!(kept, Some(truth_bytes(&Tree::read(&source))), "{shown}");
     }
+    for (words, code) in [
+        (&["20200101-000000-00000000"][..], exit::NOT_FOUND),
+        (&["latest", "--set", "latest"], exit::USAGE),
+    ] {
+        Outcome::of(repo.command("show").args(words)).expect(code);
+    }
+}
+
+#[test]
+fn a_backup_that_builds_on_another_sources_says_so_in_one_line() {
+    let scratch = Scratch::new("other-source");
+    let (one, two) = (scratch.dir("one"), scratch.dir("two"));
+    plant::mixed(&one, &mut Random::new(SEED), 1 << 20);
+    plant::mixed(&two, &mut Random::new(SEED), 1 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let first = repo.backup(&one).summary();
+    assert!(
+        first["parent"].is_null() && first["parent_source"].is_null(),
+        "{first}"
+    );
+    let first = first["backup_id"].as_str().expect("id");
+    let url = dir_url(&one);
+    let human = |source: &Path, words: &[&str]| {
+        let mut command = repo.command("backup");
+        command.args(["--source", &dir_url(source)]).args(words);
+        let told = Outcome::of(&mut command).expect(exit::OK).stdout;
+        let lines = told.lines().map(str::trim);
+        let lines = lines.filter(|line| line.starts_with("parent"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let wanted = format!("{first}, of another source: {url}");
+    for words in [&["--dry-run"][..], &[]] {
+        let lines = human(&two, words);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].ends_with(&wanted), "{lines:?}");
+    }
+    // Now it has one of its own.
+    assert!(human(&two, &[]).is_empty());
+    let again = repo.backup(&two).summary();
+    assert!(
+        again["parent"].is_string() && again["parent_source"].is_null(),
+        "{again}"
+    );
+    let three = scratch.dir("three");
+    fs::write(three.join("a"), "a").expect("file");
+    let other = repo.backup(&three).summary();
+    assert_eq!(other["parent_source"], dir_url(&two), "{other}");
 }

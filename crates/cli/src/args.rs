@@ -252,12 +252,23 @@ pub struct ListArgs {}
 /// `show`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    helios-mover show                                    the latest backup\n  \
-    helios-mover show --set 20261122-181409-7f3a9c2e --json")]
+    helios-mover show latest\n  \
+    helios-mover show 20261122-181409-7f3a9c2e --json")]
 pub struct ShowArgs {
     /// Backup: an id, its beginning, or `latest` [default: latest]
-    #[arg(long, value_name = "ID")]
+    #[arg(value_name = "BACKUP")]
+    pub backup: Option<String>,
+    /// The same as an option, which the other layers can set.
+    #[arg(long, value_name = "ID", hide = true, conflicts_with = "backup")]
     pub set: Option<String>,
+}
+
+impl ShowArgs {
+    /// The backup that is meant. What is typed bare wins over what a lower layer says.
+    pub fn set(&self) -> &str {
+        let named = self.backup.as_deref().or(self.set.as_deref());
+        named.unwrap_or("latest")
+    }
 }
 
 /// `restore`

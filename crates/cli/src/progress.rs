@@ -90,6 +90,8 @@ fn describe(reading: &Reading, figures: &Figures) -> String {
             format_bytes(reading.bytes_done),
             format_bytes(reading.bytes_total)
         );
+    } else if reading.bytes_done > 0 {
+        out += &format_bytes(reading.bytes_done);
     } else if reading.files_total > 0 {
         out += &format!(
             "{} of {}",
@@ -97,13 +99,23 @@ fn describe(reading: &Reading, figures: &Figures) -> String {
             figures::counted(reading.files_total, "file")
         );
     }
-    if let Some(rate) = figures.bytes_per_second.filter(|_| reading.bytes_total > 0) {
+    if let Some(rate) = figures
+        .bytes_per_second
+        .filter(|_| reading.bytes_total > 0 || reading.bytes_done > 0)
+    {
         out += &format!("  {}", figures::rate(rate));
     }
     if let Some(eta) = figures.eta_seconds {
         out += &format!("  ETA {}", rough(eta));
     }
     out
+}
+
+/// How much of the phase is done; nothing where that is not known.
+fn share_text(figures: &Figures) -> String {
+    // Not rounded up: what is not done is not 100 %.
+    let percent = figures.percent.map(f64::floor);
+    percent.map_or(String::new(), |percent| format!("{percent:>3.0} %"))
 }
 
 /// A time to go: tenths of a second would only flicker.
@@ -117,6 +129,7 @@ fn rough(seconds: f64) -> String {
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "preparing",
+        Phase::Log => "reading log",
         Phase::Copy => "copying",
         Phase::Restore => "restoring",
         Phase::Verify => "verifying",
@@ -153,7 +166,7 @@ impl<'a> Ticker<'a> {
         signals.in_order();
         let bar = (!out.is_json()).then(|| {
             let bar = out.bars().add(ProgressBar::new(BAR_STEPS));
-            let template = "{prefix:10} [{bar:30}] {percent:>3} %  {msg}";
+            let template = "{prefix:11} [{bar:30}] {msg}";
             // The template is a constant; should it be wrong, the default bar does.
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -198,7 +211,8 @@ impl<'a> Ticker<'a> {
             .observe(self.began.elapsed().as_secs_f64(), reading);
         if let Some(bar) = &self.bar {
             bar.set_prefix(phase_name(reading.phase));
-            bar.set_message(describe(reading, &figures));
+            let text = describe(reading, &figures);
+            bar.set_message(format!("{:5}  {text}", share_text(&figures)));
             bar.set_position((figures.percent.unwrap_or(0.0) / 100.0 * BAR_STEPS as f64) as u64);
         }
         let due = |every: Duration| self.last_line.is_none_or(|last| last.elapsed() >= every);
@@ -214,11 +228,8 @@ impl<'a> Ticker<'a> {
             let first = self.last_line.replace(Instant::now()).is_none();
             if !first {
                 let text = describe(reading, &figures);
-                let percent = figures.percent.unwrap_or(0.0);
-                self.out.note(&format!(
-                    "{} {percent:.0} %  {text}",
-                    phase_name(reading.phase)
-                ));
+                let (phase, share) = (phase_name(reading.phase), share_text(&figures));
+                self.out.note(&format!("{phase} {share:5}  {text}"));
             }
         }
     }
@@ -327,5 +338,33 @@ mod tests {
         };
         let line = describe(&reading(1 << 20, 2 << 20), &figures);
         assert_eq!(line, "1.00 MiB of 2.00 MiB  1.00 MiB/s  ETA 2 s");
+        assert_eq!(share_text(&figures), " 50 %");
+        let nearly = Figures {
+            percent: Some(99.9),
+            ..figures
+        };
+        assert_eq!(share_text(&nearly), " 99 %");
+    }
+
+    #[test]
+    fn what_has_no_total_says_bytes_and_rate_and_claims_no_more() {
+        let log = |done| Reading {
+            phase: Phase::Log,
+            bytes_done: done,
+            bytes_total: 0,
+            files_total: 0,
+            ..reading(0, 0)
+        };
+        let mut meter = Meter::default();
+        meter.observe(0.0, &log(0));
+        let figures = meter.observe(2.0, &log(4 << 20));
+        assert_eq!((figures.percent, figures.eta_seconds), (None, None));
+        assert_eq!(share_text(&figures), "");
+        let line = describe(&log(4 << 20), &figures);
+        assert_eq!(line, "4.00 MiB  2.00 MiB/s");
+        assert_eq!(
+            describe(&log(0), &Meter::default().observe(0.0, &log(0))),
+            ""
+        );
     }
 }

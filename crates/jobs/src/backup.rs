@@ -36,6 +36,7 @@ use self::pages::{Changes, PageOrigin};
 use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::estimate::{self, Estimate};
 use crate::extents::ExtentId;
+use crate::log_work;
 use crate::machine::{Clock, host_name};
 use crate::progress::{Phase, Progress};
 use crate::session::SessionGuard;
@@ -83,8 +84,10 @@ pub struct BackupPlan {
     pub reason: Option<String>,
     /// The backup that an incremental or differential one stands on.
     pub base: Option<BackupId>,
-    /// The earlier backup of the same source that unchanged blocks are taken from.
+    /// The earlier backup that unchanged blocks are taken from.
     pub parent: Option<BackupId>,
+    /// Its source, where that is another one.
+    pub parent_source: Option<String>,
     /// Whether earlier backups can be read with the key given, so that known blocks need not be stored.
     pub reads_earlier_backups: bool,
     /// Regular files.
@@ -204,6 +207,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         reason: None,
         base: None,
         parent: parent.as_ref().map(|parent| parent.id),
+        parent_source: other_source(parent.as_ref(), origin.source.url()),
         reads_earlier_backups: repository.can_read(),
         files,
         dirs,
@@ -223,6 +227,12 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             started,
         },
     })
+}
+
+/// The source of `parent`, if it is not the one at `url`.
+fn other_source(parent: Option<&OpenManifest>, url: &str) -> Option<String> {
+    let of = &parent?.manifest.metadata.source.url;
+    (of != url).then(|| of.clone())
 }
 
 /// What a host without a key misses.
@@ -295,12 +305,14 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     };
     let look = async |shard: Shard| {
         let repository = Arc::new(options.repo.open(&shard).await?);
+        progress.begin(Phase::Log, 0, 0);
         let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted).await?;
         Ok((repository, footing))
     };
     let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {
-        tick(&progress, stop)
+        log_work::pass_on(store.watch(), 0, &progress, &mut *tick, stop);
     })?)?;
+    store.watch().check()?;
     let unheld = unheld.or_else(|| base::hold_from(hold.as_ref()?, checkpoint.control.redo));
     let base = footing.base();
     let Footing {
@@ -326,6 +338,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         reason: reason.clone(),
         base: base.map(|base| base.id),
         parent: parent.as_ref().map(|parent| parent.id),
+        parent_source: other_source(parent.as_ref(), store.url()),
         reads_earlier_backups: repository.can_read(),
         files: tables.len() as u64,
         dirs: 0,
@@ -391,10 +404,10 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         source_blocks,
         moved: source.may_have_moved(),
     };
+    let _session = SessionGuard::new(engine, &repository);
     let run = begin_run(engine, &repository, &request, &mut |stop| {
         tick(&progress, stop)
     })?;
-    let _session = SessionGuard::new(engine, &run);
     let mut warnings = plan.warnings;
     let (mut backup_type, mut reason) = (plan.backup_type, plan.reason);
     warnings.extend(run.warning.clone());
@@ -413,7 +426,13 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let copied = match source {
         Source::Tree(tree) => copy_tree(&work, tree, tick)?,
         Source::Pages(mut source) => {
-            warnings.extend(base::switch_epoch(&source.store, &source.checkpoint));
+            let PageSource {
+                store, checkpoint, ..
+            } = &*source;
+            let switch = || Ok(base::switch_epoch(store, checkpoint));
+            let unswitched =
+                log_work::watched(engine, store.watch(), &progress, &mut *tick, switch)?;
+            warnings.extend(unswitched);
             if backup_type == BackupType::Full {
                 (source.changed, source.base) = (None, None);
             }
@@ -447,6 +466,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     Ok(summary(Ended {
         committed,
         parent,
+        parent_source: parent.and(plan.parent_source),
         bytes_read,
         warnings,
         repository: &repository,
@@ -558,7 +578,8 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let Origin::Pages(pages) = &mut origin else {
         return Err(Error::new(Kind::Internal, "a page store is not a tree"));
     };
-    let range = pages.add_log(base_end, |path| work.run.parent_map(path).is_some())?;
+    let add = || pages.add_log(base_end, |path| work.run.parent_map(path).is_some());
+    let range = log_work::watched(work.engine, store.watch(), work.progress, &mut *tick, add)?;
     let (others, log_bytes) = (pages.others(), pages.log_bytes());
     let checkpoint = pages.checkpoint();
     let log = LogPart {

@@ -14,6 +14,7 @@ use crate::backup::only;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
+use crate::session::SessionGuard;
 use crate::settings::{Engine, RepoAccess, Tick};
 
 pub use mover_repo::Life;
@@ -127,6 +128,7 @@ pub fn execute(engine: &Engine, plan: ExpirePlan, tick: Tick<'_>) -> Result<Expi
         progress.add_bytes(bytes);
         progress.add_files(1);
     };
+    let _session = SessionGuard::new(engine, &repository);
     let body = async |shard: Shard| {
         let taken = work.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(plan) = taken else {

@@ -14,6 +14,7 @@ mod fill;
 pub mod hold;
 pub mod init;
 pub mod key;
+mod log_work;
 pub mod machine;
 pub mod progress;
 pub mod report;

@@ -1,7 +1,8 @@
 //! What a running job has done so far, readable from any thread while it runs.
 //!
-//! Invariants: counters only grow; totals are set once per phase, before its work begins, so that a reader
-//! never sees more done than there is (it clamps, because two counters are not read at one instant).
+//! Invariants: within a phase counters only grow; totals are set once per phase, before its work begins, so that a reader
+//! never sees more done than there is (it clamps, because two counters are not read at one instant). A total of 0 says that
+//! it is not known, or that there is nothing.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -14,6 +15,8 @@ use serde::Serialize;
 pub enum Phase {
     /// Opening the repository and listing the source.
     Prepare,
+    /// Going through a page store's log, whose length is not known before.
+    Log,
     /// Reading, packing and storing blocks.
     Copy,
     /// Writing blocks of a restore.
@@ -27,8 +30,9 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 6] = [
+    const ALL: [Phase; 7] = [
         Phase::Prepare,
+        Phase::Log,
         Phase::Copy,
         Phase::Restore,
         Phase::Verify,
@@ -53,7 +57,7 @@ pub struct Progress {
 pub struct Reading {
     /// What is under way.
     pub phase: Phase,
-    /// Bytes of the source, target or repository that the job will go through.
+    /// Bytes of the source, target or repository that the job will go through; 0 if that is not known, or none.
     pub bytes_total: u64,
     /// Bytes gone through.
     pub bytes_done: u64,
@@ -80,6 +84,11 @@ impl Progress {
         self.bytes_done.fetch_add(bytes, Relaxed);
     }
 
+    /// Says how many bytes of the phase were gone through, where another counts them.
+    pub fn set_bytes(&self, bytes: u64) {
+        self.bytes_done.fetch_max(bytes, Relaxed);
+    }
+
     /// Counts bytes written.
     pub fn add_stored(&self, bytes: u64) {
         self.bytes_stored.fetch_add(bytes, Relaxed);
@@ -97,10 +106,34 @@ impl Progress {
         Reading {
             phase: Phase::ALL[usize::from(self.phase.load(Relaxed)).min(Phase::ALL.len() - 1)],
             bytes_total,
-            bytes_done: self.bytes_done.load(Relaxed).min(bytes_total),
+            bytes_done: match bytes_total {
+                0 => self.bytes_done.load(Relaxed),
+                total => self.bytes_done.load(Relaxed).min(total),
+            },
             bytes_stored: self.bytes_stored.load(Relaxed),
             files_total,
             files_done: self.files_done.load(Relaxed).min(files_total),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_the_total_is_never_done_and_without_a_total_everything_counts() {
+        let progress = Progress::default();
+        progress.begin(Phase::Copy, 10, 2);
+        progress.add_bytes(12);
+        progress.add_files(3);
+        let reading = progress.read();
+        assert_eq!((reading.bytes_done, reading.files_done), (10, 2));
+        progress.begin(Phase::Log, 0, 0);
+        assert_eq!(progress.read().bytes_done, 0);
+        progress.set_bytes(7);
+        progress.set_bytes(5);
+        let reading = progress.read();
+        assert_eq!((reading.phase, reading.bytes_done), (Phase::Log, 7));
     }
 }

@@ -20,11 +20,12 @@ use serde::Serialize;
 use crate::backup::only;
 use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready};
+use crate::log_work::watched;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::EngineReport;
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
-use crate::settle::{Settled, settle};
+use crate::settle::{Settled, is_page_store, settle};
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -205,9 +206,18 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     progress.begin(Phase::Prepare, 0, 0);
     let not_removed = clear_leftovers(&target, plan.data_bytes)?;
     let target = DirTarget::begin(target)?;
-    let filled = fill(engine, &view, &target, mode, &progress, tick).and_then(|filled| {
+    let filled = fill(engine, &view, &target, mode, &progress, &mut *tick).and_then(|filled| {
+        let settled = match is_page_store(&view) {
+            true => {
+                let disk = Arc::new(target.disk()?);
+                let settle = || settle(&view, &target, disk.clone());
+                let settled = watched(engine, disk.watch(), &progress, tick, settle)?;
+                Some(settled)
+            }
+            false => None,
+        };
         progress.begin(Phase::Commit, 0, 0);
-        Ok((filled, settle(&view, &target)?))
+        Ok((filled, settled))
     });
     let ((parts, removed), settled) = match filled {
         Ok(filled) => filled,

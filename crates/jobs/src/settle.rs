@@ -34,16 +34,22 @@ pub struct Settled {
     pub records_applied: u64,
 }
 
-/// Recovers the page store in `target` and begins a new history; `None` if the backup is not of a page store.
+/// Whether the backup is of a page store, so that its restore must be settled.
+pub(crate) fn is_page_store(view: &BackupView) -> bool {
+    view.metadata.source.kind == SOURCE_KIND
+}
+
+/// Recovers the page store in `target`, whose files are reached by `disk`, and begins a new history.
 ///
 /// # Errors
-/// `Corrupt` if the log does not lead to the backup's position; `Target` or `Storage` if it cannot be written.
-pub(crate) fn settle(view: &BackupView, target: &DirTarget) -> Result<Option<Settled>> {
+/// `Corrupt` if the log does not lead to the backup's position; `Target` or `Storage` if it cannot be written; `Cancelled` if
+/// the disk's watch says so.
+pub(crate) fn settle(
+    view: &BackupView,
+    target: &DirTarget,
+    disk: Arc<dyn Disk>,
+) -> Result<Settled> {
     let metadata = &view.metadata;
-    if metadata.source.kind != SOURCE_KIND {
-        return Ok(None);
-    }
-    let disk: Arc<dyn Disk> = Arc::new(target.disk()?);
     let mut store = Store::open(disk.clone())?;
     let recovered = store.recover(CACHE_PAGES)?;
     let end = recovered.log.end;
@@ -66,10 +72,10 @@ pub(crate) fn settle(view: &BackupView, target: &DirTarget) -> Result<Option<Set
     let history = HistoryId(random_bytes()?);
     drop(store.begin_history(recovered, history)?);
     own(view, target, &*disk)?;
-    Ok(Some(Settled {
+    Ok(Settled {
         history: history.to_string(),
         ..settled
-    }))
+    })
 }
 
 /// Gives the files that recovery made the owner and mode that their kind had in the backup.

@@ -18,6 +18,7 @@ use mover_store::{LinkLimits, Put, Store};
 use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
 use crate::secret::{Credentials, Secret};
+use crate::sessions::OpenSessions;
 use crate::slots::StoredSlot;
 
 /// Most session keys kept open at once, some 100 bytes each.
@@ -41,7 +42,9 @@ pub struct Repository {
     config: RepositoryConfig,
     config_sha256: Sha256,
     secret: Option<RepoSecret>,
+    /// Keys of sessions that were unwrapped.
     sessions: Mutex<HashMap<SessionId, (SessionKey, Origin)>>,
+    open_sessions: OpenSessions,
 }
 
 /// One writing session: all objects it makes are sealed under its key.
@@ -116,6 +119,7 @@ impl Repository {
             config,
             secret,
             sessions: Mutex::default(),
+            open_sessions: OpenSessions::default(),
         };
         let mut slots = Vec::new();
         if let Some(passphrase) = request.passphrase {
@@ -190,6 +194,7 @@ impl Repository {
             config,
             secret: None,
             sessions: Mutex::default(),
+            open_sessions: OpenSessions::default(),
         };
         if !matches!(credentials, Credentials::None) {
             // Whoever gives a key expects a seal: a header that was replaced must not take it away.
@@ -330,6 +335,11 @@ impl Repository {
     /// Whether it lies behind a link ([`Store::has_link`]).
     pub fn has_link(&self) -> bool {
         self.store.has_link()
+    }
+
+    /// Sessions that this process began and may have to take back.
+    pub(crate) fn open_sessions(&self) -> &OpenSessions {
+        &self.open_sessions
     }
 
     /// The store below.

@@ -5,16 +5,18 @@
 //!
 //! Invariants: a session object that stands protects what it names, also if its process is dead; it is taken away by its
 //! owner, by an `expire` that knows it to be over or dead, or by an operator. A writer that cannot know whether its
-//! manifest was created leaves its session object alone.
+//! manifest was created leaves its session object alone. Until then the repository remembers the session as open, from before its
+//! object is created: a job that fails or is cancelled anywhere in between can take it back ([`take_back`]).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::preamble::ObjectType;
 use mover_format::record::{Purpose, Record, SessionRecord};
 use mover_format::seal::Origin;
 use mover_io::Shard;
+use mover_store::Key;
 
 use crate::catalogue;
 use crate::layout;
@@ -27,8 +29,17 @@ use crate::tombstones;
 pub struct Registration {
     repository: Arc<Repository>,
     id: SessionId,
-    /// Whether the owner still has to take it away if the job fails.
-    is_open: AtomicBool,
+}
+
+/// The sessions of this process that are to be taken back if their jobs fail, each with the tombstones that it may have put
+/// up. A job has one, and an `expire` as many tombstones as it deletes backups.
+#[derive(Debug, Default)]
+pub(crate) struct OpenSessions(Mutex<BTreeMap<SessionId, Vec<Key>>>);
+
+impl OpenSessions {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SessionId, Vec<Key>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A session object that stands.
@@ -63,15 +74,38 @@ impl Registration {
         });
         let id = session.id();
         let bytes = records::encode(repository, session, id.0, &record)?;
-        records::create_unique(shard, repository, &layout::session(id)?, &bytes).await?;
-        Ok(Registration {
+        let registration = Registration {
             repository: repository.clone(),
             id,
-            is_open: AtomicBool::new(true),
-        })
+        };
+        // Before: an object whose creation was not answered may stand.
+        repository.open_sessions().lock().insert(id, Vec::new());
+        let created =
+            records::create_unique(shard, repository, &layout::session(id)?, &bytes).await;
+        match created {
+            Ok(()) => Ok(registration),
+            Err(error) => {
+                // The object is another writer's.
+                if error.kind() == Kind::Conflict {
+                    registration.close();
+                }
+                Err(error)
+            }
+        }
     }
 
-    /// To be called before the manifest is created. From here on only [`end`](Self::end) takes the object away.
+    /// Notes a tombstone that is about to be put up: it is taken back with the session.
+    pub(crate) fn will_mark(&self, tombstone: Key) {
+        let mut open = self.repository.open_sessions().lock();
+        open.entry(self.id).or_default().push(tombstone);
+    }
+
+    /// To be called before what cannot be taken back: from here on only [`end`](Self::end) takes the object away.
+    pub(crate) fn close(&self) {
+        self.repository.open_sessions().lock().remove(&self.id);
+    }
+
+    /// To be called before the manifest is created, as [`close`](Self::close), which this does.
     pub(crate) async fn before_publishing(&self, shard: &Shard) -> Result<()> {
         if !stands(shard, &self.repository, self.id).await? {
             return Err(Error::new(
@@ -81,26 +115,44 @@ impl Registration {
             .object(layout::session(self.id)?.as_str())
             .hint("run the backup again"));
         }
-        self.is_open.store(false, SeqCst);
+        self.close();
         Ok(())
     }
 
-    /// Whether the job ended without taking the object away, and may do so.
-    pub fn is_open(&self) -> bool {
-        self.is_open.load(SeqCst)
-    }
-
-    /// Takes the object away. A host that may not delete leaves it, and the next `expire` takes it.
-    pub async fn end(&self, shard: &Shard) {
-        self.is_open.store(false, SeqCst);
+    /// Takes the object away. What fails here is tried again by [`take_back`] if the job has failed, on a shard that was not
+    /// stopped. A host that may not delete leaves the object, and the next `expire` takes it.
+    pub(crate) async fn end(&self, shard: &Shard) {
         let ended = match layout::session(self.id) {
             Ok(key) => self.repository.store().delete(shard, &key).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "the session object stays; the next expire takes it away");
+        match ended {
+            Err(error) if error.kind() != Kind::NotFound => {
+                tracing::debug!(%error, "the session object stays; the next expire takes it away");
+            }
+            _ => self.close(),
         }
     }
+}
+
+/// Whether a job on `repository` has left a session open.
+pub fn is_any_open(repository: &Repository) -> bool {
+    !repository.open_sessions().lock().is_empty()
+}
+
+/// Takes the sessions of failed jobs on `repository` back, with their tombstones, which mean nothing without them. What is
+/// still on its way to the store may appear later; the next `expire` takes that.
+///
+/// # Errors
+/// Those of the store; what was not reached stays open.
+pub async fn take_back(shard: &Shard, repository: &Repository) -> Result<()> {
+    let open = repository.open_sessions().lock().clone();
+    for (id, mut keys) in open {
+        keys.push(layout::session(id)?);
+        repository.store().delete_all(shard, &keys).await?;
+        repository.open_sessions().lock().remove(&id);
+    }
+    Ok(())
 }
 
 /// Whether a session's object is there. Needs no key.

@@ -5,7 +5,8 @@
 //!
 //! Invariants: a write is durable after [`DiskFile::sync`] of its file, a name (made, renamed or removed) after
 //! [`Disk::sync_dir`] of its directory, and neither before. A failed sync is final: the kernel forgets what it lost, so
-//! nobody may sync again and go on. No lookup leaves the directory or follows a symbolic link.
+//! nobody may sync again and go on. No lookup leaves the directory or follows a symbolic link. Whoever goes through a log says so
+//! about every MiB ([`Disk::advance`]), so that others can see how far it is, and end it.
 
 use std::fmt;
 use std::fs::File;
@@ -13,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use mover_base::{Error, Kind, Result};
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
@@ -49,6 +50,54 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn remove(&self, path: &str) -> io::Result<()>;
     /// Makes the names in the directory `path` (the empty path is the disk itself) durable.
     fn sync_dir(&self, path: &str) -> io::Result<()>;
+    /// Told by whoever goes through a log how many bytes it came forward since it said so last: at its beginning, and then
+    /// about every MiB.
+    ///
+    /// # Errors
+    /// `Cancelled` if it is to end.
+    fn advance(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+}
+
+/// The other end of [`Disk::advance`]: how far those are that go through a log, and their end.
+#[derive(Debug, Default)]
+pub struct LogWatch {
+    bytes: AtomicU64,
+    stopped: AtomicBool,
+}
+
+impl LogWatch {
+    /// Bytes of the log that were gone through; more than it is long where it is gone through again.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Counts bytes that were gone through.
+    ///
+    /// # Errors
+    /// `Cancelled` if whoever did is to end.
+    pub fn advance(&self, bytes: u64) -> Result<()> {
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.check()
+    }
+
+    /// Ends whoever goes through a log of this disk, now or later.
+    pub fn stop(&self) {
+        self.stopped.store(true, Relaxed);
+    }
+
+    /// Whether they may go on.
+    ///
+    /// # Errors
+    /// `Cancelled` if not.
+    pub fn check(&self) -> Result<()> {
+        match self.stopped.load(Relaxed) {
+            true => Err(Error::new(Kind::Cancelled, "the job was cancelled")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Removes a file, if there is one.
@@ -81,6 +130,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct DirDisk {
     root: OwnedFd,
+    watch: LogWatch,
 }
 
 impl DirDisk {
@@ -96,12 +146,20 @@ impl DirDisk {
                 .hint("check the path and its permissions")
                 .cause(io::Error::from(error))
         })?;
-        Ok(DirDisk { root })
+        Ok(DirDisk::beneath(root))
     }
 
     /// The directory that is open as `root`.
     pub(crate) fn beneath(root: OwnedFd) -> DirDisk {
-        DirDisk { root }
+        DirDisk {
+            root,
+            watch: LogWatch::default(),
+        }
+    }
+
+    /// How far those are that go through its log.
+    pub fn watch(&self) -> &LogWatch {
+        &self.watch
     }
 
     /// The directory.
@@ -200,6 +258,10 @@ impl Disk for DirDisk {
     fn sync_dir(&self, path: &str) -> io::Result<()> {
         let dir = beneath::open(self.root.as_fd(), path.as_bytes(), beneath::DIR_FLAGS)?;
         Ok(rustix::fs::fsync(dir)?)
+    }
+
+    fn advance(&self, bytes: u64) -> Result<()> {
+        self.watch.advance(bytes)
     }
 }
 

@@ -252,6 +252,23 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
 }
 
 #[test]
+fn show_takes_its_backup_bare_or_from_any_layer() {
+    let set = |fixture: Fixture, line: &str| match fixture.call(line).verb {
+        Verb::Show(args) => args.set().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    let lower = || Fixture::new().var("HELIOS_MOVER_SHOW_SET", "lower");
+    assert_eq!(set(Fixture::new(), "show"), "latest");
+    assert_eq!(set(Fixture::new(), "show 2026"), "2026");
+    assert_eq!(set(Fixture::new(), "show --set 2026"), "2026");
+    assert_eq!(set(lower(), "show"), "lower");
+    assert_eq!(set(lower(), "show 2026"), "2026");
+    assert_eq!(set(lower(), "show --set 2026"), "2026");
+    let both = resolve(&argv("show 2026 --set 2026"), &Environment::default());
+    assert!(matches!(both, Err(Refusal::Clap(_))));
+}
+
+#[test]
 fn the_environment_can_switch_off_what_the_file_switches_on() {
     let fixture = Fixture::new().file("json = true\nno-direct = true");
     let settings = fixture.call("list").settings;

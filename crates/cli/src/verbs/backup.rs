@@ -85,7 +85,9 @@ fn plan_table(plan: &BackupPlan) -> Table {
         Some(base) => ("base", Some(base)),
         None => ("parent", plan.parent),
     };
-    table.pair(name, on.map_or("none".into(), |id| id.to_string()));
+    let source = plan.parent_source.as_deref();
+    let on = on.map(|id| figures_of::parent_text(id, source));
+    table.pair(name, on.as_deref().unwrap_or("none"));
     table.pair(
         "content",
         figures_of::content(plan.files, plan.dirs, plan.symlinks, plan.hardlinks),

@@ -1,5 +1,6 @@
 //! Summaries of jobs as tables, shared by their verbs and by the demo.
 
+use mover_base::BackupId;
 use mover_base::units::format_bytes;
 use mover_jobs::BackupType;
 use mover_jobs::backup::BackupSummary;
@@ -33,6 +34,14 @@ pub fn type_text(backup_type: BackupType, reason: Option<&str>) -> String {
     reason.map_or(kind.to_owned(), |reason| format!("{kind}: {reason}"))
 }
 
+/// The backup that another builds on, and whose it is if it is not of the same source.
+pub fn parent_text(parent: BackupId, of: Option<&str>) -> String {
+    match of {
+        Some(source) => format!("{parent}, of another source: {source}"),
+        None => parent.to_string(),
+    }
+}
+
 /// `1,204 files, 12 directories, 3 symlinks`; what there is none of is left out, except files.
 pub fn content(files: u64, dirs: u64, symlinks: u64, hardlinks: u64) -> String {
     let mut out = vec![figures::counted(files, "file")];
@@ -55,6 +64,10 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
     table.pair("type", kind);
     if let Some(base) = summary.base {
         table.pair("base", base.to_string());
+    }
+    // One of the same source is what everybody expects.
+    if let (Some(parent), Some(source)) = (summary.parent, &summary.parent_source) {
+        table.pair("parent", parent_text(parent, Some(source)));
     }
     if let Some(range) = &summary.lsn_range {
         table.pair("positions", format!("{} to {}", range.start, range.end));

@@ -14,8 +14,7 @@ use crate::table::{Cell, Table};
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: ShowArgs) -> Result<()> {
     let repo = context.repo_access()?;
-    let set = args.set.as_deref().unwrap_or("latest");
-    let details = catalogue::show(&context.settings.engine, &repo, set)?;
+    let details = catalogue::show(&context.settings.engine, &repo, args.set())?;
     let title = format!("backup {}", details.metadata.backup_id);
     context.tell(&title, &table(&details), &details);
     Ok(())

@@ -31,6 +31,8 @@ pub struct BackupSummary {
     pub base: Option<BackupId>,
     /// The earlier backup that unchanged blocks were taken from.
     pub parent: Option<BackupId>,
+    /// Its source, where that is another one.
+    pub parent_source: Option<String>,
     /// The part of the database's log in it: the backup is consistent from its end on.
     pub lsn_range: Option<LsnRange>,
     /// URL of the source.
@@ -129,6 +131,7 @@ pub(super) fn draft(
 pub(super) struct Ended<'a> {
     pub committed: Committed,
     pub parent: Option<BackupId>,
+    pub parent_source: Option<String>,
     pub bytes_read: u64,
     pub warnings: Vec<String>,
     pub repository: &'a Repository,
@@ -141,6 +144,7 @@ pub(super) fn summary(ended: Ended<'_>) -> BackupSummary {
     let Ended {
         committed,
         parent,
+        parent_source,
         bytes_read,
         warnings,
         repository,
@@ -156,6 +160,7 @@ pub(super) fn summary(ended: Ended<'_>) -> BackupSummary {
         reason: metadata.reason,
         base: metadata.base_id,
         parent,
+        parent_source,
         lsn_range: metadata.lsn_range,
         source: metadata.source.url,
         repository: repository.url().to_owned(),

@@ -13,6 +13,7 @@ use mover_base::checksum::sha256;
 use mover_base::{BackupId, Kind, Lsn, Result};
 use mover_jobs::BackupType;
 use mover_jobs::backup::{self, BackupOptions, BackupSummary};
+use mover_jobs::progress::Phase;
 use mover_jobs::restore::RestoreSummary;
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
@@ -618,6 +619,8 @@ fn another_source_lends_its_blocks_and_is_no_base() {
         assert_eq!((made.backup_type, made.base), (BackupType::Full, None));
         assert!(made.reason.unwrap().contains("of this source"));
         assert_eq!(made.parent, Some(of_main.summary.backup_id));
+        let main = format!("pages://{}", site.place.path("source").display());
+        assert_eq!(made.parent_source, Some(main));
         assert!(made.deduplicated_share > 0.9, "{}", made.deduplicated_share);
         let restored = site.restore_as(made.backup_id, "restored-branch");
         assert_eq!(restored.settled.unwrap().position, of_main.end().0);
@@ -634,6 +637,7 @@ fn another_source_lends_its_blocks_and_is_no_base() {
     let full = branch(&site, BackupType::Full);
     let made = branch(&site, BackupType::Incremental);
     assert_eq!((made.reason, made.base), (None, Some(full.backup_id)));
+    assert_eq!(made.parent_source, None);
 }
 
 /// A copy of a tracked store that was made before its last backup is put back and goes on; then its log is trimmed. It
@@ -872,6 +876,15 @@ fn damage_that_the_log_cannot_mend_is_an_error_and_nothing_is_published() {
     let error = site.try_backup(BackupType::Full).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);
     assert!(error.message().contains("ends before"), "{error}");
+    // Who does not want to wait until that is certain ends it.
+    let plan = backup::plan(&engine(), &site.options(BackupType::Full), &mut |_, _| {}).unwrap();
+    let result = backup::execute(&engine(), plan, &mut |progress, stop| {
+        if progress.read().phase == Phase::Log {
+            stop.raise();
+        }
+    });
+    assert_eq!(result.map(drop).unwrap_err().kind(), Kind::Cancelled);
+    assert_eq!(site.place.objects("sessions/"), [""; 0]);
     fs::remove_file(&path).unwrap();
     let error = site.try_backup(BackupType::Full).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);

@@ -81,10 +81,8 @@ struct Run<'a> {
     doomed: BTreeSet<BackupId>,
     /// Backups whose manifests the store did not delete; their tombstones stay for the next run.
     kept_back: BTreeSet<BackupId>,
-    /// The own tombstones, also those of backups that are put off.
-    marked: Vec<Key>,
-    /// Whether a manifest or a pack may have been deleted.
-    has_begun: bool,
+    /// Open until a manifest or a pack may have been deleted.
+    registration: &'a Registration,
     out: Outcome,
     /// Told of each object deleted, with its bytes.
     progress: &'a (dyn Fn(u64) + Sync),
@@ -98,7 +96,8 @@ struct View {
     listed: BTreeSet<BackupId>,
 }
 
-/// Deletes what was planned, as far as it is still true that nobody needs it.
+/// Deletes what was planned, as far as it is still true that nobody needs it. After an error the caller takes back what is
+/// to be ([`sessions::take_back`]).
 pub async fn execute(
     shard: &Shard,
     repository: &Arc<Repository>,
@@ -116,22 +115,16 @@ pub async fn execute(
         survey: plan.survey,
         doomed: plan.doomed,
         kept_back: BTreeSet::new(),
-        marked: Vec::new(),
-        has_begun: false,
+        registration: &registration,
         out: Outcome::default(),
         progress,
     };
-    let ended = run.carry_out().await;
-    if ended.is_err() && run.has_begun {
-        // A deletion that was not answered may still come true: until this process is known to be dead, nothing may
-        // build on what carries its tombstones.
-        return ended.map(|()| run.out);
-    }
-    if ended.is_err() {
-        run.take_back().await;
-    }
+    // One that fails after it has begun to delete leaves everything standing: a deletion that was not answered may still come
+    // true, so until this process is known to be dead, nothing may build on what carries its tombstones.
+    run.carry_out().await?;
+    let out = run.out;
     registration.end(shard).await;
-    ended.map(|()| run.out)
+    Ok(out)
 }
 
 impl Run<'_> {
@@ -140,7 +133,7 @@ impl Run<'_> {
             self.shard.stop()?;
             // Before it is put up: one whose creation was not answered may stand.
             let own = layout::tombstone(backup, self.session.id())?;
-            self.marked.push(own);
+            self.registration.will_mark(own);
             tombstones::mark(self.shard, self.repository, &self.session, backup).await?;
         }
         // Before the sessions, and these before the manifests: the reverse of the order in which a backup writes.
@@ -274,7 +267,7 @@ impl Run<'_> {
         for backup in self.doomed.clone() {
             self.shard.stop()?;
             self.check_session().await?;
-            self.has_begun = true;
+            self.registration.close();
             let key = layout::backup(backup)?;
             match self.repository.store().delete(self.shard, &key).await {
                 Ok(()) => {}
@@ -338,7 +331,7 @@ impl Run<'_> {
         }
         self.shard.stop()?;
         self.check_session().await?;
-        self.has_begun = true;
+        self.registration.close();
         let keys: Vec<Key> = batch.iter().map(|(key, ..)| key.clone()).collect();
         let gone = self.delete_each(&keys).await?;
         for ((_, bytes, was_named), is_gone) in batch.into_iter().zip(gone) {
@@ -470,14 +463,6 @@ impl Run<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Takes the own tombstones back after a failure, as far as that goes.
-    async fn take_back(&self) {
-        let store = self.repository.store();
-        if let Err(error) = store.delete_all(self.shard, &self.marked).await {
-            tracing::debug!(%error, "tombstones stay; the next expire takes them away");
-        }
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{CATALOGUE_FILE, CONTROL_FILE, Catalogue, Control, read_catalogue, read_control};
-use crate::disk::{Access, DirDisk, Disk};
+use crate::disk::{Access, DirDisk, Disk, LogWatch};
 use crate::failure::source_error;
 use crate::scan::Stamp;
 use crate::tracker::{Epochs, LogHold};
@@ -97,6 +97,11 @@ impl LiveStore {
     /// The files.
     pub fn disk(&self) -> Arc<dyn Disk> {
         self.disk.clone()
+    }
+
+    /// How far whoever goes through the log is: [`end`](Self::end), and others on [`disk`](Self::disk).
+    pub fn watch(&self) -> &LogWatch {
+        self.disk.watch()
     }
 
     /// The epochs of the block change tracker; `None` if the database runs without one.
@@ -199,7 +204,8 @@ impl LiveStore {
     /// group). It is the end of a flush, durable when this returns.
     ///
     /// # Errors
-    /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing.
+    /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing; `Cancelled` if it was
+    /// [stopped](LogWatch::stop).
     pub fn end(&self, identity: &LogIdentity, from: Lsn, newest: Lsn) -> Result<Lsn> {
         let mut from = from;
         let mut damage = (String::new(), 0);
@@ -247,6 +253,7 @@ impl LiveStore {
     fn sync_log(&self, identity: &LogIdentity, from: Lsn, end: Lsn) -> Result<()> {
         let size = identity.size;
         for start in segments(&*self.disk, identity)?.range(size.start_of(from)..=end) {
+            self.watch().check()?;
             let path = identity.path(*start);
             if let Some(fd) = self.open_file(&path)? {
                 rustix::fs::fdatasync(&fd).map_err(|error| unreadable(&path, error))?;

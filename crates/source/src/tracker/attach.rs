@@ -148,7 +148,7 @@ impl Opening<'_> {
             self.epochs.complete(&live, &mut state, begun, budget)?;
         }
         live.cut_appended(self.end);
-        if !live.full(state.epoch) && !self.mark_rest(&live, state.epoch, live.durable()) {
+        if !live.full(state.epoch) && !self.mark_rest(&live, state.epoch, live.durable())? {
             return self.anew(state.epoch + 1, Reset::LogGone);
         }
         if !live.full(state.epoch) && live.capacity() >= self.capacity {
@@ -167,18 +167,20 @@ impl Opening<'_> {
     }
 
     /// Marks in `live` what the log says from `start` to its end. False if it cannot be read.
-    fn mark_rest(&mut self, live: &Live, epoch: u64, start: Lsn) -> bool {
+    fn mark_rest(&mut self, live: &Live, epoch: u64, start: Lsn) -> Result<bool> {
         let end = self.end;
         if start >= end {
-            return true;
+            return Ok(true);
         }
         let range = LsnRange { start, end };
-        if self.epochs.mark_from_log(live, epoch, range).is_err() {
-            return false;
+        match self.epochs.mark_from_log(live, epoch, range) {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+            Err(_) => return Ok(false),
         }
         self.found.read = Some(range);
         live.set_durable(end);
-        true
+        Ok(true)
     }
 
     /// Makes a live file for the running epoch, and marks in it what the log says.
@@ -192,7 +194,7 @@ impl Opening<'_> {
             state.start,
         )?;
         claim(&live)?;
-        if !self.mark_rest(&live, state.epoch, state.start) {
+        if !self.mark_rest(&live, state.epoch, state.start)? {
             return self.anew(state.epoch + 1, Reset::LogGone);
         }
         state.live = Some(live.id());

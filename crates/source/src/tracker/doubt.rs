@@ -132,6 +132,8 @@ pub enum Invalid {
     Log(String),
     /// The answer would take more memory than the caller allows.
     Limit,
+    /// Whoever asks is to end.
+    Cancelled,
 }
 
 impl fmt::Display for Invalid {
@@ -157,6 +159,7 @@ impl fmt::Display for Invalid {
                 "the tracker is in doubt, and the log cannot be read ({why})"
             ),
             Invalid::Limit => f.write_str("the changes take more memory than is allowed"),
+            Invalid::Cancelled => f.write_str("the job was cancelled"),
         }
     }
 }
@@ -167,7 +170,7 @@ impl Invalid {
     /// What is recorded where the tracker begins anew because of it.
     ///
     /// # Errors
-    /// `Source` if the tracker cannot be read now: it may be sound, and is left as it is.
+    /// `Source` if the tracker cannot be read now, `Cancelled` if it is not to be: it may be sound, and is left as it is.
     pub(crate) fn reset(self) -> Result<Reset> {
         Ok(match self {
             Invalid::Missing => Reset::New,
@@ -175,6 +178,7 @@ impl Invalid {
             Invalid::OtherHistory => Reset::OtherHistory,
             Invalid::Limit => Reset::Limit,
             Invalid::Log(_) => Reset::LogGone,
+            Invalid::Cancelled => return Err(Error::new(Kind::Cancelled, self.to_string())),
             Invalid::Unreadable(_) => {
                 return Err(Error::new(Kind::Source, self.to_string())
                     .object(TRACKER_DIR)

@@ -2,7 +2,8 @@
 //!
 //! Invariants: one process at a time works on epochs; its lock ends with it. Every step can be cut off: the state names
 //! an epoch as ended only when its file is durable, and who comes next finishes what the dead one began. What is claimed
-//! is claimed durably before it is relied on, and given up durably before what replaces it.
+//! is claimed durably before it is relied on, and given up durably before what replaces it. Who is ended while it reads the log gives
+//! up nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -175,7 +176,7 @@ impl Epochs {
     ///
     /// # Errors
     /// `Source` or `Storage` if the tracker's files cannot be read or written; `Unreachable` if the database does not end a
-    /// transaction that it has begun to log. None loses anything.
+    /// transaction that it has begun to log; `Cancelled` if the disk's watch says so while the log is read. None loses anything.
     pub fn switch(&self, end: Lsn, budget_bytes: usize) -> Result<Switched> {
         let anew = |epoch, reset| Ok(self.restart(epoch, end, reset, None)?.1);
         let mut state = match self.state() {
@@ -213,6 +214,7 @@ impl Epochs {
             };
             match self.mark_from_log(live, state.epoch, range) {
                 Ok(()) => read = Some(range),
+                Err(error) if error.kind() == Kind::Cancelled => return Err(error),
                 Err(_) => {
                     // Given up durably, before the live file says that all is marked up to here.
                     state.kept.clear();
@@ -556,6 +558,7 @@ fn over_budget() -> Error {
 fn unread(error: Error) -> Invalid {
     match error.kind() {
         Kind::Limit => Invalid::Limit,
+        Kind::Cancelled => Invalid::Cancelled,
         _ => Invalid::Log(error.to_string()),
     }
 }

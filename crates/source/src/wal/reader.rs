@@ -11,7 +11,7 @@ use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
 
 use super::record::{HistorySeed, Record};
 use super::segment::{LOG_BLOCK_BYTES, LogIdentity, SegmentFooter, SegmentHeader};
-use super::walk::{Ended, Walker, Window};
+use super::walk::{Ended, Pace, Walker, Window};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::wire::corrupt;
 
@@ -47,7 +47,8 @@ impl LogReader {
     ///
     /// # Errors
     /// `Usage` if the range is backwards or not of this history; `NotFound` if a segment is missing; `Corrupt` if anything
-    /// is damaged, belongs elsewhere, or the ends cut a transaction; `Source` if a file cannot be read; what `visit` says.
+    /// is damaged, belongs elsewhere, or the ends cut a transaction; `Source` if a file cannot be read; `Cancelled` if the disk
+    /// says that it is to end; what `visit` says.
     pub fn read(
         &self,
         range: LsnRange,
@@ -70,6 +71,11 @@ impl LogReader {
         }
         let seed = HistorySeed::new(self.identity.history);
         let mut walker = Walker::new(size, seed, range.start);
+        let mut pace = Pace::begin(&*self.disk, range.start)?;
+        let mut visit = |lsn, end, record: &Record<'_>| {
+            pace.at(end)?;
+            visit(lsn, end, record)
+        };
         let mut previous = None;
         loop {
             let start = size.start_of(walker.at());

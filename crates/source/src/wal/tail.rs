@@ -20,7 +20,7 @@ use super::reader::{NoSegment, Segment};
 use super::record::{HistorySeed, Parsed, RECORD_HEADER_BYTES, Record, encode_at, parse};
 use super::segment::{LOG_BLOCK_BYTES, LOG_DIR, LogIdentity, SegmentFooter};
 use super::stream::after;
-use super::walk::{Ended, Walker};
+use super::walk::{Ended, Pace, Walker};
 use super::writer::make_durable;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::failure::source_error;
@@ -68,7 +68,7 @@ enum Rest {
 ///
 /// # Errors
 /// `Corrupt` if something before the last flush is damaged; `NotFound` if a segment is missing between others or at the
-/// beginning; `Source` if a file cannot be read.
+/// beginning; `Source` if a file cannot be read; `Cancelled` if the disk says that it is to end.
 pub fn find_end(disk: &dyn Disk, identity: &LogIdentity, from: Lsn) -> Result<LogEnd> {
     let starts = segments(disk, identity)?;
     Search {
@@ -88,6 +88,7 @@ pub fn find_end(disk: &dyn Disk, identity: &LogIdentity, from: Lsn) -> Result<Lo
         },
         whole_to: None,
         after_sealed: true,
+        pace: Pace::begin(disk, from)?,
     }
     .run()
 }
@@ -114,6 +115,7 @@ struct Search<'d> {
     whole_to: Option<Lsn>,
     /// Whether the segment before the one that is looked at is sealed: then this one was made, durably, before that.
     after_sealed: bool,
+    pace: Pace<'d>,
 }
 
 impl Search<'_> {
@@ -226,6 +228,7 @@ impl Search<'_> {
     }
 
     fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<()> {
+        self.pace.at(end)?;
         match *record {
             Record::Flush { begin } if begin == lsn => {
                 if let Some(left) = self.found.unsealed.first() {

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a record is handed out only if it and everything before it in the walk is sound; what is not sound ends
 //! the walk with its place and the reason, and the caller knows whether that is a torn tail or damage. Memory is one
-//! window, whatever the bytes say.
+//! window, whatever the bytes say. A walk can be ended from outside about every MiB ([`Pace`]).
 
 use std::io;
 
@@ -11,13 +11,43 @@ use mover_base::{Lsn, Result};
 
 use super::record::{HistorySeed, Parsed, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Record, parse};
 use super::segment::{LOG_BLOCK_BYTES, SegmentSize};
-use crate::disk::DiskFile;
+use crate::disk::{Disk, DiskFile};
 use crate::wire::is_zero;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 1 << 20;
 /// Bytes that the window shows at least, unless the records end before: the longest record, the longest padding.
 const SHOWN_BYTES_MIN: usize = RECORD_BYTES_MAX;
+
+/// How far a walk came, told to the disk whenever it is another [`READ_BYTES`].
+pub(crate) struct Pace<'d> {
+    disk: &'d dyn Disk,
+    told: Lsn,
+}
+
+impl<'d> Pace<'d> {
+    /// A walk that begins at `from`.
+    ///
+    /// # Errors
+    /// `Cancelled` if it is not to begin.
+    pub(crate) fn begin(disk: &'d dyn Disk, from: Lsn) -> Result<Self> {
+        disk.advance(0)?;
+        Ok(Pace { disk, told: from })
+    }
+
+    /// The walk is at `at`.
+    ///
+    /// # Errors
+    /// `Cancelled` if it is to end.
+    pub(crate) fn at(&mut self, at: Lsn) -> Result<()> {
+        let bytes = at.0.saturating_sub(self.told.0);
+        if bytes < READ_BYTES as u64 {
+            return Ok(());
+        }
+        self.told = at;
+        self.disk.advance(bytes)
+    }
+}
 
 /// A part of a segment's file that moves forward.
 pub(crate) struct Window {

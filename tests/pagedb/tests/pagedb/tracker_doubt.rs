@@ -12,7 +12,7 @@ use mover_source::delta::BUDGET_BYTES_DEFAULT;
 use mover_source::disk::DirDisk;
 use mover_source::pages::{Catalogue, Store, read_control};
 use mover_source::tracker::{
-    Capacity, Epochs, Invalid, KEPT_MAX, LIVE_FILE, LiveHeader, STATE_FILE, TRACKER_DIR,
+    Attached, Capacity, Epochs, Invalid, KEPT_MAX, LIVE_FILE, LiveHeader, STATE_FILE, TRACKER_DIR,
     WITNESS_FILE, Witness,
 };
 use mover_source::wal::{LogIdentity, segments};
@@ -706,6 +706,40 @@ fn a_rebuild_that_was_cut_off_begins_again() {
             assert_eq!((done.doubt, done.reset), (Some(doubt), None));
         }
         stopped.assert_right();
+    }
+}
+
+#[test]
+fn who_is_stopped_while_it_reads_the_log_gives_up_nothing() {
+    for has_live in [true, false] {
+        let mut stopped = Stopped::new();
+        // What the log says and the marks do not.
+        let (database, _) = open(stopped.path(), false);
+        let ops = stopped.workload.next_transaction();
+        stopped.end = database.commit(&ops).unwrap();
+        drop(database);
+        if !has_live {
+            std::fs::remove_file(stopped.file(LIVE_FILE)).unwrap();
+        }
+        let state = std::fs::read(stopped.file(STATE_FILE)).unwrap();
+        let disk = real(stopped.path());
+        let identity = read_control(&*disk).unwrap().identity;
+        disk.watch().stop();
+        let capacity = Capacity::new(10).unwrap();
+        let attached = Attached::open(disk.clone(), identity, stopped.end, capacity);
+        assert_eq!(attached.map(drop).unwrap_err().kind(), Kind::Cancelled);
+        let ended = Epochs::open(disk, identity).unwrap().expect("a tracker");
+        let changed = ended.changed(stopped.range(), BUDGET);
+        assert_eq!(changed, Err(Invalid::Cancelled));
+        for _ in 0..2 {
+            let error = ended.switch(stopped.end, BUDGET).unwrap_err();
+            assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+        }
+        drop(ended);
+        assert_eq!(std::fs::read(stopped.file(STATE_FILE)).unwrap(), state);
+        stopped.assert_right();
+        let state = epochs(stopped.path()).state().unwrap();
+        assert_eq!(state.reset, Reset::New);
     }
 }
 

@@ -1,0 +1,69 @@
+//! What a backup of many small files holds at a time, seen from outside: a process of its own with few descriptors.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
+
+#[allow(dead_code)] // Other tests use the rest.
+#[path = "../jobs/fixture.rs"]
+mod fixture;
+
+use std::fs;
+use std::sync::Arc;
+
+use mover_jobs::BackupType;
+use mover_jobs::backup::{BackupOptions, BackupSummary};
+use mover_pagedb::{Database, Op, Options};
+use mover_source::disk::{DirDisk, Disk};
+use mover_source::pages::{Store, new_identity};
+use mover_source::wal::SegmentSize;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::fixture::{Place, engine};
+
+const TABLES: u64 = 600;
+/// Far fewer than tables, and twice what is queued at most.
+const DESCRIPTORS: u64 = 160;
+
+/// A stopped store of many tables with a row in each.
+fn many_tables(place: &Place) {
+    let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(&place.path("source")).unwrap());
+    let identity = new_identity([4; 32], SegmentSize::new(18).unwrap());
+    Store::create(Arc::clone(&disk), identity).unwrap();
+    let (database, _) = Database::open(disk, Options::default()).unwrap();
+    for table in 0..TABLES {
+        let name = format!("table-{table}");
+        let row = Op::Insert(name.clone(), 1, vec![7; 100]);
+        database.append(&[Op::Create(name), row]).unwrap();
+    }
+    database.checkpoint().unwrap();
+}
+
+#[test]
+fn files_that_are_kept_do_not_pile_up_open() {
+    let place = Place::plain();
+    many_tables(&place);
+    let limit = getrlimit(Resource::Nofile);
+    assert!(limit.maximum.is_none_or(|most| most > TABLES));
+    let few = Rlimit {
+        current: Some(DESCRIPTORS),
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, few).unwrap();
+    // The limit is one: as many files cannot be open.
+    let null = || fs::File::open("/dev/null");
+    let opened: Result<Vec<_>, _> = (0..TABLES).map(|_| null()).collect();
+    assert!(opened.is_err());
+    drop(opened);
+    let backup = |backup_type| -> BackupSummary {
+        let options = BackupOptions {
+            source: format!("pages://{}", place.path("source").display()),
+            backup_type,
+            ..place.backup_options()
+        };
+        place.try_backup(&engine(), &options).unwrap()
+    };
+    let full = backup(BackupType::Full);
+    assert_eq!(full.bytes_kept, 0);
+    // Nothing changed: all tables are opened and none is read.
+    let made = backup(BackupType::Incremental);
+    assert_eq!((made.reason, made.base), (None, Some(full.backup_id)));
+    assert!(made.bytes_kept >= TABLES * 4096, "{}", made.bytes_kept);
+}
