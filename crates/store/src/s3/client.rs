@@ -22,6 +22,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
+use super::credentials::Unsigned;
 use super::flow::{Class, Flow, pause_before};
 use super::location::Checksum;
 use super::run::{BodyEnd, Run};
@@ -104,7 +105,9 @@ impl Request {
     fn class(&self) -> Class {
         match self.operation {
             Operation::Get | Operation::Head | Operation::List => Class::Read,
-            Operation::Put | Operation::Delete | Operation::Multipart => Class::Write,
+            Operation::Put | Operation::Delete | Operation::Multipart => {
+                Class::of_write(self.payload.bytes)
+            }
         }
     }
 }
@@ -280,10 +283,7 @@ impl Client {
         slow_after: Option<Duration>,
     ) -> Result<Answer, Failure> {
         let progress = Arc::new(Progress::default());
-        let call = self
-            .prepare(request, sink, &progress)
-            .await
-            .map_err(Failure::Final)?;
+        let call = self.prepare(request, sink, &progress).await?;
         let started = Instant::now();
         let sent = self
             .watch(request, self.http.execute(call), &progress, slow_after)
@@ -312,12 +312,13 @@ impl Client {
         request: &Request,
         sink: &Sink<'_>,
         progress: &Arc<Progress>,
-    ) -> Result<reqwest::Request> {
+    ) -> Result<reqwest::Request, Failure> {
         let place = &self.place;
         let failed = |error: &dyn std::fmt::Display| {
-            Error::new(Kind::Internal, "a request to the store could not be made")
+            let error = Error::new(Kind::Internal, "a request to the store could not be made")
                 .object(self.told(request))
-                .cause(error.to_string())
+                .cause(error.to_string());
+            Failure::Final(error)
         };
         let query: Vec<(&str, &str)> = request
             .query
@@ -348,10 +349,23 @@ impl Client {
             content_sha256(payload, place.location.is_tls()),
         );
         let (mut parts, ()) = call.into_parts();
-        place.signature.sign(&mut parts).await?;
+        let signed = place.signature.sign(&mut parts).await;
+        signed.map_err(|unsigned| self.unsigned(unsigned))?;
         let body = PayloadBody::new(&self.shard, payload, &place.limits.upload, progress);
         let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));
         reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))
+    }
+
+    /// What it means that there are no credentials: where there were some before, they are being renewed, and whoever
+    /// gives them may do so in a moment.
+    fn unsigned(&self, Unsigned { error, may_pass }: Unsigned) -> Failure {
+        match may_pass || self.flow.has_succeeded() {
+            true => Failure::Passing {
+                error,
+                is_overload: false,
+            },
+            false => Failure::Final(error),
+        }
     }
 
     /// Waits for `work` as long as it moves.
@@ -365,6 +379,11 @@ impl Client {
         let timeout = self.place.location.timeout;
         let lost_bytes = request.payload.bytes.min(SENT_BYTES_MAX);
         let in_kernel = Duration::from_secs(lost_bytes / SENT_BYTES_PER_SECOND_MIN);
+        // How long uploads take, all of their bytes' way included, is known by then.
+        let slow_after = match request.class() {
+            Class::Upload(_) => slow_after,
+            Class::Read | Class::Write => slow_after.map(|slow_after| slow_after + in_kernel),
+        };
         let mut work = std::pin::pin!(work);
         let (mut seen, mut seen_at) = (progress.steps(), Instant::now());
         let mut handed_over = None;
@@ -380,7 +399,7 @@ impl Client {
             let mut allowed = timeout;
             if progress.is_handed_over() {
                 let since = now.saturating_duration_since(*handed_over.get_or_insert(now));
-                if slow_after.is_some_and(|slow_after| since > slow_after + in_kernel) {
+                if slow_after.is_some_and(|slow_after| since > slow_after) {
                     return Err(Failure::Slow(self.no_answer(request, since)));
                 }
                 allowed += in_kernel;
@@ -420,6 +439,14 @@ impl Client {
                     .cause(innermost(&error)),
             );
         }
+        if !self.flow.has_succeeded() && is_no_tls(&error) {
+            return Failure::Final(
+                Error::new(Kind::Usage, "the server does not speak TLS")
+                    .object(object)
+                    .hint("if that is meant so, write http:// in endpoint=")
+                    .cause(innermost(&error)),
+            );
+        }
         let message = match error.is_connect() {
             true => "the store cannot be reached",
             false => "the connection to the store broke",
@@ -427,7 +454,7 @@ impl Client {
         Failure::Passing {
             error: Error::new(Kind::Unreachable, message)
                 .object(format!("{} ({object})", self.told(request)))
-                .hint("check endpoint, server and network, then try again; what was committed is safe")
+                .hint("check endpoint, server, proxy and network, then try again; what was committed is safe")
                 .cause(innermost(&error)),
             is_overload: error.is_timeout(),
         }
@@ -659,17 +686,21 @@ impl Resolve for Addresses {
 
 /// Whether TLS failed because of who the server says it is.
 fn is_certificate_error(error: &reqwest::Error) -> bool {
-    let mut next = error.source();
-    while let Some(error) = next {
-        if let Some(error) = tls_error(error) {
-            return matches!(
-                error,
-                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
-            );
-        }
-        next = error.source();
-    }
-    false
+    use rustls::Error::{InvalidCertificate, NoCertificatesPresented};
+    let is_so = |error| matches!(error, &(InvalidCertificate(_) | NoCertificatesPresented));
+    of_tls(error).is_some_and(is_so)
+}
+
+/// Whether what came was none of TLS, as from a server that speaks plain HTTP.
+fn is_no_tls(error: &reqwest::Error) -> bool {
+    use rustls::{Error::InvalidMessage, InvalidMessage::InvalidContentType};
+    of_tls(error).is_some_and(|error| matches!(error, InvalidMessage(InvalidContentType)))
+}
+
+/// The error of TLS among the causes of an error.
+fn of_tls(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut causes = std::iter::successors(error.source(), |&error| error.source());
+    causes.find_map(tls_error)
 }
 
 /// The error of TLS that `error` is, or that errors of I/O are wrapped around: their source is not what they wrap.

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::multipart::PART_BYTES;
+
 /// First bound of the pause before another try, and the largest.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
@@ -43,6 +45,10 @@ const LINE_LIMIT_MIN: f64 = 2.0;
 /// An answer is slow that takes longer than this, and longer than twice what 98 of 100 took.
 const SLOW_MIN: Duration = Duration::from_millis(500);
 const SLOW_SHARE: usize = 98;
+/// A write with a body from this length on is an upload, and by its length it takes its time.
+const UPLOAD_BYTES_MIN: u64 = 1 << 20;
+/// Times of uploads are compared as if all were so long.
+const UPLOAD_BYTES_MAX: u64 = PART_BYTES as u64;
 
 /// What a request does, for its latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +57,18 @@ pub(super) enum Class {
     Read,
     /// Changes something.
     Write,
+    /// Writes so many bytes, which take most of the time.
+    Upload(u64),
+}
+
+impl Class {
+    /// That of a write with a body of this length.
+    pub fn of_write(bytes: u64) -> Self {
+        match bytes {
+            UPLOAD_BYTES_MIN.. => Class::Upload(bytes),
+            _ => Class::Write,
+        }
+    }
 }
 
 /// A shard's flow of requests.
@@ -64,6 +82,7 @@ pub(super) struct Flow {
     tries_at: Cell<Instant>,
     reads: RefCell<Latencies>,
     writes: RefCell<Latencies>,
+    uploads: RefCell<Latencies>,
     has_succeeded: Cell<bool>,
 }
 
@@ -83,6 +102,7 @@ impl Flow {
             tries_at: Cell::new(Instant::now()),
             reads: RefCell::default(),
             writes: RefCell::default(),
+            uploads: RefCell::default(),
             has_succeeded: Cell::new(false),
         })
     }
@@ -105,7 +125,15 @@ impl Flow {
     pub fn answered(&self, class: Class, latency: Duration, now: Instant) {
         self.has_succeeded.set(true);
         self.refill(TRIES_PER_SUCCESS);
-        let is_line = self.latencies(class).borrow_mut().add(latency);
+        let is_line = match class {
+            Class::Read => self.reads.borrow_mut().add(latency),
+            Class::Write => self.writes.borrow_mut().add(latency),
+            Class::Upload(bytes) => {
+                let of_longest = latency.mul_f64(UPLOAD_BYTES_MAX as f64 / bytes.max(1) as f64);
+                self.uploads.borrow_mut().add(of_longest);
+                self.writes.borrow_mut().add(latency)
+            }
+        };
         let limit = self.limit.get();
         // Only a limit that was felt says anything when it was kept to, with harm or without.
         if (self.in_flight.get() as f64) + 1.0 < limit {
@@ -149,19 +177,17 @@ impl Flow {
 
     /// How long an answer of this class may take before it is better asked for again.
     pub fn slow_after(&self, class: Class) -> Option<Duration> {
-        self.latencies(class).borrow().slow_after()
+        let latencies = match class {
+            Class::Read => &self.reads,
+            Class::Write => &self.writes,
+            Class::Upload(_) => &self.uploads,
+        };
+        latencies.borrow().slow_after()
     }
 
     fn refill(&self, tries: f64) {
         self.tries
             .set((self.tries.get() + tries).min(TRIES_SAVED_MAX));
-    }
-
-    fn latencies(&self, class: Class) -> &RefCell<Latencies> {
-        match class {
-            Class::Read => &self.reads,
-            Class::Write => &self.writes,
-        }
     }
 }
 
@@ -296,6 +322,22 @@ mod tests {
         let slow = flow.slow_after(Class::Read).unwrap();
         assert!((720..=726).contains(&slow.as_millis()), "{slow:?}");
         assert_eq!(flow.slow_after(Class::Write), None);
+    }
+
+    #[test]
+    fn an_upload_is_slow_by_what_uploads_take_for_their_length() {
+        let flow = Flow::new(1);
+        let long = Class::of_write(UPLOAD_BYTES_MAX);
+        for answer in 0..64_u64 {
+            // Small writes are quick, and say nothing about long ones.
+            let small = Class::of_write(UPLOAD_BYTES_MIN - 1);
+            flow.answered(small, Duration::from_millis(1), Instant::now());
+            assert_eq!(flow.slow_after(long).is_some(), answer >= 32, "{answer}");
+            // A half takes half as long.
+            let half = Class::of_write(UPLOAD_BYTES_MAX / 2);
+            flow.answered(half, Duration::from_millis(400), Instant::now());
+        }
+        assert_eq!(flow.slow_after(long), Some(Duration::from_millis(1600)));
     }
 
     /// Rounds of answers, a second apart, of a server that works on one request at a time, each for `of_one`: latency
