@@ -139,7 +139,7 @@ impl Sink<'_> {
 enum Failure {
     /// It may go better next time.
     Passing { error: Error, is_overload: bool },
-    /// The answer is late; another connection may be faster.
+    /// The answer is late, or comes slowly; another connection may be faster.
     Slow(Error),
     /// The credentials ran out.
     Expired(Error),
@@ -186,11 +186,7 @@ impl Client {
                 let download = &self.place.limits.download;
                 self.shard.throttle(download, left).await;
             }
-            let slow_after = match may_be_slow {
-                true => self.flow.slow_after(request.class()),
-                false => None,
-            };
-            let outcome = self.attempt(request, sink, slow_after).await;
+            let outcome = self.attempt(request, sink, may_be_slow).await;
             let now = Instant::now();
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
@@ -280,8 +276,11 @@ impl Client {
         &self,
         request: &Request,
         sink: &mut Sink<'_>,
-        slow_after: Option<Duration>,
+        may_be_slow: bool,
     ) -> Result<Answer, Failure> {
+        let slow_after = self.flow.slow_after(request.class());
+        let slow_after = slow_after.filter(|_| may_be_slow);
+        let slow_body_after = self.flow.slow_body_after().filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
         let call = self.prepare(request, sink, &progress).await?;
         let started = Instant::now();
@@ -290,7 +289,9 @@ impl Client {
             .await?;
         let response = sent.map_err(|error| self.transport(request, error))?;
         let latency = started.elapsed();
-        let answer = self.take_in(request, response, sink).await?;
+        let answer = self
+            .take_in(request, response, sink, slow_body_after)
+            .await?;
         if answer.is_expired() {
             return Err(Failure::Expired(self.refusal(request, answer)));
         }
@@ -466,6 +467,7 @@ impl Client {
         request: &Request,
         mut response: reqwest::Response,
         sink: &mut Sink<'_>,
+        slow_body_after: Option<Duration>,
     ) -> Result<Answer, Failure> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
@@ -484,7 +486,8 @@ impl Client {
             Sink::Run(run) if is_object => {
                 let answer = answer(Bytes::new());
                 run.begin_answer(&answer).map_err(Failure::Final)?;
-                self.run(request, &mut response, run).await?;
+                self.run(request, &mut response, run, slow_body_after)
+                    .await?;
                 return Ok(answer);
             }
             _ => {}
@@ -523,19 +526,35 @@ impl Client {
         Ok(())
     }
 
-    /// What the answer brings of a run. What came before it broke off stays.
+    /// What the answer brings of a run. What came before it broke off, or turned out to be slow, stays.
     async fn run(
         &self,
         request: &Request,
         response: &mut reqwest::Response,
         run: &mut Run<'_>,
+        slow_after: Option<Duration>,
     ) -> Result<(), Failure> {
-        while let Some(chunk) = self.paid_chunk(request, response).await? {
+        let (begun, left) = (Instant::now(), run.left());
+        loop {
+            let next = self.paid_chunk(request, response);
+            let next = match slow_after {
+                Some(slow_after) => {
+                    let rest = slow_after.saturating_sub(begun.elapsed());
+                    tokio::time::timeout(rest, next)
+                        .await
+                        .map_err(|_| Failure::Slow(self.no_answer(request, begun.elapsed())))?
+                }
+                None => next.await,
+            };
+            let Some(chunk) = next? else { break };
             run.fill(&chunk).map_err(Failure::Final)?;
             self.shard.stop().map_err(Failure::Final)?;
         }
         match run.end_answer() {
-            BodyEnd::Complete => Ok(()),
+            BodyEnd::Complete => {
+                self.flow.brought(left, begun.elapsed());
+                Ok(())
+            }
             BodyEnd::Early => Err(self.broken_off(request)),
         }
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::multipart::PART_BYTES;
+use crate::RUN_BYTES_MAX;
 
 /// First bound of the pause before another try, and the largest.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -45,10 +46,11 @@ const LINE_LIMIT_MIN: f64 = 2.0;
 /// An answer is slow that takes longer than this, and longer than twice what 98 of 100 took.
 const SLOW_MIN: Duration = Duration::from_millis(500);
 const SLOW_SHARE: usize = 98;
-/// A write with a body from this length on is an upload, and by its length it takes its time.
-const UPLOAD_BYTES_MIN: u64 = 1 << 20;
-/// Times of uploads are compared as if all were so long.
-const UPLOAD_BYTES_MAX: u64 = PART_BYTES as u64;
+/// From this length on a body takes its time by its length: a write that bears one is an upload.
+const LONG_BYTES_MIN: u64 = 1 << 20;
+/// Times of long bodies are compared as if all were so long, which is the longest part of an upload, and run.
+const LONG_BYTES_MAX: u64 = PART_BYTES as u64;
+const _: () = assert!(LONG_BYTES_MAX == RUN_BYTES_MAX);
 
 /// What a request does, for its latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +67,7 @@ impl Class {
     /// That of a write with a body of this length.
     pub fn of_write(bytes: u64) -> Self {
         match bytes {
-            UPLOAD_BYTES_MIN.. => Class::Upload(bytes),
+            LONG_BYTES_MIN.. => Class::Upload(bytes),
             _ => Class::Write,
         }
     }
@@ -83,6 +85,7 @@ pub(super) struct Flow {
     reads: RefCell<Latencies>,
     writes: RefCell<Latencies>,
     uploads: RefCell<Latencies>,
+    downloads: RefCell<Latencies>,
     has_succeeded: Cell<bool>,
 }
 
@@ -103,6 +106,7 @@ impl Flow {
             reads: RefCell::default(),
             writes: RefCell::default(),
             uploads: RefCell::default(),
+            downloads: RefCell::default(),
             has_succeeded: Cell::new(false),
         })
     }
@@ -129,8 +133,7 @@ impl Flow {
             Class::Read => self.reads.borrow_mut().add(latency),
             Class::Write => self.writes.borrow_mut().add(latency),
             Class::Upload(bytes) => {
-                let of_longest = latency.mul_f64(UPLOAD_BYTES_MAX as f64 / bytes.max(1) as f64);
-                self.uploads.borrow_mut().add(of_longest);
+                self.uploads.borrow_mut().add(of_longest(latency, bytes));
                 self.writes.borrow_mut().add(latency)
             }
         };
@@ -185,6 +188,19 @@ impl Flow {
         latencies.borrow().slow_after()
     }
 
+    /// The body of an answer came, `bytes` long, within `time` of its head.
+    pub fn brought(&self, bytes: u64, time: Duration) {
+        if bytes >= LONG_BYTES_MIN {
+            let mut downloads = self.downloads.borrow_mut();
+            downloads.add(of_longest(time, bytes));
+        }
+    }
+
+    /// How long a body may take, whatever its length, before its rest is better asked for again.
+    pub fn slow_body_after(&self) -> Option<Duration> {
+        self.downloads.borrow().slow_after()
+    }
+
     fn refill(&self, tries: f64) {
         self.tries
             .set((self.tries.get() + tries).min(TRIES_SAVED_MAX));
@@ -196,6 +212,11 @@ impl Drop for Permit {
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.0.freed.notify_one();
     }
+}
+
+/// What a body of `bytes` that took `time` would take if it were as long as any.
+fn of_longest(time: Duration, bytes: u64) -> Duration {
+    time.mul_f64(LONG_BYTES_MAX as f64 / bytes.max(1) as f64)
 }
 
 /// Pause before try number `retry` (0 is the first after a failure), for a random number of 64 bits.
@@ -327,17 +348,28 @@ mod tests {
     #[test]
     fn an_upload_is_slow_by_what_uploads_take_for_their_length() {
         let flow = Flow::new(1);
-        let long = Class::of_write(UPLOAD_BYTES_MAX);
+        let long = Class::of_write(LONG_BYTES_MAX);
         for answer in 0..64_u64 {
             // Small writes are quick, and say nothing about long ones.
-            let small = Class::of_write(UPLOAD_BYTES_MIN - 1);
+            let small = Class::of_write(LONG_BYTES_MIN - 1);
             flow.answered(small, Duration::from_millis(1), Instant::now());
             assert_eq!(flow.slow_after(long).is_some(), answer >= 32, "{answer}");
             // A half takes half as long.
-            let half = Class::of_write(UPLOAD_BYTES_MAX / 2);
+            let half = Class::of_write(LONG_BYTES_MAX / 2);
             flow.answered(half, Duration::from_millis(400), Instant::now());
         }
         assert_eq!(flow.slow_after(long), Some(Duration::from_millis(1600)));
+    }
+
+    #[test]
+    fn a_body_is_slow_by_what_long_bodies_take_for_their_length() {
+        let flow = Flow::new(1);
+        for _ in 0..LATENCIES_MIN {
+            flow.brought(LONG_BYTES_MIN - 1, Duration::from_secs(9));
+            assert_eq!(flow.slow_body_after(), None, "short ones say nothing");
+            flow.brought(LONG_BYTES_MAX / 4, Duration::from_millis(100));
+        }
+        assert_eq!(flow.slow_body_after(), Some(Duration::from_millis(800)));
     }
 
     /// Rounds of answers, a second apart, of a server that works on one request at a time, each for `of_one`: latency

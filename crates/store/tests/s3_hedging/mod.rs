@@ -82,6 +82,53 @@ fn a_read_whose_answer_is_late_is_asked_for_on_another_connection() {
     );
 }
 
+/// A connection that brings some of a pack and then hardly anything, or nothing more: 100 bytes a second would take days.
+#[test]
+fn the_rest_of_a_body_that_comes_slowly_is_asked_for_on_another_connection() {
+    const LENS: [usize; 5] = [READ_BYTES_MAX; 5];
+    const BROUGHT: u64 = 1_500_000;
+    let (kept, subject) = server(Conditions::Atomic);
+    let behind = Behind::with(&kept, PATIENT);
+    let store = &behind.store;
+    let bytes = pattern(LENS.iter().sum(), 4);
+    kept.client().put("pack", &bytes).expect("stored");
+    for action in [Action::SlowReply(100), Action::StallReply(BROUGHT)] {
+        let from = behind.proxy.ranges().len();
+        subject.on_shard(async |shard| {
+            let reader = store.reader(&shard);
+            let pack = key("pack");
+            let run = async |got: &mut Vec<u8>| {
+                let mut take = |piece: Slice| got.extend_from_slice(&piece);
+                reader.read_run(&pack, 0, &LENS, &mut take).await
+            };
+            for _ in 0..ANSWERS {
+                run(&mut Vec::new()).await?;
+            }
+            let fault = Fault::new(action.clone()).method("GET").times(1);
+            let fault = behind.proxy.inject(fault);
+            let mut got = Vec::new();
+            noticed(run(&mut got)).await?;
+            assert!(got == bytes, "{action:?}");
+            assert_eq!(behind.proxy.hits(fault), 1);
+            Ok(())
+        });
+        let ranges = &behind.proxy.ranges()[from..];
+        let [slow, rest] = &ranges[ANSWERS..] else {
+            panic!("{action:?}: {ranges:?}");
+        };
+        let last = bytes.len() - 1;
+        assert_eq!(*slow, format!("bytes=0-{last}"));
+        // What the slow connection brought is not brought again.
+        assert!(
+            rest.ends_with(&format!("-{last}")) && rest != slow,
+            "{rest}"
+        );
+        if action == Action::StallReply(BROUGHT) {
+            assert_eq!(*rest, format!("bytes={BROUGHT}-{last}"));
+        }
+    }
+}
+
 /// A pack, a small object; the first try of each is done by the server before the second, after it, or never.
 #[test]
 fn a_write_whose_answer_is_late_makes_one_object_whichever_try_comes_first() {
