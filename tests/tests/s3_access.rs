@@ -120,6 +120,18 @@ impl Demanding {
         self.repo.at(self.repo.url(), environment)
     }
 
+    /// Backs up by means of these variables, and does `change` in the middle.
+    fn changes_in_a_job(&self, environment: &[(&str, &str)], change: impl FnOnce()) {
+        plant::mixed(&self.scratch.dir("more"), &mut Random::new(1), 8 << 20);
+        let repo = self.with(environment);
+        let mut backup = repo.backup_command(&self.scratch.join("more"));
+        backup.args(["--limit-upload", RATE]);
+        let held = self.server.objects();
+        let before = disk_bytes(&held);
+        let begun = || disk_bytes(&held) > before + UNDER_WAY_BYTES;
+        in_the_middle_of(&mut backup, begun, |_| change());
+    }
+
     /// Backs up and restores by means of these variables; returns how often the tool ran.
     fn assert_works_with(&self, environment: &[(&str, &str)]) -> usize {
         let repo = self.with(environment);
@@ -209,17 +221,16 @@ fn expired_credentials_are_loaded_anew_once() {
     // They expire in the middle of a job.
     demanding.server.demand_token("old");
     let metadata = Scripted::instance_metadata("mover-role", &both);
-    let renewed = demanding.with(&[(METADATA, &metadata.endpoint())]);
-    plant::mixed(&demanding.scratch.dir("more"), &mut Random::new(1), 8 << 20);
-    let mut backup = renewed.backup_command(&demanding.scratch.join("more"));
-    backup.args(["--limit-upload", RATE]);
-    let held = demanding.server.objects();
-    let before = disk_bytes(&held);
-    let begun = || disk_bytes(&held) > before + UNDER_WAY_BYTES;
-    in_the_middle_of(&mut backup, begun, |_| {
-        demanding.server.demand_token("fresh")
+    let proxy = FaultProxy::start(&metadata.endpoint());
+    let mut troubles = None;
+    demanding.changes_in_a_job(&[(METADATA, &proxy.endpoint())], || {
+        // The machine has its own troubles then.
+        let trouble = Fault::new(Action::ResetBeforeRequest).times(3);
+        troubles = Some(proxy.inject(trouble));
+        demanding.server.demand_token("fresh");
     });
-    assert!(loads(&metadata, ROLE) >= 2, "nothing expired");
+    assert_eq!(troubles.map(|id| proxy.hits(id)), Some(3));
+    assert_eq!(loads(&metadata, ROLE), 2, "once for all who were told");
 
     // They stay expired: one more look, and one clear error.
     let metadata = Scripted::instance_metadata("mover-role", &[old]);
@@ -411,7 +422,10 @@ fn the_role_of_a_web_identity_opens_a_store() {
     let service = Scripted::web_identity(ROLE_ARN, &[("identity.a+b/c=", session)]);
     let identity = WebIdentity::new(&demanding.scratch, "identity.a+b/c=\n", &service.endpoint());
     let runs = demanding.assert_works_with(&identity.variables());
-    assert_eq!(service.requests().len(), runs, "once a run, for all shards");
+    let asked = service.requests();
+    assert_eq!(asked.len(), runs, "once a run, for all shards");
+    let body = String::from_utf8_lossy(&asked[0].body);
+    assert!(body.contains("RoleSessionName=helios-mover"), "{body}");
 }
 
 #[test]
@@ -422,15 +436,8 @@ fn a_role_that_runs_out_is_taken_on_anew_with_the_token_of_the_day() {
     let proxy = FaultProxy::start(&service.endpoint());
     let identity = WebIdentity::new(&demanding.scratch, "first", &proxy.endpoint());
     // In the middle of a job the server says so, and the service has its own troubles then.
-    let renewed = demanding.with(&identity.variables());
-    plant::mixed(&demanding.scratch.dir("more"), &mut Random::new(1), 8 << 20);
-    let mut backup = renewed.backup_command(&demanding.scratch.join("more"));
-    backup.args(["--limit-upload", RATE]);
-    let held = demanding.server.objects();
-    let before = disk_bytes(&held);
-    let begun = || disk_bytes(&held) > before + UNDER_WAY_BYTES;
     let mut troubles = Vec::new();
-    in_the_middle_of(&mut backup, begun, |_| {
+    demanding.changes_in_a_job(&identity.variables(), || {
         for trouble in [Action::ResetBeforeRequest, Action::error(503, "Busy")] {
             troubles.push(proxy.inject(Fault::new(trouble).times(1)));
         }
@@ -442,7 +449,7 @@ fn a_role_that_runs_out_is_taken_on_anew_with_the_token_of_the_day() {
         2
     );
     let given = |service: &Scripted| service.requests().len();
-    assert!(given(&service) >= 2, "nothing ran out");
+    assert_eq!(given(&service), 2, "once for all who were told");
 
     // The clock says so: what is about to run out serves one request.
     let soon = SessionCredentials {

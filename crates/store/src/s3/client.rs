@@ -22,7 +22,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
-use super::credentials::Unsigned;
+use super::credentials::{Edition, Unsigned};
 use super::flow::{Class, Flow, pause_before};
 use super::location::Checksum;
 use super::run::{BodyEnd, Run};
@@ -141,8 +141,8 @@ enum Failure {
     Passing { error: Error, is_overload: bool },
     /// The answer is late, or comes slowly; another connection may be faster.
     Slow(Error),
-    /// The credentials ran out.
-    Expired(Error),
+    /// The credentials that signed it ran out.
+    Expired(Error, Edition),
     /// It will not.
     Final(Error),
 }
@@ -186,16 +186,18 @@ impl Client {
                 let download = &self.place.limits.download;
                 self.shard.throttle(download, left).await;
             }
-            let outcome = self.attempt(request, sink, may_be_slow).await;
+            // Who is only late must not use up what others need who failed.
+            let may_be_slow_now = may_be_slow && self.flow.has_tries_to_spare();
+            let outcome = self.attempt(request, sink, may_be_slow_now).await;
             let now = Instant::now();
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Expired(error)) => {
+                Err(Failure::Expired(error, signed_by)) => {
                     if !std::mem::take(&mut may_be_expired) {
                         return Err(error);
                     }
-                    self.place.signature.forget();
+                    self.place.signature.forget(signed_by);
                     continue;
                 }
                 Err(Failure::Slow(error)) => {
@@ -282,7 +284,7 @@ impl Client {
         let slow_after = slow_after.filter(|_| may_be_slow);
         let slow_body_after = self.flow.slow_body_after().filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
-        let call = self.prepare(request, sink, &progress).await?;
+        let (call, signed_by) = self.prepare(request, sink, &progress).await?;
         let started = Instant::now();
         let sent = self
             .watch(request, self.http.execute(call), &progress, slow_after)
@@ -293,7 +295,7 @@ impl Client {
             .take_in(request, response, sink, slow_body_after)
             .await?;
         if answer.is_expired() {
-            return Err(Failure::Expired(self.refusal(request, answer)));
+            return Err(Failure::Expired(self.refusal(request, answer), signed_by));
         }
         if answer.may_pass() {
             let is_overload = answer.asks_to_slow_down();
@@ -313,7 +315,7 @@ impl Client {
         request: &Request,
         sink: &Sink<'_>,
         progress: &Arc<Progress>,
-    ) -> Result<reqwest::Request, Failure> {
+    ) -> Result<(reqwest::Request, Edition), Failure> {
         let place = &self.place;
         let failed = |error: &dyn std::fmt::Display| {
             let error = Error::new(Kind::Internal, "a request to the store could not be made")
@@ -351,10 +353,12 @@ impl Client {
         );
         let (mut parts, ()) = call.into_parts();
         let signed = place.signature.sign(&mut parts).await;
-        signed.map_err(|unsigned| self.unsigned(unsigned))?;
+        let signed_by = signed.map_err(|unsigned| self.unsigned(unsigned))?;
         let body = PayloadBody::new(&self.shard, payload, &place.limits.upload, progress);
         let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));
-        reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))
+        let call =
+            reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))?;
+        Ok((call, signed_by))
     }
 
     /// What it means that there are no credentials: where there were some before, they are being renewed, and whoever

@@ -5,7 +5,7 @@
 //! identity is that or nobody, so where its role is refused, or not given just now, nothing behind it is asked; no
 //! error, log or debug text holds a secret, because none of them is made from a request's headers or body.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,8 +42,18 @@ pub(super) struct Signature {
     region: String,
     profile: Option<String>,
     file: Option<String>,
-    signer: Mutex<Signer<Credential>>,
+    current: Mutex<Current>,
 }
+
+/// What signs at present, and how many did before.
+struct Current {
+    signer: Signer<Credential>,
+    edition: Edition,
+}
+
+/// Tells which credentials signed a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Edition(u64);
 
 impl std::fmt::Debug for Signature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -60,32 +70,39 @@ impl Signature {
             .as_ref()
             .map(|path| path.to_string_lossy().into_owned());
         let (region, profile) = (location.region.clone(), location.profile.clone());
-        let signer = Mutex::new(signer(&region, profile.as_deref(), file.as_deref()));
+        let signer = signer(&region, profile.as_deref(), file.as_deref());
+        let edition = Edition(0);
         Signature {
             region,
             profile,
             file,
-            signer,
+            current: Mutex::new(Current { signer, edition }),
         }
     }
 
     /// Adds date, token and signature to a request's headers.
-    pub async fn sign(&self, parts: &mut Parts) -> Result<(), Unsigned> {
-        let signer = self
-            .signer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        signer
-            .sign(parts, None)
-            .await
-            .map_err(|error| unsigned(&error))
+    pub async fn sign(&self, parts: &mut Parts) -> Result<Edition, Unsigned> {
+        let (signer, edition) = {
+            let current = self.current();
+            (current.signer.clone(), current.edition)
+        };
+        let signed = signer.sign(parts, None).await;
+        signed.map_err(|error| unsigned(&error))?;
+        Ok(edition)
     }
 
-    /// Walks the chain anew for the next request: the server says that what we have is expired.
-    pub fn forget(&self) {
-        let fresh = signer(&self.region, self.profile.as_deref(), self.file.as_deref());
-        *self.signer.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// Walks the chain anew for the next request: the server says that what signed is expired. Of all who are told so
+    /// at the same time the first forgets.
+    pub fn forget(&self, expired: Edition) {
+        let mut current = self.current();
+        if current.edition == expired {
+            current.signer = signer(&self.region, self.profile.as_deref(), self.file.as_deref());
+            current.edition.0 += 1;
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,9 +211,14 @@ fn signer(region: &str, profile: Option<&str>, file: Option<&str>) -> Signer<Cre
         .no_sso()
         .no_web_identity()
         .no_process();
+    let mut web_identity = AssumeRoleWithWebIdentityCredentialProvider::new();
+    if std::env::var_os("AWS_ROLE_SESSION_NAME").is_none_or(|name| name.is_empty()) {
+        // By it people find out who did something under a role.
+        web_identity = web_identity.with_role_session_name("helios-mover".to_owned());
+    }
     let sources = Sources {
         own: own.build(),
-        web_identity: AssumeRoleWithWebIdentityCredentialProvider::new(),
+        web_identity,
         of_machine: of_machine.build(),
     };
     Signer::new(context, sources, requests)
@@ -339,6 +361,20 @@ mod tests {
             let said = place(amazon, false, Some(bad)).unwrap_err();
             assert!(said.contains("AWS_ENDPOINT_URL_STS"), "{said}");
         }
+    }
+
+    #[test]
+    fn what_expired_is_forgotten_once() {
+        let surroundings = super::super::location::Surroundings::default();
+        let location = Location::parse("b?endpoint=http://h", &surroundings).unwrap();
+        let signature = Signature::new(&location);
+        let edition = || signature.current().edition;
+        let first = edition();
+        signature.forget(first);
+        let second = edition();
+        assert_ne!(first, second);
+        signature.forget(first);
+        assert_eq!(edition(), second, "what is fresh stays");
     }
 
     #[test]

@@ -178,6 +178,11 @@ impl Flow {
         true
     }
 
+    /// Whether there are tries to spare for requests that are only late.
+    pub fn has_tries_to_spare(&self) -> bool {
+        self.tries.get() >= TRIES_SAVED_MAX / 2.0
+    }
+
     /// How long an answer of this class may take before it is better asked for again.
     pub fn slow_after(&self, class: Class) -> Option<Duration> {
         let latencies = match class {
@@ -324,12 +329,23 @@ mod tests {
         flow.tries_at.set(start);
         let paid = (0..2000).filter(|_| flow.pay_for_try(start)).count();
         assert_eq!(paid, TRIES_SAVED_MAX as usize);
+        assert!(!flow.has_tries_to_spare());
         assert!(!flow.pay_for_try(start));
         assert!(flow.pay_for_try(at(start, 1000)));
         for _ in 0..10 {
             flow.answered(Class::Write, Duration::ZERO, start);
         }
         assert!(flow.pay_for_try(at(start, 1000)));
+    }
+
+    #[test]
+    fn who_is_late_leaves_half_of_the_tries_to_who_failed() {
+        let flow = Flow::new(1);
+        let start = Instant::now();
+        flow.tries_at.set(start);
+        let spare = (0..2000).filter(|_| flow.has_tries_to_spare() && flow.pay_for_try(start));
+        assert_eq!(spare.count(), TRIES_SAVED_MAX as usize / 2 + 1);
+        assert!(flow.pay_for_try(start));
     }
 
     #[test]
