@@ -223,7 +223,7 @@ impl Client {
                 (may_be_slow, may_be_expired) = (true, true);
             }
             let since = *first_failure.get_or_insert(now);
-            let patience = match self.flow.has_succeeded() {
+            let patience = match self.place.has_answered() {
                 true => PATIENCE,
                 false => PATIENCE_AT_FIRST,
             };
@@ -304,6 +304,7 @@ impl Client {
                 is_overload,
             });
         }
+        self.place.has_answered.store(true, Relaxed);
         self.flow
             .answered(request.class(), latency, started + latency);
         Ok(answer)
@@ -364,7 +365,7 @@ impl Client {
     /// What it means that there are no credentials: where there were some before, they are being renewed, and whoever
     /// gives them may do so in a moment.
     fn unsigned(&self, Unsigned { error, may_pass }: Unsigned) -> Failure {
-        match may_pass || self.flow.has_succeeded() {
+        match may_pass || self.place.has_answered() {
             true => Failure::Passing {
                 error,
                 is_overload: false,
@@ -444,7 +445,7 @@ impl Client {
                     .cause(innermost(&error)),
             );
         }
-        if !self.flow.has_succeeded() && is_no_tls(&error) {
+        if !self.place.has_answered() && is_no_tls(&error) {
             return Failure::Final(
                 Error::new(Kind::Usage, "the server does not speak TLS")
                     .object(object)

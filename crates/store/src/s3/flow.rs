@@ -86,7 +86,6 @@ pub(super) struct Flow {
     writes: RefCell<Latencies>,
     uploads: RefCell<Latencies>,
     downloads: RefCell<Latencies>,
-    has_succeeded: Cell<bool>,
 }
 
 /// The right to have one request in flight.
@@ -107,7 +106,6 @@ impl Flow {
             writes: RefCell::default(),
             uploads: RefCell::default(),
             downloads: RefCell::default(),
-            has_succeeded: Cell::new(false),
         })
     }
 
@@ -120,14 +118,8 @@ impl Flow {
         Permit(Rc::clone(self))
     }
 
-    /// Whether the server has ever answered this shard.
-    pub fn has_succeeded(&self) -> bool {
-        self.has_succeeded.get()
-    }
-
     /// An answer came, its first byte after `latency`.
     pub fn answered(&self, class: Class, latency: Duration, now: Instant) {
-        self.has_succeeded.set(true);
         self.refill(TRIES_PER_SUCCESS);
         let is_line = match class {
             Class::Read => self.reads.borrow_mut().add(latency),
