@@ -7,6 +7,7 @@
 
 pub mod accounts;
 pub mod blocks;
+pub mod bucket;
 pub mod disk;
 pub mod job;
 pub mod mover;

@@ -6,14 +6,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use mover_test_servers::{
-    Access, AccessKey, Action, Fault, FaultProxy, FilesystemOptions, FilesystemS3, Garage,
-    GarageCluster, Listed, Reply, Scripted, SessionCredentials,
+    Access, AccessKey, Action, Fault, FaultProxy, FilesystemS3, Garage, GarageCluster, Listed,
+    Scripted,
 };
 use mover_tests::accounts;
+use mover_tests::bucket::{RATE, UNDER_WAY_BYTES, in_the_middle_of, repo_in, told, variables};
 use mover_tests::job::{Job, time_of, wait_until};
 use mover_tests::mover::{
     AnyRepo, Outcome, PASSPHRASE, Protection, Repo, dir_url, exit, identity, secret_file,
@@ -27,7 +27,6 @@ use mover_tests::proof::{
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
-use serde_json::Value;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x7333;
@@ -37,27 +36,8 @@ const RSS_MAX: u64 = 256 * MIB;
 const KILLS: u64 = 20;
 /// How long a killed server stays away.
 const AWAY: Duration = Duration::from_millis(700);
-/// Slow enough that a kill falls inside of a job.
-const RATE: &str = "4MiB/s";
-/// Bytes that have arrived when a job is well under way.
-const UNDER_WAY_BYTES: u64 = MIB;
 /// Two `init` at once, so many times.
 const CONTESTS: u64 = 10;
-
-/// The variables by which credentials are given.
-fn variables(key: &AccessKey) -> [(&'static str, &str); 2] {
-    [
-        ("AWS_ACCESS_KEY_ID", &key.id),
-        ("AWS_SECRET_ACCESS_KEY", &key.secret),
-    ]
-}
-
-/// A new repository below `prefix` in a server.
-fn repo_in(access: &Access, scratch: &Scratch, prefix: &str, protection: Protection) -> AnyRepo {
-    let environment = variables(&access.key);
-    let url = access.url(prefix);
-    AnyRepo::create(scratch, prefix, &url, &environment, protection)
-}
 
 /// Every object below `prefix`, seen without the code under test.
 fn objects(access: &Access, prefix: &str) -> Vec<Listed> {
@@ -138,11 +118,9 @@ fn every_verb_works_on_a_repository_in_s3() {
 /// packs.
 fn frames_asked_for(proxy: &FaultProxy, from: usize) -> Vec<u64> {
     const OPENING_MAX: u64 = 256 << 10;
-    let number = |text: &str| text.parse::<u64>().expect("a number");
     let length = |range: &String| {
-        let range = range.strip_prefix("bytes=").expect("bytes");
-        let (first, last) = range.split_once('-').expect("a range");
-        number(last) + 1 - number(first)
+        let (first, last) = bytes_of(range);
+        last + 1 - first
     };
     let all = proxy.ranges();
     let long = all[from..].iter().map(length);
@@ -176,6 +154,96 @@ fn a_restore_and_a_verification_ask_for_much_at_a_time() {
         assert!(bytes / asked.len() as u64 >= AVERAGE_MIN, "{asked:?}");
     }
     Tree::read(&source).assert_same(&Tree::read(&target), "restored");
+}
+
+/// First and last byte of a range that was asked for.
+fn bytes_of(range: &str) -> (u64, u64) {
+    let range = range.strip_prefix("bytes=").expect("bytes");
+    let (first, last) = range.split_once('-').expect("a range");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    (number(first), number(last))
+}
+
+/// The ranges that were asked for of the object at `key`.
+fn ranges_of(proxy: &FaultProxy, key: &str) -> Vec<(u64, u64)> {
+    let (seen, ranges) = (proxy.seen(), proxy.ranges());
+    let of_packs = seen
+        .iter()
+        .filter(|line| line.starts_with("GET ") && line.contains("/packs/"));
+    // Of packs ranges are asked for, and of nothing else.
+    let both: Vec<_> = of_packs.zip(&ranges).collect();
+    let of_key = both.into_iter().filter(|(line, _)| line.contains(key));
+    of_key.map(|(_, range)| bytes_of(range)).collect()
+}
+
+#[test]
+fn a_pack_is_opened_by_two_requests_at_once_and_a_short_one_by_one() {
+    // The longest beginning, and the longest pack that counts as short.
+    const PREAMBLE_BYTES_MAX: u64 = 1124;
+    const SHORT_BYTES_MAX: u64 = 128 << 10;
+    let scratch = Scratch::new("s3-opening");
+    let server = FilesystemS3::start(scratch.path());
+    let repo = repo_in(server.access(), &scratch, "opening", Protection::Identity);
+    let source = scratch.dir("source");
+    for (name, bytes) in [("table", 24 << 20), ("small", 40_000)] {
+        plant::file(&source.join(name), &mut Random::new(bytes as u64), bytes);
+        repo.backup(&source).summary();
+    }
+    let packs = objects(server.access(), "opening").into_iter();
+    let packs: Vec<Listed> = packs
+        .filter(|object| object.key.contains("/packs/"))
+        .collect();
+    let is_short = |pack: &&Listed| pack.bytes <= SHORT_BYTES_MAX;
+    let short = packs.iter().filter(is_short).count();
+    assert!(0 < short && short < packs.len(), "{packs:?}");
+    let by = |proxy: &FaultProxy| {
+        let access = server.access().at(&proxy.endpoint());
+        let url = format!("{}&timeout=3600", access.url("opening"));
+        repo.at(&url, &variables(&access.key))
+    };
+
+    let proxy = FaultProxy::start(&server.access().endpoint);
+    let target = scratch.join("target");
+    let mut restore = by(&proxy).restore_command("latest", &target);
+    Outcome::of(restore.args(["--shards", "1"])).summary();
+    Tree::read(&source).assert_same(&Tree::read(&target), "restored");
+    for pack in &packs {
+        let asked = ranges_of(&proxy, &pack.key);
+        let whole = (0, pack.bytes - 1);
+        let opening: Vec<_> = asked
+            .iter()
+            .filter(|(first, last)| *first == 0 || *last == whole.1)
+            .collect();
+        if is_short(&pack) {
+            assert_eq!(opening, [&whole], "{pack:?}: {asked:?}");
+            continue;
+        }
+        let [head, tail] = opening[..] else {
+            panic!("{pack:?}: {asked:?}");
+        };
+        let (head, tail) = if head.0 == 0 {
+            (head, tail)
+        } else {
+            (tail, head)
+        };
+        assert_eq!(*head, (0, PREAMBLE_BYTES_MAX - 1), "{pack:?}: {asked:?}");
+        assert_eq!(tail.1, whole.1, "{pack:?}: {asked:?}");
+    }
+
+    // Neither waits for the other: one is never answered here, whichever comes first.
+    let long = packs
+        .iter()
+        .find(|pack| !is_short(pack))
+        .expect("a long pack");
+    let proxy = FaultProxy::start(&server.access().endpoint);
+    proxy.inject(Fault::new(Action::Stall).path(&long.key).times(1));
+    let target = scratch.join("never");
+    let _job = Job::start(&mut by(&proxy).restore_command("latest", &target));
+    wait_until(|| {
+        let asked = ranges_of(&proxy, &long.key);
+        asked.iter().any(|(first, _)| *first == 0)
+            && asked.iter().any(|(_, last)| last + 1 == long.bytes)
+    });
 }
 
 #[test]
@@ -352,19 +420,6 @@ fn secrets_reach_no_output_and_no_command_line() {
             object.key
         );
     }
-}
-
-/// Starts a job, does `harm` when `begun` says that it is well under way, and returns its summary.
-fn in_the_middle_of(
-    command: &mut Command,
-    begun: impl Fn() -> bool,
-    harm: impl FnOnce(&mut Job),
-) -> Value {
-    let mut job = Job::start(command);
-    wait_until(|| begun() || !job.is_running());
-    assert!(job.is_running(), "ended too early\n{}", job.outcome());
-    harm(&mut job);
-    job.outcome().summary()
 }
 
 /// Backs `data` up while `harm` is done, and loses it. `held` is where the server keeps what it is given.
@@ -582,17 +637,6 @@ impl Reached {
     }
 }
 
-/// Fails the test unless a run ended with `code` and said these parts of a message and of what to do.
-#[track_caller]
-fn told(outcome: Outcome, code: i32, message: &str, hint: &str) {
-    let outcome = outcome.expect(code);
-    let error = outcome.error();
-    for (field, part) in [("message", message), ("hint", hint)] {
-        let text = error[field].as_str().unwrap_or_default();
-        assert!(text.contains(part), "{field} without {part:?}\n{outcome}");
-    }
-}
-
 #[test]
 fn whatever_is_wrong_about_the_server_is_told_with_a_remedy() {
     let reached = Reached::new("s3-wrong");
@@ -657,266 +701,6 @@ fn a_key_that_may_only_read_restores_and_backs_nothing_up() {
     reader.verify().expect(exit::OK);
     let check = Outcome::of(reader.command("check").arg("--json")).expect(exit::CHECK_FAILED);
     assert!(check.stdout.contains("s3:PutObject"), "{check}");
-}
-
-/// The last place where credentials are looked for does not answer, as on a machine without metadata.
-#[test]
-fn without_any_credentials_the_tool_says_so_after_one_look() {
-    let reached = Reached::new("s3-no-credentials");
-    let silent = FaultProxy::start("127.0.0.1:9");
-    silent.inject(Fault::new(Action::Stall));
-    let metadata = silent.endpoint();
-    let environment = [(METADATA, metadata.as_str())];
-    let repo = reached.repo.at(reached.repo.url(), &environment);
-    // Whoever waits for the service for ever is noticed after a minute.
-    let mut list = Job::start(repo.command("list").arg("--json"));
-    wait_until(|| !list.is_running());
-    told(
-        list.outcome(),
-        exit::STORAGE,
-        "credentials",
-        "AWS_ACCESS_KEY_ID",
-    );
-    assert_eq!(silent.seen(), ["PUT /latest/api/token"]);
-}
-
-/// Libraries that load credentials log whole providers, tokens included.
-#[test]
-fn a_log_of_everything_holds_nothing_of_the_libraries_for_credentials() {
-    let demanding = Demanding::new("s3-log", "role-token");
-    let session = demanding.session("role-token");
-    let role = Scripted::instance_metadata("mover-role", &[session]);
-    let nothing = Scripted::start(|_, _| Reply::new(404, ""));
-    for (metadata, code) in [(&role, exit::OK), (&nothing, exit::STORAGE)] {
-        let repo = demanding.with(&[(METADATA, &metadata.endpoint())]);
-        let mut command = repo.command("list");
-        command.env("HELIOS_MOVER_LOG", "trace,reqsign_core::api=trace");
-        let outcome = Outcome::of(&mut command).expect(code);
-        let said = &outcome.stderr;
-        assert!(said.contains("DEBUG"), "nothing was logged\n{outcome}");
-        for secret in [
-            "reqsign",
-            "CredentialProvider",
-            "metadata-token",
-            "role-token",
-        ] {
-            assert!(!said.contains(secret), "{secret} is shown\n{outcome}");
-        }
-    }
-}
-
-/// A repository with one backup in a server that asks for a session token from then on.
-struct Demanding {
-    server: FilesystemS3,
-    repo: AnyRepo,
-    source: PathBuf,
-    scratch: Scratch,
-}
-
-impl Demanding {
-    fn new(name: &str, token: &str) -> Self {
-        let scratch = Scratch::new(name);
-        let server = FilesystemS3::start(scratch.path());
-        let repo = repo_in(server.access(), &scratch, "demanding", Protection::None);
-        let source = scratch.dir("source");
-        plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
-        repo.backup(&source).summary();
-        server.demand_token(token);
-        Demanding {
-            server,
-            repo,
-            source,
-            scratch,
-        }
-    }
-
-    /// The key of the server, with this token, as a role has it.
-    fn session(&self, token: &str) -> SessionCredentials {
-        let key = &self.server.access().key;
-        SessionCredentials {
-            access_key_id: key.id.clone(),
-            secret_access_key: key.secret.clone(),
-            token: token.to_owned(),
-            expiration: "2099-01-01T00:00:00Z".to_owned(),
-        }
-    }
-
-    /// The repository by means of these variables and no others.
-    fn with(&self, environment: &[(&str, &str)]) -> AnyRepo {
-        self.repo.at(self.repo.url(), environment)
-    }
-
-    /// Backs up and restores by means of these variables; returns how often the tool ran.
-    fn assert_works_with(&self, environment: &[(&str, &str)]) -> usize {
-        let repo = self.with(environment);
-        repo.backup(&self.source).summary();
-        restores_to(&repo, "latest", &Tree::read(&self.source), &self.scratch);
-        2
-    }
-}
-
-/// Where the metadata service of a machine is.
-const METADATA: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-
-/// How often a service that gives credentials gave some.
-fn loads(service: &Scripted, path: &str) -> usize {
-    let requests = service.requests();
-    let given = requests.iter().filter(|request| request.head.path == path);
-    given.count()
-}
-
-const ROLE: &str = "/latest/meta-data/iam/security-credentials/mover-role";
-
-#[test]
-fn the_role_of_a_machine_opens_a_store() {
-    let demanding = Demanding::new("s3-imds", "role-token");
-    let session = demanding.session("role-token");
-    let metadata = Scripted::instance_metadata("mover-role", &[session]);
-    let runs = demanding.assert_works_with(&[(METADATA, &metadata.endpoint())]);
-    assert_eq!(loads(&metadata, ROLE), runs, "once a run, for all shards");
-    // The server does insist on the token, and what is in the environment comes first.
-    let key = &demanding.server.access().key;
-    let [id, secret] = variables(key);
-    let bare = demanding.with(&[id, secret, (METADATA, &metadata.endpoint())]);
-    told(bare.list(), exit::STORAGE, "has expired", "renew");
-    assert_eq!(loads(&metadata, ROLE), runs);
-}
-
-#[test]
-fn the_credentials_of_a_container_open_a_store() {
-    let demanding = Demanding::new("s3-container", "container-token");
-    let session = demanding.session("container-token");
-    let service = Scripted::container_credentials("Bearer of-the-container", &[session]);
-    let uri = format!("{}/credentials", service.endpoint());
-    let uri = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri.as_str());
-    let by_value = (
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-        "Bearer of-the-container",
-    );
-    let mut runs = demanding.assert_works_with(&[uri, by_value]);
-    let file = demanding.scratch.join("authorization");
-    secret_file(&file, "Bearer of-the-container\n");
-    let file = file.display().to_string();
-    let by_file = ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file.as_str());
-    runs += demanding.assert_works_with(&[uri, by_file]);
-    assert_eq!(loads(&service, "/credentials"), runs);
-
-    let wrong = ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "Bearer of-another");
-    let disabled = ("AWS_EC2_METADATA_DISABLED", "true");
-    let refused = demanding.with(&[uri, wrong, disabled]).list();
-    assert!(!format!("{refused}").contains("of-another"), "{refused}");
-    told(refused, exit::STORAGE, "credentials", "AWS_ACCESS_KEY_ID");
-}
-
-#[test]
-fn a_session_of_the_environment_opens_a_store_until_it_expires() {
-    let demanding = Demanding::new("s3-session", "first");
-    let [id, secret] = variables(&demanding.server.access().key);
-    let session = [id, secret, ("AWS_SESSION_TOKEN", "first")];
-    demanding.assert_works_with(&session);
-    demanding.server.demand_token("second");
-    let expired = demanding.with(&session);
-    told(expired.list(), exit::STORAGE, "has expired", "renew");
-    let expired = expired.backup(&demanding.source);
-    assert!(!expired.stdout.contains("first"), "the token\n{expired}");
-    told(expired, exit::STORAGE, "has expired", "renew");
-}
-
-#[test]
-fn expired_credentials_are_loaded_anew_once() {
-    let demanding = Demanding::new("s3-expired", "fresh");
-    let [old, fresh] = ["old", "fresh"].map(|token| demanding.session(token));
-    let both = [old.clone(), fresh];
-    let metadata = Scripted::instance_metadata("mover-role", &both);
-    let renewed = demanding.with(&[(METADATA, &metadata.endpoint())]);
-    assert_eq!(renewed.ids().len(), 1);
-    assert_eq!(loads(&metadata, ROLE), 2);
-
-    // They expire in the middle of a job.
-    demanding.server.demand_token("old");
-    let metadata = Scripted::instance_metadata("mover-role", &both);
-    let renewed = demanding.with(&[(METADATA, &metadata.endpoint())]);
-    plant::mixed(&demanding.scratch.dir("more"), &mut Random::new(1), 8 << 20);
-    let mut backup = renewed.backup_command(&demanding.scratch.join("more"));
-    backup.args(["--limit-upload", RATE]);
-    let held = demanding.server.objects();
-    let before = disk_bytes(&held);
-    let begun = || disk_bytes(&held) > before + UNDER_WAY_BYTES;
-    in_the_middle_of(&mut backup, begun, |_| {
-        demanding.server.demand_token("fresh")
-    });
-    assert!(loads(&metadata, ROLE) >= 2, "nothing expired");
-
-    // They stay expired: one more look, and one clear error.
-    let metadata = Scripted::instance_metadata("mover-role", &[old]);
-    let proxy = FaultProxy::start(&demanding.server.access().endpoint);
-    let url = demanding.server.access().at(&proxy.endpoint());
-    let endpoint = metadata.endpoint();
-    let environment = [(METADATA, endpoint.as_str())];
-    let stale = demanding.repo.at(&url.url("demanding"), &environment);
-    told(stale.list(), exit::STORAGE, "has expired", "renew");
-    assert_eq!(loads(&metadata, ROLE), 2);
-    assert_eq!(proxy.seen().len(), 2, "{:?}", proxy.seen());
-}
-
-/// The store's name means nothing to this machine: only the proxy can lead there.
-#[test]
-fn the_proxy_of_the_environment_is_used_and_passed_by() {
-    const FAR: &str = "http://store.invalid:9000";
-    let scratch = Scratch::new("s3-proxy");
-    let server = FilesystemS3::start(scratch.path());
-    let proxy = FaultProxy::start(&server.access().endpoint);
-    let via = proxy.endpoint();
-    let [id, secret] = variables(&server.access().key);
-    let source = scratch.dir("source");
-    plant::mixed(&source, &mut Random::new(SEED), 4 << 20);
-    let far = server.access().at(FAR).url("proxy");
-    let environment = [id, secret, ("HTTP_PROXY", via.as_str())];
-    let repo = AnyRepo::create(&scratch, "proxy", &far, &environment, Protection::None);
-    repo.backup(&source).summary();
-    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
-    let seen = proxy.seen();
-    assert!(!seen.is_empty());
-    for request in &seen {
-        let (_, url) = request.split_once(' ').expect("a method");
-        assert!(url.starts_with(&format!("{FAR}/mover")), "{request}");
-    }
-
-    let near = server.access().url("proxy");
-    let around = ("NO_PROXY", "localhost,127.0.0.1");
-    let direct = repo.at(&near, &[id, secret, environment[2], around]);
-    assert_eq!(direct.ids().len(), 1);
-    assert_eq!(proxy.seen().len(), seen.len(), "passed by");
-    assert_eq!(repo.at(&near, &environment).ids().len(), 1);
-    assert!(proxy.seen().len() > seen.len(), "used without NO_PROXY");
-}
-
-#[test]
-fn an_unknown_authority_is_trusted_only_when_it_is_named() {
-    let scratch = Scratch::new("s3-tls");
-    let options = FilesystemOptions {
-        tls: true,
-        ..FilesystemOptions::default()
-    };
-    let server = FilesystemS3::start_with(scratch.path(), options);
-    let access = server.access();
-    let environment = variables(&access.key);
-    let ca = access.ca_file.as_ref().expect("a server with TLS has one");
-    let url = format!("{}&ca={}", access.url("tls"), ca.display());
-    let repo = AnyRepo::create(&scratch, "tls", &url, &environment, Protection::None);
-    let source = scratch.dir("source");
-    plant::mixed(&source, &mut Random::new(SEED), 4 << 20);
-    repo.backup(&source).summary();
-    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
-    repo.verify().expect(exit::OK);
-
-    let stranger = repo.at(&access.url("tls"), &environment);
-    told(
-        stranger.backup(&source),
-        exit::STORAGE,
-        "certificate",
-        "ca=",
-    );
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! A reader belongs to one shard. It keeps a few open packs (their directories) and a few decoded frames, each
 //! under a byte budget, and reads ahead the frames that its caller is about to ask for.
 //!
+//! A pack is opened by its preamble and its tail, which the manifest says where to find: they are asked for at the same
+//! time, so opening takes as long as one request does; a short pack is read whole by one.
+//!
 //! Frames ahead come in pieces, each of as many neighbouring frames as fit a buffer. Where a request costs something, one
 //! brings a run of pieces.
 //!
@@ -40,6 +43,8 @@ use crate::timing::{StageSeconds, lap};
 const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
 /// Longest directory with its frame, and the trailer: more is refused before memory is taken for it.
 const TAIL_BYTES_MAX: u64 = (DIRECTORY_PLAIN_BYTES_MAX + 64 + TRAILER_BYTES) as u64;
+/// Longest pack that is opened by one request for all of it: so many bytes over a link cost less than a request.
+const WHOLE_BYTES_MAX: u64 = 128 << 10;
 /// Decoded frames that a reader keeps, at most 1 MiB each.
 pub(crate) const FRAMES_MAX: usize = 4;
 /// Fewest pieces under way ahead of the decoder, and the most where a piece is a read of its own.
@@ -588,6 +593,27 @@ pub(crate) async fn read_piece(
     piece.ok_or_else(|| Error::new(Kind::Internal, "a read ended without a result"))
 }
 
+/// A pack's preamble, with its length, and its tail: directory and trailer. Neither keeps a buffer while the other is
+/// waited for, so packs that are opened at the same time cannot wait for each other.
+async fn ends(
+    store: &Reader,
+    key: &Key,
+    info: &PackInfo,
+    tail_bytes: usize,
+) -> Result<((Preamble, usize), Vec<u8>)> {
+    let read = async |offset, bytes| read_piece(store, key, offset, bytes).await;
+    if info.bytes <= WHOLE_BYTES_MAX {
+        let whole = read(0, info.bytes as usize).await?;
+        let (_, tail) = whole.split_at(info.directory_offset as usize);
+        return Ok((Preamble::decode(&whole)?, tail.to_vec()));
+    }
+    let head_bytes = (PREAMBLE_BYTES_MAX as u64).min(info.bytes) as usize;
+    let head = async { Preamble::decode(&read(0, head_bytes).await?) };
+    let tail = async { Ok(read(info.directory_offset, tail_bytes).await?.to_vec()) };
+    let (head, tail) = tokio::join!(head, tail);
+    Ok((head?, tail?))
+}
+
 /// Opens a pack: preamble, trailer and directory, each checked against the others and against `info`.
 pub(crate) async fn open_pack(
     repository: &Repository,
@@ -607,13 +633,9 @@ pub(crate) async fn open_pack(
                 "the manifest states lengths of a pack that contradict each other",
             )
         })?;
-    let head_bytes = (PREAMBLE_BYTES_MAX as u64).min(info.bytes) as usize;
-    let head = store.read(key, 0, head_bytes).await?;
     let object_type = info.object_type;
-    let (preamble, preamble_bytes) = Preamble::decode(&head)?;
-    drop(head);
+    let ((preamble, preamble_bytes), tail) = ends(store, key, info, tail_bytes as usize).await?;
     let (sealer, _) = repository.open_object(&preamble, object_type, info.id.0)?;
-    let tail = read_piece(store, key, info.directory_offset, tail_bytes as usize).await?;
     let (directory, trailer) = tail.split_at(tail.len() - TRAILER_BYTES);
     let trailer = PackTrailer::decode(object_type, trailer, info.bytes)?;
     if trailer.directory_offset != info.directory_offset {

@@ -22,6 +22,7 @@ mod upload;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use http::Method;
 use mover_base::{Error, Kind, Result};
@@ -52,9 +53,15 @@ struct Place {
     limits: LinkLimits,
     conditions: OnceCell<Conditions>,
     multipart_conditions: OnceCell<Conditions>,
+    has_answered: AtomicBool,
 }
 
 impl Place {
+    /// Whether the server has ever answered, no matter which shard.
+    fn has_answered(&self) -> bool {
+        self.has_answered.load(Relaxed)
+    }
+
     /// The full name of an object.
     fn name_of(&self, key: &Key) -> String {
         format!("{}{key}", self.location.prefix)
@@ -72,6 +79,7 @@ impl S3Store {
             limits: limits.clone(),
             conditions: OnceCell::new(),
             multipart_conditions: OnceCell::new(),
+            has_answered: AtomicBool::new(false),
         })))
     }
 

@@ -1,11 +1,13 @@
 //! The S3 driver against real servers: every promise of a store on Garage and on a file system behind S3, over TLS
 //! too, with servers that keep conditional writes and servers that ignore them; behind a proxy that breaks
-//! connections; and with endpoints, keys and clocks that are wrong.
+//! connections, encrypted or not; over connections of which one is slow; and with endpoints, keys and clocks that are wrong.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 mod conformance;
+mod s3_hedging;
 mod s3_runs;
 mod s3_servers;
+mod s3_tls;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +20,7 @@ use mover_store::{LinkLimits, Put, Store};
 use mover_test_servers::{
     AccessKey, Action, Conditions, Fault, FaultProxy, FilesystemOptions, Reply, Scripted,
 };
-use s3_servers::{garage_place, place};
+use s3_servers::{Behind, Place, garage_place, place};
 
 fn refused<T>(result: Result<T>) -> Error {
     match result {
@@ -47,9 +49,13 @@ conformance!(
     })
 );
 
-/// What each fault does to a request, and that the work of a store goes on over it.
 #[test]
 fn faults_that_pass_are_survived_and_nothing_is_lost_or_doubled() {
+    survive_faults(Behind::plain);
+}
+
+/// What each fault does to a request, and that the work of a store goes on over it.
+fn survive_faults(before: impl Fn(&Place) -> Behind) {
     let faults = [
         ("reset before", Action::ResetBeforeRequest),
         ("reset within", Action::ResetAfterRequestBytes(100_000)),
@@ -64,8 +70,7 @@ fn faults_that_pass_are_survived_and_nothing_is_lost_or_doubled() {
     ];
     for (name, action) in faults {
         let (kept, subject) = place(FilesystemOptions::default());
-        let proxy = FaultProxy::start(&kept.endpoint());
-        let store = kept.store_at(&proxy.endpoint(), "", &LinkLimits::default());
+        let Behind { proxy, store } = before(&kept);
         // The probe has its own answer to a doubled request, so it runs without faults.
         subject.on_shard(async |shard| store.put_if_absent(&shard, &key("first"), b"x").await);
         let fault = proxy.inject(Fault::new(action).chance(0.3, 7).times(60));

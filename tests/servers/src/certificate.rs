@@ -9,7 +9,10 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-/// Makes an authority and a certificate for `localhost` and `127.0.0.1`, writes the authority's certificate to
+/// A name that no machine knows, and under which a server may be reached nevertheless: by way of a proxy.
+const FAR: &str = "store.invalid";
+
+/// Makes an authority and a certificate for `localhost`, `127.0.0.1` and [`FAR`], writes the authority's certificate to
 /// `ca_file` as PEM, and returns what a server needs. The authority's key is forgotten.
 pub(crate) fn for_loopback(ca_file: &Path) -> Arc<ServerConfig> {
     let mut authority = CertificateParams::new(Vec::new()).expect("no names");
@@ -18,7 +21,7 @@ pub(crate) fn for_loopback(ca_file: &Path) -> Arc<ServerConfig> {
     let authority = CertifiedIssuer::self_signed(authority, key).expect("an authority");
     fs::write(ca_file, authority.pem()).expect("the directory can be written to");
 
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let names = ["localhost", "127.0.0.1", FAR].map(str::to_owned).to_vec();
     let leaf = CertificateParams::new(names).expect("names of this machine");
     let key = KeyPair::generate().expect("a key");
     let certificate = leaf.signed_by(&key, &authority).expect("a certificate");

@@ -29,6 +29,11 @@ pub enum Action {
     Duplicate,
     /// The request is taken, upstream hears nothing, and no reply ever comes.
     Stall,
+    /// Upstream gets the request and answers; no reply ever comes.
+    SilentReply,
+    /// The request is taken, and no reply ever comes. It goes upstream when the test says so
+    /// ([`crate::FaultProxy::release`]), also if its client has gone away by then.
+    Hold,
     /// The request waits, and then passes.
     Delay(Duration),
 }

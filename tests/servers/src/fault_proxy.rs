@@ -1,31 +1,44 @@
 //! A proxy between a client and a server which does to requests what the network and overloaded servers do.
 //!
 //! It understands HTTP/1.1 and nothing of S3. The `Host` field goes upstream as it came, so signatures made for the
-//! proxy's address hold. Each request travels upstream on a connection of its own.
+//! proxy's address hold. Each request travels upstream on a connection of its own. Towards clients it may speak TLS, so
+//! that what breaks is the encrypted connection.
 //!
 //! Invariants: a request that no fault hits passes unchanged, streamed; a fault that hits is counted; if upstream cannot
-//! be reached or breaks off, the client's connection is reset; what is held of a body is at most [`HELD_MAX`].
+//! be reached or breaks off, the client's connection is reset; what is held of a body is at most [`HELD_MAX`]; no more
+//! than [`HOLDS_MAX`] requests are held back at a time.
 
 use std::fmt;
 use std::future::pending;
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, RANGE, TRANSFER_ENCODING};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
+use crate::certificate;
 use crate::exchange::exchange;
 use crate::fault::{Action, Armed, Fault};
 use crate::message::{Reply, error_xml};
 use crate::pipe::{AnyBody, Cut, boxed, cut, slowed};
 use crate::serve::{Line, Scissors, Server};
 
-/// The longest body that is held whole, which only [`Action::Duplicate`] needs.
+/// The longest body that is held whole, which only [`Action::Duplicate`] and [`Action::Hold`] need.
 const HELD_MAX: usize = 64 * 1024 * 1024;
+
+/// How many requests are held back at a time; further ones break.
+const HOLDS_MAX: usize = 16;
 
 /// How many requests [`FaultProxy::seen`] remembers.
 const SEEN_MAX: usize = 100_000;
@@ -34,6 +47,7 @@ const SEEN_MAX: usize = 100_000;
 #[derive(Debug)]
 pub struct FaultProxy {
     server: Server,
+    scheme: &'static str,
     shared: Arc<Shared>,
 }
 
@@ -52,6 +66,8 @@ struct State {
     faults: Vec<Armed>,
     seen: Vec<String>,
     ranges: Vec<String>,
+    /// Requests that are held back: each wants to know where its answer's status is to go.
+    held: Vec<oneshot::Sender<Sender<u16>>>,
 }
 
 /// The client's connection is to be reset.
@@ -69,20 +85,35 @@ impl std::error::Error for Broken {}
 impl FaultProxy {
     /// Starts a proxy without faults before `upstream`, which is `host:port` or `http://host:port`.
     pub fn start(upstream: &str) -> Self {
+        Self::start_with(upstream, None)
+    }
+
+    /// The same with TLS towards clients, who may trust the authority whose certificate is written to `ca_file`.
+    pub fn start_tls(upstream: &str, ca_file: &Path) -> Self {
+        let tls = TlsAcceptor::from(certificate::for_loopback(ca_file));
+        Self::start_with(upstream, Some(tls))
+    }
+
+    fn start_with(upstream: &str, tls: Option<TlsAcceptor>) -> Self {
         let shared = Arc::new(Shared {
             upstream: host_and_port(upstream),
             state: Mutex::default(),
         });
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let for_connections = Arc::clone(&shared);
         let server = Server::start("fault-proxy", move |stream| {
-            connection(stream, Arc::clone(&for_connections))
+            connection(stream, tls.clone(), Arc::clone(&for_connections))
         });
-        FaultProxy { server, shared }
+        FaultProxy {
+            server,
+            scheme,
+            shared,
+        }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https://` with TLS.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.server.address())
+        format!("{}://{}", self.scheme, self.server.address())
     }
 
     /// Adds a fault. Of several that match a request, the one that was added first hits.
@@ -105,6 +136,23 @@ impl FaultProxy {
     /// The `Range` fields of those of them that have one.
     pub fn ranges(&self) -> Vec<String> {
         self.shared.state().ranges.clone()
+    }
+
+    /// How many requests are held back.
+    pub fn held(&self) -> usize {
+        self.shared.state().held.len()
+    }
+
+    /// Lets the requests that are held back go upstream, and waits until each was answered there, or broke. Returns the
+    /// statuses of the answers.
+    pub fn release(&self) -> Vec<u16> {
+        let held = std::mem::take(&mut self.shared.state().held);
+        let (sender, statuses) = channel();
+        for request in held {
+            let _ = request.send(sender.clone());
+        }
+        drop(sender);
+        statuses.iter().collect()
     }
 }
 
@@ -139,11 +187,25 @@ fn host_and_port(upstream: &str) -> String {
     bare.to_owned()
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let (line, scissors) = Line::new(stream);
+    match tls {
+        None => serve(line, scissors, shared).await,
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(line).await {
+                serve(stream, scissors, shared).await;
+            }
+        }
+    }
+}
+
+async fn serve<S>(stream: S, scissors: Scissors, shared: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| answer(Arc::clone(&shared), scissors.clone(), request));
     let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(line), service)
+        .serve_connection(TokioIo::new(stream), service)
         .await;
 }
 
@@ -157,7 +219,7 @@ async fn answer(
         None => forward(upstream, request.map(boxed))
             .await
             .map(|reply| reply.map(boxed)),
-        Some(action) => carry_out(upstream, action, request).await,
+        Some(action) => carry_out(&shared, action, request).await,
     };
     if outcome.is_err() {
         scissors.reset_at_end();
@@ -166,10 +228,11 @@ async fn answer(
 }
 
 async fn carry_out(
-    upstream: &str,
+    shared: &Shared,
     action: Action,
     request: Request<Incoming>,
 ) -> Result<Response<AnyBody>, Broken> {
+    let upstream = &shared.upstream;
     match action {
         Action::ResetBeforeRequest => Err(Broken),
         Action::ResetAfterRequestBytes(bytes) => {
@@ -205,9 +268,17 @@ async fn carry_out(
             drain(request).await?;
             pending().await
         }
+        Action::SilentReply => {
+            forward_whole(upstream, request.map(boxed)).await?;
+            pending().await
+        }
+        Action::Hold => {
+            hold(shared, request).await?;
+            pending().await
+        }
         Action::Delay(time) => {
-            tokio::time::sleep(time).await;
-            Ok(forward(upstream, request.map(boxed)).await?.map(boxed))
+            let forwarded = forward(upstream, request.map(boxed));
+            Ok(after(time, forwarded).await?.map(boxed))
         }
     }
 }
@@ -255,15 +326,50 @@ async fn duplicate(
     upstream: &str,
     request: Request<Incoming>,
 ) -> Result<Response<AnyBody>, Broken> {
-    let (parts, body) = request.into_parts();
-    let body = Limited::new(body, HELD_MAX)
-        .collect()
-        .await
-        .map_err(|_| Broken)?
-        .to_bytes();
-    let again = || Request::from_parts(parts.clone(), boxed(Full::new(body.clone())));
+    let request = whole(request).await?;
+    let again = || request.clone().map(boxed);
     forward_whole(upstream, again()).await?;
     Ok(forward(upstream, again()).await?.map(boxed))
+}
+
+/// Takes a request and leaves it with a task that waits to be told to send it.
+async fn hold(shared: &Shared, request: Request<Incoming>) -> Result<(), Broken> {
+    let request = whole(request).await?;
+    let (sender, told) = oneshot::channel::<Sender<u16>>();
+    {
+        let mut state = shared.state();
+        if state.held.len() >= HOLDS_MAX {
+            return Err(Broken);
+        }
+        state.held.push(sender);
+    }
+    let upstream = shared.upstream.clone();
+    // The client's connection may end before.
+    tokio::spawn(async move {
+        let Ok(statuses) = told.await else { return };
+        let Ok(reply) = forward(&upstream, request.map(boxed)).await else {
+            return;
+        };
+        let status = reply.status().as_u16();
+        if drain_body(reply.into_body()).await.is_ok() {
+            let _ = statuses.send(status);
+        }
+    });
+    Ok(())
+}
+
+/// A request with all of its body.
+async fn whole(request: Request<Incoming>) -> Result<Request<Full<Bytes>>, Broken> {
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, HELD_MAX).collect().await;
+    let body = body.map_err(|_| Broken)?.to_bytes();
+    Ok(Request::from_parts(parts, Full::new(body)))
+}
+
+/// Does `work` when `time` has passed.
+async fn after<T>(time: Duration, work: impl Future<Output = T>) -> T {
+    tokio::time::sleep(time).await;
+    work.await
 }
 
 async fn drain(request: Request<Incoming>) -> Result<(), Broken> {
@@ -275,4 +381,19 @@ async fn drain_body(mut body: Incoming) -> Result<(), Broken> {
         frame.map_err(|_| Broken)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// By a clock that moves only where everybody waits for it, so the time is exact.
+    #[tokio::test(start_paused = true)]
+    async fn a_delay_is_as_long_as_it_says() {
+        let begun = Instant::now();
+        let waited = after(Duration::from_millis(300), async { begun.elapsed() }).await;
+        assert_eq!(waited, Duration::from_millis(300));
+    }
 }

@@ -1,6 +1,6 @@
 //! Servers that the tests of the S3 driver and the end-to-end tests run against: a real store that is a program
 //! of its own ([`Garage`]), a store in the test's process ([`FilesystemS3`]), a proxy that breaks connections on
-//! purpose ([`FaultProxy`]), endpoints that answer what a script says ([`Scripted`]), and a client that sees what a
+//! purpose ([`FaultProxy`]), one that leads to where only it knows the way ([`Tunnel`]), endpoints that answer what a script says ([`Scripted`]), and a client that sees what a
 //! store holds without the code under test ([`Client`]).
 //!
 //! Invariants: everything listens on loopback only and is stopped when dropped; no crate of the workspace is used;
@@ -20,6 +20,7 @@ mod peer;
 mod pipe;
 mod serve;
 mod strange;
+mod tunnel;
 
 pub use access::{Access, AccessKey};
 pub use client::{Client, Listed};
@@ -30,3 +31,4 @@ pub use garage::{Garage, GarageCluster};
 pub use message::{Reply, RequestHead};
 pub use peer::{free_ports, peer};
 pub use strange::{Answered, Scripted, SessionCredentials};
+pub use tunnel::Tunnel;

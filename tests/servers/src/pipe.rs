@@ -133,3 +133,35 @@ async fn trickle(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// By a clock that moves only where everybody waits for it, so the times are exact.
+    #[tokio::test(start_paused = true)]
+    async fn a_slowed_body_comes_whole_in_even_pieces_at_its_rate() {
+        const RATE: u64 = 8000;
+        let whole: Vec<u8> = (0..4500_u32).map(|at| at as u8).collect();
+        let begun = Instant::now();
+        let mut body = slowed(Full::new(Bytes::from(whole.clone())), RATE);
+        let (mut got, mut pieces) = (Vec::new(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            let data = frame.expect("a piece").into_data().expect("data");
+            got.extend_from_slice(&data);
+            pieces.push((data.len(), begun.elapsed().as_millis()));
+        }
+        assert_eq!(got, whole);
+        let expected = [
+            (1000, 125),
+            (1000, 250),
+            (1000, 375),
+            (1000, 500),
+            (500, 625),
+        ];
+        assert_eq!(pieces, expected);
+    }
+}

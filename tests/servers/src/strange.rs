@@ -3,6 +3,7 @@
 //! Invariants: every request is recorded before it is answered, up to [`RECORDED_MAX`]; of a body at most
 //! [`BODY_MAX`] is taken, and a longer one breaks the connection.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -172,6 +173,40 @@ impl Scripted {
         })
     }
 
+    /// A service that gives roles to whoever bears a web identity: for these tokens, each once and in turn (the last
+    /// from then on), the credentials beside it; any other token is refused.
+    pub fn web_identity(role: &str, given: &[(&str, SessionCredentials)]) -> Self {
+        assert!(!given.is_empty(), "credentials to give");
+        let role = role.to_owned();
+        let owned = |(token, credentials): &(&str, SessionCredentials)| {
+            ((*token).to_owned(), credentials.clone())
+        };
+        let given: Vec<(String, SessionCredentials)> = given.iter().map(owned).collect();
+        let turns = AtomicUsize::new(0);
+        Self::start(move |head, body| {
+            let fields = form_fields(body);
+            let field = |name: &str| fields.get(name).map(String::as_str);
+            let is_known = head.method == "POST"
+                && field("Action") == Some("AssumeRoleWithWebIdentity")
+                && field("Version") == Some("2011-06-15")
+                && field("RoleArn") == Some(&role)
+                && field("RoleSessionName").is_some_and(|name| !name.is_empty());
+            if !is_known {
+                return Reply::s3_error(400, "InvalidParameterValue", "not what is given here");
+            }
+            let (token, credentials) = &given[turns.load(Ordering::Relaxed).min(given.len() - 1)];
+            if field("WebIdentityToken") != Some(token) {
+                let message = format!(
+                    "No OpenIDConnect provider found for {}",
+                    field("WebIdentityToken").unwrap_or_default()
+                );
+                return sts_error(400, "InvalidIdentityToken", &message);
+            }
+            turns.fetch_add(1, Ordering::Relaxed);
+            Reply::new(200, role_xml(credentials)).with("content-type", "text/xml")
+        })
+    }
+
     /// `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.server.address())
@@ -216,6 +251,60 @@ fn list_page(page: u64) -> String {
          <NextContinuationToken>token-{page}</NextContinuationToken><Contents><Key>object-{page:020}</Key>\
          <LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;d41d8cd98f00b204e9800998ecf8427e&quot;</ETag>\
          <Size>0</Size><StorageClass>STANDARD</StorageClass></Contents></ListBucketResult>"
+    )
+}
+
+/// The fields of a form as a browser sends one.
+fn form_fields(body: &[u8]) -> HashMap<String, String> {
+    let text = String::from_utf8_lossy(body);
+    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .map(|(name, value)| (name.to_owned(), plain(value)))
+        .collect()
+}
+
+/// A value of a form without its escapes.
+fn plain(value: &str) -> String {
+    let (mut out, mut rest) = (Vec::new(), value.as_bytes());
+    while let [byte, later @ ..] = rest {
+        let escaped = (*byte == b'%').then(|| later.get(..2)).flatten();
+        let escaped = escaped.and_then(|hex| std::str::from_utf8(hex).ok());
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &later[2..];
+            }
+            None => {
+                out.push(if *byte == b'+' { b' ' } else { *byte });
+                rest = later;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// An error the way the service for roles reports one.
+fn sts_error(status: u16, code: &str, message: &str) -> Reply {
+    let body = format!(
+        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
+         <Code>{code}</Code><Message>{message}</Message></Error><RequestId>0</RequestId></ErrorResponse>"
+    );
+    Reply::new(status, body).with("content-type", "text/xml")
+}
+
+fn role_xml(credentials: &SessionCredentials) -> String {
+    let SessionCredentials {
+        access_key_id,
+        secret_access_key,
+        token,
+        expiration,
+    } = credentials;
+    format!(
+        "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+         <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{access_key_id}</AccessKeyId>\
+         <SecretAccessKey>{secret_access_key}</SecretAccessKey><SessionToken>{token}</SessionToken>\
+         <Expiration>{expiration}</Expiration></Credentials></AssumeRoleWithWebIdentityResult>\
+         <ResponseMetadata><RequestId>0</RequestId></ResponseMetadata></AssumeRoleWithWebIdentityResponse>"
     )
 }
 

@@ -3,9 +3,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use mover_test_servers::{Action, Fault, FaultId, FaultProxy, FilesystemS3, Reply, Scripted};
+use mover_test_servers::{
+    Access, Action, Fault, FaultId, FaultProxy, FilesystemS3, Reply, Scripted,
+};
 use tempfile::TempDir;
 
 /// An upstream that echoes bodies, before a proxy with one fault.
@@ -86,6 +88,18 @@ impl Broken {
         // A proxy that breaks the connection takes only a part.
         let _ = stream.write_all(&vec![b'x'; bytes]);
         stream
+    }
+
+    /// Waits until something has come about that comes about soon.
+    fn until(&self, is_so: impl Fn() -> bool) {
+        const POLL: Duration = Duration::from_millis(5);
+        for _ in 0..PATIENCE.as_millis() / POLL.as_millis() {
+            if is_so() {
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+        panic!("it does not come about");
     }
 
     fn hits(&self) -> u64 {
@@ -287,30 +301,106 @@ fn a_duplicated_request_arrives_twice_and_is_answered_once() {
 }
 
 #[test]
-fn a_delayed_request_passes() {
-    let broken = broken(Fault::new(Action::Delay(Duration::from_millis(300))));
-    let start = Instant::now();
-    assert_eq!(broken.put(10).body(), (10, &End::Whole));
-    assert!(
-        start.elapsed() > Duration::from_millis(300),
-        "{:?}",
-        start.elapsed()
-    );
+fn a_request_whose_reply_is_withheld_is_done() {
+    let broken = broken(Fault::new(Action::SilentReply));
+    let stream = broken.send(1000);
+    broken.until(|| broken.arrived() == [1000]);
+    stream.set_read_timeout(Some(SILENCE)).expect("a timeout");
+    let raw = read_reply(stream);
+    assert_eq!((raw.bytes.len(), &raw.end), (0, &End::Silent));
+    assert_eq!((broken.hits(), broken.arrived()), (1, vec![1000]));
 }
 
 #[test]
-fn a_slowed_reply_arrives_whole() {
-    let broken = broken(Fault::new(Action::SlowReply(8000)));
-    let start = Instant::now();
-    let raw = broken.put(4000);
+fn a_held_request_goes_upstream_when_it_is_let_go_and_not_before() {
+    let broken = broken(Fault::new(Action::Hold).times(1));
+    let stream = broken.send(1000);
+    broken.until(|| broken.proxy.held() == 1);
+    assert_eq!(broken.put(2).body(), (2, &End::Whole));
+    assert_eq!(broken.arrived(), [2], "what came later arrived alone");
+    // Its client is gone by then.
+    drop(stream);
+    assert_eq!(broken.proxy.release(), [200]);
+    assert_eq!(broken.arrived(), [2, 1000]);
+    assert!(broken.proxy.release().is_empty(), "once");
+}
+
+/// One that waits for longer than any test runs, and one that waits for a moment.
+#[test]
+fn a_delayed_request_waits_and_then_passes() {
+    let delay = |seconds| Fault::new(Action::Delay(Duration::from_secs_f64(seconds))).times(1);
+    let broken = broken(delay(100_000.0));
+    let _waits = broken.send(1000);
+    broken.until(|| broken.hits() == 1);
+    assert_eq!(broken.put(2).body(), (2, &End::Whole));
+    assert_eq!(broken.arrived(), [2], "what came later arrived alone");
+    let short = broken.proxy.inject(delay(0.01));
+    assert_eq!(broken.put(10).body(), (10, &End::Whole));
+    assert_eq!(
+        (broken.proxy.hits(short), broken.arrived()),
+        (1, vec![2, 10])
+    );
+}
+
+/// How slow it is, its pieces say (`pipe.rs`). Here: all of it arrives, and one that would take days brings some and
+/// not all while another reply comes whole.
+#[test]
+fn a_slowed_reply_arrives_whole_and_piece_by_piece() {
+    let quick = broken(Fault::new(Action::SlowReply(8000)));
+    let raw = quick.put(4000);
     assert_eq!(raw.body(), (4000, &End::Whole));
     assert!(raw.bytes.ends_with(&[b'x'; 4000]), "the body is changed");
-    assert!(
-        start.elapsed() > Duration::from_millis(400),
-        "{:?}",
-        start.elapsed()
-    );
-    assert_eq!((broken.hits(), broken.arrived()), (1, vec![4000]));
+    assert_eq!((quick.hits(), quick.arrived()), (1, vec![4000]));
+
+    const LONG: usize = 10_000_000;
+    let slow = broken(Fault::new(Action::SlowReply(80)).times(1));
+    let mut stream = slow.send(LONG);
+    let mut raw = Vec::new();
+    while body_bytes(&raw).is_none_or(|got| got == 0) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("more of the reply");
+        raw.push(byte[0]);
+    }
+    assert_eq!(slow.put(2000).body(), (2000, &End::Whole));
+    stream.set_nonblocking(true).expect("a socket");
+    // What is there now, in its last piece at most.
+    let rest = read_reply(stream);
+    let got = body_bytes(&raw).unwrap_or(0) + rest.bytes.len();
+    assert_eq!(rest.end, End::Silent);
+    assert!(got < LONG, "{got}");
+}
+
+#[test]
+fn over_tls_requests_pass_and_faults_break_what_is_encrypted() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let server = FilesystemS3::start(dir.path());
+    let ca_file = dir.path().join("proxy-ca.pem");
+    let proxy = FaultProxy::start_tls(&server.access().endpoint, &ca_file);
+    assert!(proxy.endpoint().starts_with("https://"));
+    let access = Access {
+        ca_file: Some(ca_file),
+        ..server.access().at(&proxy.endpoint())
+    };
+    let client = access.client();
+    let body = vec![5; 300_000];
+    assert_eq!(client.put("k", &body).expect("a reply").status, 200);
+    assert_eq!(client.get("k").expect("a reply").body, body);
+    for (action, kind) in [
+        (Action::ResetBeforeRequest, None),
+        (Action::TruncateReply(1000), None),
+        (Action::slow_down(), Some(503)),
+    ] {
+        let fault = proxy.inject(Fault::new(action.clone()).times(1));
+        let reply = client.get("k");
+        assert_eq!(reply.ok().map(|reply| reply.status), kind, "{action:?}");
+        assert_eq!(proxy.hits(fault), 1);
+    }
+    // In plain words it does not answer.
+    let plain = proxy.endpoint().replace("https://", "http://");
+    let seen = proxy.seen().len();
+    let reply = server.access().at(&plain).client().get("k");
+    assert!(reply.is_err(), "TLS is spoken here");
+    assert_eq!(proxy.seen().len(), seen);
 }
 
 #[test]

@@ -125,3 +125,53 @@ fn container_credentials_are_given_for_the_right_authorization_only() {
     assert!(reply.contains("\"AccessKeyId\":\"ROLEKEY\""), "{reply}");
     assert_eq!(server.requests().len(), 2);
 }
+
+#[test]
+fn a_role_is_given_for_the_token_whose_turn_it_is() {
+    let arn = "arn:aws:iam::1:role/mover";
+    let given = [
+        ("one", credentials("first")),
+        ("a+b/c=", credentials("second")),
+    ];
+    let server = Scripted::web_identity(arn, &given);
+    let asked = |role: &str, token: &str| {
+        let body = format!(
+            "Action=AssumeRoleWithWebIdentity&RoleArn={role}&WebIdentityToken={token}&Version=2011-06-15&RoleSessionName=s"
+        );
+        let mut stream =
+            TcpStream::connect(server.endpoint().replace("http://", "")).expect("it listens");
+        let bytes = body.len();
+        write!(
+            stream,
+            "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n{body}"
+        )
+        .expect("it reads");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("it answers");
+        reply
+    };
+    let role = "arn%3Aaws%3Aiam%3A%3A1%3Arole%2Fmover";
+    let refused = asked(role, "other");
+    assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+    assert!(
+        refused.contains("<Code>InvalidIdentityToken</Code>"),
+        "{refused}"
+    );
+    assert!(asked("arn", "one").starts_with("HTTP/1.1 400 "));
+    for (token, session) in [
+        ("one", "first"),
+        ("a%2Bb%2Fc%3D", "second"),
+        ("a%2Bb%2Fc%3D", "second"),
+    ] {
+        let reply = asked(role, token);
+        let expected = format!("<SessionToken>{session}</SessionToken>");
+        assert!(
+            reply.starts_with("HTTP/1.1 200 ") && reply.contains(&expected),
+            "{reply}"
+        );
+    }
+    assert!(
+        asked(role, "one").starts_with("HTTP/1.1 400 "),
+        "its turn is over"
+    );
+}

@@ -22,6 +22,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
+use super::credentials::{Edition, Unsigned};
 use super::flow::{Class, Flow, pause_before};
 use super::location::Checksum;
 use super::run::{BodyEnd, Run};
@@ -104,7 +105,9 @@ impl Request {
     fn class(&self) -> Class {
         match self.operation {
             Operation::Get | Operation::Head | Operation::List => Class::Read,
-            Operation::Put | Operation::Delete | Operation::Multipart => Class::Write,
+            Operation::Put | Operation::Delete | Operation::Multipart => {
+                Class::of_write(self.payload.bytes)
+            }
         }
     }
 }
@@ -136,10 +139,10 @@ impl Sink<'_> {
 enum Failure {
     /// It may go better next time.
     Passing { error: Error, is_overload: bool },
-    /// The answer is late; another connection may be faster.
+    /// The answer is late, or comes slowly; another connection may be faster.
     Slow(Error),
-    /// The credentials ran out.
-    Expired(Error),
+    /// The credentials that signed it ran out.
+    Expired(Error, Edition),
     /// It will not.
     Final(Error),
 }
@@ -183,20 +186,18 @@ impl Client {
                 let download = &self.place.limits.download;
                 self.shard.throttle(download, left).await;
             }
-            let slow_after = match may_be_slow {
-                true => self.flow.slow_after(request.class()),
-                false => None,
-            };
-            let outcome = self.attempt(request, sink, slow_after).await;
+            // Who is only late must not use up what others need who failed.
+            let may_be_slow_now = may_be_slow && self.flow.has_tries_to_spare();
+            let outcome = self.attempt(request, sink, may_be_slow_now).await;
             let now = Instant::now();
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Expired(error)) => {
+                Err(Failure::Expired(error, signed_by)) => {
                     if !std::mem::take(&mut may_be_expired) {
                         return Err(error);
                     }
-                    self.place.signature.forget();
+                    self.place.signature.forget(signed_by);
                     continue;
                 }
                 Err(Failure::Slow(error)) => {
@@ -222,7 +223,7 @@ impl Client {
                 (may_be_slow, may_be_expired) = (true, true);
             }
             let since = *first_failure.get_or_insert(now);
-            let patience = match self.flow.has_succeeded() {
+            let patience = match self.place.has_answered() {
                 true => PATIENCE,
                 false => PATIENCE_AT_FIRST,
             };
@@ -277,22 +278,24 @@ impl Client {
         &self,
         request: &Request,
         sink: &mut Sink<'_>,
-        slow_after: Option<Duration>,
+        may_be_slow: bool,
     ) -> Result<Answer, Failure> {
+        let slow_after = self.flow.slow_after(request.class());
+        let slow_after = slow_after.filter(|_| may_be_slow);
+        let slow_body_after = self.flow.slow_body_after().filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
-        let call = self
-            .prepare(request, sink, &progress)
-            .await
-            .map_err(Failure::Final)?;
+        let (call, signed_by) = self.prepare(request, sink, &progress).await?;
         let started = Instant::now();
         let sent = self
             .watch(request, self.http.execute(call), &progress, slow_after)
             .await?;
         let response = sent.map_err(|error| self.transport(request, error))?;
         let latency = started.elapsed();
-        let answer = self.take_in(request, response, sink).await?;
+        let answer = self
+            .take_in(request, response, sink, slow_body_after)
+            .await?;
         if answer.is_expired() {
-            return Err(Failure::Expired(self.refusal(request, answer)));
+            return Err(Failure::Expired(self.refusal(request, answer), signed_by));
         }
         if answer.may_pass() {
             let is_overload = answer.asks_to_slow_down();
@@ -301,6 +304,7 @@ impl Client {
                 is_overload,
             });
         }
+        self.place.has_answered.store(true, Relaxed);
         self.flow
             .answered(request.class(), latency, started + latency);
         Ok(answer)
@@ -312,12 +316,13 @@ impl Client {
         request: &Request,
         sink: &Sink<'_>,
         progress: &Arc<Progress>,
-    ) -> Result<reqwest::Request> {
+    ) -> Result<(reqwest::Request, Edition), Failure> {
         let place = &self.place;
         let failed = |error: &dyn std::fmt::Display| {
-            Error::new(Kind::Internal, "a request to the store could not be made")
+            let error = Error::new(Kind::Internal, "a request to the store could not be made")
                 .object(self.told(request))
-                .cause(error.to_string())
+                .cause(error.to_string());
+            Failure::Final(error)
         };
         let query: Vec<(&str, &str)> = request
             .query
@@ -348,10 +353,25 @@ impl Client {
             content_sha256(payload, place.location.is_tls()),
         );
         let (mut parts, ()) = call.into_parts();
-        place.signature.sign(&mut parts).await?;
+        let signed = place.signature.sign(&mut parts).await;
+        let signed_by = signed.map_err(|unsigned| self.unsigned(unsigned))?;
         let body = PayloadBody::new(&self.shard, payload, &place.limits.upload, progress);
         let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));
-        reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))
+        let call =
+            reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))?;
+        Ok((call, signed_by))
+    }
+
+    /// What it means that there are no credentials: where there were some before, they are being renewed, and whoever
+    /// gives them may do so in a moment.
+    fn unsigned(&self, Unsigned { error, may_pass }: Unsigned) -> Failure {
+        match may_pass || self.place.has_answered() {
+            true => Failure::Passing {
+                error,
+                is_overload: false,
+            },
+            false => Failure::Final(error),
+        }
     }
 
     /// Waits for `work` as long as it moves.
@@ -365,6 +385,11 @@ impl Client {
         let timeout = self.place.location.timeout;
         let lost_bytes = request.payload.bytes.min(SENT_BYTES_MAX);
         let in_kernel = Duration::from_secs(lost_bytes / SENT_BYTES_PER_SECOND_MIN);
+        // How long uploads take, all of their bytes' way included, is known by then.
+        let slow_after = match request.class() {
+            Class::Upload(_) => slow_after,
+            Class::Read | Class::Write => slow_after.map(|slow_after| slow_after + in_kernel),
+        };
         let mut work = std::pin::pin!(work);
         let (mut seen, mut seen_at) = (progress.steps(), Instant::now());
         let mut handed_over = None;
@@ -380,7 +405,7 @@ impl Client {
             let mut allowed = timeout;
             if progress.is_handed_over() {
                 let since = now.saturating_duration_since(*handed_over.get_or_insert(now));
-                if slow_after.is_some_and(|slow_after| since > slow_after + in_kernel) {
+                if slow_after.is_some_and(|slow_after| since > slow_after) {
                     return Err(Failure::Slow(self.no_answer(request, since)));
                 }
                 allowed += in_kernel;
@@ -420,6 +445,14 @@ impl Client {
                     .cause(innermost(&error)),
             );
         }
+        if !self.place.has_answered() && is_no_tls(&error) {
+            return Failure::Final(
+                Error::new(Kind::Usage, "the server does not speak TLS")
+                    .object(object)
+                    .hint("if that is meant so, write http:// in endpoint=")
+                    .cause(innermost(&error)),
+            );
+        }
         let message = match error.is_connect() {
             true => "the store cannot be reached",
             false => "the connection to the store broke",
@@ -427,7 +460,7 @@ impl Client {
         Failure::Passing {
             error: Error::new(Kind::Unreachable, message)
                 .object(format!("{} ({object})", self.told(request)))
-                .hint("check endpoint, server and network, then try again; what was committed is safe")
+                .hint("check endpoint, server, proxy and network, then try again; what was committed is safe")
                 .cause(innermost(&error)),
             is_overload: error.is_timeout(),
         }
@@ -439,6 +472,7 @@ impl Client {
         request: &Request,
         mut response: reqwest::Response,
         sink: &mut Sink<'_>,
+        slow_body_after: Option<Duration>,
     ) -> Result<Answer, Failure> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
@@ -457,7 +491,8 @@ impl Client {
             Sink::Run(run) if is_object => {
                 let answer = answer(Bytes::new());
                 run.begin_answer(&answer).map_err(Failure::Final)?;
-                self.run(request, &mut response, run).await?;
+                self.run(request, &mut response, run, slow_body_after)
+                    .await?;
                 return Ok(answer);
             }
             _ => {}
@@ -496,19 +531,35 @@ impl Client {
         Ok(())
     }
 
-    /// What the answer brings of a run. What came before it broke off stays.
+    /// What the answer brings of a run. What came before it broke off, or turned out to be slow, stays.
     async fn run(
         &self,
         request: &Request,
         response: &mut reqwest::Response,
         run: &mut Run<'_>,
+        slow_after: Option<Duration>,
     ) -> Result<(), Failure> {
-        while let Some(chunk) = self.paid_chunk(request, response).await? {
+        let (begun, left) = (Instant::now(), run.left());
+        loop {
+            let next = self.paid_chunk(request, response);
+            let next = match slow_after {
+                Some(slow_after) => {
+                    let rest = slow_after.saturating_sub(begun.elapsed());
+                    tokio::time::timeout(rest, next)
+                        .await
+                        .map_err(|_| Failure::Slow(self.no_answer(request, begun.elapsed())))?
+                }
+                None => next.await,
+            };
+            let Some(chunk) = next? else { break };
             run.fill(&chunk).map_err(Failure::Final)?;
             self.shard.stop().map_err(Failure::Final)?;
         }
         match run.end_answer() {
-            BodyEnd::Complete => Ok(()),
+            BodyEnd::Complete => {
+                self.flow.brought(left, begun.elapsed());
+                Ok(())
+            }
             BodyEnd::Early => Err(self.broken_off(request)),
         }
     }
@@ -659,17 +710,21 @@ impl Resolve for Addresses {
 
 /// Whether TLS failed because of who the server says it is.
 fn is_certificate_error(error: &reqwest::Error) -> bool {
-    let mut next = error.source();
-    while let Some(error) = next {
-        if let Some(error) = tls_error(error) {
-            return matches!(
-                error,
-                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
-            );
-        }
-        next = error.source();
-    }
-    false
+    use rustls::Error::{InvalidCertificate, NoCertificatesPresented};
+    let is_so = |error| matches!(error, &(InvalidCertificate(_) | NoCertificatesPresented));
+    of_tls(error).is_some_and(is_so)
+}
+
+/// Whether what came was none of TLS, as from a server that speaks plain HTTP.
+fn is_no_tls(error: &reqwest::Error) -> bool {
+    use rustls::{Error::InvalidMessage, InvalidMessage::InvalidContentType};
+    of_tls(error).is_some_and(|error| matches!(error, InvalidMessage(InvalidContentType)))
+}
+
+/// The error of TLS among the causes of an error.
+fn of_tls(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut causes = std::iter::successors(error.source(), |&error| error.source());
+    causes.find_map(tls_error)
 }
 
 /// The error of TLS that `error` is, or that errors of I/O are wrapped around: their source is not what they wrap.

@@ -1,25 +1,39 @@
 //! Where credentials come from, and the signature of a request.
 //!
 //! Invariants: the chain is that of Amazon's tools (environment, profile, SSO, web identity, container, instance
-//! metadata v2) and is walked once for all shards, again only when the credentials run out; no error, log or
-//! debug text holds a secret, because none of them is made from a request's headers.
+//! metadata v2) and is walked once for all shards, again only when the credentials run out; whoever bears a web
+//! identity is that or nobody, so where its role is refused, or not given just now, nothing behind it is asked; no
+//! error, log or debug text holds a secret, because none of them is made from a request's headers or body.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use mover_base::{Error, Kind, Result};
 use reqsign_aws_v4::{
-    Credential, DefaultCredentialProvider, ProfileCredentialProvider, RequestSigner,
+    AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider,
+    ProfileCredentialProvider, RequestSigner,
 };
-use reqsign_core::{Context, ErrorKind, FileRead, HttpSend, OsEnv, Signer};
+use reqsign_core::{Context, ErrorKind, FileRead, HttpSend, OsEnv, ProvideCredential, Signer};
+use reqwest::Url;
 
 use super::location::Location;
 
-/// Time-outs towards the services that give credentials: they are near, or not there at all.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time-outs towards the services that give credentials on a machine: they are near, or not there at all.
+const NEAR: Reach = Reach {
+    connect: Duration::from_secs(1),
+    answer: Duration::from_secs(5),
+    is_proxied: false,
+};
+/// The same towards those that give them to many, which are as far away as the store.
+const FAR: Reach = Reach {
+    connect: Duration::from_secs(5),
+    answer: Duration::from_secs(15),
+    is_proxied: true,
+};
+/// What marks an error of the service that gives roles to web identities.
+const OF_WEB_IDENTITY: &str = "web identity";
 /// Longest file or answer that may hold credentials, in bytes.
 const CREDENTIALS_BYTES_MAX: u64 = 1 << 20;
 
@@ -28,8 +42,18 @@ pub(super) struct Signature {
     region: String,
     profile: Option<String>,
     file: Option<String>,
-    signer: Mutex<Signer<Credential>>,
+    current: Mutex<Current>,
 }
+
+/// What signs at present, and how many did before.
+struct Current {
+    signer: Signer<Credential>,
+    edition: Edition,
+}
+
+/// Tells which credentials signed a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Edition(u64);
 
 impl std::fmt::Debug for Signature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -46,37 +70,107 @@ impl Signature {
             .as_ref()
             .map(|path| path.to_string_lossy().into_owned());
         let (region, profile) = (location.region.clone(), location.profile.clone());
-        let signer = Mutex::new(signer(&region, profile.as_deref(), file.as_deref()));
+        let signer = signer(&region, profile.as_deref(), file.as_deref());
+        let edition = Edition(0);
         Signature {
             region,
             profile,
             file,
-            signer,
+            current: Mutex::new(Current { signer, edition }),
         }
     }
 
     /// Adds date, token and signature to a request's headers.
-    pub async fn sign(&self, parts: &mut Parts) -> Result<()> {
-        let signer = self
-            .signer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        signer.sign(parts, None).await.map_err(|error| {
-            let message = match error.kind() {
-                ErrorKind::CredentialInvalid => "no usable credentials for the store were found",
-                _ => "the credentials for the store could not be loaded",
-            };
-            Error::new(Kind::Storage, message)
-                .hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached")
-                .cause(first_line(&error.to_string()))
-        })
+    pub async fn sign(&self, parts: &mut Parts) -> Result<Edition, Unsigned> {
+        let (signer, edition) = {
+            let current = self.current();
+            (current.signer.clone(), current.edition)
+        };
+        let signed = signer.sign(parts, None).await;
+        signed.map_err(|error| unsigned(&error))?;
+        Ok(edition)
     }
 
-    /// Walks the chain anew for the next request: the server says that what we have is expired.
-    pub fn forget(&self) {
-        let fresh = signer(&self.region, self.profile.as_deref(), self.file.as_deref());
-        *self.signer.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// Walks the chain anew for the next request: the server says that what signed is expired. Of all who are told so
+    /// at the same time the first forgets.
+    pub fn forget(&self, expired: Edition) {
+        let mut current = self.current();
+        if current.edition == expired {
+            current.signer = signer(&self.region, self.profile.as_deref(), self.file.as_deref());
+            current.edition.0 += 1;
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a request was not signed.
+#[derive(Debug)]
+pub(super) struct Unsigned {
+    pub error: Error,
+    /// It may go better soon: a service did not answer, or is overloaded.
+    pub may_pass: bool,
+}
+
+fn unsigned(error: &reqsign_core::Error) -> Unsigned {
+    let is_of_web_identity = error.context().iter().any(|of| of == OF_WEB_IDENTITY);
+    let may_pass = error.is_retryable();
+    let kind = match may_pass {
+        true => Kind::Unreachable,
+        false => Kind::Storage,
+    };
+    let (message, hint) = match (is_of_web_identity, error.kind()) {
+        (true, _) if may_pass => (
+            "the service that gives roles to web identities does not answer as it should",
+            "check AWS_ENDPOINT_URL_STS and the network, then try again",
+        ),
+        (true, _) => (
+            "no role was given for the web identity",
+            "check the token in the file that AWS_WEB_IDENTITY_TOKEN_FILE names, and whether the role AWS_ROLE_ARN trusts who issued it",
+        ),
+        (false, kind) => (
+            match kind {
+                ErrorKind::CredentialInvalid => "no usable credentials for the store were found",
+                _ => "the credentials for the store could not be loaded",
+            },
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached",
+        ),
+    };
+    let error = Error::new(kind, message)
+        .hint(hint)
+        .cause(first_line(&error.to_string()));
+    Unsigned { error, may_pass }
+}
+
+/// Where credentials are looked for, in this order.
+#[derive(Debug)]
+struct Sources {
+    /// What was set for this program or this user.
+    own: DefaultCredentialProvider,
+    web_identity: AssumeRoleWithWebIdentityCredentialProvider,
+    /// What the machine has for whoever runs on it.
+    of_machine: DefaultCredentialProvider,
+}
+
+impl ProvideCredential for Sources {
+    type Credential = Credential;
+
+    async fn provide_credential(
+        &self,
+        context: &Context,
+    ) -> reqsign_core::Result<Option<Credential>> {
+        if let Some(found) = self.own.provide_credential(context).await? {
+            return Ok(Some(found));
+        }
+        // The chains of the library take a failure for "none here" and ask on; behind a web identity that would be the
+        // role of the machine, which is another's.
+        let given = self.web_identity.provide_credential(context).await;
+        match given.map_err(|error| error.with_context(OF_WEB_IDENTITY))? {
+            Some(given) => Ok(Some(given)),
+            None => self.of_machine.provide_credential(context).await,
+        }
     }
 }
 
@@ -84,13 +178,14 @@ fn signer(region: &str, profile: Option<&str>, file: Option<&str>) -> Signer<Cre
     let context = Context::new()
         .with_env(OsEnv)
         .with_file_read(Files)
-        .with_http_send(MetadataServices);
+        .with_http_send(CredentialServices);
+    let requests = RequestSigner::new("s3", region).with_standard_session_token();
     // A credential process would be a program of someone else's choice run with this one's rights.
-    let mut chain = DefaultCredentialProvider::builder().no_process();
-    if let Some(profile) = profile {
-        // Who names a profile does not mean what happens to stand in the environment.
-        chain = chain.with_profile(profile).no_env();
-    }
+    let own = DefaultCredentialProvider::builder()
+        .no_web_identity()
+        .no_process()
+        .no_ecs()
+        .no_imds();
     if let Some(file) = file {
         // Who names a file means that file: nothing else is asked.
         let mut only = ProfileCredentialProvider::new()
@@ -99,20 +194,34 @@ fn signer(region: &str, profile: Option<&str>, file: Option<&str>) -> Signer<Cre
         if let Some(profile) = profile {
             only = only.with_profile(profile);
         }
-        chain = DefaultCredentialProvider::builder()
-            .no_env()
-            .no_sso()
-            .no_web_identity()
-            .no_process()
-            .no_ecs()
-            .no_imds()
-            .profile(only);
+        return Signer::new(
+            context,
+            own.no_env().no_sso().profile(only).build(),
+            requests,
+        );
     }
-    Signer::new(
-        context,
-        chain.build(),
-        RequestSigner::new("s3", region).with_standard_session_token(),
-    )
+    let own = match profile {
+        // Who names a profile does not mean what happens to stand in the environment.
+        Some(profile) => own.with_profile(profile).no_env(),
+        None => own,
+    };
+    let of_machine = DefaultCredentialProvider::builder()
+        .no_env()
+        .no_profile()
+        .no_sso()
+        .no_web_identity()
+        .no_process();
+    let mut web_identity = AssumeRoleWithWebIdentityCredentialProvider::new();
+    if std::env::var_os("AWS_ROLE_SESSION_NAME").is_none_or(|name| name.is_empty()) {
+        // By it people find out who did something under a role.
+        web_identity = web_identity.with_role_session_name("helios-mover".to_owned());
+    }
+    let sources = Sources {
+        own: own.build(),
+        web_identity,
+        of_machine: of_machine.build(),
+    };
+    Signer::new(context, sources, requests)
 }
 
 /// An error's text without the context that follows it.
@@ -145,12 +254,43 @@ impl FileRead for Files {
     }
 }
 
+/// How a service for credentials is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reach {
+    connect: Duration,
+    answer: Duration,
+    /// By way of the environment's proxies, if there are some.
+    is_proxied: bool,
+}
+
+/// How the service at `url` is reached. What is on the machine, or beside it, speaks without TLS.
+fn reach_of(url: &Url) -> Reach {
+    match url.scheme() {
+        "https" => FAR,
+        _ => NEAR,
+    }
+}
+
+/// Where a request goes that is meant for `url`: the service for roles may be another than Amazon's. A request that is
+/// signed is signed for its place.
+fn place_of(url: Url, is_signed: bool, sts: Option<&str>) -> Result<Url, String> {
+    let is_sts = url.host_str().is_some_and(|host| host.starts_with("sts."));
+    let Some(sts) = sts.filter(|_| is_sts && !is_signed) else {
+        return Ok(url);
+    };
+    let place = Url::parse(sts).ok();
+    let is_web = |place: &Url| matches!(place.scheme(), "http" | "https") && place.has_host();
+    place
+        .filter(is_web)
+        .ok_or_else(|| "AWS_ENDPOINT_URL_STS is no URL of a web server".to_owned())
+}
+
 /// Requests to metadata and token services. A client of its own each time: they are rare, and a client belongs
 /// to the runtime that it was made on.
 #[derive(Debug)]
-struct MetadataServices;
+struct CredentialServices;
 
-impl HttpSend for MetadataServices {
+impl HttpSend for CredentialServices {
     async fn http_send(
         &self,
         request: http::Request<Bytes>,
@@ -159,14 +299,22 @@ impl HttpSend for MetadataServices {
             reqsign_core::Error::unexpected("a service for credentials does not answer")
                 .with_source(error.without_url())
         };
+        let mut request = reqwest::Request::try_from(request).map_err(failed)?;
+        let reach = reach_of(request.url());
+        let is_signed = request.headers().contains_key(http::header::AUTHORIZATION);
+        let sts = std::env::var("AWS_ENDPOINT_URL_STS").ok();
+        let sts = sts.as_deref().filter(|url| !url.is_empty());
+        *request.url_mut() = place_of(request.url().clone(), is_signed, sts)
+            .map_err(reqsign_core::Error::config_invalid)?;
         let client = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .build()
-            .map_err(failed)?;
-        let request = reqwest::Request::try_from(request).map_err(failed)?;
+            .connect_timeout(reach.connect)
+            .timeout(reach.answer)
+            .redirect(reqwest::redirect::Policy::none());
+        let client = match reach.is_proxied {
+            true => client,
+            false => client.no_proxy(),
+        };
+        let client = client.build().map_err(failed)?;
         let mut response = client.execute(request).await.map_err(failed)?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
@@ -181,5 +329,71 @@ impl HttpSend for MetadataServices {
         *answer.status_mut() = response.status();
         *answer.headers_mut() = std::mem::take(response.headers_mut());
         Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn services_of_the_machine_are_near_and_others_may_be_behind_a_proxy() {
+        for near in ["http://169.254.169.254/latest", "http://127.0.0.1:1/x"] {
+            assert_eq!(reach_of(&url(near)), NEAR);
+        }
+        assert_eq!(reach_of(&url("https://sts.amazonaws.com/")), FAR);
+    }
+
+    #[test]
+    fn the_service_for_roles_may_be_elsewhere() {
+        let place = |of: &str, is_signed, sts| place_of(url(of), is_signed, sts);
+        let (amazon, own) = ("https://sts.eu-west-1.amazonaws.com/", "http://minio:9000/");
+        assert_eq!(place(amazon, false, Some(own)), Ok(url(own)));
+        assert_eq!(place(amazon, false, None), Ok(url(amazon)));
+        assert_eq!(place(amazon, true, Some(own)), Ok(url(amazon)), "signed");
+        let other = "https://portal.sso.eu-west-1.amazonaws.com/";
+        assert_eq!(place(other, false, Some(own)), Ok(url(other)));
+        for bad in ["minio:9000", "/path", "file:///x"] {
+            let said = place(amazon, false, Some(bad)).unwrap_err();
+            assert!(said.contains("AWS_ENDPOINT_URL_STS"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_expired_is_forgotten_once() {
+        let surroundings = super::super::location::Surroundings::default();
+        let location = Location::parse("b?endpoint=http://h", &surroundings).unwrap();
+        let signature = Signature::new(&location);
+        let edition = || signature.current().edition;
+        let first = edition();
+        signature.forget(first);
+        let second = edition();
+        assert_ne!(first, second);
+        signature.forget(first);
+        assert_eq!(edition(), second, "what is fresh stays");
+    }
+
+    #[test]
+    fn what_may_pass_is_unreachable_and_what_is_refused_is_told_with_its_variables() {
+        let busy =
+            reqsign_core::Error::rate_limited("Throttling: no").with_context(OF_WEB_IDENTITY);
+        let busy = unsigned(&busy);
+        assert!(busy.may_pass && busy.error.kind() == Kind::Unreachable);
+        let refused = reqsign_core::Error::credential_invalid("InvalidIdentityToken: no");
+        for (error, part) in [
+            (unsigned(&refused), "AWS_ACCESS_KEY_ID"),
+            (
+                unsigned(&refused.with_context(OF_WEB_IDENTITY)),
+                "AWS_WEB_IDENTITY_TOKEN_FILE",
+            ),
+        ] {
+            assert!(!error.may_pass && error.error.kind() == Kind::Storage);
+            let hint = error.error.hint_text().unwrap();
+            assert!(hint.contains(part), "{hint}");
+        }
     }
 }

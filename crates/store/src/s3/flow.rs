@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::multipart::PART_BYTES;
+use crate::RUN_BYTES_MAX;
+
 /// First bound of the pause before another try, and the largest.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
@@ -43,6 +46,11 @@ const LINE_LIMIT_MIN: f64 = 2.0;
 /// An answer is slow that takes longer than this, and longer than twice what 98 of 100 took.
 const SLOW_MIN: Duration = Duration::from_millis(500);
 const SLOW_SHARE: usize = 98;
+/// From this length on a body takes its time by its length: a write that bears one is an upload.
+const LONG_BYTES_MIN: u64 = 1 << 20;
+/// Times of long bodies are compared as if all were so long, which is the longest part of an upload, and run.
+const LONG_BYTES_MAX: u64 = PART_BYTES as u64;
+const _: () = assert!(LONG_BYTES_MAX == RUN_BYTES_MAX);
 
 /// What a request does, for its latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +59,18 @@ pub(super) enum Class {
     Read,
     /// Changes something.
     Write,
+    /// Writes so many bytes, which take most of the time.
+    Upload(u64),
+}
+
+impl Class {
+    /// That of a write with a body of this length.
+    pub fn of_write(bytes: u64) -> Self {
+        match bytes {
+            LONG_BYTES_MIN.. => Class::Upload(bytes),
+            _ => Class::Write,
+        }
+    }
 }
 
 /// A shard's flow of requests.
@@ -64,7 +84,8 @@ pub(super) struct Flow {
     tries_at: Cell<Instant>,
     reads: RefCell<Latencies>,
     writes: RefCell<Latencies>,
-    has_succeeded: Cell<bool>,
+    uploads: RefCell<Latencies>,
+    downloads: RefCell<Latencies>,
 }
 
 /// The right to have one request in flight.
@@ -83,7 +104,8 @@ impl Flow {
             tries_at: Cell::new(Instant::now()),
             reads: RefCell::default(),
             writes: RefCell::default(),
-            has_succeeded: Cell::new(false),
+            uploads: RefCell::default(),
+            downloads: RefCell::default(),
         })
     }
 
@@ -96,16 +118,17 @@ impl Flow {
         Permit(Rc::clone(self))
     }
 
-    /// Whether the server has ever answered this shard.
-    pub fn has_succeeded(&self) -> bool {
-        self.has_succeeded.get()
-    }
-
     /// An answer came, its first byte after `latency`.
     pub fn answered(&self, class: Class, latency: Duration, now: Instant) {
-        self.has_succeeded.set(true);
         self.refill(TRIES_PER_SUCCESS);
-        let is_line = self.latencies(class).borrow_mut().add(latency);
+        let is_line = match class {
+            Class::Read => self.reads.borrow_mut().add(latency),
+            Class::Write => self.writes.borrow_mut().add(latency),
+            Class::Upload(bytes) => {
+                self.uploads.borrow_mut().add(of_longest(latency, bytes));
+                self.writes.borrow_mut().add(latency)
+            }
+        };
         let limit = self.limit.get();
         // Only a limit that was felt says anything when it was kept to, with harm or without.
         if (self.in_flight.get() as f64) + 1.0 < limit {
@@ -147,21 +170,37 @@ impl Flow {
         true
     }
 
+    /// Whether there are tries to spare for requests that are only late.
+    pub fn has_tries_to_spare(&self) -> bool {
+        self.tries.get() >= TRIES_SAVED_MAX / 2.0
+    }
+
     /// How long an answer of this class may take before it is better asked for again.
     pub fn slow_after(&self, class: Class) -> Option<Duration> {
-        self.latencies(class).borrow().slow_after()
+        let latencies = match class {
+            Class::Read => &self.reads,
+            Class::Write => &self.writes,
+            Class::Upload(_) => &self.uploads,
+        };
+        latencies.borrow().slow_after()
+    }
+
+    /// The body of an answer came, `bytes` long, within `time` of its head.
+    pub fn brought(&self, bytes: u64, time: Duration) {
+        if bytes >= LONG_BYTES_MIN {
+            let mut downloads = self.downloads.borrow_mut();
+            downloads.add(of_longest(time, bytes));
+        }
+    }
+
+    /// How long a body may take, whatever its length, before its rest is better asked for again.
+    pub fn slow_body_after(&self) -> Option<Duration> {
+        self.downloads.borrow().slow_after()
     }
 
     fn refill(&self, tries: f64) {
         self.tries
             .set((self.tries.get() + tries).min(TRIES_SAVED_MAX));
-    }
-
-    fn latencies(&self, class: Class) -> &RefCell<Latencies> {
-        match class {
-            Class::Read => &self.reads,
-            Class::Write => &self.writes,
-        }
     }
 }
 
@@ -170,6 +209,11 @@ impl Drop for Permit {
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.0.freed.notify_one();
     }
+}
+
+/// What a body of `bytes` that took `time` would take if it were as long as any.
+fn of_longest(time: Duration, bytes: u64) -> Duration {
+    time.mul_f64(LONG_BYTES_MAX as f64 / bytes.max(1) as f64)
 }
 
 /// Pause before try number `retry` (0 is the first after a failure), for a random number of 64 bits.
@@ -277,12 +321,23 @@ mod tests {
         flow.tries_at.set(start);
         let paid = (0..2000).filter(|_| flow.pay_for_try(start)).count();
         assert_eq!(paid, TRIES_SAVED_MAX as usize);
+        assert!(!flow.has_tries_to_spare());
         assert!(!flow.pay_for_try(start));
         assert!(flow.pay_for_try(at(start, 1000)));
         for _ in 0..10 {
             flow.answered(Class::Write, Duration::ZERO, start);
         }
         assert!(flow.pay_for_try(at(start, 1000)));
+    }
+
+    #[test]
+    fn who_is_late_leaves_half_of_the_tries_to_who_failed() {
+        let flow = Flow::new(1);
+        let start = Instant::now();
+        flow.tries_at.set(start);
+        let spare = (0..2000).filter(|_| flow.has_tries_to_spare() && flow.pay_for_try(start));
+        assert_eq!(spare.count(), TRIES_SAVED_MAX as usize / 2 + 1);
+        assert!(flow.pay_for_try(start));
     }
 
     #[test]
@@ -296,6 +351,33 @@ mod tests {
         let slow = flow.slow_after(Class::Read).unwrap();
         assert!((720..=726).contains(&slow.as_millis()), "{slow:?}");
         assert_eq!(flow.slow_after(Class::Write), None);
+    }
+
+    #[test]
+    fn an_upload_is_slow_by_what_uploads_take_for_their_length() {
+        let flow = Flow::new(1);
+        let long = Class::of_write(LONG_BYTES_MAX);
+        for answer in 0..64_u64 {
+            // Small writes are quick, and say nothing about long ones.
+            let small = Class::of_write(LONG_BYTES_MIN - 1);
+            flow.answered(small, Duration::from_millis(1), Instant::now());
+            assert_eq!(flow.slow_after(long).is_some(), answer >= 32, "{answer}");
+            // A half takes half as long.
+            let half = Class::of_write(LONG_BYTES_MAX / 2);
+            flow.answered(half, Duration::from_millis(400), Instant::now());
+        }
+        assert_eq!(flow.slow_after(long), Some(Duration::from_millis(1600)));
+    }
+
+    #[test]
+    fn a_body_is_slow_by_what_long_bodies_take_for_their_length() {
+        let flow = Flow::new(1);
+        for _ in 0..LATENCIES_MIN {
+            flow.brought(LONG_BYTES_MIN - 1, Duration::from_secs(9));
+            assert_eq!(flow.slow_body_after(), None, "short ones say nothing");
+            flow.brought(LONG_BYTES_MAX / 4, Duration::from_millis(100));
+        }
+        assert_eq!(flow.slow_body_after(), Some(Duration::from_millis(800)));
     }
 
     /// Rounds of answers, a second apart, of a server that works on one request at a time, each for `of_one`: latency

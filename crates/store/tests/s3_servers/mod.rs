@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mover_io::{BUF_BYTES, ShardConfig};
 use mover_store::{LinkLimits, Store};
-use mover_test_servers::{Access, AccessKey, Client, FilesystemOptions, FilesystemS3, Garage};
+use mover_test_servers::{
+    Access, AccessKey, Client, FaultProxy, FilesystemOptions, FilesystemS3, Garage,
+};
 use tempfile::TempDir;
 
 use crate::conformance::Subject;
@@ -131,5 +133,37 @@ impl Place {
             format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
         fs::write(&path, text).expect("a file of credentials");
         path
+    }
+}
+
+/// A store behind a proxy that breaks what a test says.
+pub struct Behind {
+    pub proxy: FaultProxy,
+    pub store: Store,
+}
+
+impl Behind {
+    /// In plain words.
+    pub fn plain(kept: &Place) -> Self {
+        Behind::with(kept, "")
+    }
+
+    /// In plain words, with further options.
+    pub fn with(kept: &Place, options: &str) -> Self {
+        let proxy = FaultProxy::start(&kept.endpoint());
+        let store = kept.store_at(&proxy.endpoint(), options, &LinkLimits::default());
+        Behind { proxy, store }
+    }
+
+    /// Over TLS, with further options.
+    pub fn tls(kept: &Place, options: &str) -> Self {
+        let ca_file = kept.directory.path().join("proxy-ca.pem");
+        let proxy = FaultProxy::start_tls(&kept.endpoint(), &ca_file);
+        let access = Access {
+            ca_file: Some(ca_file),
+            ..kept.access().at(&proxy.endpoint())
+        };
+        let store = kept.open(&access, options, &LinkLimits::default());
+        Behind { proxy, store }
     }
 }
