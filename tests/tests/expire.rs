@@ -587,10 +587,16 @@ fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
 /// What a request never brings: its answer, though the server has carried it out.
 const UNANSWERED: Action = Action::StallReply(0);
 
-/// Runs `command`, asks it to stop when the proxy holds a request back, and returns how it ended.
-fn stopped_at(proxy: &FaultProxy, hit: FaultId, command: &mut Command) -> Outcome {
+/// Runs `command`, asks it to stop when the proxy holds a request back and the server has `done` it, and returns how it
+/// ended.
+fn stopped_at(
+    proxy: &FaultProxy,
+    hit: FaultId,
+    command: &mut Command,
+    done: impl Fn() -> bool,
+) -> Outcome {
     let mut job = Job::start(command);
-    wait_until(|| proxy.hits(hit) > 0);
+    wait_until(|| proxy.hits(hit) > 0 && done());
     job.signal(Signal::TERM);
     job.outcome().expect(exit::CANCELLED)
 }
@@ -613,22 +619,40 @@ fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back()
     let fault = |action: Action, method: &str| Fault::new(action).method(method).times(1);
     let moments = [
         // The session object is created, and nobody says so.
-        ("backup", fault(UNANSWERED, "PUT").path("expire/sessions/")),
+        (
+            "backup",
+            fault(UNANSWERED, "PUT").path("expire/sessions/"),
+            Some("expire/sessions/"),
+        ),
         // The parent is looked at again: whether it is about to be deleted, then its maps.
         (
             "backup",
             fault(Action::Stall, "GET").query("prefix=expire%2Fexpired%2F2"),
+            None,
         ),
-        ("backup", fault(Action::Stall, "GET").path("expire/packs/")),
-        ("expire", fault(UNANSWERED, "PUT").path("expire/sessions/")),
-        ("expire", fault(UNANSWERED, "PUT").path("expire/expired/")),
+        (
+            "backup",
+            fault(Action::Stall, "GET").path("expire/packs/"),
+            None,
+        ),
+        (
+            "expire",
+            fault(UNANSWERED, "PUT").path("expire/sessions/"),
+            Some("expire/sessions/"),
+        ),
+        (
+            "expire",
+            fault(UNANSWERED, "PUT").path("expire/expired/"),
+            Some("expire/expired/"),
+        ),
         // The last look before the first deletion.
         (
             "expire",
             fault(Action::Stall, "HEAD").path("expire/sessions/"),
+            None,
         ),
     ];
-    for (verb, fault) in moments {
+    for (verb, fault, created) in moments {
         let proxy = FaultProxy::start(&access.endpoint);
         let hit = proxy.inject(fault.clone());
         let through = access.at(&proxy.endpoint());
@@ -640,7 +664,10 @@ fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back()
         if verb == "expire" {
             command.args(["--keep-last", "1", "--confirm", "--json"]);
         }
-        stopped_at(&proxy, hit, &mut command);
+        // A request is counted when it comes: what is created is there a little later.
+        let is_done =
+            || created.is_none_or(|prefix| objects().iter().any(|key| key.starts_with(prefix)));
+        stopped_at(&proxy, hit, &mut command, is_done);
         let begun = proxy
             .seen()
             .iter()

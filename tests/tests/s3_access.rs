@@ -426,6 +426,20 @@ fn the_role_of_a_web_identity_opens_a_store() {
     assert_eq!(asked.len(), runs, "once a run, for all shards");
     let body = String::from_utf8_lossy(&asked[0].body);
     assert!(body.contains("RoleSessionName=helios-mover"), "{body}");
+
+    // What speaks without TLS is near: the token does not go by the proxy, as the requests to the store do.
+    let proxy = FaultProxy::start(&demanding.server.access().endpoint);
+    let via = proxy.endpoint();
+    let mut environment = identity.variables().to_vec();
+    environment.push(("HTTP_PROXY", via.as_str()));
+    assert_eq!(demanding.with(&environment).ids().len(), 2);
+    assert_eq!(service.requests().len(), runs + 1);
+    let seen = proxy.seen();
+    assert!(!seen.is_empty());
+    assert!(
+        seen.iter().all(|request| !request.starts_with("POST")),
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -499,12 +513,14 @@ fn a_web_identity_that_is_refused_is_told_once_and_no_other_role_is_taken() {
     // A service that is not there is waited for a while.
     let dead = WebIdentity::new(&demanding.scratch, "right", "http://127.0.0.1:9");
     let hint = "AWS_ENDPOINT_URL_STS";
-    told(
-        repo(&dead).list(),
-        exit::UNREACHABLE,
-        "web identities",
-        hint,
-    );
+    let waited = repo(&dead).list();
+    assert!(waited.stdout.contains("onnection refused"), "{waited}");
+    told(waited, exit::UNREACHABLE, "web identities", hint);
+    let no_url = WebIdentity::new(&demanding.scratch, "right", "sts.example.com:443");
+    let wrong = repo(&no_url).list();
+    let cause = "AWS_ENDPOINT_URL_STS is no URL of a web server";
+    assert!(wrong.stdout.contains(cause), "{wrong}");
+    told(wrong, exit::USAGE, "web identities", hint);
     assert!(machine.requests().is_empty(), "{:?}", machine.requests());
 }
 

@@ -24,12 +24,12 @@ use mover_repo::{
 };
 use mover_source::delta::PageSet;
 use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
-use mover_source::tracker::LogHold;
+use mover_source::tracker::{Changed, LogHold};
 use mover_source::wal::LogIdentity;
 use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
 
-use self::base::{Footing, Told, Wanted};
+use self::base::{Footing, Wanted};
 use self::copy::Gathered;
 use self::origin::{Origin, TREE_KIND, TreeOrigin};
 use self::pages::{Changes, PageOrigin};
@@ -146,7 +146,7 @@ struct PageSource {
     store: Arc<LiveStore>,
     checkpoint: Checkpoint,
     /// What changed since the base; all of it is read where there is none.
-    changed: Option<Told>,
+    changed: Option<Changed>,
     /// The base, if the type is not full.
     base: Option<Base>,
     /// Keeps the log that is copied last, where the database asks.
@@ -305,8 +305,10 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     };
     let look = async |shard: Shard| {
         let repository = Arc::new(options.repo.open(&shard).await?);
-        progress.begin(Phase::Log, 0, 0);
-        let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted).await?;
+        let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted, || {
+            progress.begin(Phase::Log, 0, 0);
+        });
+        let footing = footing.await?;
         Ok((repository, footing))
     };
     let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {
@@ -327,8 +329,8 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let source_bytes = mover_repo::block_bytes(pages);
-    let changed_bytes = changed.as_ref().map(|told| {
-        let pages = told.changed.tables.values().map(PageSet::len);
+    let changed_bytes = changed.as_ref().map(|changed| {
+        let pages = changed.tables.values().map(PageSet::len);
         mover_repo::block_bytes(pages.sum())
     });
     Ok(BackupPlan {
@@ -558,10 +560,10 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         hold,
     } = source;
     let base_end = base.map(|base| base.end);
-    let origin = PageOrigin::new(&store, checkpoint, |table, path| {
+    let origin = PageOrigin::new(&store, checkpoint, base_end, |table, path| {
         let base = work.run.parent_map(path).map(|map| map.blocks() as u32);
         match &changed {
-            Some(told) => pages::changes_since(told, table, base),
+            Some(changed) => pages::changes_since(changed, table, base),
             None => Changes::All,
         }
     })?;

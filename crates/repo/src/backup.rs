@@ -44,7 +44,7 @@ pub struct BackupRequest<'a> {
     /// Blocks that the source may have.
     pub source_blocks: u64,
     /// Whether blocks may stand elsewhere than in the parent: then those of the parent go into the index. Pages carry
-    /// their place and the position of their last change, so none that changed is like one that there was.
+    /// their place, so one of them is like another only where it is a copy of the whole table's file.
     pub moved: bool,
 }
 
@@ -285,11 +285,6 @@ impl BackupRun {
     /// The backup whose blocks this one builds on.
     pub fn parent(&self) -> Option<BackupId> {
         self.parent.id
-    }
-
-    /// The session object, which whoever gives the run up has to take away.
-    pub fn registration(&self) -> &Arc<Registration> {
-        &self.registration
     }
 
     /// What the shards share.

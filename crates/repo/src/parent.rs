@@ -184,9 +184,13 @@ impl ParentReader {
         self.give_up(damage).map(|()| false)
     }
 
-    /// Prepares the hashes that the parent has for `count` blocks from `first_block` of the extent on.
-    pub async fn load(&mut self, first_block: u64, count: usize) -> Result<()> {
+    /// Prepares the hashes that the parent has for `count` blocks from `first_block` of the extent on; none if the blocks
+    /// are `new`.
+    pub async fn load(&mut self, first_block: u64, count: usize, new: bool) -> Result<()> {
         self.expected.clear();
+        if new {
+            return Ok(());
+        }
         self.expected.resize(count, None);
         let end = first_block + count as u64;
         let from = self.runs.partition_point(|run| run.end() <= first_block);

@@ -5,11 +5,13 @@
 //! is found in the parent does not hang on which shard was faster; at most [`OPENS_MAX`] are open on a shard at a time; a
 //! damaged pack is passed over, counted, and its blocks are stored anew.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mover_base::{Error, Kind, PackId, Result};
 use mover_io::Shard;
+use mover_store::Reader;
 use tokio::sync::watch;
 
 use crate::dedup::Location;
@@ -57,9 +59,11 @@ impl Preload {
     /// # Errors
     /// What reading the repository brings, damage aside; `Cancelled` when the run ends.
     pub async fn run(self: &Arc<Self>, shard: &Shard, shared: &Arc<WriteShared>) -> Result<()> {
+        let store = Rc::new(shared.repository.store().reader(shard));
         let opener = || {
             let (preload, shard, shared) = (self.clone(), shard.clone(), shared.clone());
-            async move { preload.open_some(&shard, &shared).await }
+            let store = store.clone();
+            async move { preload.open_some(store, &shard, &shared).await }
         };
         let openers: Vec<_> = (0..OPENS_MAX.min(self.packs.len()))
             .map(|_| shard.spawn(opener()))
@@ -88,11 +92,16 @@ impl Preload {
         })
     }
 
-    async fn open_some(&self, shard: &Shard, shared: &Arc<WriteShared>) -> Result<()> {
+    async fn open_some(
+        &self,
+        store: Rc<Reader>,
+        shard: &Shard,
+        shared: &Arc<WriteShared>,
+    ) -> Result<()> {
         let Some(parent) = &shared.parent else {
             return Ok(());
         };
-        let mut reader = PackReader::new(shard, &shared.repository, &parent.infos);
+        let mut reader = PackReader::sharing(store, shard, &shared.repository, &parent.infos);
         while let Some(begun) = self.begin() {
             shard.stop()?;
             self.open(begun.pack, &mut reader, shared, parent).await?;

@@ -148,10 +148,21 @@ pub struct PackReader {
 impl PackReader {
     /// A reader over the packs in `infos`.
     pub(crate) fn new(shard: &Shard, repository: &Arc<Repository>, infos: &Arc<PackInfos>) -> Self {
+        let store = Rc::new(repository.store().reader(shard));
+        PackReader::sharing(store, shard, repository, infos)
+    }
+
+    /// The same with a reader of the store that others use too, and so with the files that it keeps open.
+    pub(crate) fn sharing(
+        store: Rc<Reader>,
+        shard: &Shard,
+        repository: &Arc<Repository>,
+        infos: &Arc<PackInfos>,
+    ) -> Self {
         PackReader {
             shard: shard.clone(),
             repository: repository.clone(),
-            store: Rc::new(repository.store().reader(shard)),
+            store,
             infos: infos.clone(),
             decoder: FrameDecoder::new(),
             packs: VecDeque::new(),

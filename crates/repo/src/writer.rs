@@ -111,8 +111,6 @@ pub struct ShardWriter {
     gathered_hashes: Vec<Sha256>,
     leaf: LeafBuilder,
     extent_begins: bool,
-    /// Whether blocks of the extent may be as the parent has them at the same place.
-    compare: bool,
     hashes: Vec<Option<Sha256>>,
     /// Which blocks of the piece have to be packed.
     new: Vec<u16>,
@@ -190,7 +188,6 @@ impl ShardWriter {
             gathered_hashes: Vec::with_capacity(FRAME_BLOCKS_MAX),
             leaf: LeafBuilder::new(),
             extent_begins: true,
-            compare: true,
             hashes: Vec::with_capacity(FRAME_BLOCKS_MAX),
             new: Vec::with_capacity(FRAME_BLOCKS_MAX),
             packs: PackNames::default(),
@@ -210,16 +207,9 @@ impl ShardWriter {
     }
 
     /// Begins extent `index` of a file, or a part of it. `parent` is the map of the same file in the parent
-    /// backup, if it has one. `compare` says whether the blocks that will be given may be as the parent has them at the
-    /// same place: if they cannot, its packs need not be asked for their hashes.
-    pub async fn begin_extent(
-        &mut self,
-        parent: Option<&FileMap>,
-        index: u64,
-        compare: bool,
-    ) -> Result<()> {
+    /// backup, if it has one.
+    pub async fn begin_extent(&mut self, parent: Option<&FileMap>, index: u64) -> Result<()> {
         self.extent_begins = true;
-        self.compare = compare;
         if let Some(reader) = &mut self.parent
             && let Some(node) = reader.begin_extent(parent, index).await?
         {
@@ -257,8 +247,9 @@ impl ShardWriter {
     }
 
     /// Adds the blocks in `bytes` (a multiple of 4096, at most 1 MiB) to the extent, of which they are the
-    /// ones from `first_block` on.
-    pub async fn blocks(&mut self, bytes: &[u8], first_block: u64) -> Result<()> {
+    /// ones from `first_block` on. `new` says that none of them can be as the parent has it at the same place: then its
+    /// packs need not be asked for their hashes.
+    pub async fn blocks(&mut self, bytes: &[u8], first_block: u64, new: bool) -> Result<()> {
         let count = bytes.len() / BLOCK_BYTES;
         if count * BLOCK_BYTES != bytes.len() || count == 0 || count > FRAME_BLOCKS_MAX {
             return Err(Error::new(
@@ -273,8 +264,7 @@ impl ShardWriter {
 
         let clock = Instant::now();
         if let Some(parent) = &mut self.parent {
-            let load = if self.compare { count } else { 0 };
-            parent.load(first_block, load).await?;
+            parent.load(first_block, count, new).await?;
         }
         self.make_room(count).await?;
         self.place()?;

@@ -146,7 +146,7 @@ impl Store {
     ///
     /// # Errors
     /// `Corrupt` if log or pages are damaged beyond what the log can mend; `NotFound` if a segment is missing; `Storage`
-    /// if files cannot be written.
+    /// if files cannot be written; `Cancelled` if the disk's watch was asked to end it.
     pub fn recover(&mut self, cache_pages: usize) -> Result<Recovered> {
         let identity = self.control.identity;
         let log = find_end(&*self.disk, &identity, self.control.redo)?;

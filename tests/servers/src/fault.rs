@@ -31,8 +31,8 @@ pub enum Action {
     Stall,
     /// Upstream gets the request and answers; no reply ever comes.
     SilentReply,
-    /// The request is taken, and no reply ever comes. It goes upstream when the test says so
-    /// ([`crate::FaultProxy::release`]), also if its client has gone away by then.
+    /// The request is taken and goes upstream when the test says so ([`crate::FaultProxy::release`]), also if its client
+    /// has gone away by then. Whoever still waits gets the status of the reply, and nothing else of it.
     Hold,
     /// The request waits, and then passes.
     Delay(Duration),

@@ -273,8 +273,9 @@ async fn carry_out(
             pending().await
         }
         Action::Hold => {
-            hold(shared, request).await?;
-            pending().await
+            let answered = hold(shared, request).await?;
+            let status = answered.await.map_err(|_| Broken)?;
+            Ok(Reply::new(status, "").into_response().map(boxed))
         }
         Action::Delay(time) => {
             let forwarded = forward(upstream, request.map(boxed));
@@ -332,8 +333,12 @@ async fn duplicate(
     Ok(forward(upstream, again()).await?.map(boxed))
 }
 
-/// Takes a request and leaves it with a task that waits to be told to send it.
-async fn hold(shared: &Shared, request: Request<Incoming>) -> Result<(), Broken> {
+/// Takes a request and leaves it with a task that waits to be told to send it. Returns where the status of its answer
+/// will come from.
+async fn hold(
+    shared: &Shared,
+    request: Request<Incoming>,
+) -> Result<oneshot::Receiver<u16>, Broken> {
     let request = whole(request).await?;
     let (sender, told) = oneshot::channel::<Sender<u16>>();
     {
@@ -344,6 +349,7 @@ async fn hold(shared: &Shared, request: Request<Incoming>) -> Result<(), Broken>
         state.held.push(sender);
     }
     let upstream = shared.upstream.clone();
+    let (answered, status_of_answer) = oneshot::channel();
     // The client's connection may end before.
     tokio::spawn(async move {
         let Ok(statuses) = told.await else { return };
@@ -353,9 +359,10 @@ async fn hold(shared: &Shared, request: Request<Incoming>) -> Result<(), Broken>
         let status = reply.status().as_u16();
         if drain_body(reply.into_body()).await.is_ok() {
             let _ = statuses.send(status);
+            let _ = answered.send(status);
         }
     });
-    Ok(())
+    Ok(status_of_answer)
 }
 
 /// A request with all of its body.

@@ -325,6 +325,17 @@ fn a_held_request_goes_upstream_when_it_is_let_go_and_not_before() {
     assert!(broken.proxy.release().is_empty(), "once");
 }
 
+#[test]
+fn who_waits_for_a_held_request_is_told_how_it_was_answered() {
+    let broken = broken(Fault::new(Action::Hold).times(1));
+    let stream = broken.send(1000);
+    broken.until(|| broken.proxy.held() == 1);
+    assert_eq!(broken.proxy.release(), [200]);
+    let raw = read_reply(stream);
+    assert!(raw.bytes.starts_with(b"HTTP/1.1 200 "), "{:?}", raw.bytes);
+    assert_eq!(broken.arrived(), [1000]);
+}
+
 /// One that waits for longer than any test runs, and one that waits for a moment.
 #[test]
 fn a_delayed_request_waits_and_then_passes() {

@@ -34,7 +34,7 @@ pub(crate) struct Footing {
     /// The backup whose blocks this one builds on, whatever its type.
     pub parent: Option<OpenManifest>,
     /// What changed since the parent, if the type is not full.
-    pub changed: Option<Told>,
+    pub changed: Option<Changed>,
     /// What else there is to know.
     pub warnings: Vec<String>,
 }
@@ -51,14 +51,6 @@ impl Footing {
     }
 }
 
-/// What changed since a base.
-pub(crate) struct Told {
-    /// The pages.
-    pub changed: Changed,
-    /// No others: the log told. The tracker may name pages that changed shortly before.
-    pub exactly: bool,
-}
-
 /// What was asked for.
 pub(crate) struct Wanted<'a> {
     /// The type.
@@ -67,7 +59,7 @@ pub(crate) struct Wanted<'a> {
     pub base: Option<&'a str>,
 }
 
-/// Chooses the base and finds out what changed since.
+/// Chooses the base and finds out what changed since. `on_log` is called before the log is read for that.
 ///
 /// # Errors
 /// `NotFound` or `Usage` if a base was named that does not exist or is not of this source; what ends any job.
@@ -77,6 +69,7 @@ pub(crate) async fn find(
     store: &LiveStore,
     checkpoint: &Checkpoint,
     wanted: &Wanted<'_>,
+    on_log: impl FnOnce(),
 ) -> Result<Footing> {
     let Candidate {
         parent,
@@ -99,8 +92,11 @@ pub(crate) async fn find(
         None => Err(nothing_before(wanted.backup_type).to_owned()),
         Some(base) => match missing_pack(shard, repository, base).await? {
             Some(missing) => Err(format!("base {}: {missing}", base.id)),
-            None => changed_since(store, checkpoint, &base.manifest.metadata)?
-                .map_err(|why| format!("base {}: {why}", base.id)),
+            None => {
+                on_log();
+                changed_since(store, checkpoint, &base.manifest.metadata)?
+                    .map_err(|why| format!("base {}: {why}", base.id))
+            }
         },
     };
     let (backup_type, reason, changed) = match found {
@@ -245,7 +241,7 @@ fn changed_since(
     store: &LiveStore,
     checkpoint: &Checkpoint,
     base: &BackupMetadata,
-) -> Result<Result<Told, String>> {
+) -> Result<Result<Changed, String>> {
     let control = &checkpoint.control;
     let identity = &control.identity;
     let (Some(range), Some(history)) = (base.lsn_range, &base.history) else {
@@ -288,10 +284,7 @@ fn changed_since(
         end: control.redo,
     };
     match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
-        Ok(delta) => Ok(Ok(Told {
-            changed: delta.into(),
-            exactly: true,
-        })),
+        Ok(delta) => Ok(Ok(delta.into())),
         Err(error) if is_about_log(&error) => by_tracker(store, checkpoint, since, &error),
         Err(error) if error.kind() == Kind::Limit => Ok(Err(error.to_string())),
         Err(error) => Err(error),
@@ -304,18 +297,14 @@ fn by_tracker(
     checkpoint: &Checkpoint,
     range: LsnRange,
     gone: &Error,
-) -> Result<Result<Told, String>> {
+) -> Result<Result<Changed, String>> {
     let epochs = match store.epochs(checkpoint.control.identity) {
         Ok(Some(epochs)) => epochs,
         Ok(None) => return Ok(Err(gone.to_string())),
         Err(error) => return Ok(Err(format!("{gone}; the block change tracker: {error}"))),
     };
     let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
-    let told = changed.map(|changed| Told {
-        changed,
-        exactly: false,
-    });
-    Ok(told.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
+    Ok(changed.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
 }
 
 /// Holds the log for the backup, where the database runs with a tracker. What keeps it from that is a warning, since most

@@ -94,8 +94,7 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             Some(Event::Begin(share)) => {
                 let entry = job.origin.entry(share.item)?;
                 let parent = job.run.parent_map(&entry.path);
-                let compare = job.origin.may_be_known(share.item)?;
-                writer.begin_extent(parent, share.index, compare).await?;
+                writer.begin_extent(parent, share.index).await?;
                 if share.begin == 0 {
                     job.progress.add_files(1);
                 }
@@ -119,8 +118,9 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
                 buf,
                 bytes,
                 first_block,
+                new,
             }) => {
-                writer.blocks(&buf[..bytes], first_block).await?;
+                writer.blocks(&buf[..bytes], first_block, new).await?;
                 job.progress.add_bytes(bytes as u64);
             }
             Some(Event::End(share)) => {
@@ -155,8 +155,10 @@ async fn read_instead(
     let mut at = first_block;
     while at < end {
         match feed.read_now(share, at, end - at).await? {
-            Event::Data { buf, bytes, .. } => {
-                writer.blocks(&buf[..bytes], at).await?;
+            Event::Data {
+                buf, bytes, new, ..
+            } => {
+                writer.blocks(&buf[..bytes], at, new).await?;
                 at += (bytes / BLOCK_BYTES) as u64;
             }
             Event::Hole(blocks) => {

@@ -22,7 +22,7 @@ use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, RateBudget, Shard};
 use mover_repo::EXTENT_BYTES;
 
-use super::origin::{Origin, Piece};
+use super::origin::{Found, Origin, Piece, not_listed};
 use crate::extents::{ExtentQueue, Share};
 use crate::settings::read_ahead;
 
@@ -66,6 +66,8 @@ pub(crate) enum Event {
         bytes: usize,
         /// First block, counted from the beginning of the extent.
         first_block: u64,
+        /// Whether none of them can be as the parent has it.
+        new: bool,
     },
     /// The share is complete, and the file was not changed while it was read.
     End(Share),
@@ -173,6 +175,8 @@ impl<'a> Feed<'a> {
     pub async fn next(&mut self) -> Result<Option<Event>> {
         self.fill().await?;
         match self.queue.pop_front() {
+            // Shares that are never asked for would be missing in the backup.
+            None if !self.exhausted || self.cursor.is_some() => Err(not_listed()),
             None => Ok(None),
             Some(Queued::Event(event)) => Ok(Some(event)),
             Some(Queued::Read {
@@ -186,12 +190,8 @@ impl<'a> Feed<'a> {
                 self.reads -= 1;
                 let (result, buf) = read.await;
                 drop(loan);
-                let (buf, whole) = self.checked(item, offset, bytes, result, buf).await?;
-                Ok(Some(Event::Data {
-                    buf,
-                    bytes: whole,
-                    first_block,
-                }))
+                let read = (offset, bytes, first_block);
+                self.checked(item, read, result, buf).await.map(Some)
             }
             Some(Queued::End { share, file }) => {
                 self.ends -= 1;
@@ -228,23 +228,18 @@ impl<'a> Feed<'a> {
             buf[read..bytes].fill(0);
         }
         let result = result.map(|read| read.max(bytes));
-        let (buf, bytes) = self.checked(share.item, offset, bytes, result, buf).await?;
-        Ok(Event::Data {
-            buf,
-            bytes,
-            first_block,
-        })
+        let read = (offset, bytes, first_block);
+        self.checked(share.item, read, result, buf).await
     }
 
-    /// The whole blocks of what was read, if it is what it should be.
+    /// The whole blocks of what was read, if it is what it should be; given its offset, its length and its first block.
     async fn checked(
         &mut self,
         item: u32,
-        offset: u64,
-        bytes: usize,
+        (offset, bytes, first_block): (u64, usize, u64),
         result: io::Result<usize>,
         mut buf: Buf,
-    ) -> Result<(Buf, usize)> {
+    ) -> Result<Event> {
         let read = result.map_err(|error| {
             let object = self.origin.entry(item).map(|entry| entry.display_path());
             Error::new(Kind::Source, format!("the source cannot be read at byte {offset}"))
@@ -264,21 +259,31 @@ impl<'a> Feed<'a> {
         };
         let begun = Instant::now();
         let mut last = false;
-        while !self.origin.check(item, offset, &mut buf[..whole], last)? {
+        let found = loop {
+            match self.origin.check(item, offset, &mut buf[..whole], last)? {
+                Found::Torn => {}
+                found => break found,
+            }
             self.shard.stop()?;
             last = begun.elapsed() > patience;
             self.shard.turn().await;
-        }
+        };
         self.unmended += usize::from(last);
-        Ok((buf, whole))
+        Ok(Event::Data {
+            buf,
+            bytes: whole,
+            first_block,
+            new: found == Found::New,
+        })
     }
 
     async fn fill(&mut self) -> Result<()> {
+        let idle = self.queue.is_empty();
         let room = match self.last_read_bytes <= SMALL_READ_BYTES {
             true => self.reads + SMALL_READS_BATCH <= READS_MAX,
             false => self.loans.get() + READS_BATCH.min(self.loans_max) <= self.loans_max,
         };
-        if !room {
+        if !room && !idle {
             return Ok(());
         }
         while self.reads < READS_MAX && self.queue.len() < QUEUE_MAX && self.ends < SHARES_MAX {

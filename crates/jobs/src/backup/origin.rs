@@ -36,6 +36,17 @@ impl Piece {
     }
 }
 
+/// What a look at something that was read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It is as it should be.
+    Whole,
+    /// It is, and none of it can be as the parent has it: all was written since.
+    New,
+    /// It was read in the middle of a write. What was torn has been read again, and is to be looked at again.
+    Torn,
+}
+
 /// Where contents come from.
 pub(crate) enum Origin {
     /// A directory tree.
@@ -86,14 +97,6 @@ impl Origin {
         }
     }
 
-    /// Whether what is read of a file may be as the parent has it at the same place.
-    pub fn may_be_known(&self, at: u32) -> Result<bool> {
-        match self {
-            Origin::Tree(_) => Ok(true),
-            Origin::Pages(pages) => pages.may_be_known(at),
-        }
-    }
-
     /// Opens a file. `None` if it is gone and need not be there.
     pub fn open(&self, at: u32) -> Result<Option<OwnedFd>> {
         match self {
@@ -116,11 +119,10 @@ impl Origin {
         }
     }
 
-    /// Checks what was read from `offset` of a file on. False if it was read in the middle of a write: what was torn has
-    /// been read again, and is to be checked again. With `last`, what is torn still is noted as that.
-    pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<bool> {
+    /// Checks what was read from `offset` of a file on. With `last`, what is torn still is noted as that and let pass.
+    pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<Found> {
         match self {
-            Origin::Tree(_) => Ok(true),
+            Origin::Tree(_) => Ok(Found::Whole),
             Origin::Pages(pages) => pages.check(at, offset, bytes, last),
         }
     }

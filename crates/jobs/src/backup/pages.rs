@@ -24,13 +24,13 @@ use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
     CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
 };
+use mover_source::tracker::Changed;
 use mover_source::wal::SegmentSize;
 use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use mover_source::{Totals, source_error, wal};
 use rustix::fs::MemfdFlags;
 
-use super::base::Told;
-use super::origin::{Piece, data_pieces, not_listed};
+use super::origin::{Found, Piece, data_pieces, not_listed};
 use crate::extents::Share;
 
 /// Redo mends as many.
@@ -44,8 +44,6 @@ pub(crate) enum Changes {
     Since {
         /// The pages.
         pages: PageSet,
-        /// Whether all of them changed.
-        exactly: bool,
         /// Pages that the base has.
         base_pages: u32,
     },
@@ -82,6 +80,8 @@ struct Odd {
 pub(crate) struct PageOrigin {
     store: Arc<LiveStore>,
     checkpoint: Checkpoint,
+    /// Where the log of the base ends: it has no newer page.
+    base_end: Option<Lsn>,
     items: Vec<PageItem>,
     newest: AtomicU64,
     odd: Mutex<Odd>,
@@ -96,6 +96,7 @@ impl PageOrigin {
     pub fn new(
         store: &Arc<LiveStore>,
         checkpoint: Checkpoint,
+        base_end: Option<Lsn>,
         mut changes: impl FnMut(u32, &[u8]) -> Changes,
     ) -> Result<Self> {
         let catalogue = checkpoint.catalogue.encode();
@@ -135,6 +136,7 @@ impl PageOrigin {
         Ok(PageOrigin {
             store: store.clone(),
             checkpoint,
+            base_end,
             items,
             newest: AtomicU64::new(0),
             odd: Mutex::default(),
@@ -181,10 +183,7 @@ impl PageOrigin {
                 ..
             } => blocks_of(item.entry.content_bytes()),
             Content::Table {
-                changes:
-                    Changes::Since {
-                        pages, base_pages, ..
-                    },
+                changes: Changes::Since { pages, base_pages },
                 ..
             } => {
                 let all = blocks_of(item.entry.content_bytes());
@@ -193,15 +192,6 @@ impl PageOrigin {
             _ => 0,
         });
         pages.sum::<u64>() * BLOCK_BYTES as u64
-    }
-
-    /// Whether what is read of an item may be as the parent has it at the same place.
-    pub fn may_be_known(&self, at: u32) -> Result<bool> {
-        let content = &self.item(at)?.content;
-        let Content::Table { changes, .. } = content else {
-            return Ok(true);
-        };
-        Ok(!matches!(changes, Changes::Since { exactly: true, .. }))
     }
 
     /// Opens a file; `None` if it is the table's that is not there any more, or not yet.
@@ -255,9 +245,7 @@ impl PageOrigin {
                     Changes::All => {
                         data_pieces(fd, range.start..range.end.min(written), &item.entry.path)
                     }
-                    Changes::Since {
-                        pages, base_pages, ..
-                    } => {
+                    Changes::Since { pages, base_pages } => {
                         let base_bytes = u64::from(*base_pages) * PAGE_BYTES as u64;
                         let old = range.start..range.end.min(base_bytes);
                         self.check_written(*table, &old, written, pages)?;
@@ -273,28 +261,29 @@ impl PageOrigin {
         }
     }
 
-    /// Checks the pages that were read from `offset` of a table on. False if one was torn and has been read again; with
-    /// `last`, it is noted as torn.
-    pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<bool> {
+    /// Checks the pages that were read from `offset` of a table on. One that is torn is read again; with `last`, it is
+    /// noted as torn.
+    pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<Found> {
         let Content::Table { table, .. } = self.item(at)?.content else {
-            return Ok(true);
+            return Ok(Found::Whole);
         };
         let first = (offset / PAGE_BYTES as u64) as u32;
-        let mut newest = Lsn(0);
+        let (mut oldest, mut newest) = (Lsn(u64::MAX), Lsn(0));
         let mut torn = Vec::new();
         for (number, page) in (first..).zip(bytes.as_chunks_mut::<PAGE_BYTES>().0) {
             match page::check(page, table, number) {
-                Ok(lsn) => newest = newest.max(lsn),
+                Ok(lsn) => (oldest, newest) = (oldest.min(lsn), newest.max(lsn)),
                 Err(_) => torn.push((number, page)),
             }
         }
         self.newest.fetch_max(newest.0, Relaxed);
         if torn.is_empty() {
-            return Ok(true);
+            let new = self.base_end.is_some_and(|end| end <= oldest);
+            return Ok(if new { Found::New } else { Found::Whole });
         }
         if last {
             self.note_torn(table, torn.iter().map(|(page, _)| *page))?;
-            return Ok(true);
+            return Ok(Found::Whole);
         }
         let disk = self.store.disk();
         if let Some(file) = TableFile::open_read(&*disk, table)? {
@@ -302,7 +291,7 @@ impl PageOrigin {
                 *page = file.read(number)?;
             }
         }
-        Ok(false)
+        Ok(Found::Torn)
     }
 
     /// Pages that the log says were changed must be in the file; what is not is as good as torn.
@@ -529,10 +518,9 @@ pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
 }
 
 /// What of a table is read, by what changed since a base that has so many pages of it.
-pub(crate) fn changes_since(told: &Told, table: u32, base_pages: Option<u32>) -> Changes {
+pub(crate) fn changes_since(changed: &Changed, table: u32, base_pages: Option<u32>) -> Changes {
     base_pages.map_or(Changes::All, |base_pages| Changes::Since {
-        pages: told.changed.tables.get(&table).cloned().unwrap_or_default(),
-        exactly: told.exactly,
+        pages: changed.tables.get(&table).cloned().unwrap_or_default(),
         base_pages,
     })
 }

@@ -44,7 +44,8 @@ impl Attached {
     ///
     /// # Errors
     /// `Conflict` if another process marks, or works on the epochs for longer than ten seconds; `Source` or `Storage` if
-    /// the tracker's files cannot be read or written. The database may then run without: what it does not mark is read from the log.
+    /// the tracker's files cannot be read or written; `Cancelled` if the disk's watch was asked to end it. The database may then
+    /// run without: what it does not mark is read from the log.
     pub fn open(
         disk: Arc<DirDisk>,
         identity: LogIdentity,

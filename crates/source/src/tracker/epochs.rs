@@ -378,7 +378,7 @@ impl Epochs {
     /// last switch the answer is made of ended epochs; behind it the running epoch's marks so far are in it.
     ///
     /// # Errors
-    /// [`Invalid`], if the tracker cannot vouch for the answer.
+    /// [`Invalid`], if the tracker cannot vouch for the answer, or the disk's watch was asked to end it.
     pub fn changed(&self, range: LsnRange, budget_bytes: usize) -> Result<Changed, Invalid> {
         let state = self.state()?;
         if range.end < range.start {

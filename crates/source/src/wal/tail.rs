@@ -26,6 +26,9 @@ use crate::disk::{Access, Disk, DiskFile};
 use crate::failure::source_error;
 use crate::wire::{corrupt, is_zero};
 
+/// Bytes of log after which who waits for it may end the search for a later flush.
+const ASK_BYTES: u64 = 1 << 20;
+
 /// Where a log ends, and what stands behind its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEnd {
@@ -289,6 +292,10 @@ impl Search<'_> {
         let mut block = [0; BLOCK_BYTES];
         let first = Lsn(at.0.next_multiple_of(LOG_BLOCK_BYTES)).max(size.data_of(start));
         for lsn in (first.0..size.footer_of(start).0).step_by(BLOCK_BYTES) {
+            // Asked at each MiB, and not told: it is no way forward.
+            if lsn % ASK_BYTES == 0 {
+                self.disk.advance(0)?;
+            }
             if file.read_at(&mut block, lsn - start.0).map_err(failed)? < BLOCK_BYTES {
                 return Ok(None);
             }

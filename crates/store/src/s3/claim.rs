@@ -6,8 +6,9 @@
 //! before, so never do both believe to be alone.
 //!
 //! Invariants: a claim counts for [`CLAIM_MS`] by the server's clock, and its holder names the object within half
-//! of that by its own, or not at all; what takes long (sending the bytes) happens before the claim. This leans on
-//! consistent listings, which the probe cannot prove: `check` says that the store is of the weaker kind.
+//! of that by its own, or not at all; what takes long (sending the bytes) happens before the claim. Where the write
+//! failed it may still arrive, so its claim is not withdrawn and runs out. This leans on consistent listings, which the
+//! probe cannot prove: `check` says that the store is of the weaker kind.
 
 use std::time::{Duration, Instant};
 
@@ -73,9 +74,11 @@ pub(super) async fn claimed(
         }
         let claim = format!("{prefix}{}", new_mark()?);
         let since = Instant::now();
-        let ended = match is_alone(client, &prefix, &claim).await {
-            Ok(true) => write(client, name, request, mark, since).await.map(Some),
-            Ok(false) => Ok(None),
+        let ended = match turn(client, name, &prefix, &claim).await {
+            // What failed here may still arrive, and would overwrite what others create without the claim.
+            Ok(Turn::Write) => Ok(Some(write(client, name, request, mark, since).await?)),
+            Ok(Turn::Exists) => Ok(Some(Put::Exists)),
+            Ok(Turn::Wait) => Ok(None),
             Err(error) => Err(error),
         };
         // Left behind it would keep others away for a minute.
@@ -96,6 +99,27 @@ pub(super) async fn claimed(
     )
     .object(name)
     .hint("let them run one after the other, or use a store that supports If-None-Match"))
+}
+
+/// What a claim comes to.
+enum Turn {
+    /// Ours alone: the object may be written.
+    Write,
+    /// The object was written meanwhile.
+    Exists,
+    /// There are others.
+    Wait,
+}
+
+/// Claims the object `name`, and sends nothing yet that could create it.
+async fn turn(client: &Client, name: &str, prefix: &str, claim: &str) -> Result<Turn> {
+    if !is_alone(client, prefix, claim).await? {
+        return Ok(Turn::Wait);
+    }
+    Ok(match put::head(client, name).await? {
+        Some(_) => Turn::Exists,
+        None => Turn::Write,
+    })
 }
 
 /// Writes our claim and looks whether there are others.
@@ -138,9 +162,6 @@ async fn write(
     mark: &str,
     since: Instant,
 ) -> Result<Put> {
-    if put::head(client, name).await?.is_some() {
-        return Ok(Put::Exists);
-    }
     let left = USE_MAX.saturating_sub(since.elapsed());
     let late = || {
         Error::new(

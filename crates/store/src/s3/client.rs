@@ -22,7 +22,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
-use super::credentials::{Edition, Unsigned};
+use super::credentials::{Edition, Outlook, Unsigned};
 use super::flow::{Class, Flow, pause_before};
 use super::location::Checksum;
 use super::run::{BodyEnd, Run};
@@ -102,6 +102,12 @@ impl Request {
         self.payload(payload)
     }
 
+    /// Whether it may be sent a second time while the first is under way. The beginning of an upload in parts would
+    /// leave one behind; after its end the upload is gone, perhaps before its object can be seen.
+    fn may_be_doubled(&self) -> bool {
+        self.operation != Operation::Multipart || self.method != Method::POST
+    }
+
     fn class(&self) -> Class {
         match self.operation {
             Operation::Get | Operation::Head | Operation::List => Class::Read,
@@ -175,7 +181,7 @@ impl Client {
     pub async fn send(&self, request: &Request, sink: &mut Sink<'_>) -> Result<Answer> {
         let mut first_failure = None;
         let mut retry = 0;
-        let (mut may_be_slow, mut may_be_expired) = (true, true);
+        let (mut may_be_slow, mut may_be_expired) = (request.may_be_doubled(), true);
         loop {
             self.shard.stop()?;
             let permit = self.flow.permit().await;
@@ -363,9 +369,14 @@ impl Client {
     }
 
     /// What it means that there are no credentials: where there were some before, they are being renewed, and whoever
-    /// gives them may do so in a moment.
-    fn unsigned(&self, Unsigned { error, may_pass }: Unsigned) -> Failure {
-        match may_pass || self.place.has_answered() {
+    /// gives them may do so in a moment, unless that was refused.
+    fn unsigned(&self, Unsigned { error, outlook }: Unsigned) -> Failure {
+        let may_pass = match outlook {
+            Outlook::Passing => true,
+            Outlook::Unclear => self.place.has_answered(),
+            Outlook::Refused => false,
+        };
+        match may_pass {
             true => Failure::Passing {
                 error,
                 is_overload: false,
@@ -557,7 +568,7 @@ impl Client {
         }
         match run.end_answer() {
             BodyEnd::Complete => {
-                self.flow.brought(left, begun.elapsed());
+                self.flow.brought(left - run.left(), begun.elapsed());
                 Ok(())
             }
             BodyEnd::Early => Err(self.broken_off(request)),
@@ -737,7 +748,7 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
 }
 
 /// The cause that says most.
-fn innermost(error: &reqwest::Error) -> String {
+pub(super) fn innermost(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

@@ -3,8 +3,10 @@
 //! Invariants: the chain is that of Amazon's tools (environment, profile, SSO, web identity, container, instance
 //! metadata v2) and is walked once for all shards, again only when the credentials run out; whoever bears a web
 //! identity is that or nobody, so where its role is refused, or not given just now, nothing behind it is asked; no
-//! error, log or debug text holds a secret, because none of them is made from a request's headers or body.
+//! error, log or debug text holds a secret, because none of them is made from a request's headers or body, nor from an
+//! error that may quote one.
 
+use std::error::Error as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use reqsign_aws_v4::{
 use reqsign_core::{Context, ErrorKind, FileRead, HttpSend, OsEnv, ProvideCredential, Signer};
 use reqwest::Url;
 
+use super::client::innermost;
 use super::location::Location;
 
 /// Time-outs towards the services that give credentials on a machine: they are near, or not there at all.
@@ -34,6 +37,13 @@ const FAR: Reach = Reach {
 };
 /// What marks an error of the service that gives roles to web identities.
 const OF_WEB_IDENTITY: &str = "web identity";
+/// How its refusals are told that no later try changes. The others may be of a token that is about to be replaced, or of
+/// a service behind it.
+const REFUSALS: [&str; 3] = [
+    "error_code: AccessDenied",
+    "error_code: IDPRejectedClaim",
+    "error_code: InvalidIdentityToken",
+];
 /// Longest file or answer that may hold credentials, in bytes.
 const CREDENTIALS_BYTES_MAX: u64 = 1 << 20;
 
@@ -110,19 +120,43 @@ impl Signature {
 #[derive(Debug)]
 pub(super) struct Unsigned {
     pub error: Error,
-    /// It may go better soon: a service did not answer, or is overloaded.
-    pub may_pass: bool,
+    pub outlook: Outlook,
+}
+
+/// Whether credentials that were not had may be had soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// A service did not answer, or is overloaded.
+    Passing,
+    /// They are not there, which may be so for a moment where there were some before.
+    Unclear,
+    /// They are refused, or a setting is wrong.
+    Refused,
 }
 
 fn unsigned(error: &reqsign_core::Error) -> Unsigned {
     let is_of_web_identity = error.context().iter().any(|of| of == OF_WEB_IDENTITY);
-    let may_pass = error.is_retryable();
-    let kind = match may_pass {
-        true => Kind::Unreachable,
-        false => Kind::Storage,
+    // The library takes whatever keeps a request from being answered for a fault that passes.
+    let mut causes = sources(error).filter_map(|cause| cause.downcast_ref());
+    let is_setting =
+        causes.any(|cause: &reqsign_core::Error| cause.kind() == ErrorKind::ConfigInvalid);
+    let is_refused = is_of_web_identity && error.context().iter().any(|of| is_refusal(of));
+    let outlook = match error.is_retryable() {
+        _ if is_setting || is_refused => Outlook::Refused,
+        true => Outlook::Passing,
+        false => Outlook::Unclear,
+    };
+    let kind = match outlook {
+        Outlook::Passing => Kind::Unreachable,
+        Outlook::Refused if is_setting => Kind::Usage,
+        Outlook::Unclear | Outlook::Refused => Kind::Storage,
     };
     let (message, hint) = match (is_of_web_identity, error.kind()) {
-        (true, _) if may_pass => (
+        (true, _) if is_setting => (
+            "the service that gives roles to web identities cannot be asked",
+            "set AWS_ENDPOINT_URL_STS to a URL such as https://sts.example.com, or to nothing",
+        ),
+        (true, _) if outlook == Outlook::Passing => (
             "the service that gives roles to web identities does not answer as it should",
             "check AWS_ENDPOINT_URL_STS and the network, then try again",
         ),
@@ -138,10 +172,37 @@ fn unsigned(error: &reqsign_core::Error) -> Unsigned {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached",
         ),
     };
-    let error = Error::new(kind, message)
-        .hint(hint)
-        .cause(first_line(&error.to_string()));
-    Unsigned { error, may_pass }
+    let error = Error::new(kind, message).hint(hint).cause(cause_of(error));
+    Unsigned { error, outlook }
+}
+
+fn is_refusal(context: &str) -> bool {
+    REFUSALS.contains(&context)
+}
+
+/// What an error comes from, the innermost last.
+fn sources(
+    error: &reqsign_core::Error,
+) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |&error| error.source())
+}
+
+/// What an error says, and what the innermost does that it comes from.
+fn cause_of(error: &reqsign_core::Error) -> String {
+    let said = first_line(&error.to_string());
+    match sources(error).map_while(harmless).last() {
+        Some(innermost) => format!("{said}: {innermost}"),
+        None => said,
+    }
+}
+
+/// What an error says, where it is of a kind that quotes neither a file nor an answer.
+fn harmless(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+        return Some(innermost(error));
+    }
+    let is_own = error.is::<reqsign_core::Error>() || error.is::<std::io::Error>();
+    is_own.then(|| first_line(&error.to_string()))
 }
 
 /// Where credentials are looked for, in this order.
@@ -300,12 +361,13 @@ impl HttpSend for CredentialServices {
                 .with_source(error.without_url())
         };
         let mut request = reqwest::Request::try_from(request).map_err(failed)?;
-        let reach = reach_of(request.url());
         let is_signed = request.headers().contains_key(http::header::AUTHORIZATION);
         let sts = std::env::var("AWS_ENDPOINT_URL_STS").ok();
         let sts = sts.as_deref().filter(|url| !url.is_empty());
-        *request.url_mut() = place_of(request.url().clone(), is_signed, sts)
+        let place = place_of(request.url().clone(), is_signed, sts)
             .map_err(reqsign_core::Error::config_invalid)?;
+        let reach = reach_of(&place);
+        *request.url_mut() = place;
         let client = reqwest::Client::builder()
             .connect_timeout(reach.connect)
             .timeout(reach.answer)
@@ -342,7 +404,11 @@ mod tests {
 
     #[test]
     fn services_of_the_machine_are_near_and_others_may_be_behind_a_proxy() {
-        for near in ["http://169.254.169.254/latest", "http://127.0.0.1:1/x"] {
+        for near in [
+            "http://169.254.169.254/latest",
+            "http://127.0.0.1:1/x",
+            "http://minio:9000/",
+        ] {
             assert_eq!(reach_of(&url(near)), NEAR);
         }
         assert_eq!(reach_of(&url("https://sts.amazonaws.com/")), FAR);
@@ -382,7 +448,8 @@ mod tests {
         let busy =
             reqsign_core::Error::rate_limited("Throttling: no").with_context(OF_WEB_IDENTITY);
         let busy = unsigned(&busy);
-        assert!(busy.may_pass && busy.error.kind() == Kind::Unreachable);
+        assert_eq!(busy.outlook, Outlook::Passing);
+        assert_eq!(busy.error.kind(), Kind::Unreachable);
         let refused = reqsign_core::Error::credential_invalid("InvalidIdentityToken: no");
         for (error, part) in [
             (unsigned(&refused), "AWS_ACCESS_KEY_ID"),
@@ -391,9 +458,51 @@ mod tests {
                 "AWS_WEB_IDENTITY_TOKEN_FILE",
             ),
         ] {
-            assert!(!error.may_pass && error.error.kind() == Kind::Storage);
+            assert_eq!(error.outlook, Outlook::Unclear);
+            assert_eq!(error.error.kind(), Kind::Storage);
             let hint = error.error.hint_text().unwrap();
             assert!(hint.contains(part), "{hint}");
         }
+    }
+
+    #[test]
+    fn a_web_identity_is_refused_for_good_by_what_no_later_try_changes() {
+        let refused = |code: &str| {
+            let error = reqsign_core::Error::credential_invalid(format!("{code}: no"));
+            error.with_context(format!("error_code: {code}"))
+        };
+        for (code, outlook) in [
+            ("AccessDenied", Outlook::Refused),
+            ("InvalidIdentityToken", Outlook::Refused),
+            ("IDPCommunicationError", Outlook::Unclear),
+            ("ExpiredTokenException", Outlook::Unclear),
+        ] {
+            let of_web_identity = refused(code).with_context(OF_WEB_IDENTITY);
+            assert_eq!(unsigned(&of_web_identity).outlook, outlook, "{code}");
+            assert_eq!(unsigned(&refused(code)).outlook, Outlook::Unclear, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_where_it_comes_from_unless_that_may_quote_a_secret() {
+        let outer = |source: reqsign_core::Error| {
+            let error = reqsign_core::Error::unexpected("failed to send").with_source(source);
+            error.set_retryable(true).with_context(OF_WEB_IDENTITY)
+        };
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let silent = reqsign_core::Error::unexpected("does not answer").with_source(refused);
+        assert_eq!(
+            cause_of(&outer(silent)),
+            "failed to send: connection refused"
+        );
+        let secret = "s3cret".parse::<u8>().unwrap_err();
+        let quoted = reqsign_core::Error::unexpected("no answer").with_source(secret);
+        assert_eq!(cause_of(&outer(quoted)), "failed to send: no answer");
+        // No later try makes another URL of it.
+        let setting = unsigned(&outer(reqsign_core::Error::config_invalid("no URL")));
+        assert_eq!(setting.outlook, Outlook::Refused);
+        assert_eq!(setting.error.kind(), Kind::Usage);
+        let said = setting.error.to_string();
+        assert!(said.contains("failed to send: no URL"), "{said}");
     }
 }

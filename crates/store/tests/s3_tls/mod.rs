@@ -63,12 +63,12 @@ fn a_storm_of_refusals_over_tls_is_waited_out() {
 fn a_run_that_breaks_off_or_stands_still_over_tls_goes_on_at_the_byte() {
     const PIECES: usize = 4;
     const BROUGHT: usize = READ_BYTES_MAX + 12_345;
-    for action in [
-        Action::TruncateReply(BROUGHT as u64),
-        Action::StallReply(BROUGHT as u64),
+    for (action, options) in [
+        (Action::TruncateReply(BROUGHT as u64), ""),
+        (Action::StallReply(BROUGHT as u64), "timeout=2"),
     ] {
         let (kept, subject) = place(FilesystemOptions::default());
-        let Behind { proxy, store } = Behind::tls(&kept, "timeout=1");
+        let Behind { proxy, store } = Behind::tls(&kept, options);
         let bytes = pattern(PIECES * READ_BYTES_MAX, 8);
         kept.client().put("x", &bytes).expect("stored");
         proxy.inject(Fault::new(action.clone()).method("GET").times(2));
@@ -89,8 +89,13 @@ fn a_run_that_breaks_off_or_stands_still_over_tls_goes_on_at_the_byte() {
         let ranges = proxy.ranges();
         // TLS hands over whole records: what a broken connection brought may end before the byte that was sent last.
         let firsts: Vec<usize> = ranges.iter().map(first).collect();
-        assert_eq!((firsts.len(), firsts[0]), (3, 0), "{firsts:?}");
-        for two in firsts.windows(2) {
+        assert_eq!(firsts[0], 0, "{firsts:?}");
+        // On a loaded machine the third may stand still for as long as the proxy makes the first two.
+        match action {
+            Action::TruncateReply(_) => assert_eq!(firsts.len(), 3, "{firsts:?}"),
+            _ => assert!(firsts.len() >= 3, "{firsts:?}"),
+        }
+        for two in firsts[..3].windows(2) {
             assert!((1..=BROUGHT).contains(&(two[1] - two[0])), "{firsts:?}");
         }
     }

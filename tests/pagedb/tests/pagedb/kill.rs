@@ -65,7 +65,7 @@ fn a_killed_database_recovers_what_it_acknowledged() {
                 acknowledged.insert(client, count);
             }
         }
-        let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(dir.path()).unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(locked(dir.path()));
         let options = Options {
             pool_pages: 32,
             journal: false,

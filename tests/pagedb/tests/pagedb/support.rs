@@ -1,13 +1,15 @@
 //! Stores on simulated disks, and the comparisons that all tests make.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mover_base::checksum::sha256;
-use mover_base::{Lsn, Timestamp};
+use mover_base::{Kind, Lsn, Timestamp};
 use mover_pagedb::random::Random;
 use mover_pagedb::workload::accounts;
 use mover_pagedb::{Contents, Database, Journal, Options, SimDisk, Workload};
-use mover_source::disk::Disk;
+use mover_source::disk::{DirDisk, Disk};
 use mover_source::page::PAGE_HEADER_BYTES;
 use mover_source::pages::{Store, TableFile, new_identity};
 use mover_source::wal::{LogIdentity, SegmentSize};
@@ -66,4 +68,18 @@ pub fn assert_same(contents: &Contents, wanted: &Contents) {
     if wanted.0.contains_key("accounts") {
         assert_eq!(contents.sum(), SUM);
     }
+}
+
+/// The directory, locked. A program that another test of this process is about to start has the descriptors that were
+/// closed here until it runs, and with them the lock: it is waited for.
+pub fn locked(path: &Path) -> DirDisk {
+    for _ in 0..500 {
+        match DirDisk::open_locked(path) {
+            Err(error) if error.kind() == Kind::Conflict => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} is locked", path.display());
 }

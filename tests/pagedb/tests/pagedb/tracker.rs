@@ -44,7 +44,7 @@ fn small() -> Option<Capacity> {
 
 /// The database in `path`, tracked or not, and what the tracker found.
 pub fn open(path: &Path, tracked: bool) -> (Database, Option<Attachment>) {
-    let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(path).unwrap());
+    let disk: Arc<dyn Disk> = Arc::new(locked(path));
     let (mut database, _) = Database::open(disk, OPTIONS).unwrap();
     let found = tracked.then(|| database.track(path, small()).unwrap());
     (database, found)
