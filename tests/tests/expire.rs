@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use mover_test_servers::{Access, Action, Fault, FaultId, FaultProxy, FilesystemS3, Garage, Reply};
+use mover_test_servers::{
+    Access, Action, Client, Fault, FaultId, FaultProxy, FilesystemS3, Garage, Reply,
+};
 use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant::{self, MIB};
@@ -436,6 +438,25 @@ fn manifest_on_its_way(history: &mut History, access: &Access) -> (FaultProxy, J
     (proxy, job, truth)
 }
 
+/// What a server has of the repository below `prefix`.
+fn keys_below(client: &Client, prefix: &str) -> Vec<String> {
+    let (objects, _) = client
+        .list(&format!("expire/{prefix}"), 1000)
+        .expect("a listing");
+    objects.into_iter().map(|object| object.key).collect()
+}
+
+/// Deletes an object behind the tool's back.
+#[track_caller]
+fn delete(client: &Client, key: &str) {
+    let reply = client.delete(key).expect("a reply");
+    assert!(
+        (200..300).contains(&reply.status),
+        "{key}: {}",
+        reply.text()
+    );
+}
+
 #[test]
 fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     let scratch = Scratch::new("expire-s3");
@@ -522,21 +543,8 @@ fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_ar
     let access = server.access();
     let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
     let client = access.client();
-    let objects = |prefix: &str| {
-        let (objects, _) = client
-            .list(&format!("expire/{prefix}"), 1000)
-            .expect("a listing");
-        let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
-        keys
-    };
-    let delete = |key: &str| {
-        let reply = client.delete(key).expect("a reply");
-        assert!(
-            (200..300).contains(&reply.status),
-            "{key}: {}",
-            reply.text()
-        );
-    };
+    let objects = |prefix: &str| keys_below(&client, prefix);
+    let delete = |key: &str| delete(&client, key);
     for packs_go in [true, false] {
         let packs = objects("packs/");
         let (_proxy, job, truth) = manifest_on_its_way(&mut history, access);
@@ -608,11 +616,7 @@ fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back()
     let access = server.access();
     let mut history = History::new(in_s3(access, &scratch), &scratch, 2);
     let client = access.client();
-    let objects = || {
-        let (objects, _) = client.list("expire/", 1000).expect("a listing");
-        let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
-        keys
-    };
+    let objects = || keys_below(&client, "");
     change(&history.source, &mut history.random);
     let before = objects();
     // Once: whoever takes the session back is answered.
@@ -689,21 +693,8 @@ fn a_manifest_that_cannot_be_taken_back_is_named_and_found_by_verify() {
     let access = server.access();
     let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
     let client = access.client();
-    let keys = |prefix: &str| {
-        let (objects, _) = client
-            .list(&format!("expire/{prefix}"), 1000)
-            .expect("a listing");
-        let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
-        keys
-    };
-    let delete = |key: &str| {
-        let reply = client.delete(key).expect("a reply");
-        assert!(
-            (200..300).contains(&reply.status),
-            "{key}: {}",
-            reply.text()
-        );
-    };
+    let keys = |prefix: &str| keys_below(&client, prefix);
+    let delete = |key: &str| delete(&client, key);
     let packs = keys("packs/");
     let (proxy, job, _) = manifest_on_its_way(&mut history, access);
     // Objects are deleted in batches, by POST, or one by one.

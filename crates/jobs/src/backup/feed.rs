@@ -22,7 +22,7 @@ use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, RateBudget, Shard};
 use mover_repo::EXTENT_BYTES;
 
-use super::origin::{Found, Origin, Piece, not_listed};
+use super::origin::{Found, Origin, Piece};
 use crate::extents::{ExtentQueue, Share};
 use crate::settings::read_ahead;
 
@@ -176,7 +176,10 @@ impl<'a> Feed<'a> {
         self.fill().await?;
         match self.queue.pop_front() {
             // Shares that are never asked for would be missing in the backup.
-            None if !self.exhausted || self.cursor.is_some() => Err(not_listed()),
+            None if !self.exhausted || self.cursor.is_some() => Err(Error::new(
+                Kind::Internal,
+                "reading ended before the last extent",
+            )),
             None => Ok(None),
             Some(Queued::Event(event)) => Ok(Some(event)),
             Some(Queued::Read {
