@@ -31,9 +31,9 @@ use crate::report::Stats;
 use crate::ring::Ring;
 use crate::slab::{Abandoned, Completed, OpId, Slab};
 
-/// Most requests in flight per shard, and entries of its ring: four times what saturates one NVMe disk with
-/// 1 MiB requests, and what 4 KiB requests need.
-pub(crate) const ENTRIES: usize = 128;
+/// Most requests in flight per shard, and entries of its ring: eight times what saturates one NVMe disk with
+/// 1 MiB requests, and what 4 KiB requests need that have to last while a frame is compressed.
+pub(crate) const ENTRIES: usize = 256;
 
 /// Pause before a submission that the kernel refused for the moment is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);

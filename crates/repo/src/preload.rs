@@ -20,7 +20,7 @@ use crate::reader::PackReader;
 use crate::writer::WriteShared;
 
 /// Packs that a shard opens at a time. Their directories take at most 3 MiB each.
-const OPENS_MAX: usize = 4;
+const OPENS_MAX: usize = 8;
 
 /// The packs, and how far the shards are.
 pub(crate) struct Preload {

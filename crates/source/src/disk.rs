@@ -16,18 +16,25 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use mover_base::{Error, Kind, Result};
+use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_io::AlignedBytes;
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath;
 use crate::failure::source_error;
 
+/// Bytes that are copied at a time where direct reads need a copy.
+const COPIED_BYTES: usize = 1 << 20;
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// To be read; it must exist.
     Read,
+    /// To be read past the page cache, where the file system can; it must exist. Whole blocks go straight into aligned
+    /// memory, all else takes a copy.
+    ReadDirect,
     /// To be read and written; it must exist.
     Write,
     /// To be written past the page cache, where the file system can, in whole aligned blocks; it must exist.
@@ -197,22 +204,22 @@ impl DirDisk {
 impl Disk for DirDisk {
     fn open(&self, path: &str, access: Access) -> io::Result<Box<dyn DiskFile>> {
         let flags = match access {
-            Access::Read => OFlags::RDONLY,
+            Access::Read | Access::ReadDirect => OFlags::RDONLY,
             Access::Write | Access::WriteDirect => OFlags::RDWR,
             Access::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
         let open = |flags| beneath::open(self.root.as_fd(), path.as_bytes(), flags);
-        let fd = match access {
+        let (fd, direct) = match access {
             // Some file systems (tmpfs of older kernels) refuse the flag: then through the page cache.
-            Access::WriteDirect => open(flags | OFlags::DIRECT).or_else(|error| match error {
-                Errno::INVAL => open(flags),
-                error => Err(error),
-            })?,
-            _ => open(flags)?,
+            Access::ReadDirect | Access::WriteDirect => match open(flags | OFlags::DIRECT) {
+                Err(Errno::INVAL) => (open(flags)?, false),
+                opened => (opened?, true),
+            },
+            Access::Read | Access::Write | Access::Create => (open(flags)?, false),
         };
         Ok(Box::new(RealFile {
             file: File::from(fd),
-            direct: AtomicBool::new(access == Access::WriteDirect),
+            direct: AtomicBool::new(direct),
         }))
     }
 
@@ -271,15 +278,63 @@ struct RealFile {
     direct: AtomicBool,
 }
 
+impl RealFile {
+    /// Some file systems take the flag for direct I/O and refuse the requests. All of ours are aligned, so EINVAL says so:
+    /// then the file goes through the page cache from now on.
+    ///
+    /// # Errors
+    /// `error`, if it is another one.
+    fn refused(&self, error: io::Error) -> io::Result<()> {
+        if error.kind() != io::ErrorKind::InvalidInput || !self.direct.swap(false, Relaxed) {
+            return Err(error);
+        }
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        Ok(rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?)
+    }
+
+    /// A direct read of what is not whole blocks, or into memory that is not aligned.
+    fn read_copied(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut piece = AlignedBytes::new(buffer.len().min(COPIED_BYTES) + 2 * BLOCK_BYTES);
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let skipped = (at % BLOCK_BYTES as u64) as usize;
+            let wanted = (buffer.len() - done).min(COPIED_BYTES);
+            let whole = (skipped + wanted).next_multiple_of(BLOCK_BYTES);
+            let read = self.read_at(&mut piece[..whole], at - skipped as u64)?;
+            let fresh = read.saturating_sub(skipped).min(wanted);
+            buffer[done..done + fresh].copy_from_slice(&piece[skipped..skipped + fresh]);
+            done += fresh;
+            if fresh < wanted {
+                break;
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn is_aligned(buffer: &[u8], offset: u64) -> bool {
+    buffer.as_ptr().align_offset(BLOCK_BYTES) == 0
+        && buffer.len().is_multiple_of(BLOCK_BYTES)
+        && offset.is_multiple_of(BLOCK_BYTES as u64)
+}
+
 impl DiskFile for RealFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.direct.load(Relaxed) && !is_aligned(buffer, offset) {
+            return self.read_copied(buffer, offset);
+        }
         let mut done = 0;
         while done < buffer.len() {
             match self.file.read_at(&mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(bytes) => done += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => self.refused(error)?,
+            }
+            // Direct reads end inside a block only at the end of the file.
+            if self.direct.load(Relaxed) && !done.is_multiple_of(BLOCK_BYTES) {
+                break;
             }
         }
         Ok(done)
@@ -287,16 +342,11 @@ impl DiskFile for RealFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         match self.file.write_all_at(bytes, offset) {
-            // Some file systems take the flag and refuse the writes. All of ours are aligned, so EINVAL says so.
-            Err(error)
-                if error.kind() == io::ErrorKind::InvalidInput && self.direct.load(Relaxed) =>
-            {
-                let flags = rustix::fs::fcntl_getfl(&self.file)?;
-                rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
-                self.direct.store(false, Relaxed);
+            Err(error) => {
+                self.refused(error)?;
                 self.file.write_all_at(bytes, offset)
             }
-            outcome => outcome,
+            Ok(()) => Ok(()),
         }
     }
 
@@ -318,5 +368,89 @@ impl DiskFile for RealFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn byte_at(at: usize) -> u8 {
+        (at / 5 % 253) as u8
+    }
+
+    /// A file of `len` bytes in a directory on a real disk: not every kernel's tmpfs takes direct reads.
+    fn file_of(len: usize) -> (tempfile::TempDir, DirDisk) {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let bytes: Vec<u8> = (0..len).map(byte_at).collect();
+        std::fs::write(dir.path().join("file"), bytes).unwrap();
+        let disk = DirDisk::open(dir.path()).unwrap();
+        (dir, disk)
+    }
+
+    #[test]
+    fn direct_reads_of_any_place_and_length_give_what_the_file_has() {
+        let len = 2 * COPIED_BYTES + 5000;
+        let (_dir, disk) = file_of(len);
+        let file = disk.open("file", Access::ReadDirect).unwrap();
+        let block = BLOCK_BYTES;
+        let places = [
+            0,
+            1,
+            block - 1,
+            block,
+            COPIED_BYTES + 3,
+            len - 5000,
+            len - 1,
+        ];
+        let lengths = [0, 1, block, block + 1, COPIED_BYTES, COPIED_BYTES + block];
+        for (at, wanted) in places.iter().flat_map(|at| lengths.map(|len| (*at, len))) {
+            // Both memory that is aligned and memory that is not.
+            let mut memory = AlignedBytes::new(wanted + 1);
+            for first in [0, 1] {
+                let buffer = &mut memory[first..first + wanted];
+                let read = file.read_at(buffer, at as u64).unwrap();
+                assert_eq!(read, wanted.min(len - at), "{wanted} bytes at {at}");
+                let right = (at..).zip(&buffer[..read]);
+                assert!(right.into_iter().all(|(at, byte)| *byte == byte_at(at)));
+            }
+        }
+        for behind in [len, len + 1, len.next_multiple_of(block), 2 * len] {
+            assert_eq!(file.read_at(&mut [0; 10], behind as u64).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn direct_reads_see_what_stands_in_the_page_cache_alone() {
+        let (dir, disk) = file_of(3 * BLOCK_BYTES);
+        // Not synced: it is in the page cache alone.
+        let written = File::options().write(true).open(dir.path().join("file"));
+        written.unwrap().write_all_at(b"new", 5000).unwrap();
+        let file = disk.open("file", Access::ReadDirect).unwrap();
+        let mut read = [0; 3];
+        assert_eq!(file.read_at(&mut read, 5000).unwrap(), 3);
+        assert_eq!(&read, b"new");
+    }
+
+    #[test]
+    fn a_file_whose_direct_requests_are_refused_goes_through_the_page_cache() {
+        let (dir, _) = file_of(3 * BLOCK_BYTES);
+        let file = RealFile {
+            file: File::options()
+                .read(true)
+                .write(true)
+                .open(dir.path().join("file"))
+                .unwrap(),
+            direct: AtomicBool::new(true),
+        };
+        file.refused(io::ErrorKind::InvalidInput.into()).unwrap();
+        assert!(!file.direct.load(Relaxed));
+        file.write_at(b"odd", 4097).unwrap();
+        let mut read = [0; 3];
+        assert_eq!(file.read_at(&mut read, 4097).unwrap(), 3);
+        assert_eq!(&read, b"odd");
+        // What is wrong with it now is wrong without the flag, too.
+        let error = file.refused(io::ErrorKind::InvalidInput.into());
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -9,6 +9,7 @@
 pub mod record;
 pub mod segment;
 
+mod ahead;
 mod reader;
 mod stream;
 mod tail;

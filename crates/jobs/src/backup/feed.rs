@@ -35,9 +35,9 @@ const SMALL_READ_BYTES: usize = 32 << 10;
 const SMALL_READS_BATCH: usize = 16;
 /// Reads under way, with small ones among them: what they bring has to last while a frame is compressed, and a ring has
 /// to have room for the writes of packs beside them.
-const READS_MAX: usize = 112;
+const READS_MAX: usize = 224;
 /// Events that are queued at most: between small reads there is what is kept.
-const QUEUE_MAX: usize = 256;
+const QUEUE_MAX: usize = 512;
 /// Shares whose ends are queued at most: each keeps a file open.
 const SHARES_MAX: usize = 24;
 /// How long what was read in the middle of a write is read again: many times what a write of a few blocks takes.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use mover_base::checksum::Sha256;
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
 
+use super::ahead::PIECE_BYTES;
 use super::record::{HistorySeed, Record};
 use super::segment::{LOG_BLOCK_BYTES, LogIdentity, SegmentFooter, SegmentHeader};
 use super::walk::{Ended, Pace, Walker, Window};
@@ -142,7 +143,12 @@ impl Segment {
         start: Lsn,
     ) -> Result<Self, NoSegment> {
         let path = identity.path(start);
-        let file = match disk.open(&path, Access::Read) {
+        // What a log holds is read once, and has no place in the page cache of a machine that runs a database.
+        let access = match identity.size.bytes() > PIECE_BYTES as u64 {
+            true => Access::ReadDirect,
+            false => Access::Read,
+        };
+        let file = match disk.open(&path, access) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let missing = Error::new(Kind::NotFound, "a log segment is missing");

@@ -26,8 +26,13 @@ use crate::disk::{Access, Disk, DiskFile};
 use crate::failure::source_error;
 use crate::wire::{corrupt, is_zero};
 
-/// Bytes of log after which who waits for it may end the search for a later flush.
-const ASK_BYTES: u64 = 1 << 20;
+/// Bytes that are read at once where there are no records to follow.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// How much of `from..end` is read at once.
+fn piece_len(from: u64, end: u64) -> usize {
+    (end - from).min(PIECE_BYTES as u64) as usize
+}
 
 /// Where a log ends, and what stands behind its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -287,25 +292,30 @@ impl Search<'_> {
         let size = self.identity.size;
         let path = self.identity.path(start);
         let failed = |error| source_error("a log segment cannot be read", path.as_bytes(), error);
-        let file = self.disk.open(&path, Access::Read).map_err(failed)?;
+        let file = self.disk.open(&path, Access::ReadDirect).map_err(failed)?;
         let seed = HistorySeed::new(self.identity.history);
-        let mut block = [0; BLOCK_BYTES];
         let first = Lsn(at.0.next_multiple_of(LOG_BLOCK_BYTES)).max(size.data_of(start));
-        for lsn in (first.0..size.footer_of(start).0).step_by(BLOCK_BYTES) {
-            // Asked at each MiB, and not told: it is no way forward.
-            if lsn % ASK_BYTES == 0 {
-                self.disk.advance(0)?;
+        let footer_at = size.footer_of(start);
+        let mut piece = AlignedBytes::new(piece_len(first.0, footer_at.0));
+        for begins in (first.0..footer_at.0).step_by(PIECE_BYTES) {
+            // Asked, and not told: it is no way forward.
+            self.disk.advance(0)?;
+            let len = piece_len(begins, footer_at.0);
+            let read = file.read_at(&mut piece[..len], begins - start.0);
+            let read = read.map_err(failed)?;
+            let blocks = piece[..read].as_chunks::<BLOCK_BYTES>().0;
+            for (lsn, block) in (begins..).step_by(BLOCK_BYTES).zip(blocks) {
+                if let Parsed::Record(Record::Flush { begin }, _) = parse(block, Lsn(lsn), seed)
+                    && begin > at
+                {
+                    return Ok(Some(Lsn(lsn)));
+                }
             }
-            if file.read_at(&mut block, lsn - start.0).map_err(failed)? < BLOCK_BYTES {
+            if read < len {
                 return Ok(None);
             }
-            if let Parsed::Record(Record::Flush { begin }, _) = parse(&block, Lsn(lsn), seed)
-                && begin > at
-            {
-                return Ok(Some(Lsn(lsn)));
-            }
         }
-        let footer_at = size.footer_of(start);
+        let mut block = [0; BLOCK_BYTES];
         let read = file.read_at(&mut block, footer_at.0 - start.0);
         let sealed = read.map_err(failed)? == BLOCK_BYTES
             && SegmentFooter::decode(&block).is_ok_and(|f| f.belongs(self.identity, start));
@@ -422,10 +432,10 @@ fn seal(disk: &dyn Disk, path: &str, footer: &SegmentFooter) -> io::Result<()> {
 /// The hash of the first `bytes` of a file, a whole number of blocks.
 pub(crate) fn hash_to(file: &dyn DiskFile, bytes: u64) -> io::Result<Sha256Stream> {
     let mut hash = Sha256Stream::new();
-    let mut piece = AlignedBytes::new(bytes.min(1 << 20) as usize);
+    let mut piece = AlignedBytes::new(piece_len(0, bytes));
     let mut at = 0;
     while at < bytes {
-        let len = (bytes - at).min(piece.len() as u64) as usize;
+        let len = piece_len(at, bytes);
         if file.read_at(&mut piece[..len], at)? < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -443,22 +453,24 @@ fn clear_rest(
     ended: bool,
 ) -> io::Result<()> {
     let size = identity.size;
-    let mut block = AlignedBytes::new(BLOCK_BYTES);
     let end = from.0 - size.start_of(from).0;
     let first = end / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
-    for at in (first..size.bytes()).step_by(BLOCK_BYTES) {
-        file.read_at(&mut block, at)?;
+    let mut piece = AlignedBytes::new(piece_len(first, size.bytes()));
+    for at in (first..size.bytes()).step_by(PIECE_BYTES) {
+        let piece = &mut piece[..piece_len(at, size.bytes())];
+        let read = file.read_at(piece, at)?;
+        piece[read..].fill(0);
         let kept = end.saturating_sub(at) as usize;
-        let clear = is_zero(&block[kept..]);
-        block[kept..].fill(0);
+        let clear = is_zero(&piece[kept..]);
+        piece[kept..].fill(0);
         let ends_here = ended && at == first;
         if ends_here {
             let record =
                 encode_at(&Record::SegmentEnd, from, identity.history).map_err(io::Error::other)?;
-            block[kept..kept + RECORD_HEADER_BYTES].copy_from_slice(&record);
+            piece[kept..kept + RECORD_HEADER_BYTES].copy_from_slice(&record);
         }
         if !clear || ends_here {
-            file.write_at(&block, at)?;
+            file.write_at(piece, at)?;
         }
     }
     file.sync()

@@ -5,10 +5,12 @@
 //! window, whatever the bytes say. A walk can be ended from outside about every MiB ([`Pace`]).
 
 use std::io;
+use std::sync::Arc;
 
 use mover_base::checksum::{Sha256, Sha256Stream};
 use mover_base::{Lsn, Result};
 
+use super::ahead::{Ahead, PIECE_BYTES};
 use super::record::{HistorySeed, Parsed, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Record, parse};
 use super::segment::{LOG_BLOCK_BYTES, SegmentSize};
 use crate::disk::{Disk, DiskFile};
@@ -51,7 +53,9 @@ impl<'d> Pace<'d> {
 
 /// A part of a segment's file that moves forward.
 pub(crate) struct Window {
-    file: Box<dyn DiskFile>,
+    file: Arc<dyn DiskFile>,
+    /// Reads on while what is shown is looked at. None where there is little to read.
+    ahead: Option<Ahead>,
     /// Room for what is shown at least and for what is read at once.
     buffer: Vec<u8>,
     /// How much of the buffer is in use.
@@ -67,7 +71,8 @@ impl Window {
     /// A window on `file`, whose footer begins at `limit`. With `hash`, all bytes from 0 are read and hashed.
     pub(crate) fn new(file: Box<dyn DiskFile>, limit: u64, hash: bool) -> Self {
         Window {
-            file,
+            file: file.into(),
+            ahead: None,
             buffer: vec![0; SHOWN_BYTES_MIN + limit.min(READ_BYTES as u64) as usize],
             filled: 0,
             first: 0,
@@ -99,8 +104,16 @@ impl Window {
         }
         let at = self.first + self.filled as u64;
         let bytes = (self.limit - at).min((self.buffer.len() - self.filled) as u64) as usize;
+        if self.ahead.is_none() && self.limit - at > PIECE_BYTES as u64 {
+            // Without a thread each piece is waited for.
+            self.ahead = Ahead::begin(self.file.clone(), at..self.limit).ok();
+        }
         let room = &mut self.buffer[self.filled..self.filled + bytes];
-        if self.file.read_at(room, at)? < bytes {
+        let read = match &mut self.ahead {
+            Some(ahead) => ahead.read(room, at)?,
+            None => self.file.read_at(room, at)?,
+        };
+        if read < bytes {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the file is shorter than a segment",
