@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::sha256;
+use mover_base::checksum::sha256_each;
 use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
@@ -351,10 +351,15 @@ impl Filler {
             read.map_err(|error| target_error("a file of the target cannot be read", path, error))?;
         buf[read..bytes].fill(0);
         let clock = lap(&mut self.stages.read_wait, clock);
-        for (i, block) in buf[..bytes].chunks_exact(BLOCK_BYTES).enumerate() {
+        let blocks: Vec<&[u8]> = buf[..bytes].chunks_exact(BLOCK_BYTES).collect();
+        let digests = match &expected {
+            Some(_) => sha256_each(&blocks)?,
+            None => Vec::new(),
+        };
+        for (i, block) in blocks.iter().enumerate() {
             let at = part.first_block + i as u64;
             let same = match &expected {
-                Some(hashes) => hashes[i] == sha256(block),
+                Some(hashes) => hashes[i] == digests[i],
                 None => is_allocated(at) && block.iter().all(|byte| *byte == 0),
             };
             if same && i * BLOCK_BYTES < read {

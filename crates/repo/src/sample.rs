@@ -1,6 +1,6 @@
 //! Packing a sample of the source into nothing, to see what a backup would cost.
 
-use mover_base::checksum::sha256;
+use mover_base::checksum::sha256_each;
 use mover_base::{BLOCK_BYTES, Result};
 use mover_format::frame::{FrameEncoder, FrameKind};
 use mover_format::seal::Cipher;
@@ -16,10 +16,8 @@ impl SampleEncoder {
 
     /// What `blocks` (at most 1 MiB, a multiple of 4096) would take in a repository.
     pub fn stored_bytes(&mut self, blocks: &[u8]) -> Result<usize> {
-        let hash_bytes: usize = blocks
-            .chunks_exact(BLOCK_BYTES)
-            .map(|block| sha256(block).len())
-            .sum();
+        let hashed: Vec<&[u8]> = blocks.chunks_exact(BLOCK_BYTES).collect();
+        let hash_bytes: usize = sha256_each(&hashed)?.iter().map(|hash| hash.len()).sum();
         self.0.compress(FrameKind::Blocks, blocks)?;
         self.0.compare(blocks)?;
         let frame_bytes = self

@@ -12,7 +12,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::checksum::{Sha256, sha256};
+use mover_base::checksum::{Sha256, sha256_each};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
 use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
@@ -258,7 +258,7 @@ impl ShardWriter {
             ));
         }
         let clock = Instant::now();
-        self.hash(bytes);
+        self.hash(bytes)?;
         lap(&mut self.stages.hash, clock);
         self.shard.turn().await;
 
@@ -478,12 +478,18 @@ impl ShardWriter {
     }
 
     /// Finds the blocks of zeros and hashes the others.
-    fn hash(&mut self, bytes: &[u8]) {
+    fn hash(&mut self, bytes: &[u8]) -> Result<()> {
+        let blocks = bytes.chunks_exact(BLOCK_BYTES);
+        let place = |block: &[u8]| (*block != ZERO_BLOCK).then_some([0; 32]);
         self.hashes.clear();
-        for block in bytes.chunks_exact(BLOCK_BYTES) {
-            self.hashes
-                .push((*block != ZERO_BLOCK).then(|| sha256(block)));
+        self.hashes.extend(blocks.clone().map(place));
+        let with_data = blocks.zip(&self.hashes).filter(|(_, hash)| hash.is_some());
+        let with_data: Vec<&[u8]> = with_data.map(|(block, _)| block).collect();
+        let digests = sha256_each(&with_data)?;
+        for (hash, digest) in self.hashes.iter_mut().flatten().zip(digests) {
+            *hash = digest;
         }
+        Ok(())
     }
 }
 
