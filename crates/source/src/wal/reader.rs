@@ -1,7 +1,7 @@
 //! Reading a range of a log whose end is known: for redo, for archives, for extraction of changes.
 //!
 //! Invariants: everything between two positions is read or the reader fails: a missing, foreign, unsealed or damaged
-//! segment is an error that names it, never an early end. Memory is one window.
+//! segment is an error that names it, never an early end. Memory is one window and what is read ahead for it.
 
 use std::io;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a record is handed out only if it and everything before it in the walk is sound; what is not sound ends
 //! the walk with its place and the reason, and the caller knows whether that is a torn tail or damage. Memory is one
-//! window, whatever the bytes say. A walk can be ended from outside about every MiB ([`Pace`]).
+//! window and what is read ahead for it, whatever the bytes say. A walk can be ended from outside about every MiB ([`Pace`]).
 
 use std::io;
 use std::sync::Arc;
