@@ -13,6 +13,7 @@
 //! - **Every fallback gives the same bytes.** [`Rung`] ladder, registered or plain buffers, direct or buffered
 //!   files differ in speed alone, and the [`ShardReport`] says which was in use.
 
+mod ahead;
 mod aligned;
 mod alloc;
 mod arena;
@@ -33,6 +34,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::{AHEAD_BYTES, Ahead};
 pub use aligned::AlignedBytes;
 pub use alloc::HugeAlloc;
 pub use arena::{BUF_BYTES, Buf};

@@ -9,7 +9,6 @@
 pub mod record;
 pub mod segment;
 
-mod ahead;
 mod reader;
 mod stream;
 mod tail;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use mover_base::checksum::Sha256;
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
+use mover_io::AHEAD_BYTES;
 
-use super::ahead::PIECE_BYTES;
 use super::record::{HistorySeed, Record};
 use super::segment::{LOG_BLOCK_BYTES, LogIdentity, SegmentFooter, SegmentHeader};
 use super::walk::{Ended, Pace, Walker, Window};
@@ -144,7 +144,7 @@ impl Segment {
     ) -> Result<Self, NoSegment> {
         let path = identity.path(start);
         // What a log holds is read once, and has no place in the page cache of a machine that runs a database.
-        let access = match identity.size.bytes() > PIECE_BYTES as u64 {
+        let access = match identity.size.bytes() > AHEAD_BYTES as u64 {
             true => Access::ReadDirect,
             false => Access::Read,
         };

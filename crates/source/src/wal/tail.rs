@@ -298,8 +298,10 @@ impl Search<'_> {
         let footer_at = size.footer_of(start);
         let mut piece = AlignedBytes::new(piece_len(first.0, footer_at.0));
         for begins in (first.0..footer_at.0).step_by(PIECE_BYTES) {
-            // Asked, and not told: it is no way forward.
-            self.disk.advance(0)?;
+            // Asked between pieces, and not told: it is no way forward.
+            if begins > first.0 {
+                self.disk.advance(0)?;
+            }
             let len = piece_len(begins, footer_at.0);
             let read = file.read_at(&mut piece[..len], begins - start.0);
             let read = read.map_err(failed)?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use mover_base::checksum::{Sha256, Sha256Stream};
 use mover_base::{Lsn, Result};
+use mover_io::{AHEAD_BYTES, Ahead};
 
-use super::ahead::{Ahead, PIECE_BYTES};
 use super::record::{HistorySeed, Parsed, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Record, parse};
 use super::segment::{LOG_BLOCK_BYTES, SegmentSize};
 use crate::disk::{Disk, DiskFile};
@@ -104,9 +104,11 @@ impl Window {
         }
         let at = self.first + self.filled as u64;
         let bytes = (self.limit - at).min((self.buffer.len() - self.filled) as u64) as usize;
-        if self.ahead.is_none() && self.limit - at > PIECE_BYTES as u64 {
+        if self.ahead.is_none() && self.limit - at > AHEAD_BYTES as u64 {
             // Without a thread each piece is waited for.
-            self.ahead = Ahead::begin(self.file.clone(), at..self.limit).ok();
+            let file = Arc::clone(&self.file);
+            self.ahead =
+                Ahead::begin(move |piece, at| file.read_at(piece, at), at..self.limit).ok();
         }
         let room = &mut self.buffer[self.filled..self.filled + bytes];
         let read = match &mut self.ahead {

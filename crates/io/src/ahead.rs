@@ -5,17 +5,15 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use mover_base::BLOCK_BYTES;
-use mover_io::AlignedBytes;
 
-use crate::disk::DiskFile;
+use crate::aligned::AlignedBytes;
 
 /// Bytes of one read: more than the kernel makes one request of, so that a disk has several at a time.
-pub(crate) const PIECE_BYTES: usize = 2 << 20;
+pub const AHEAD_BYTES: usize = 2 << 20;
 /// Pieces that are being read, wait, or are worked on.
 const PIECES: usize = 3;
 
@@ -34,7 +32,7 @@ struct Channels {
 }
 
 /// A file that is read ahead.
-pub(crate) struct Ahead {
+pub struct Ahead {
     /// None only while it ends.
     channels: Option<Channels>,
     thread: Option<JoinHandle<()>>,
@@ -42,21 +40,25 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Begins to read `range` of `file`, from the block on that it begins in.
+    /// Begins to read `range` of a file, from the block on that it begins in. `read` fills an aligned buffer from an offset on,
+    /// and returns how much there was: less than asked for means that the file ends there.
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub(crate) fn begin(file: Arc<dyn DiskFile>, range: Range<u64>) -> io::Result<Self> {
+    pub fn begin(
+        read: impl Fn(&mut [u8], u64) -> io::Result<usize> + Send + 'static,
+        range: Range<u64>,
+    ) -> io::Result<Self> {
         let (full_in, full) = sync_channel(PIECES);
         let (empty, empty_out) = sync_channel(PIECES);
         for _ in 0..PIECES {
             // Both ends are here, and there is room for all.
-            let _ = empty.send(AlignedBytes::new(PIECE_BYTES));
+            let _ = empty.send(AlignedBytes::new(AHEAD_BYTES));
         }
         let from = range.start - range.start % BLOCK_BYTES as u64;
         let thread = std::thread::Builder::new()
-            .name("log-reader".to_owned())
-            .spawn(move || read_all(&*file, from..range.end, &full_in, &empty_out))?;
+            .name("read-ahead".to_owned())
+            .spawn(move || read_all(&read, from..range.end, &full_in, &empty_out))?;
         Ok(Ahead {
             channels: Some(Channels { full, empty }),
             thread: Some(thread),
@@ -66,7 +68,7 @@ impl Ahead {
 
     /// Fills `into` from `at` on, which is where the last call ended or, at the first, in the range. Returns how much there was:
     /// less than asked for means that the file or the range ends there.
-    pub(crate) fn read(&mut self, into: &mut [u8], at: u64) -> io::Result<usize> {
+    pub fn read(&mut self, into: &mut [u8], at: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < into.len() {
             let Some(piece) = self.piece_at(at + done as u64)? else {
@@ -112,15 +114,15 @@ impl Drop for Ahead {
 
 /// Reads `range` of the file piece by piece, until nobody takes them any more.
 fn read_all(
-    file: &dyn DiskFile,
+    read: &dyn Fn(&mut [u8], u64) -> io::Result<usize>,
     range: Range<u64>,
     full: &SyncSender<io::Result<Piece>>,
     empty: &Receiver<AlignedBytes>,
 ) {
-    for first in range.clone().step_by(PIECE_BYTES) {
+    for first in range.clone().step_by(AHEAD_BYTES) {
         let Ok(mut bytes) = empty.recv() else { return };
-        let len = (range.end - first).min(PIECE_BYTES as u64) as usize;
-        let read = file.read_at(&mut bytes[..len], first);
+        let len = (range.end - first).min(AHEAD_BYTES as u64) as usize;
+        let read = read(&mut bytes[..len], first);
         let is_last = !matches!(read, Ok(filled) if filled == len);
         let piece = read.map(|filled| Piece {
             bytes,
@@ -135,12 +137,11 @@ fn read_all(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
     /// A file of numbered blocks that may fail from a place on, and remembers how far it was read.
-    #[derive(Debug)]
     struct Numbered {
         len: u64,
         fails_at: Option<u64>,
@@ -151,7 +152,7 @@ mod tests {
         (at / 7 % 251) as u8
     }
 
-    impl DiskFile for Numbered {
+    impl Numbered {
         fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
             assert_eq!(offset % BLOCK_BYTES as u64, 0);
             assert_eq!(buffer.as_ptr().align_offset(BLOCK_BYTES), 0);
@@ -166,22 +167,6 @@ mod tests {
             }
             Ok(bytes)
         }
-
-        fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        fn allocate(&self, _: u64) -> io::Result<()> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        fn sync(&self) -> io::Result<()> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        fn len(&self) -> io::Result<u64> {
-            Ok(self.len)
-        }
     }
 
     fn numbered(len: u64, fails_at: Option<u64>) -> Arc<Numbered> {
@@ -192,15 +177,20 @@ mod tests {
         })
     }
 
-    const PIECE: u64 = PIECE_BYTES as u64;
+    fn begin(file: &Arc<Numbered>, range: Range<u64>) -> Ahead {
+        let file = Arc::clone(file);
+        Ahead::begin(move |buffer, at| file.read_at(buffer, at), range).unwrap()
+    }
+
+    const PIECE: u64 = AHEAD_BYTES as u64;
 
     #[test]
     fn bytes_come_in_order_from_any_place_to_any_end_in_steps_of_any_size() {
         let file = numbered(9 * PIECE, None);
         let ends = [PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 4096];
         for (start, end) in ends.iter().flat_map(|end| [(0, *end), (4099, *end)]) {
-            for step in [4096, 100_003, 3 * PIECE_BYTES] {
-                let mut ahead = Ahead::begin(file.clone(), start..end).unwrap();
+            for step in [4096, 100_003, 3 * AHEAD_BYTES] {
+                let mut ahead = begin(&file, start..end);
                 let mut buffer = vec![0; step];
                 let mut at = start;
                 loop {
@@ -219,16 +209,16 @@ mod tests {
 
     #[test]
     fn a_file_that_ends_early_gives_what_it_has() {
-        let mut ahead = Ahead::begin(numbered(PIECE + 10, None), 0..4 * PIECE).unwrap();
-        let mut buffer = vec![0; 3 * PIECE_BYTES];
+        let mut ahead = begin(&numbered(PIECE + 10, None), 0..4 * PIECE);
+        let mut buffer = vec![0; 3 * AHEAD_BYTES];
         assert_eq!(ahead.read(&mut buffer, 0).unwrap() as u64, PIECE + 10);
         assert_eq!(ahead.read(&mut buffer, PIECE + 10).unwrap(), 0);
     }
 
     #[test]
     fn an_error_comes_in_its_place_and_nothing_behind_it() {
-        let mut ahead = Ahead::begin(numbered(9 * PIECE, Some(2 * PIECE)), 0..9 * PIECE).unwrap();
-        let mut buffer = vec![0; 2 * PIECE_BYTES];
+        let mut ahead = begin(&numbered(9 * PIECE, Some(2 * PIECE)), 0..9 * PIECE);
+        let mut buffer = vec![0; 2 * AHEAD_BYTES];
         assert_eq!(ahead.read(&mut buffer, 0).unwrap(), buffer.len());
         let error = ahead.read(&mut buffer[..1], 2 * PIECE).unwrap_err();
         assert_eq!(error.to_string(), "bad sector");
@@ -238,7 +228,7 @@ mod tests {
     #[test]
     fn no_more_is_read_than_was_asked_for_and_there_are_pieces() {
         let file = numbered(99 * PIECE, None);
-        let mut ahead = Ahead::begin(file.clone(), 0..99 * PIECE).unwrap();
+        let mut ahead = begin(&file, 0..99 * PIECE);
         let mut buffer = vec![0; 10];
         assert_eq!(ahead.read(&mut buffer, 0).unwrap(), 10);
         drop(ahead);
