@@ -1,8 +1,10 @@
 //! Files to S3 and back: every client against every server.
 //!
-//! Invariants: clients take turns within a repetition, each with a server that has just started; what came back is compared
-//! with what was sent, byte by byte, in the first repetition.
+//! Invariants: clients take turns within a repetition, each with a server that has just started; nobody pays for memory that
+//! the machine's host has yet to give; what came back is compared with what was sent, byte by byte, in the first repetition.
 
+use std::fs::File;
+use std::io::{Read, copy, repeat};
 use std::path::{Path, PathBuf};
 
 use mover_base::{Error, Kind, Result};
@@ -163,9 +165,11 @@ struct Round<'a> {
 
 impl Round<'_> {
     fn run(&self, all: &mut S3Transfers, done: &mut impl FnMut(&TransferRun)) -> Result<()> {
-        let dir = tempfile::tempdir_in(&self.places.memory).map_err(|e| no_room(e.to_string()))?;
+        let dir = tempfile::tempdir_in(&self.places.memory)
+            .map_err(|error| no_room("a directory for everything temporary").cause(error))?;
         let target = dir.path().join("target");
-        std::fs::create_dir(&target).map_err(|e| no_room(e.to_string()))?;
+        std::fs::create_dir(&target)
+            .map_err(|error| no_room("a directory for downloads").cause(error))?;
         let bytes = Files::list(self.source)?.bytes();
         let core = match self.placement {
             Placement::OneEach => Some(SERVER_CORE),
@@ -215,6 +219,8 @@ impl Round<'_> {
             Placement::Shared => program,
         };
         sync();
+        touch_memory(&self.places.memory, bytes)
+            .map_err(|error| no_room("memory for the transfer").cause(error))?;
         let before = server.cpu_seconds()?;
         let (usage, printed) = program.timed()?;
         let own = match self.client {
@@ -246,6 +252,16 @@ fn told(printed: &str) -> Result<Moved> {
     })
 }
 
-fn no_room(cause: String) -> Error {
-    Error::new(Kind::Target, "a directory in memory cannot be made").cause(cause)
+/// Fills `bytes` of memory below `dir` and gives them back to the kernel, which hands them out next. A virtual machine's host
+/// takes memory back that was free for seconds, and the first to write to it waits for its return.
+fn touch_memory(dir: &Path, bytes: u64) -> std::io::Result<()> {
+    let path = dir.join("touched");
+    let written =
+        File::create(&path).and_then(|mut file| copy(&mut repeat(1).take(bytes), &mut file));
+    std::fs::remove_file(&path)?;
+    written.map(drop)
+}
+
+fn no_room(what: &str) -> Error {
+    Error::new(Kind::Target, "there is no room in memory").object(what)
 }
