@@ -124,10 +124,15 @@ impl Head {
         self.path.split('/').next().unwrap_or_default()
     }
 
-    /// Whether the length of the body is not in the head, or is not that of the object.
-    pub fn is_chunked(&self) -> bool {
+    /// Whether the length of the body is not in the head.
+    pub fn is_of_unknown_length(&self) -> bool {
         self.header("transfer-encoding").is_some()
-            || self.header("x-amz-decoded-content-length").is_some()
+    }
+
+    /// Bytes of an object whose body consists of signed chunks.
+    pub fn decoded_bytes(&self) -> Option<u64> {
+        let text = self.header("x-amz-decoded-content-length")?;
+        text.trim().parse().ok()
     }
 
     /// First and last byte of `bytes=5-9` or `bytes=5-`.

@@ -1,14 +1,14 @@
 //! A cheap S3 server to measure clients against: what a client can do shows only where the server does little.
 //!
 //! It receives every byte and keeps it in memory that was touched before it listens, and serves it back; it hashes
-//! nothing, checks no signature and makes nothing durable. One blocking thread per connection: no cheaper way is known
+//! nothing, checks no signature (nor those of chunks, which it takes out of their frames) and makes nothing durable. One blocking thread per connection: no cheaper way is known
 //! that keeps the bytes. Conditional writes (`If-None-Match: *`) are kept, as on Amazon's server.
 //!
 //! Invariants: objects never take more memory than it was given; an object appears whole or not at all; what it does not
-//! know (parts, chunked bodies) is refused and never taken for something else.
+//! know (parts, bodies of unknown length) is refused and never taken for something else.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Take, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,8 @@ const PAGE_NAMES_MAX: usize = 1000;
 const SMALL_BODY_BYTES_MAX: u64 = 1 << 20;
 /// Most connections at a time.
 const CONNECTIONS_MAX: u64 = 512;
+/// Longest line before a signed chunk: its length, and a signature of 64 digits.
+const CHUNK_LINE_BYTES: usize = 128;
 /// The server's clock, which stands still: no client here depends on it.
 const DATE: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
 /// The same moment in listings.
@@ -117,8 +119,8 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(300)))?;
     let mut rest = Vec::with_capacity(64 << 10);
     while let Some(head) = read_head(&mut stream, &mut rest)? {
-        if head.is_chunked() {
-            answer(&mut stream, 501, &[], b"a chunked body")?;
+        if head.is_of_unknown_length() {
+            answer(&mut stream, 501, &[], b"a body of unknown length")?;
             return Ok(());
         }
         if head.header("expect").is_some() {
@@ -166,36 +168,112 @@ impl<'a> Body<'a> {
     fn new(stream: &'a mut TcpStream, rest: &'a mut Vec<u8>) -> Self {
         Body { stream, rest }
     }
+}
 
-    fn read_exact(&mut self, mut into: &mut [u8]) -> io::Result<()> {
+impl Read for Body<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty() {
+            return self.stream.read(into);
+        }
         let early = self.rest.len().min(into.len());
         into[..early].copy_from_slice(&self.rest[..early]);
         self.rest.drain(..early);
-        into = &mut into[early..];
-        self.stream.read_exact(into)
+        Ok(early)
     }
+}
+
+/// The bytes of an object in its body.
+enum Content<'a> {
+    Plain(Body<'a>),
+    /// In signed chunks, whose signatures nobody looks at.
+    Chunks {
+        body: BufReader<Take<Body<'a>>>,
+        left: u64,
+    },
+}
+
+impl<'a> Content<'a> {
+    fn new(head: &Head, body: Body<'a>) -> Self {
+        match head.decoded_bytes() {
+            None => Content::Plain(body),
+            Some(_) => Content::Chunks {
+                body: BufReader::with_capacity(CHUNK_LINE_BYTES, body.take(head.body_bytes)),
+                left: 0,
+            },
+        }
+    }
+
+    /// Reads what is left once all bytes of the object were read: the chunk without bytes.
+    fn finish(&mut self) -> io::Result<()> {
+        match self.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let (body, left) = match self {
+            Content::Plain(body) => return body.read(into),
+            Content::Chunks { body, left } => (body, left),
+        };
+        if *left == 0 {
+            *left = next_chunk(body)?;
+        }
+        if *left == 0 {
+            return Ok(0);
+        }
+        let now = (into.len() as u64).min(*left) as usize;
+        let read = body.read(&mut into[..now])?;
+        *left -= read as u64;
+        Ok(read)
+    }
+}
+
+/// Reads what stands between chunks, and returns how long the next is. Behind the last there is only an end of line.
+fn next_chunk(body: &mut impl BufRead) -> io::Result<u64> {
+    let mut line = String::new();
+    // The end of the chunk before, if there was one.
+    while line.trim().is_empty() {
+        line.clear();
+        if body.take(CHUNK_LINE_BYTES as u64).read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let digits = line.split(';').next().unwrap_or_default();
+    let bytes =
+        u64::from_str_radix(digits, 16).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    if bytes == 0 {
+        line.clear();
+        body.take(CHUNK_LINE_BYTES as u64).read_line(&mut line)?;
+    }
+    Ok(bytes)
 }
 
 fn put(shared: &Shared, stream: &mut TcpStream, head: &Head, rest: &mut Vec<u8>) -> io::Result<()> {
     let name = head.name().unwrap_or_default().to_owned();
     let mut object = Object {
         pieces: Vec::new(),
-        bytes: head.body_bytes,
+        bytes: head.decoded_bytes().unwrap_or(head.body_bytes),
         kept_headers: head.kept_headers(),
         memory: Arc::clone(&shared.memory),
     };
-    let mut body = Body::new(stream, rest);
-    let mut left = head.body_bytes;
+    let mut content = Content::new(head, Body::new(stream, rest));
+    let mut left = object.bytes;
     while left > 0 {
         let Some(mut piece) = shared.memory.take() else {
             answer(stream, 507, &[], b"the memory for objects is used up")?;
             return Err(io::ErrorKind::StorageFull.into());
         };
         let now = left.min(PIECE_BYTES as u64) as usize;
-        let read = body.read_exact(&mut piece[..now]);
+        let read = content.read_exact(&mut piece[..now]);
         object.pieces.push(piece);
         read?;
         left -= now as u64;
+    }
+    if head.decoded_bytes().is_some() {
+        content.finish()?;
     }
     let refused = {
         let mut objects = locked(&shared.objects);
@@ -375,4 +453,27 @@ fn answer(
     let mut all = text.into_bytes();
     all.extend_from_slice(body);
     stream.write_all(&all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signed_chunks_are_taken_out_of_their_frames() {
+        let text = "5;chunk-signature=ab\r\nhello\r\n3;chunk-signature=cd\r\n\r\nx\r\n0;chunk-signature=ef\r\n\r\n";
+        let mut body = BufReader::new(text.as_bytes());
+        let mut found = Vec::new();
+        loop {
+            let bytes = next_chunk(&mut body).unwrap();
+            if bytes == 0 {
+                break;
+            }
+            (&mut body).take(bytes).read_to_end(&mut found).unwrap();
+        }
+        assert_eq!(found, b"hello\r\nx");
+        assert!(body.fill_buf().unwrap().is_empty(), "all of it was read");
+        assert!(next_chunk(&mut &b"zz;\r\n"[..]).is_err());
+        assert!(next_chunk(&mut &b"\r\n"[..]).is_err());
+    }
 }

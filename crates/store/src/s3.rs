@@ -7,6 +7,7 @@
 
 mod answer;
 mod body;
+mod chunked;
 mod claim;
 mod client;
 mod credentials;
@@ -53,6 +54,8 @@ struct Place {
     limits: LinkLimits,
     conditions: OnceCell<Conditions>,
     multipart_conditions: OnceCell<Conditions>,
+    /// Whether bodies signed chunk by chunk are stored as they should be.
+    chunks_understood: OnceCell<bool>,
     has_answered: AtomicBool,
 }
 
@@ -79,6 +82,7 @@ impl S3Store {
             limits: limits.clone(),
             conditions: OnceCell::new(),
             multipart_conditions: OnceCell::new(),
+            chunks_understood: OnceCell::new(),
             has_answered: AtomicBool::new(false),
         })))
     }

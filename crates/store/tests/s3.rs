@@ -799,6 +799,89 @@ fn names_that_no_object_can_have_are_strays_and_hide_nothing() {
     assert_eq!(page.strays, ["a/Not a key", "a/ümlaut+&<>"]);
 }
 
+/// A server of which this much is known: what it answers to the first GET, which is that of what was sent in chunks.
+fn with_a_first_read(body: &'static str) -> Scripted {
+    let writes = AtomicUsize::new(0);
+    Scripted::start(move |head, _| match head.method.as_str() {
+        "DELETE" => Reply::new(204, ""),
+        "GET" => Reply::new(200, body).with("etag", "\"x\""),
+        // The second write of the probe for conditions is refused, as by a server that keeps them.
+        "PUT" if writes.fetch_add(1, Ordering::Relaxed) == 2 => {
+            Reply::s3_error(412, "PreconditionFailed", "it exists")
+        }
+        _ => Reply::new(200, "").with("etag", "\"x\""),
+    })
+}
+
+#[test]
+fn a_server_that_would_store_the_frames_of_chunks_gets_none() {
+    let frames = "c;chunk-signature=0\r\nhelios-mover\r\n0;chunk-signature=0\r\n\r\n";
+    for (stored, is_in_chunks) in [("helios-mover", true), (frames, false), ("", false)] {
+        let scripted = with_a_first_read(stored);
+        let (kept, subject) = place(FilesystemOptions::default());
+        let store = kept.store_at(&scripted.endpoint(), "", &LinkLimits::default());
+        let bytes = pattern(BUF_BYTES + 5, 1);
+        let put =
+            subject.on_shard(async |shard| store.put_if_absent(&shard, &key("x"), &bytes).await);
+        assert_eq!(put, Put::Created);
+        let requests = scripted.requests();
+        let mut writes = requests.iter().map(|request| &request.head);
+        let write = writes.find(|head| head.method == "PUT" && head.path.ends_with("/x"));
+        let write = write.expect("the object was written");
+        let signed = write.header("x-amz-content-sha256").expect("a signed body");
+        let length = (BUF_BYTES + 5).to_string();
+        match is_in_chunks {
+            true => {
+                assert_eq!(signed, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD");
+                assert_eq!(write.header("x-amz-decoded-content-length"), Some(&*length));
+            }
+            false => {
+                assert_eq!(signed.len(), 64, "{stored}: one hash of all");
+                assert_eq!(write.header("content-length"), Some(&*length));
+            }
+        }
+    }
+}
+
+#[test]
+fn long_bodies_go_in_chunks_and_arrive_as_they_were() {
+    for (options, is_in_chunks) in [
+        ("", true),
+        ("checksum=none", true),
+        ("checksum=sha256", false),
+    ] {
+        let (kept, subject) = place(FilesystemOptions::default());
+        let proxy = FaultProxy::start(&kept.endpoint());
+        let store = kept.store_at(&proxy.endpoint(), options, &LinkLimits::default());
+        // Around the ends of chunks and buffers, and in parts.
+        let chunk = 64 << 10;
+        let lengths = [
+            0,
+            1,
+            chunk,
+            chunk + 1,
+            2 * chunk,
+            BUF_BYTES - 1,
+            BUF_BYTES,
+            BUF_BYTES + chunk,
+            17 * BUF_BYTES + 3,
+        ];
+        for length in lengths {
+            let name = key(&format!("of/{length}"));
+            let bytes = pattern(length, 7);
+            let put =
+                subject.on_shard(async |shard| upload_all(&store, &shard, &name, &bytes).await);
+            assert_eq!(put, Put::Created, "{length} bytes, {options}");
+            let stored = kept.client().get(name.as_str()).expect("stored");
+            assert!(stored.body == bytes, "{length} bytes, {options}");
+        }
+        let signed = proxy.signed().into_iter();
+        let in_chunks = signed.filter(|what| what.starts_with("STREAMING-")).count();
+        // The probe, all that have more than a chunk, and the two parts of the longest.
+        assert_eq!(in_chunks, if is_in_chunks { 8 } else { 0 }, "{options}");
+    }
+}
+
 #[test]
 fn only_what_stays_is_locked_and_put_into_a_class() {
     let written = AtomicUsize::new(0);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, RANGE, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, HeaderName, RANGE, TRANSFER_ENCODING};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -66,6 +66,7 @@ struct State {
     faults: Vec<Armed>,
     seen: Vec<String>,
     ranges: Vec<String>,
+    signed: Vec<String>,
     /// Requests that are held back: each wants to know where its answer's status is to go.
     held: Vec<oneshot::Sender<Sender<u16>>>,
 }
@@ -138,6 +139,11 @@ impl FaultProxy {
         self.shared.state().ranges.clone()
     }
 
+    /// What the signatures of those of them that say it cover: their `x-amz-content-sha256` fields.
+    pub fn signed(&self) -> Vec<String> {
+        self.shared.state().signed.clone()
+    }
+
     /// How many requests are held back.
     pub fn held(&self) -> usize {
         self.shared.state().held.len()
@@ -167,9 +173,13 @@ impl Shared {
         if state.seen.len() < SEEN_MAX {
             let seen = format!("{} {}", request.method(), request.uri());
             state.seen.push(seen);
-            let range = request.headers().get(RANGE);
-            let range = range.map(|range| String::from_utf8_lossy(range.as_bytes()).into_owned());
-            state.ranges.extend(range);
+            let text = |name| {
+                let field = request.headers().get(name)?;
+                Some(String::from_utf8_lossy(field.as_bytes()).into_owned())
+            };
+            state.ranges.extend(text(RANGE));
+            let content = HeaderName::from_static("x-amz-content-sha256");
+            state.signed.extend(text(content));
         }
         let method = request.method().as_str();
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));

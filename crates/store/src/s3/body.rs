@@ -13,17 +13,23 @@ use std::task::{Context, Poll};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use mover_base::checksum::Sha256;
+use mover_base::hex;
 use mover_io::{RateBudget, Shard};
 use tokio::sync::mpsc;
 
+use super::chunked;
 use super::location::Checksum;
 
 /// Bytes that a body hands over at a time.
 const STEP_BYTES: usize = 256 << 10;
 /// The same under a rate limit: small enough that many connections share a slow link evenly.
 const STEP_LIMITED_BYTES: usize = 16 << 10;
+/// SHA-256 of nothing.
+pub(super) const EMPTY_SHA256: &str =
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// The bytes of an object or of a part of one, with what is known about them.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +38,8 @@ pub(super) struct Payload {
     pub bytes: u64,
     /// Where it was computed, over all pieces.
     pub sha256: Option<Sha256>,
+    /// SHA-256 of each of its chunks, if those are signed and not the whole.
+    pub chunks: Vec<Sha256>,
     /// Where it was computed, over all pieces.
     pub crc32c: Option<u32>,
 }
@@ -44,6 +52,38 @@ impl Payload {
             Checksum::Crc32c => self.crc32c.map(|crc| BASE64.encode(crc.to_be_bytes())),
             Checksum::Sha256 => self.sha256.map(|sha256| BASE64.encode(sha256)),
         }
+    }
+
+    /// Bytes on the way to the server.
+    pub fn sent_bytes(&self) -> u64 {
+        match self.chunks.is_empty() {
+            true => self.bytes,
+            false => chunked::framed_bytes(self.bytes),
+        }
+    }
+
+    /// Announces it in a request's headers: how long it is, where the method allows for a body, and what binds it to the
+    /// signature. Over TLS the transport does that already.
+    pub fn announce(&self, has_length: bool, is_tls: bool, headers: &mut HeaderMap) {
+        if has_length {
+            headers.insert(header::CONTENT_LENGTH, self.sent_bytes().into());
+        }
+        if !self.chunks.is_empty() {
+            headers.insert(
+                header::CONTENT_ENCODING,
+                HeaderValue::from_static("aws-chunked"),
+            );
+            headers.insert("x-amz-decoded-content-length", self.bytes.into());
+        }
+        let value = match self.sha256 {
+            _ if self.bytes == 0 => Some(HeaderValue::from_static(EMPTY_SHA256)),
+            _ if !self.chunks.is_empty() => Some(HeaderValue::from_static(chunked::CONTENT_SHA256)),
+            Some(sha256) => HeaderValue::from_str(&hex::encode(&sha256)).ok(),
+            None => None,
+        };
+        debug_assert!(value.is_some() || is_tls, "an unsigned body without TLS");
+        let value = value.unwrap_or(HeaderValue::from_static("UNSIGNED-PAYLOAD"));
+        headers.insert("x-amz-content-sha256", value);
     }
 }
 
@@ -89,24 +129,24 @@ enum Source {
 }
 
 impl PayloadBody {
-    /// A body of `payload`, slowed down to `budget` where that has a limit.
+    /// A body of `pieces`, slowed down to `budget` where that has a limit.
     pub fn new(
         shard: &Shard,
-        payload: &Payload,
+        pieces: VecDeque<Bytes>,
         budget: &Arc<RateBudget>,
         progress: &Arc<Progress>,
     ) -> Self {
-        let pieces: VecDeque<Bytes> = payload.pieces.iter().cloned().collect();
+        let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         let source = match budget.is_unlimited() {
             true => Source::Pieces(pieces),
             false => Source::Paced(pace(shard, pieces, budget, progress)),
         };
-        if payload.bytes == 0 {
+        if bytes == 0 {
             progress.all_handed_over.store(true, Relaxed);
         }
         PayloadBody {
             source,
-            bytes_left: payload.bytes,
+            bytes_left: bytes,
             progress: Arc::clone(progress),
         }
     }

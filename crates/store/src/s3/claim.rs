@@ -124,7 +124,7 @@ async fn turn(client: &Client, name: &str, prefix: &str, claim: &str) -> Result<
 
 /// Writes our claim and looks whether there are others.
 async fn is_alone(client: &Client, prefix: &str, claim: &str) -> Result<bool> {
-    let payload = put::payload_of(client, b"claim");
+    let payload = put::payload_of(client, b"claim")?;
     let request = put_request(client, claim, payload, "claim");
     client.send_small(&request).await?;
     let found = list::all(client, prefix).await?;

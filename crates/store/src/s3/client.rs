@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
-use mover_base::{Error, Kind, Result, hex};
+use mover_base::{Error, Kind, Result};
 use mover_io::{Shard, random_bytes};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
+use super::chunked::{self, SealSlot};
 use super::credentials::{Edition, Outlook, Unsigned};
 use super::flow::{Class, Flow, pause_before};
 use super::location::Checksum;
@@ -351,17 +352,25 @@ impl Client {
             headers.insert(header::RANGE, value);
         }
         let payload = &request.payload;
-        if request.method == Method::PUT || request.method == Method::POST {
-            headers.insert(header::CONTENT_LENGTH, payload.bytes.into());
-        }
-        headers.insert(
-            "x-amz-content-sha256",
-            content_sha256(payload, place.location.is_tls()),
-        );
+        let has_length = request.method == Method::PUT || request.method == Method::POST;
+        payload.announce(has_length, place.location.is_tls(), headers);
         let (mut parts, ()) = call.into_parts();
+        let seal = SealSlot::default();
+        if !payload.chunks.is_empty() {
+            parts.extensions.insert(Arc::clone(&seal));
+        }
         let signed = place.signature.sign(&mut parts).await;
         let signed_by = signed.map_err(|unsigned| self.unsigned(unsigned))?;
-        let body = PayloadBody::new(&self.shard, payload, &place.limits.upload, progress);
+        // The seal holds a key that belongs into no request.
+        parts.extensions.clear();
+        let pieces = match payload.chunks.is_empty() {
+            true => payload.pieces.iter().cloned().collect(),
+            false => {
+                let seal = seal.get();
+                chunked::framed(payload, seal.ok_or_else(|| failed(&"it has no seal"))?)
+            }
+        };
+        let body = PayloadBody::new(&self.shard, pieces, &place.limits.upload, progress);
         let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));
         let call =
             reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))?;
@@ -645,18 +654,6 @@ impl Client {
             is_overload: false,
         }
     }
-}
-
-/// The header that binds a body to its signature. Over TLS the transport does that already.
-fn content_sha256(payload: &Payload, is_tls: bool) -> HeaderValue {
-    const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    let value = match payload.sha256 {
-        _ if payload.bytes == 0 => Some(HeaderValue::from_static(EMPTY)),
-        Some(sha256) => HeaderValue::from_str(&hex::encode(&sha256)).ok(),
-        None => None,
-    };
-    debug_assert!(value.is_some() || is_tls, "an unsigned body without TLS");
-    value.unwrap_or(HeaderValue::from_static("UNSIGNED-PAYLOAD"))
 }
 
 /// The connections of a shard.

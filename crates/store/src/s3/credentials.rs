@@ -17,9 +17,13 @@ use reqsign_aws_v4::{
     AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider,
     ProfileCredentialProvider, RequestSigner,
 };
-use reqsign_core::{Context, ErrorKind, FileRead, HttpSend, OsEnv, ProvideCredential, Signer};
+use reqsign_core::time::Timestamp;
+use reqsign_core::{
+    Context, ErrorKind, FileRead, HttpSend, OsEnv, ProvideCredential, SignRequest, Signer,
+};
 use reqwest::Url;
 
+use super::chunked::{Seal, SealSlot};
 use super::client::innermost;
 use super::location::Location;
 
@@ -90,7 +94,7 @@ impl Signature {
         }
     }
 
-    /// Adds date, token and signature to a request's headers.
+    /// Adds date, token and signature to a request's headers. A request that bears a slot for a seal gets one.
     pub async fn sign(&self, parts: &mut Parts) -> Result<Edition, Unsigned> {
         let (signer, edition) = {
             let current = self.current();
@@ -235,12 +239,55 @@ impl ProvideCredential for Sources {
     }
 }
 
+/// Signs a request's head, and leaves the seal for its chunks where the request has a slot for it.
+#[derive(Debug)]
+struct HeadsAndSeals {
+    heads: RequestSigner,
+    region: String,
+}
+
+impl SignRequest for HeadsAndSeals {
+    type Credential = Credential;
+
+    fn required_valid_until(
+        &self,
+        credential: &Credential,
+        expires_in: Option<Duration>,
+    ) -> Timestamp {
+        self.heads.required_valid_until(credential, expires_in)
+    }
+
+    async fn sign_request(
+        &self,
+        context: &Context,
+        parts: &mut Parts,
+        credential: Option<&Credential>,
+        expires_in: Option<Duration>,
+    ) -> reqsign_core::Result<()> {
+        let signed = self
+            .heads
+            .sign_request(context, parts, credential, expires_in);
+        signed.await?;
+        if let (Some(slot), Some(credential)) = (parts.extensions.get::<SealSlot>(), credential)
+            && let Some(seal) =
+                Seal::new(&credential.secret_access_key, &self.region, &parts.headers)
+        {
+            // A slot is filled once: each try has its own.
+            let _ = slot.set(seal);
+        }
+        Ok(())
+    }
+}
+
 fn signer(region: &str, profile: Option<&str>, file: Option<&str>) -> Signer<Credential> {
     let context = Context::new()
         .with_env(OsEnv)
         .with_file_read(Files)
         .with_http_send(CredentialServices);
-    let requests = RequestSigner::new("s3", region).with_standard_session_token();
+    let requests = HeadsAndSeals {
+        heads: RequestSigner::new("s3", region).with_standard_session_token(),
+        region: region.to_owned(),
+    };
     // A credential process would be a program of someone else's choice run with this one's rights.
     let own = DefaultCredentialProvider::builder()
         .no_web_identity()

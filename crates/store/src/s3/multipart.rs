@@ -177,7 +177,7 @@ impl Parts {
 
     /// Names the object unless that exists. An upload that did not become the object is the caller's to throw away.
     pub async fn complete(&self, client: &Client) -> Result<Put> {
-        let request = self.complete_request(client);
+        let request = self.complete_request(client)?;
         if conditions(client).await? == Conditions::Ignored {
             return claim::claimed(client, &self.name, &request, &self.mark).await;
         }
@@ -185,7 +185,7 @@ impl Parts {
         put::settle(client, &request, &self.mark).await
     }
 
-    fn complete_request(&self, client: &Client) -> Request {
+    fn complete_request(&self, client: &Client) -> Result<Request> {
         let element = client.place.location.checksum.algorithm();
         let mut text = String::from("<CompleteMultipartUpload>");
         for (at, part) in self.sent.iter().enumerate() {
@@ -201,10 +201,12 @@ impl Parts {
         }
         text.push_str("</CompleteMultipartUpload>");
         // No checksum goes along: here it would be taken for that of the object.
-        Request::new(Operation::Multipart, Method::POST, self.name.clone())
+        let payload = put::payload_of(client, text.as_bytes())?;
+        let request = Request::new(Operation::Multipart, Method::POST, self.name.clone());
+        Ok(request
             .query("uploadId", self.id.clone())
             .header("content-type", "application/xml")
-            .payload(put::payload_of(client, text.as_bytes()))
+            .payload(payload))
     }
 
     /// Throws the upload away.
@@ -288,12 +290,13 @@ async fn conditions(client: &Client) -> Result<Conditions> {
 }
 
 async fn probe(client: &Client, name: &str) -> Result<Conditions> {
-    let payload = put::payload_of(client, b"helios-mover");
+    let payload = put::payload_of(client, b"helios-mover")?;
     let request = put_request(client, name, payload.clone(), &new_mark()?);
     client.send_small(&request).await?;
     let mut parts = Parts::begin(client, name, new_mark()?).await?;
     parts.send(client, payload).await?;
-    let request = parts.complete_request(client).header("if-none-match", "*");
+    let request = parts.complete_request(client)?;
+    let request = request.header("if-none-match", "*");
     let answer = client.send(&request, &mut Sink::Answer).await?;
     if answer.status.is_success() && !answer.is_hidden_error() {
         return Ok(Conditions::Ignored);

@@ -12,6 +12,7 @@ use mover_io::random_bytes;
 
 use super::answer::{Answer, Operation};
 use super::body::Payload;
+use super::chunked::ChunkHashes;
 use super::claim;
 use super::client::{Client, Request, Sink};
 use super::location::{Checksum, STORAGE_CLASS_HEADER};
@@ -222,7 +223,7 @@ pub(super) async fn withdraw_probe(client: &Client, name: &str) {
 }
 
 async fn probe(client: &Client, name: &str) -> Result<Conditions> {
-    let payload = payload_of(client, b"helios-mover");
+    let payload = payload_of(client, b"helios-mover")?;
     let mark = new_mark()?;
     let first = put_request(client, name, payload.clone(), &mark).header("if-none-match", "*");
     let answer = client.send(&first, &mut Sink::Answer).await?;
@@ -251,26 +252,45 @@ pub(super) async fn delete(client: &Client, name: &str) -> Result<()> {
 }
 
 /// A payload of bytes that are at hand, with the checksums that the place asks for.
-pub(super) fn payload_of(client: &Client, bytes: &[u8]) -> Payload {
-    let mut sums = Checksums::new(client);
-    sums.update(bytes);
-    sums.finish(vec![Bytes::copy_from_slice(bytes)], bytes.len() as u64)
+pub(super) fn payload_of(client: &Client, bytes: &[u8]) -> Result<Payload> {
+    let mut sums = Checksums::new(client, Signing::Whole);
+    sums.update(bytes)?;
+    Ok(sums.finish(vec![Bytes::copy_from_slice(bytes)], bytes.len() as u64))
+}
+
+/// How a payload is bound to its request's signature where no TLS does that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signing {
+    /// By one hash.
+    Whole,
+    /// By one hash for each chunk.
+    Chunks,
 }
 
 /// What is computed over a payload while it is gathered.
 pub(super) struct Checksums {
-    sha256: Option<Sha256Stream>,
+    hashes: Hashes,
     crc32c: Option<crc_fast::Digest>,
 }
 
+enum Hashes {
+    None,
+    Whole(Sha256Stream),
+    Chunks(ChunkHashes),
+}
+
 impl Checksums {
-    pub fn new(client: &Client) -> Self {
+    pub fn new(client: &Client, signing: Signing) -> Self {
         let location = &client.place.location;
         // Without TLS the signature has to cover the bytes; with it the transport does.
         let is_hashed = !location.is_tls() || location.checksum == Checksum::Sha256;
         let is_summed = location.checksum == Checksum::Crc32c;
         Checksums {
-            sha256: is_hashed.then(Sha256Stream::new),
+            hashes: match signing {
+                _ if !is_hashed => Hashes::None,
+                Signing::Whole => Hashes::Whole(Sha256Stream::new()),
+                Signing::Chunks => Hashes::Chunks(ChunkHashes::default()),
+            },
             crc32c: is_summed.then(|| crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi)),
         }
     }
@@ -280,24 +300,37 @@ impl Checksums {
         let crc32c = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
         Checksums {
             crc32c: Some(crc32c),
-            ..Checksums::new(client)
+            ..Checksums::new(client, Signing::Whole)
         }
     }
 
-    pub fn update(&mut self, bytes: &[u8]) {
-        if let Some(sha256) = &mut self.sha256 {
-            sha256.update(bytes);
+    /// Adds the next bytes.
+    ///
+    /// # Errors
+    /// Where the hashes of chunks come out wrong.
+    pub fn update(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.hashes {
+            Hashes::None => {}
+            Hashes::Whole(sha256) => sha256.update(bytes),
+            Hashes::Chunks(chunks) => chunks.update(bytes)?,
         }
         if let Some(crc32c) = &mut self.crc32c {
             crc32c.update(bytes);
         }
+        Ok(())
     }
 
     pub fn finish(self, pieces: Vec<Bytes>, bytes: u64) -> Payload {
+        let (sha256, chunks) = match self.hashes {
+            Hashes::None => (None, Vec::new()),
+            Hashes::Whole(sha256) => (Some(sha256.finish()), Vec::new()),
+            Hashes::Chunks(chunks) => (None, chunks.finish()),
+        };
         Payload {
             pieces,
             bytes,
-            sha256: self.sha256.map(Sha256Stream::finish),
+            sha256,
+            chunks,
             crc32c: self.crc32c.map(|crc32c| crc32c.finalize() as u32),
         }
     }

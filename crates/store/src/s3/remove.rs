@@ -45,7 +45,7 @@ struct Refused {
 /// Deletes the objects `keys`, whichever of them exist.
 pub(super) async fn delete_all(client: &Client, keys: &[Key]) -> Result<()> {
     for keys in keys.chunks(KEYS_MAX) {
-        let request = request(client, keys);
+        let request = request(client, keys)?;
         let answer = client.send(&request, &mut Sink::Answer).await?;
         let is_unknown = matches!(
             answer.status,
@@ -90,7 +90,7 @@ async fn one_by_one(client: &Client, keys: impl Iterator<Item = &Key>) -> Result
     Ok(())
 }
 
-fn request(client: &Client, keys: &[Key]) -> Request {
+fn request(client: &Client, keys: &[Key]) -> Result<Request> {
     let mut text = String::from("<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
     for key in keys {
         let name = client.place.name_of(key);
@@ -100,12 +100,12 @@ fn request(client: &Client, keys: &[Key]) -> Request {
     text.push_str("</Delete>");
     // Amazon takes no such request without a checksum, whatever objects are written with.
     let mut sums = Checksums::for_deletion(client);
-    sums.update(text.as_bytes());
+    sums.update(text.as_bytes())?;
     let bytes = text.len() as u64;
-    Request::new(Operation::Delete, Method::POST, String::new())
+    Ok(Request::new(Operation::Delete, Method::POST, String::new())
         .query("delete", "")
         .header("content-type", "application/xml")
-        .summed_payload(sums.finish(vec![text.into()], bytes), Checksum::Crc32c)
+        .summed_payload(sums.finish(vec![text.into()], bytes), Checksum::Crc32c))
 }
 
 fn refusal(client: &Client, refused: &Refused) -> Error {

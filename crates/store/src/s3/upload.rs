@@ -12,9 +12,10 @@ use mover_base::Result;
 use tokio::sync::Notify;
 
 use super::body::Payload;
+use super::chunked::{self, CHUNK_BYTES};
 use super::client::Client;
 use super::multipart::{self, PART_BYTES, Parts};
-use super::put::{self, Checksums, new_mark};
+use super::put::{self, Checksums, Signing, new_mark};
 use crate::key::Key;
 use crate::{Put, Rivals};
 
@@ -87,6 +88,8 @@ pub struct S3Upload {
     held: Held,
     pieces: Vec<Bytes>,
     bytes: u64,
+    /// How its payloads are signed: in chunks where its first piece shows that it is long.
+    signing: Signing,
     sums: Checksums,
     parts: Option<Parts>,
 }
@@ -95,7 +98,8 @@ impl S3Upload {
     pub(super) async fn begin(client: Rc<Client>, key: &Key, rivals: Rivals) -> Result<Self> {
         multipart::abort_abandoned(&client).await;
         let held = client.memory.enter().await;
-        let sums = Checksums::new(&client);
+        let signing = Signing::Whole;
+        let sums = Checksums::new(&client, signing);
         Ok(S3Upload {
             client,
             key: key.clone(),
@@ -103,6 +107,7 @@ impl S3Upload {
             held,
             pieces: Vec::new(),
             bytes: 0,
+            signing,
             sums,
             parts: None,
         })
@@ -114,7 +119,12 @@ impl S3Upload {
         if self.bytes as usize == PART_BYTES {
             self.send_part().await?;
         }
-        self.sums.update(piece);
+        let is_first = self.bytes == 0 && self.parts.is_none();
+        if is_first && piece.len() > CHUNK_BYTES && chunked::are_used(&self.client).await {
+            self.signing = Signing::Chunks;
+            self.sums = Checksums::new(&self.client, self.signing);
+        }
+        self.sums.update(piece)?;
         self.pieces.push(Bytes::copy_from_slice(piece));
         self.bytes += piece.len() as u64;
         self.held.add(piece.len() as u64);
@@ -180,7 +190,7 @@ impl S3Upload {
     }
 
     fn take_payload(&mut self) -> Payload {
-        let sums = std::mem::replace(&mut self.sums, Checksums::new(&self.client));
+        let sums = std::mem::replace(&mut self.sums, Checksums::new(&self.client, self.signing));
         let bytes = std::mem::take(&mut self.bytes);
         sums.finish(std::mem::take(&mut self.pieces), bytes)
     }
