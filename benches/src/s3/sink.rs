@@ -1,8 +1,8 @@
 //! A cheap S3 server to measure clients against: what a client can do shows only where the server does little.
 //!
 //! It receives every byte and keeps it in memory that was touched before it listens, and serves it back; it hashes
-//! nothing, checks no signature (nor those of chunks, which it takes out of their frames) and makes nothing durable. One blocking thread per connection: no cheaper way is known
-//! that keeps the bytes. Conditional writes (`If-None-Match: *`) are kept, as on Amazon's server.
+//! nothing, checks no signature (nor those of chunks, which it takes out of their frames) and makes nothing durable. One
+//! blocking thread per connection: no cheaper way is known that keeps the bytes. Conditional writes (`If-None-Match: *`) are kept, as on Amazon's server.
 //!
 //! Invariants: objects never take more memory than it was given; an object appears whole or not at all; what it does not
 //! know (parts, bodies of unknown length) is refused and never taken for something else.
