@@ -819,7 +819,8 @@ fn a_server_that_would_store_the_frames_of_chunks_gets_none() {
     for (stored, is_in_chunks) in [("helios-mover", true), (frames, false), ("", false)] {
         let scripted = with_a_first_read(stored);
         let (kept, subject) = place(FilesystemOptions::default());
-        let store = kept.store_at(&scripted.endpoint(), "", &LinkLimits::default());
+        let limits = LinkLimits::default();
+        let store = kept.store_at(&scripted.endpoint(), "sign=chunks", &limits);
         let bytes = pattern(BUF_BYTES + 5, 1);
         let put =
             subject.on_shard(async |shard| store.put_if_absent(&shard, &key("x"), &bytes).await);
@@ -876,7 +877,13 @@ fn bodies_in_chunks(kept: &Place, subject: &Subject, options: &str) -> usize {
 #[test]
 fn long_bodies_go_in_chunks_and_arrive_as_they_were() {
     // The probe, all that have more than a chunk, and the two parts of the longest.
-    for (options, expected) in [("", 8), ("checksum=none", 8), ("checksum=sha256", 0)] {
+    for (options, expected) in [
+        ("", 0),
+        ("sign=whole", 0),
+        ("sign=chunks", 8),
+        ("sign=chunks&checksum=none", 8),
+        ("sign=chunks&checksum=sha256", 0),
+    ] {
         let (kept, subject) = place(FilesystemOptions::default());
         assert_eq!(
             bodies_in_chunks(&kept, &subject, options),
@@ -885,7 +892,11 @@ fn long_bodies_go_in_chunks_and_arrive_as_they_were() {
         );
     }
     let (kept, subject) = garage_place();
-    assert_eq!(bodies_in_chunks(&kept, &subject, ""), 8, "Garage");
+    assert_eq!(
+        bodies_in_chunks(&kept, &subject, "sign=chunks"),
+        8,
+        "Garage"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Bodies that are signed chunk by chunk (`STREAMING-AWS4-HMAC-SHA256-PAYLOAD`), for servers without TLS.
+//! Bodies that are signed chunk by chunk (`STREAMING-AWS4-HMAC-SHA256-PAYLOAD`), for servers without TLS, where `sign=chunks` asks for it.
 //!
 //! One SHA-256 is a chain, which no vector unit speeds up; those of a body's chunks are computed many at once.
 //!
@@ -20,7 +20,7 @@ use reqsign_core::hash::{hex_hmac_sha256, hmac_sha256};
 use super::answer::Operation;
 use super::body::{EMPTY_SHA256, Payload};
 use super::client::{Client, Request, Sink};
-use super::location::{Checksum, Location};
+use super::location::{Checksum, Location, Signing};
 use super::put::{self, new_mark, new_probe_name, put_request, withdraw_probe};
 
 /// Bytes of a chunk: a buffer of the arena makes as many as the widest vectors hold lanes, and a frame adds 0.14 %.
@@ -166,9 +166,11 @@ fn pass(bytes: usize, from: &mut VecDeque<Bytes>, to: &mut VecDeque<Bytes>) {
     }
 }
 
-/// Whether a body's bytes have to be covered by the signature, and nothing else wants one hash over all of them.
+/// Whether chunks are asked for, a body's bytes have to be covered by the signature, and nothing else wants one hash over
+/// all of them.
 fn is_wanted(location: &Location) -> bool {
-    !location.is_tls() && location.checksum != Checksum::Sha256
+    let is_asked_for = location.signing == Signing::Chunks;
+    is_asked_for && !location.is_tls() && location.checksum != Checksum::Sha256
 }
 
 /// Whether long bodies go to the server in chunks; tried once per job. A server that does not know the frames may store

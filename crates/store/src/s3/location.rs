@@ -69,6 +69,15 @@ impl Checksum {
     }
 }
 
+/// How a body is bound to its request's signature where no TLS does that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signing {
+    /// By one hash.
+    Whole,
+    /// By one hash for each chunk, where it is long.
+    Chunks,
+}
+
 /// Where a repository lies and how its server is spoken to.
 #[derive(Debug, Clone)]
 pub(super) struct Location {
@@ -89,6 +98,7 @@ pub(super) struct Location {
     /// Profile of the credentials.
     pub profile: Option<String>,
     pub checksum: Checksum,
+    pub signing: Signing,
     /// Headers of every new object: storage class, encryption by the server, object lock.
     pub object_headers: Vec<(&'static str, String)>,
     /// Days for which new objects are locked, with the mode.
@@ -126,6 +136,7 @@ struct Options {
     credentials: Option<PathBuf>,
     profile: Option<String>,
     checksum: Option<Checksum>,
+    signing: Option<Signing>,
     headers: Vec<(&'static str, String)>,
     lock_mode: Option<&'static str>,
     lock_days: Option<u32>,
@@ -189,6 +200,7 @@ impl Location {
             credentials: options.credentials,
             profile: options.profile,
             checksum: options.checksum.unwrap_or(Checksum::Crc32c),
+            signing: options.signing.unwrap_or(Signing::Whole),
             object_headers: options.headers,
             lock,
             connections: options.connections.unwrap_or(CONNECTIONS_DEFAULT),
@@ -266,6 +278,7 @@ impl Options {
             "credentials" => self.credentials = Some(PathBuf::from(value)),
             "profile" => self.profile = Some(value.to_owned()),
             "checksum" => self.checksum = Some(parse_checksum(value)?),
+            "sign" => self.signing = Some(parse_signing(value)?),
             "storage_class" => self.headers.push(header(STORAGE_CLASS_HEADER)?),
             "sse" => self.headers.push(header("x-amz-server-side-encryption")?),
             "sse_kms_key_id" => self
@@ -372,6 +385,16 @@ fn parse_number(name: &str, value: &str, max: usize) -> Result<usize> {
                 .object(name)
                 .hint(format!("give a number from 1 to {max}"))
         })
+}
+
+fn parse_signing(value: &str) -> Result<Signing> {
+    match value {
+        "whole" => Ok(Signing::Whole),
+        "chunks" => Ok(Signing::Chunks),
+        _ => Err(wrong("an unknown way to sign")
+            .object(shown(value))
+            .hint("known are whole and chunks")),
+    }
 }
 
 fn parse_checksum(value: &str) -> Result<Checksum> {

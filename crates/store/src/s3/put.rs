@@ -15,7 +15,7 @@ use super::body::Payload;
 use super::chunked::ChunkHashes;
 use super::claim;
 use super::client::{Client, Request, Sink};
-use super::location::{Checksum, STORAGE_CLASS_HEADER};
+use super::location::{Checksum, STORAGE_CLASS_HEADER, Signing};
 use crate::key::TEMPORARY_PART;
 use crate::{Put, Rivals};
 
@@ -256,15 +256,6 @@ pub(super) fn payload_of(client: &Client, bytes: &[u8]) -> Result<Payload> {
     let mut sums = Checksums::new(client, Signing::Whole);
     sums.update(bytes)?;
     Ok(sums.finish(vec![Bytes::copy_from_slice(bytes)], bytes.len() as u64))
-}
-
-/// How a payload is bound to its request's signature where no TLS does that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signing {
-    /// By one hash.
-    Whole,
-    /// By one hash for each chunk.
-    Chunks,
 }
 
 /// What is computed over a payload while it is gathered.

@@ -14,8 +14,9 @@ use tokio::sync::Notify;
 use super::body::Payload;
 use super::chunked::{self, CHUNK_BYTES};
 use super::client::Client;
+use super::location::Signing;
 use super::multipart::{self, PART_BYTES, Parts};
-use super::put::{self, Checksums, Signing, new_mark};
+use super::put::{self, Checksums, new_mark};
 use crate::key::Key;
 use crate::{Put, Rivals};
 
