@@ -23,6 +23,8 @@ const WORKERS: &str = "16";
 pub enum Client {
     /// The mover's driver.
     Mover,
+    /// The same, told to sign bodies in chunks.
+    MoverChunks,
     /// Bare HTTP: the roofline.
     Bare,
     /// The AWS CRT's S3 client, called from Python.
@@ -62,8 +64,9 @@ pub struct Job<'a> {
 
 impl Client {
     /// All, the mover first.
-    pub const ALL: [Client; 5] = [
+    pub const ALL: [Client; 6] = [
         Client::Mover,
+        Client::MoverChunks,
         Client::Bare,
         Client::Crt,
         Client::S5cmd,
@@ -74,6 +77,7 @@ impl Client {
     pub fn title(self) -> &'static str {
         match self {
             Client::Mover => "mover's driver",
+            Client::MoverChunks => "mover's driver, sign=chunks",
             Client::Bare => "bare HTTP",
             Client::Crt => "AWS CRT",
             Client::S5cmd => "s5cmd",
@@ -87,6 +91,7 @@ impl Client {
             Client::Mover => {
                 "defaults: each body signed by its SHA-256 and sent with a CRC-32C, If-None-Match, 32 connections; downloads in ranges of up to 7 MiB as a restore reads"
             }
+            Client::MoverChunks => "the same, each body signed by the SHA-256 of its chunks",
             Client::Bare => {
                 "8 connections, presigned, no checksum, through a buffer of 256 KiB each"
             }
@@ -103,7 +108,8 @@ impl Client {
     /// The program for one direction.
     pub fn program(self, direction: Direction, job: &Job<'_>) -> Program {
         let program = match self {
-            Client::Mover => mover(direction, job),
+            Client::Mover => mover(direction, job, ""),
+            Client::MoverChunks => mover(direction, job, "&sign=chunks"),
             Client::Bare => bare(direction, job),
             Client::Crt => crt(direction, job),
             Client::S5cmd => s5cmd(direction, job),
@@ -129,10 +135,11 @@ fn verb(direction: Direction) -> &'static str {
     }
 }
 
-fn mover(direction: Direction, job: &Job<'_>) -> Program {
+/// The mover's driver, with further options in the URL.
+fn mover(direction: Direction, job: &Job<'_>, options: &str) -> Program {
     Program::new(job.own)
         .args(["transfer", verb(direction), "--url"])
-        .args([job.access.url(PREFIX.trim_end_matches('/'), "")])
+        .args([job.access.url(PREFIX.trim_end_matches('/'), options)])
         .args(["--dir"])
         .path(local(direction, job))
 }
@@ -150,8 +157,8 @@ pub fn first_byte(client: Client, job: &Job<'_>) -> Option<Program> {
             .args(["--dir"])
             .path(job.target),
         Client::Bare => bare_program("first-byte", job),
-        // What happens inside of the other programs cannot be seen.
-        Client::Crt | Client::S5cmd | Client::Rclone => return None,
+        // It differs in uploads only; and what happens inside of the other programs cannot be seen.
+        Client::MoverChunks | Client::Crt | Client::S5cmd | Client::Rclone => return None,
     };
     let variables = job.access.variables().into_iter();
     Some(variables.fold(program, |program, (name, value)| program.env(name, value)))

@@ -31,6 +31,8 @@ pub(super) struct Head {
     query: String,
     headers: Vec<(String, String)>,
     pub body_bytes: u64,
+    /// Bytes of the object, if the body consists of signed chunks.
+    pub decoded_bytes: Option<u64>,
 }
 
 /// The next head, or `None` where the client has closed the connection. What came behind it stays in `rest`.
@@ -85,10 +87,19 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
         query: query.to_owned(),
         headers,
         body_bytes: 0,
+        decoded_bytes: None,
     };
-    if let Some(length) = head.header("content-length") {
-        head.body_bytes = length.trim().parse().map_err(|_| invalid())?;
-    }
+    let number = |name| {
+        let text = head.header(name);
+        text.map(|text| text.trim().parse().map_err(|_| invalid()))
+            .transpose()
+    };
+    let (body_bytes, decoded_bytes) = (
+        number("content-length")?,
+        number("x-amz-decoded-content-length")?,
+    );
+    head.body_bytes = body_bytes.unwrap_or(0);
+    head.decoded_bytes = decoded_bytes;
     Ok(Some((head, length)))
 }
 
@@ -127,12 +138,6 @@ impl Head {
     /// Whether the length of the body is not in the head.
     pub fn is_of_unknown_length(&self) -> bool {
         self.header("transfer-encoding").is_some()
-    }
-
-    /// Bytes of an object whose body consists of signed chunks.
-    pub fn decoded_bytes(&self) -> Option<u64> {
-        let text = self.header("x-amz-decoded-content-length")?;
-        text.trim().parse().ok()
     }
 
     /// First and last byte of `bytes=5-9` or `bytes=5-`.
@@ -174,5 +179,7 @@ mod tests {
         assert!(parse(&text[..30]).unwrap().is_none());
         assert!(parse(b"BREW / HTTP/1.1\r\n\r\n").is_err());
         assert!(parse(b"PUT /b/c HTTP/1.1\r\ncontent-length: -1\r\n\r\n").is_err());
+        let chunks = b"PUT /b/c HTTP/1.1\r\nx-amz-decoded-content-length: x\r\n\r\n";
+        assert!(parse(chunks).is_err());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It receives every byte and keeps it in memory that was touched before it listens, and serves it back; it hashes
 //! nothing, checks no signature (nor those of chunks, which it takes out of their frames) and makes nothing durable. One
-//! blocking thread per connection: no cheaper way is known that keeps the bytes. Conditional writes (`If-None-Match: *`) are kept, as on Amazon's server.
+//! blocking thread per connection: no cheaper way is known that keeps the bytes. Conditional writes (`If-None-Match: *`)
+//! are kept, as on Amazon's server.
 //!
 //! Invariants: objects never take more memory than it was given; an object appears whole or not at all; what it does not
 //! know (parts, bodies of unknown length) is refused and never taken for something else.
@@ -194,7 +195,7 @@ enum Content<'a> {
 
 impl<'a> Content<'a> {
     fn new(head: &Head, body: Body<'a>) -> Self {
-        match head.decoded_bytes() {
+        match head.decoded_bytes {
             None => Content::Plain(body),
             Some(_) => Content::Chunks {
                 body: BufReader::with_capacity(CHUNK_LINE_BYTES, body.take(head.body_bytes)),
@@ -203,11 +204,15 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// Reads what is left once all bytes of the object were read: the chunk without bytes.
+    /// Reads what is left once all bytes of the object were read: of chunks, the one without bytes.
     fn finish(&mut self) -> io::Result<()> {
-        match self.read(&mut [0])? {
-            0 => Ok(()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
+        let is_over = match self {
+            Content::Plain(_) => true,
+            Content::Chunks { body, left } => *left == 0 && next_chunk(body)? == 0,
+        };
+        match is_over {
+            true => Ok(()),
+            false => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
@@ -255,7 +260,7 @@ fn put(shared: &Shared, stream: &mut TcpStream, head: &Head, rest: &mut Vec<u8>)
     let name = head.name().unwrap_or_default().to_owned();
     let mut object = Object {
         pieces: Vec::new(),
-        bytes: head.decoded_bytes().unwrap_or(head.body_bytes),
+        bytes: head.decoded_bytes.unwrap_or(head.body_bytes),
         kept_headers: head.kept_headers(),
         memory: Arc::clone(&shared.memory),
     };
@@ -272,9 +277,7 @@ fn put(shared: &Shared, stream: &mut TcpStream, head: &Head, rest: &mut Vec<u8>)
         read?;
         left -= now as u64;
     }
-    if head.decoded_bytes().is_some() {
-        content.finish()?;
-    }
+    content.finish()?;
     let refused = {
         let mut objects = locked(&shared.objects);
         let is_taken = head.header("if-none-match").is_some() && objects.contains_key(&name);

@@ -55,7 +55,8 @@ pub(crate) fn transfers(out: &mut String, all: &S3Transfers) {
         }
         line!(out, "");
     }
-    for client in Client::ALL {
+    let is_measured = |client: &Client| all.runs.iter().any(|run| run.client == *client);
+    for client in Client::ALL.into_iter().filter(is_measured) {
         line!(out, "- {}: {}.", client.title(), client.settings());
     }
     line!(out, "");

@@ -224,7 +224,7 @@ impl Round<'_> {
         let before = server.cpu_seconds()?;
         let (usage, printed) = program.timed()?;
         let own = match self.client {
-            Client::Mover | Client::Bare => Some(told(&printed)?),
+            Client::Mover | Client::MoverChunks | Client::Bare => Some(told(&printed)?),
             Client::Crt | Client::S5cmd | Client::Rclone => None,
         };
         Ok(TransferRun {

@@ -36,7 +36,7 @@ pub use self::upload::S3Upload;
 use self::answer::Operation;
 use self::client::{Client, Request, Sink};
 use self::credentials::Signature;
-use self::location::{Location, Surroundings};
+use self::location::{Checksum, Location, Signing, Surroundings};
 use self::put::Conditions;
 use crate::bounds::is_stale;
 use crate::key::{Key, TEMPORARY_PART};
@@ -54,8 +54,8 @@ struct Place {
     limits: LinkLimits,
     conditions: OnceCell<Conditions>,
     multipart_conditions: OnceCell<Conditions>,
-    /// Whether bodies signed chunk by chunk are stored as they should be.
-    chunks_understood: OnceCell<bool>,
+    /// How bodies are signed, where it was asked for more than every server knows.
+    signing: OnceCell<Signing>,
     has_answered: AtomicBool,
 }
 
@@ -82,7 +82,7 @@ impl S3Store {
             limits: limits.clone(),
             conditions: OnceCell::new(),
             multipart_conditions: OnceCell::new(),
-            chunks_understood: OnceCell::new(),
+            signing: OnceCell::new(),
             has_answered: AtomicBool::new(false),
         })))
     }
@@ -198,12 +198,23 @@ impl S3Store {
     /// Writes, writes again and deletes a small object of our own.
     pub(crate) async fn try_out(&self, shard: &Shard) -> Result<Vec<String>> {
         let client = self.client(shard)?;
-        Ok(match put::conditions(&client).await? {
+        let mut warnings = match put::conditions(&client).await? {
             Conditions::Kept => Vec::new(),
             Conditions::Ignored => vec![
                 "the server ignores conditional writes (If-None-Match): objects that two writers may want are claimed first, which takes more requests and relies on listings that show what was just written".to_owned(),
             ],
-        })
+        };
+        if chunked::signing(&client).await != self.0.location.signing {
+            let reason = match self.0.location.is_tls() {
+                true => "over TLS no body is signed",
+                false if self.0.location.checksum == Checksum::Sha256 => {
+                    "checksum=sha256 needs one hash anyway"
+                }
+                false => "the server does not take such bodies as it should",
+            };
+            warnings.push(format!("sign=chunks has no effect: {reason}"));
+        }
+        Ok(warnings)
     }
 
     /// Unfinished uploads, and probes and claims that were not taken back.

@@ -54,6 +54,11 @@ fn faults_that_pass_are_survived_and_nothing_is_lost_or_doubled() {
     survive_faults(Behind::plain);
 }
 
+#[test]
+fn faults_are_survived_by_bodies_in_chunks() {
+    survive_faults(|kept| Behind::with(kept, "sign=chunks"));
+}
+
 /// What each fault does to a request, and that the work of a store goes on over it.
 fn survive_faults(before: impl Fn(&Place) -> Behind) {
     let faults = [
@@ -799,8 +804,8 @@ fn names_that_no_object_can_have_are_strays_and_hide_nothing() {
     assert_eq!(page.strays, ["a/Not a key", "a/ümlaut+&<>"]);
 }
 
-/// A server of which this much is known: what it answers to the first GET, which is that of what was sent in chunks.
-fn with_a_first_read(body: &'static str) -> Scripted {
+/// A server that has `body` for whoever reads back what was sent in chunks, and keeps conditions.
+fn that_stores(body: &'static str) -> Scripted {
     let writes = AtomicUsize::new(0);
     Scripted::start(move |head, _| match head.method.as_str() {
         "DELETE" => Reply::new(204, ""),
@@ -817,14 +822,20 @@ fn with_a_first_read(body: &'static str) -> Scripted {
 fn a_server_that_would_store_the_frames_of_chunks_gets_none() {
     let frames = "c;chunk-signature=0\r\nhelios-mover\r\n0;chunk-signature=0\r\n\r\n";
     for (stored, is_in_chunks) in [("helios-mover", true), (frames, false), ("", false)] {
-        let scripted = with_a_first_read(stored);
+        let scripted = that_stores(stored);
         let (kept, subject) = place(FilesystemOptions::default());
         let limits = LinkLimits::default();
         let store = kept.store_at(&scripted.endpoint(), "sign=chunks", &limits);
         let bytes = pattern(BUF_BYTES + 5, 1);
-        let put =
-            subject.on_shard(async |shard| store.put_if_absent(&shard, &key("x"), &bytes).await);
+        let (put, warnings) = subject.on_shard(async |shard| {
+            let put = store.put_if_absent(&shard, &key("x"), &bytes).await?;
+            Ok((put, store.try_out(&shard).await?))
+        });
         assert_eq!(put, Put::Created);
+        let is_told = warnings
+            .iter()
+            .any(|text| text.contains("sign=chunks has no effect"));
+        assert_eq!(is_told, !is_in_chunks, "{warnings:?}");
         let requests = scripted.requests();
         let mut writes = requests.iter().map(|request| &request.head);
         let write = writes.find(|head| head.method == "PUT" && head.path.ends_with("/x"));

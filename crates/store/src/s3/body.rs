@@ -36,12 +36,21 @@ pub(super) const EMPTY_SHA256: &str =
 pub(super) struct Payload {
     pub pieces: Vec<Bytes>,
     pub bytes: u64,
-    /// Where it was computed, over all pieces.
-    pub sha256: Option<Sha256>,
-    /// SHA-256 of each of its chunks, if those are signed and not the whole.
-    pub chunks: Vec<Sha256>,
+    pub hash: ContentHash,
     /// Where it was computed, over all pieces.
     pub crc32c: Option<u32>,
+}
+
+/// What is known of a payload that a signature can cover.
+#[derive(Debug, Clone, Default)]
+pub(super) enum ContentHash {
+    /// Nothing: the transport protects it.
+    #[default]
+    None,
+    /// SHA-256 over all pieces.
+    Whole(Sha256),
+    /// SHA-256 of each chunk; it travels in their frames.
+    Chunks(Vec<Sha256>),
 }
 
 impl Payload {
@@ -50,41 +59,52 @@ impl Payload {
         match checksum {
             Checksum::None => None,
             Checksum::Crc32c => self.crc32c.map(|crc| BASE64.encode(crc.to_be_bytes())),
-            Checksum::Sha256 => self.sha256.map(|sha256| BASE64.encode(sha256)),
+            Checksum::Sha256 => match &self.hash {
+                ContentHash::Whole(sha256) => Some(BASE64.encode(sha256)),
+                ContentHash::None | ContentHash::Chunks(_) => None,
+            },
         }
     }
 
-    /// Bytes on the way to the server.
-    pub fn sent_bytes(&self) -> u64 {
-        match self.chunks.is_empty() {
-            true => self.bytes,
-            false => chunked::framed_bytes(self.bytes),
+    /// The hashes of its chunks, if it travels in their frames.
+    pub fn chunks(&self) -> Option<&[Sha256]> {
+        match &self.hash {
+            ContentHash::Chunks(hashes) => Some(hashes),
+            ContentHash::None | ContentHash::Whole(_) => None,
         }
     }
 
     /// Announces it in a request's headers: how long it is, where the method allows for a body, and what binds it to the
     /// signature. Over TLS the transport does that already.
     pub fn announce(&self, has_length: bool, is_tls: bool, headers: &mut HeaderMap) {
-        if has_length {
-            headers.insert(header::CONTENT_LENGTH, self.sent_bytes().into());
-        }
-        if !self.chunks.is_empty() {
-            headers.insert(
-                header::CONTENT_ENCODING,
-                HeaderValue::from_static("aws-chunked"),
-            );
-            headers.insert("x-amz-decoded-content-length", self.bytes.into());
-        }
-        let value = match self.sha256 {
-            _ if self.bytes == 0 => Some(HeaderValue::from_static(EMPTY_SHA256)),
-            _ if !self.chunks.is_empty() => Some(HeaderValue::from_static(chunked::CONTENT_SHA256)),
-            Some(sha256) => HeaderValue::from_str(&hex::encode(&sha256)).ok(),
-            None => None,
+        let (sent_bytes, content) = match &self.hash {
+            ContentHash::Chunks(_) => {
+                let encoding = HeaderValue::from_static("aws-chunked");
+                headers.insert(header::CONTENT_ENCODING, encoding);
+                headers.insert("x-amz-decoded-content-length", self.bytes.into());
+                (
+                    chunked::framed_bytes(self.bytes),
+                    HeaderValue::from_static(chunked::CONTENT_SHA256),
+                )
+            }
+            _ if self.bytes == 0 => (0, HeaderValue::from_static(EMPTY_SHA256)),
+            ContentHash::Whole(sha256) => (self.bytes, hashed(sha256)),
+            ContentHash::None => {
+                debug_assert!(is_tls, "an unsigned body without TLS");
+                (self.bytes, HeaderValue::from_static("UNSIGNED-PAYLOAD"))
+            }
         };
-        debug_assert!(value.is_some() || is_tls, "an unsigned body without TLS");
-        let value = value.unwrap_or(HeaderValue::from_static("UNSIGNED-PAYLOAD"));
-        headers.insert("x-amz-content-sha256", value);
+        if has_length {
+            headers.insert(header::CONTENT_LENGTH, sent_bytes.into());
+        }
+        headers.insert("x-amz-content-sha256", content);
     }
+}
+
+/// A hash as the value of a header.
+fn hashed(sha256: &Sha256) -> HeaderValue {
+    // Digits are always valid; were they not, the server would refuse what does not match.
+    HeaderValue::from_str(&hex::encode(sha256)).unwrap_or(HeaderValue::from_static(EMPTY_SHA256))
 }
 
 /// How far one try has come. Shared by the body, which the connection owns, and the one who waits.

@@ -18,7 +18,7 @@ use mover_base::{Result, hex};
 use reqsign_core::hash::{hex_hmac_sha256, hmac_sha256};
 
 use super::answer::Operation;
-use super::body::{EMPTY_SHA256, Payload};
+use super::body::{ContentHash, EMPTY_SHA256, Payload};
 use super::client::{Client, Request, Sink};
 use super::location::{Checksum, Location, Signing};
 use super::put::{self, new_mark, new_probe_name, put_request, withdraw_probe};
@@ -74,12 +74,15 @@ impl ChunkHashes {
         self.open_bytes = 0;
     }
 
-    /// The hashes, in order.
-    pub fn finish(mut self) -> Vec<Sha256> {
-        if self.open_bytes > 0 {
+    /// The hashes, in order. What has no second chunk is spared the frames: the one hash is that of all.
+    pub fn finish(mut self) -> ContentHash {
+        if self.open_bytes > 0 || self.done.is_empty() {
             self.close();
         }
-        self.done
+        match self.done[..] {
+            [only] => ContentHash::Whole(only),
+            _ => ContentHash::Chunks(self.done),
+        }
     }
 }
 
@@ -133,12 +136,12 @@ pub(super) fn framed_bytes(bytes: u64) -> u64 {
     whole * frame(CHUNK_BYTES as u64) + last + frame(0)
 }
 
-/// The payload in its frames, ready to be sent: [`framed_bytes`] of them.
-pub(super) fn framed(payload: &Payload, seal: &Seal) -> VecDeque<Bytes> {
+/// The payload in the frames of its chunks, which have these `hashes`, ready to be sent: [`framed_bytes`] of them.
+pub(super) fn framed(payload: &Payload, hashes: &[Sha256], seal: &Seal) -> VecDeque<Bytes> {
     let mut pieces: VecDeque<Bytes> = payload.pieces.iter().cloned().collect();
-    let mut out = VecDeque::with_capacity(2 * payload.chunks.len() + pieces.len() + 1);
+    let mut out = VecDeque::with_capacity(2 * hashes.len() + pieces.len() + 1);
     let (mut left, mut before, mut signature) = (payload.bytes, "", seal.seed.clone());
-    for hash in &payload.chunks {
+    for hash in hashes {
         let bytes = left.min(CHUNK_BYTES as u64);
         signature = seal.sign(&signature, &hex::encode(hash));
         out.push_back(format!("{before}{bytes:x};chunk-signature={signature}\r\n").into());
@@ -173,21 +176,24 @@ fn is_wanted(location: &Location) -> bool {
     is_asked_for && !location.is_tls() && location.checksum != Checksum::Sha256
 }
 
-/// Whether long bodies go to the server in chunks; tried once per job. A server that does not know the frames may store
-/// them as part of the object, so what it stored is read back. Whatever goes wrong means that bodies are signed whole,
-/// which every server knows.
-pub(super) async fn are_used(client: &Client) -> bool {
+/// How bodies are signed whose length is not known yet. Whether the server can take chunks is tried once per job: one that
+/// does not know the frames may store them as part of the object, so what it stored is read back. Whatever goes wrong
+/// means that bodies are signed whole, which every server knows.
+pub(super) async fn signing(client: &Client) -> Signing {
     if !is_wanted(&client.place.location) {
-        return false;
+        return Signing::Whole;
     }
-    let known = &client.place.chunks_understood;
+    let known = &client.place.signing;
     *known
         .get_or_init(|| async {
-            let found = probe(client).await;
-            found.unwrap_or_else(|error| {
-                tracing::debug!(%error, "bodies signed in chunks were not tried");
-                false
-            })
+            match probe(client).await {
+                Ok(true) => Signing::Chunks,
+                Ok(false) => Signing::Whole,
+                Err(error) => {
+                    tracing::debug!(%error, "bodies signed in chunks were not tried");
+                    Signing::Whole
+                }
+            }
         })
         .await
 }
@@ -201,8 +207,7 @@ async fn probe(client: &Client) -> Result<bool> {
 
 async fn is_taken_apart(client: &Client, name: &str) -> Result<bool> {
     let mut payload = put::payload_of(client, PROBE)?;
-    payload.sha256 = None;
-    payload.chunks = vec![sha256(PROBE)];
+    payload.hash = ContentHash::Chunks(vec![sha256(PROBE)]);
     let request = put_request(client, name, payload, &new_mark()?);
     let answer = client.send(&request, &mut Sink::Answer).await?;
     if !answer.status.is_success() || answer.is_hidden_error() {
@@ -238,7 +243,7 @@ mod tests {
         Payload {
             pieces,
             bytes: bytes.len() as u64,
-            chunks: hashes.finish(),
+            hash: hashes.finish(),
             ..Payload::default()
         }
     }
@@ -253,7 +258,8 @@ mod tests {
         headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
         let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
         let seal = Seal::new(secret, "us-east-1", &headers).unwrap();
-        let out = framed(&payload(&[b'a'; 66_560], &[1 << 20]), &seal);
+        let payload = payload(&[b'a'; 66_560], &[1 << 20]);
+        let out = framed(&payload, payload.chunks().unwrap(), &seal);
         let text: Vec<&[u8]> = out.iter().map(|piece| &piece[..]).collect();
         let signatures = [
             "10000;chunk-signature=ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648\r\n",
@@ -266,42 +272,58 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_second_chunk_is_signed_whole() {
+        for length in [0, 1, CHUNK_BYTES] {
+            let bytes = vec![7; length];
+            let found = payload(&bytes, &[1000]).hash;
+            assert!(matches!(found, ContentHash::Whole(hash) if hash == sha256(&bytes)));
+        }
+        let found = payload(&[7; CHUNK_BYTES + 1], &[1000]);
+        assert_eq!(found.chunks().map(<[Sha256]>::len), Some(2));
+    }
+
+    #[test]
     fn without_a_signature_there_is_no_seal() {
         assert!(Seal::new("secret", "us-east-1", &HeaderMap::new()).is_none());
+    }
+
+    /// Takes the frames off again, without a look at their signatures.
+    fn unframed(framed: &[u8]) -> Vec<u8> {
+        let (mut rest, mut found) = (framed, Vec::new());
+        loop {
+            let end = rest.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+            let (line, behind) = rest.split_at(end);
+            let digits = std::str::from_utf8(line)
+                .unwrap()
+                .split(';')
+                .next()
+                .unwrap();
+            let bytes = usize::from_str_radix(digits, 16).unwrap();
+            found.extend_from_slice(&behind[..bytes]);
+            assert_eq!(&behind[bytes..bytes + 2], b"\r\n");
+            rest = &behind[bytes + 2..];
+            if bytes == 0 {
+                assert!(rest.is_empty());
+                return found;
+            }
+        }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn frames_hold_the_bytes_and_as_many_as_announced(
-            count in prop_oneof![0usize..300, 65_530usize..65_545, 0usize..1_200_000],
-            cuts in prop::collection::vec(prop_oneof![1usize..100, 65_530usize..65_545, 60_000usize..1_100_000], 1..4),
+            length in prop_oneof![65_537usize..65_600, 131_060usize..131_080, 65_537usize..1_200_000],
+            cuts in prop::collection::vec(prop_oneof![100usize..300, 65_530usize..65_545, 60_000usize..1_100_000], 1..4),
         ) {
-            let small = cuts.iter().max().is_some_and(|cut| *cut > 1000);
-            let bytes: Vec<u8> = (0..if small { count } else { count % 70_000 })
-                .map(|at| ((at * 31) >> 3) as u8)
-                .collect();
+            let bytes: Vec<u8> = (0..length).map(|at| ((at * 31) >> 3) as u8).collect();
             let payload = payload(&bytes, &cuts);
             let alone: Vec<Sha256> = bytes.chunks(CHUNK_BYTES).map(sha256).collect();
-            prop_assert_eq!(&payload.chunks, &alone);
+            prop_assert_eq!(payload.chunks(), Some(&alone[..]));
             let seal = Seal { key: vec![1], time: "t".into(), scope: "s".into(), seed: "0".repeat(64) };
-            let framed: Vec<u8> = framed(&payload, &seal).into_iter().flatten().collect();
+            let framed: Vec<u8> = framed(&payload, &alone, &seal).into_iter().flatten().collect();
             prop_assert_eq!(framed.len() as u64, framed_bytes(bytes.len() as u64));
-            let (mut rest, mut found) = (&framed[..], Vec::new());
-            loop {
-                let end = rest.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-                let (line, behind) = rest.split_at(end);
-                let digits = std::str::from_utf8(line).unwrap().split(';').next().unwrap();
-                let chunk = usize::from_str_radix(digits, 16).unwrap();
-                found.extend_from_slice(&behind[..chunk]);
-                prop_assert_eq!(&behind[chunk..chunk + 2], b"\r\n");
-                rest = &behind[chunk + 2..];
-                if chunk == 0 {
-                    break;
-                }
-            }
-            prop_assert!(rest.is_empty());
-            prop_assert!(found == bytes);
+            prop_assert!(unframed(&framed) == bytes);
         }
     }
 }

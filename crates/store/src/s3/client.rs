@@ -356,19 +356,17 @@ impl Client {
         payload.announce(has_length, place.location.is_tls(), headers);
         let (mut parts, ()) = call.into_parts();
         let seal = SealSlot::default();
-        if !payload.chunks.is_empty() {
+        if payload.chunks().is_some() {
             parts.extensions.insert(Arc::clone(&seal));
         }
         let signed = place.signature.sign(&mut parts).await;
         let signed_by = signed.map_err(|unsigned| self.unsigned(unsigned))?;
         // The seal holds a key that belongs into no request.
         parts.extensions.clear();
-        let pieces = match payload.chunks.is_empty() {
-            true => payload.pieces.iter().cloned().collect(),
-            false => {
-                let seal = seal.get();
-                chunked::framed(payload, seal.ok_or_else(|| failed(&"it has no seal"))?)
-            }
+        let pieces = match (payload.chunks(), seal.get()) {
+            (None, _) => payload.pieces.iter().cloned().collect(),
+            (Some(hashes), Some(seal)) => chunked::framed(payload, hashes, seal),
+            (Some(_), None) => return Err(failed(&"it has no seal")),
         };
         let body = PayloadBody::new(&self.shard, pieces, &place.limits.upload, progress);
         let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));

@@ -292,7 +292,7 @@ impl Options {
             "timeout" => self.timeout_s = Some(parse_number(name, value, TIMEOUT_S_MAX)?),
             _ => {
                 return Err(wrong("the URL has an unknown option").object(shown(name)).hint(
-                    "known are endpoint, region, path_style, ca, credentials, profile, checksum, storage_class, sse, sse_kms_key_id, lock, lock_days, connections, timeout",
+                    "known are endpoint, region, path_style, ca, credentials, profile, sign, checksum, storage_class, sse, sse_kms_key_id, lock, lock_days, connections, timeout",
                 ));
             }
         }
@@ -391,7 +391,7 @@ fn parse_signing(value: &str) -> Result<Signing> {
     match value {
         "whole" => Ok(Signing::Whole),
         "chunks" => Ok(Signing::Chunks),
-        _ => Err(wrong("an unknown way to sign")
+        _ => Err(wrong("the URL names an unknown way to sign")
             .object(shown(value))
             .hint("known are whole and chunks")),
     }
@@ -513,6 +513,7 @@ mod tests {
             "b?endpoint=h:9000",
             "b?region=x&path_style=maybe",
             "b?region=x&checksum=md5",
+            "b?region=x&sign=never",
             "b?region=x&connections=0",
             "b?region=x&connections=1000",
             "b?region=x&lock=governance",
@@ -526,6 +527,23 @@ mod tests {
         }
         let long = format!("b/{}?region=x", "p".repeat(600));
         assert_eq!(parsed(&long).unwrap_err().kind(), Kind::Usage);
+    }
+
+    #[test]
+    fn the_documented_options_are_those_that_the_hint_names() {
+        let error = parsed("b?region=x&regoin=y").unwrap_err();
+        let hint = error.hint_text().unwrap().to_owned();
+        let mut named: Vec<&str> = hint.trim_start_matches("known are ").split(", ").collect();
+        let page = include_str!("../../../../docs/s3.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+        let mut documented: Vec<&str> = rows
+            .filter_map(|row| row.split(" |").next())
+            .flat_map(|names| names.split(", "))
+            .map(|name| name.trim_matches('`'))
+            .collect();
+        named.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(named, documented);
     }
 
     #[test]

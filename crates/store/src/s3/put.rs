@@ -11,7 +11,7 @@ use mover_base::{Error, Kind, Result, Timestamp, hex};
 use mover_io::random_bytes;
 
 use super::answer::{Answer, Operation};
-use super::body::Payload;
+use super::body::{ContentHash, Payload};
 use super::chunked::ChunkHashes;
 use super::claim;
 use super::client::{Client, Request, Sink};
@@ -312,16 +312,14 @@ impl Checksums {
     }
 
     pub fn finish(self, pieces: Vec<Bytes>, bytes: u64) -> Payload {
-        let (sha256, chunks) = match self.hashes {
-            Hashes::None => (None, Vec::new()),
-            Hashes::Whole(sha256) => (Some(sha256.finish()), Vec::new()),
-            Hashes::Chunks(chunks) => (None, chunks.finish()),
-        };
         Payload {
             pieces,
             bytes,
-            sha256,
-            chunks,
+            hash: match self.hashes {
+                Hashes::None => ContentHash::None,
+                Hashes::Whole(sha256) => ContentHash::Whole(sha256.finish()),
+                Hashes::Chunks(chunks) => chunks.finish(),
+            },
             crc32c: self.crc32c.map(|crc32c| crc32c.finalize() as u32),
         }
     }

@@ -12,7 +12,7 @@ use mover_base::Result;
 use tokio::sync::Notify;
 
 use super::body::Payload;
-use super::chunked::{self, CHUNK_BYTES};
+use super::chunked;
 use super::client::Client;
 use super::location::Signing;
 use super::multipart::{self, PART_BYTES, Parts};
@@ -89,7 +89,7 @@ pub struct S3Upload {
     held: Held,
     pieces: Vec<Bytes>,
     bytes: u64,
-    /// How its payloads are signed: in chunks where its first piece shows that it is long.
+    /// How its payloads are signed.
     signing: Signing,
     sums: Checksums,
     parts: Option<Parts>,
@@ -98,8 +98,8 @@ pub struct S3Upload {
 impl S3Upload {
     pub(super) async fn begin(client: Rc<Client>, key: &Key, rivals: Rivals) -> Result<Self> {
         multipart::abort_abandoned(&client).await;
+        let signing = chunked::signing(&client).await;
         let held = client.memory.enter().await;
-        let signing = Signing::Whole;
         let sums = Checksums::new(&client, signing);
         Ok(S3Upload {
             client,
@@ -119,11 +119,6 @@ impl S3Upload {
         // The object goes on, so what is gathered is a part and not the whole.
         if self.bytes as usize == PART_BYTES {
             self.send_part().await?;
-        }
-        let is_first = self.bytes == 0 && self.parts.is_none();
-        if is_first && piece.len() > CHUNK_BYTES && chunked::are_used(&self.client).await {
-            self.signing = Signing::Chunks;
-            self.sums = Checksums::new(&self.client, self.signing);
         }
         self.sums.update(piece)?;
         self.pieces.push(Bytes::copy_from_slice(piece));
