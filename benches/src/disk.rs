@@ -323,6 +323,8 @@ async fn write_file(shard: &Shard, path: &Path, bytes: u64, fill: Fill<'_>) -> R
                 buf[..len].copy_from_slice(&bytes[..len]);
             }
             Fill::Frames(prepared) => {
+                // As a restore does, so that the decoder does not wait for cache lines.
+                buf.fill(0);
                 prepared.open_and_hash(&mut opener, index, &mut buf)?;
                 index += shard.count();
             }

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -129,12 +129,17 @@ impl Filler {
         }
     }
 
-    /// Opens the file of the next share, or gives it if it is open.
-    pub fn open(&mut self, target: &DirTarget, item: u32, entry: &Entry) -> Result<Rc<Open>> {
+    /// Opens the file of the next share with `open`, or gives it if it is open.
+    pub fn open(
+        &mut self,
+        item: u32,
+        entry: &Entry,
+        open: impl FnOnce() -> Result<Option<OwnedFd>>,
+    ) -> Result<Rc<Open>> {
         if let Some(open) = self.open.as_ref().filter(|open| open.item == item) {
             return Ok(open.clone());
         }
-        let fd = target.open_existing(&entry.path)?.ok_or_else(|| {
+        let fd = open()?.ok_or_else(|| {
             Error::new(
                 Kind::Target,
                 "a file vanished from the target while it was restored",
@@ -222,9 +227,11 @@ impl Filler {
         for segment in unit {
             let bytes = block_bytes(segment.count) as usize;
             let out = &mut buf[at..at + bytes];
-            match segment.content {
-                Content::Stored { pack, ordinal } => self.reader.blocks(pack, ordinal, out).await?,
-                Content::Zeros | Content::Hole => out.fill(0),
+            // Also what is decoded into: the kernel has just read these bytes, so they are in no cache of this core, and the
+            // decoder, which reads what it wrote a moment ago, would wait for each line (docs/decisions, 7).
+            out.fill(0);
+            if let Content::Stored { pack, ordinal } = segment.content {
+                self.reader.blocks(pack, ordinal, out).await?;
             }
             at += bytes;
         }

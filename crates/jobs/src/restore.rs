@@ -5,18 +5,20 @@
 //! that is left alone was read and matched it too. Names and metadata are put back beneath the target's root,
 //! whatever the backup's entries say.
 
-use std::collections::{HashMap, HashSet};
+mod names;
+
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mover_base::tree::EntryKind;
 use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::{Shard, ShardReport};
-use mover_repo::{BackupView, StageSeconds, TreeItem, catalogue};
+use mover_repo::{BackupView, StageSeconds, catalogue};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::Serialize;
 
+use self::names::Names;
 use crate::backup::only;
 use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready};
@@ -281,6 +283,7 @@ struct Part {
 struct FillJob<'a> {
     view: &'a Arc<BackupView>,
     target: &'a DirTarget,
+    names: &'a Names<'a>,
     mode: TargetMode,
     progress: &'a Progress,
     limits: JobLimits,
@@ -289,7 +292,7 @@ struct FillJob<'a> {
     open_bytes: Vec<AtomicU64>,
 }
 
-/// Makes all names and fills the files; the metadata of directories is left to the end.
+/// Makes the names and fills the files; the metadata of directories is left to the end.
 fn fill(
     engine: &Engine,
     view: &Arc<BackupView>,
@@ -309,7 +312,8 @@ fn fill(
             target.remove_extra(&|path| names.contains(path))?
         }
     };
-    make_names(engine, view, target, progress, &mut *tick)?;
+    let names = Names::new(view, target, mode);
+    names.make_first(engine, progress, &mut *tick)?;
     let bytes = view.metadata.size_info.original_bytes;
     progress.begin(Phase::Restore, bytes, view.metadata.size_info.files);
     let files = || {
@@ -322,6 +326,7 @@ fn fill(
     let job = FillJob {
         view,
         target,
+        names: &names,
         mode,
         progress,
         limits: engine.limits.clone(),
@@ -330,68 +335,8 @@ fn fill(
     };
     let work = async |shard: Shard| fill_shard(&shard, &job).await;
     let parts = mover_io::run(&wide, work, |stop| tick(progress, stop))?;
+    names.make_last(engine, progress, tick)?;
     Ok((parts, removed))
-}
-
-/// Makes every name in path order, so that directories come before what they hold and files before their
-/// further names. Empty files are complete then.
-fn make_names(
-    engine: &Engine,
-    view: &BackupView,
-    target: &DirTarget,
-    progress: &Progress,
-    tick: Tick<'_>,
-) -> Result<()> {
-    // A file's further names tell whether it may be worked on in place.
-    let mut links: HashMap<&[u8], Vec<&[u8]>> = HashMap::new();
-    for TreeItem { entry, .. } in &view.items {
-        if let EntryKind::Hardlink { first } = &entry.kind {
-            links.entry(first).or_default().push(&entry.path);
-        }
-    }
-    let body = async |shard: Shard| {
-        for (at, item) in view.items.iter().enumerate() {
-            shard.stop()?;
-            let links = links.get(item.entry.path.as_slice());
-            make_name(item, links.map_or(&[], Vec::as_slice), target)?;
-            if at % 256 == 0 {
-                shard.turn().await;
-            }
-        }
-        Ok(())
-    };
-    mover_io::run(&engine.single(), body, |stop| tick(progress, stop)).map(|_| ())
-}
-
-fn make_name(item: &TreeItem, links: &[&[u8]], target: &DirTarget) -> Result<()> {
-    let entry = &item.entry;
-    match &entry.kind {
-        EntryKind::Dir => {
-            if !entry.path.is_empty() {
-                target.make_dir(entry)?;
-            }
-            target.apply_metadata(entry, None)
-        }
-        EntryKind::File { bytes } => {
-            let fd = target.make_file(entry, links)?;
-            if *bytes > 0 {
-                return Ok(());
-            }
-            rustix::fs::ftruncate(&fd, 0).map_err(|error| {
-                mover_source::target_error("a file cannot be cut", &entry.path, error)
-            })?;
-            target.apply_metadata(entry, Some(std::os::fd::AsFd::as_fd(&fd)))
-        }
-        EntryKind::Symlink { .. } => {
-            target.make_symlink(entry)?;
-            target.apply_metadata(entry, None)
-        }
-        EntryKind::Hardlink { .. } => target.make_hardlink(entry),
-        EntryKind::Fifo => {
-            target.make_fifo(entry)?;
-            target.apply_metadata(entry, None)
-        }
-    }
 }
 
 async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
@@ -425,7 +370,7 @@ async fn prepare_next(filler: &mut Filler, job: &FillJob<'_>) -> Result<Option<R
             "an extent of a file that is not in the backup",
         ));
     };
-    let open = filler.open(job.target, share.item, &item.entry)?;
+    let open = filler.open(share.item, &item.entry, || job.names.open(share.item))?;
     filler.prepare(open, map, share).await.map(Some)
 }
 
