@@ -1,8 +1,8 @@
 //! Writing a pack: frames go out as they are sealed, the directory and the trailer end it.
 //!
 //! Invariants: a pack is begun under a fresh random id and is visible only after `finish` has committed it;
-//! an ordinal that was given out names exactly one block of the pack; what is held in memory is one arena
-//! buffer, the list of frames and one hash per block (at most 2 MiB).
+//! an ordinal that was given out names exactly one block of the pack; what is held in memory is one
+//! piece, the list of frames and one hash per block (at most 2 MiB).
 
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use mover_format::manifest::PackInfo;
 use mover_format::pack::{PACK_BLOCKS_MAX, PACK_FRAMES_MAX, PackDirectory, PackTrailer};
 use mover_format::preamble::ObjectType;
 use mover_format::seal::ObjectSealer;
-use mover_io::{BUF_BYTES, Buf, Shard, random_bytes};
-use mover_store::{Put, Store, Upload};
+use mover_io::{BUF_BYTES, Shard, random_bytes};
+use mover_store::{Piece, Put, Store, Upload};
 
 use crate::layout;
 use crate::repository::Session;
@@ -34,10 +34,10 @@ pub(crate) struct PackWriter {
     out: Output,
 }
 
-/// A stream of bytes into an upload, through arena buffers.
+/// A stream of bytes into an upload, through memory that the store gives.
 struct Output {
     upload: Option<Upload>,
-    buf: Option<Buf>,
+    piece: Option<Piece>,
     filled: usize,
     bytes: u64,
 }
@@ -61,7 +61,7 @@ impl PackWriter {
             directory: PackDirectory::new(),
             out: Output {
                 upload: None,
-                buf: None,
+                piece: None,
                 filled: 0,
                 bytes: 0,
             },
@@ -117,27 +117,27 @@ impl PackWriter {
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            if self.out.buf.is_none() {
-                self.out.buf = Some(self.shard.buffer().await);
+            if self.out.piece.is_none() {
+                self.out.piece = Some(self.store.piece(&self.shard).await?);
                 self.out.filled = 0;
             }
-            let Some(buf) = &mut self.out.buf else {
+            let Some(piece) = &mut self.out.piece else {
                 return Err(Error::new(Kind::Internal, "a pack lost its buffer"));
             };
             let n = rest.len().min(BUF_BYTES - self.out.filled);
-            buf[self.out.filled..self.out.filled + n].copy_from_slice(&rest[..n]);
+            piece[self.out.filled..self.out.filled + n].copy_from_slice(&rest[..n]);
             self.out.filled += n;
             rest = &rest[n..];
             if self.out.filled == BUF_BYTES {
-                self.push_buffer().await?;
+                self.push_piece().await?;
             }
         }
         self.out.bytes += bytes.len() as u64;
         Ok(())
     }
 
-    async fn push_buffer(&mut self) -> Result<()> {
-        let Some(buf) = self.out.buf.take() else {
+    async fn push_piece(&mut self) -> Result<()> {
+        let Some(piece) = self.out.piece.take() else {
             return Ok(());
         };
         if self.out.upload.is_none() {
@@ -145,7 +145,7 @@ impl PackWriter {
             self.out.upload = Some(self.store.upload_unique(&self.shard, &key).await?);
         }
         match &mut self.out.upload {
-            Some(upload) => upload.push(buf, self.out.filled).await,
+            Some(upload) => upload.push(piece, self.out.filled).await,
             None => Err(Error::new(Kind::Internal, "a pack lost its upload")),
         }
     }
@@ -166,7 +166,7 @@ impl PackWriter {
         };
         bytes.extend_from_slice(&trailer.encode(self.object_type));
         self.send(&bytes).await?;
-        self.push_buffer().await?;
+        self.push_piece().await?;
         let info = PackInfo {
             id: self.id,
             object_type: self.object_type,

@@ -18,15 +18,18 @@
 mod bounds;
 mod key;
 pub mod local;
+mod piece;
 pub mod s3;
 mod slice;
 
 use std::sync::Arc;
 
 use mover_base::{Error, Kind, Result, Timestamp};
-use mover_io::{BUF_BYTES, Buf, RateBudget, Shard};
+use mover_io::{BUF_BYTES, RateBudget, Shard};
 
 pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_PART};
+use piece::Memory;
+pub use piece::Piece;
 pub use slice::Slice;
 
 /// Longest single [`Store::read`] in bytes: a buffer less a block at either end, so that a range of any
@@ -233,6 +236,17 @@ impl Store {
         self.upload_with(shard, key, Rivals::OwnTries).await
     }
 
+    /// Memory for the next piece of an upload to this store. Where that is a buffer of the arena, it is waited for.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`] where connections cannot be made at all.
+    pub async fn piece(&self, shard: &Shard) -> Result<Piece> {
+        match self {
+            Store::Local(_) => Ok(shard.buffer().await.into()),
+            Store::S3(s3) => s3.piece(shard),
+        }
+    }
+
     async fn upload_with(&self, shard: &Shard, key: &Key, rivals: Rivals) -> Result<Upload> {
         let any = match self {
             Store::Local(local) => AnyUpload::Local(local.upload(shard, key).await?),
@@ -390,19 +404,21 @@ enum AnyUpload {
 }
 
 impl Upload {
-    /// Appends `buf[..len]`. Every piece but the last is exactly [`BUF_BYTES`] long, an empty one is a last
-    /// one. Returns when the write is accepted, which may wait for earlier ones; an error of an earlier write
-    /// may come out here. After an error the upload can only be aborted or dropped.
+    /// Appends `piece[..len]`. Every piece but the last is exactly [`BUF_BYTES`] long, an empty one is a last
+    /// one. Best is memory that [`Store::piece`] gave; other is copied where need be. Returns when the write is accepted,
+    /// which may wait for earlier ones; an error of an earlier write may come out here. After an error the upload can
+    /// only be aborted or dropped.
     ///
     /// # Errors
     /// [`Kind::Storage`] as for [`Store::put_if_absent`]; [`Kind::Internal`] for a piece after a short one.
-    pub async fn push(&mut self, buf: Buf, len: usize) -> Result<()> {
+    pub async fn push(&mut self, piece: impl Into<Piece>, len: usize) -> Result<()> {
+        let piece = piece.into();
         match self.state {
             UploadState::Open => {}
             UploadState::Ended => return Err(self.misuse("a piece was pushed after a short one")),
             UploadState::Failed => return Err(self.misuse("a piece was pushed after an error")),
         }
-        if len > buf.len() {
+        if len > piece.len() {
             return Err(self.misuse("a piece is longer than its buffer"));
         }
         if len < BUF_BYTES {
@@ -411,9 +427,11 @@ impl Upload {
         if len == 0 {
             return Ok(());
         }
-        let pushed = match &mut self.any {
-            AnyUpload::Local(local) => local.push(buf, len).await,
-            AnyUpload::S3(s3) => s3.push(&buf[..len]).await,
+        let pushed = match (&mut self.any, piece) {
+            (AnyUpload::Local(local), Piece(Memory::Buffer(buf))) => local.push(buf, len).await,
+            (AnyUpload::Local(local), own) => local.push_copy(&own[..len]).await,
+            (AnyUpload::S3(s3), Piece(Memory::Own(own))) => s3.push_owned(own.filled(len)).await,
+            (AnyUpload::S3(s3), buffer) => s3.push(&buffer[..len]).await,
         };
         if pushed.is_err() {
             self.state = UploadState::Failed;

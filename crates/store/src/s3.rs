@@ -40,7 +40,7 @@ use self::location::{Checksum, Location, Signing, Surroundings};
 use self::put::Conditions;
 use crate::bounds::is_stale;
 use crate::key::{Key, TEMPORARY_PART};
-use crate::{LinkLimits, ObjectInfo, Page, Put, Rivals, Slice, TEMPORARIES_MAX, Temporary};
+use crate::{LinkLimits, ObjectInfo, Page, Piece, Put, Rivals, Slice, TEMPORARIES_MAX, Temporary};
 
 /// A repository's place in a bucket. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -116,6 +116,11 @@ impl S3Store {
         rivals: Rivals,
     ) -> Result<S3Upload> {
         S3Upload::begin(self.client(shard)?, key, rivals).await
+    }
+
+    /// Memory that is sent from without a copy.
+    pub(crate) fn piece(&self, shard: &Shard) -> Result<Piece> {
+        Ok(self.client(shard)?.memory.piece())
     }
 
     pub(crate) fn reader(&self, shard: &Shard) -> S3Reader {

@@ -88,6 +88,13 @@ impl LocalUpload {
         Ok(())
     }
 
+    /// The same for at most a buffer's bytes that lie elsewhere.
+    pub(crate) async fn push_copy(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut buf = self.shard.buffer().await;
+        buf[..bytes.len()].copy_from_slice(bytes);
+        self.push(buf, bytes.len()).await
+    }
+
     pub(crate) async fn commit(mut self) -> Result<Put> {
         while !self.in_flight.is_empty() {
             self.reap().await?;

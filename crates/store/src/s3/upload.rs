@@ -1,14 +1,15 @@
 //! An object being written piece by piece: gathered in memory, sent in one request, or in parts where it is long.
 //!
 //! Invariants: what is gathered is bounded per shard; an upload begins only while the shard is below that bound
-//! and then never waits for memory again, so uploads that are half gathered cannot wait for each other; a piece's
-//! buffer goes back to the arena at once; the bytes of a request stay until it is answered, for another try.
+//! and then never waits for memory again, so uploads that are half gathered cannot wait for each other; no buffer of
+//! the arena is held; the bytes of a request stay until it is answered, for another try.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use mover_base::Result;
+use mover_io::BUF_BYTES;
 use tokio::sync::Notify;
 
 use super::body::Payload;
@@ -18,6 +19,7 @@ use super::location::Signing;
 use super::multipart::{self, PART_BYTES, Parts};
 use super::put::{self, Checksums, new_mark};
 use crate::key::Key;
+use crate::piece::{Memory, Piece, Pool};
 use crate::{Put, Rivals};
 
 /// Bytes of objects being sent, all shards together, above which no further upload begins. Each that has begun
@@ -25,7 +27,10 @@ use crate::{Put, Rivals};
 const GATHERED_BYTES_MAX: u64 = 48 << 20;
 
 /// The memory of a shard's uploads.
-pub(super) struct UploadMemory(Rc<Gate>);
+pub(super) struct UploadMemory {
+    gate: Rc<Gate>,
+    pool: Pool,
+}
 
 struct Gate {
     bytes_max: u64,
@@ -35,22 +40,31 @@ struct Gate {
 
 impl UploadMemory {
     pub fn new(shards: usize) -> Self {
-        UploadMemory(Rc::new(Gate {
-            bytes_max: GATHERED_BYTES_MAX / shards.max(1) as u64,
-            bytes: Cell::new(0),
-            freed: Notify::new(),
-        }))
+        let bytes_max = GATHERED_BYTES_MAX / shards.max(1) as u64;
+        UploadMemory {
+            gate: Rc::new(Gate {
+                bytes_max,
+                bytes: Cell::new(0),
+                freed: Notify::new(),
+            }),
+            pool: Pool::new(bytes_max.div_ceil(BUF_BYTES as u64) as usize),
+        }
+    }
+
+    /// Memory to gather a piece in. It counts once it is pushed.
+    pub fn piece(&self) -> Piece {
+        Piece(Memory::Own(self.pool.take()))
     }
 
     /// Waits until another upload may begin.
     async fn enter(&self) -> Held {
-        while self.0.bytes.get() >= self.0.bytes_max {
-            self.0.freed.notified().await;
+        while self.gate.bytes.get() >= self.gate.bytes_max {
+            self.gate.freed.notified().await;
         }
         // Others who wait may find room too.
-        self.0.freed.notify_one();
+        self.gate.freed.notify_one();
         Held {
-            gate: Rc::clone(&self.0),
+            gate: Rc::clone(&self.gate),
             bytes: 0,
         }
     }
@@ -114,16 +128,21 @@ impl S3Upload {
         })
     }
 
-    /// Appends a piece.
+    /// Appends a copy of these bytes.
     pub(crate) async fn push(&mut self, piece: &[u8]) -> Result<()> {
+        self.push_owned(Bytes::copy_from_slice(piece)).await
+    }
+
+    /// Appends a piece.
+    pub(crate) async fn push_owned(&mut self, piece: Bytes) -> Result<()> {
         // The object goes on, so what is gathered is a part and not the whole.
         if self.bytes as usize == PART_BYTES {
             self.send_part().await?;
         }
-        self.sums.update(piece)?;
-        self.pieces.push(Bytes::copy_from_slice(piece));
+        self.sums.update(&piece)?;
         self.bytes += piece.len() as u64;
         self.held.add(piece.len() as u64);
+        self.pieces.push(piece);
         Ok(())
     }
 

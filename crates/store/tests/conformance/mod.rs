@@ -71,10 +71,17 @@ pub async fn push_all(shard: &Shard, upload: &mut Upload, bytes: &[u8]) -> Resul
     Ok(())
 }
 
-/// Uploads `bytes` as `key`.
+/// Uploads `bytes` as `key`, in pieces from the arena and from the store in turns.
 pub async fn upload_all(store: &Store, shard: &Shard, key: &Key, bytes: &[u8]) -> Result<Put> {
     let mut upload = store.upload(shard, key).await?;
-    push_all(shard, &mut upload, bytes).await?;
+    for (at, bytes) in bytes.chunks(BUF_BYTES).enumerate() {
+        let mut piece = match at % 2 {
+            0 => store.piece(shard).await?,
+            _ => shard.buffer().await.into(),
+        };
+        piece[..bytes.len()].copy_from_slice(bytes);
+        upload.push(piece, bytes.len()).await?;
+    }
     upload.commit().await
 }
 
