@@ -181,7 +181,8 @@ fn secrets_reach_no_output() {
         open(passphrase, &["show", "--json"]).expect(exit::OK),
         open(passphrase, &["verify", "--json"]).expect(exit::OK),
         open(passphrase, &["check"]),
-        open(passphrase, &["restore", "--to", &target]).expect(exit::OK),
+        // As other tools call it.
+        open(passphrase, &["restore", "--target", &target]).expect(exit::OK),
         open(wrong.to_str().expect("path"), &["list"]).expect(exit::KEY),
         Outcome::of(
             mover::command(&home)

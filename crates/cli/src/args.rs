@@ -284,7 +284,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "ID")]
     pub set: Option<String>,
     /// Directory to restore into
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, visible_alias = "target", value_name = "DIR")]
     pub to: Option<PathBuf>,
     /// Make an existing directory equal to the backup, writing only what differs
     #[arg(long)]
