@@ -5,6 +5,7 @@
 
 pub mod chart;
 pub mod command;
+pub mod commits;
 pub mod data;
 pub mod dedup;
 pub mod disk;

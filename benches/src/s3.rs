@@ -14,6 +14,7 @@ mod request;
 pub mod servers;
 pub mod sink;
 pub(crate) mod tables;
+mod tls;
 pub mod transfer;
 pub mod transfers;
 pub mod windows;

@@ -8,34 +8,32 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
-use clap::Parser;
-use hdrhistogram::Histogram;
+use clap::{Parser, ValueEnum};
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_benches::command::{Program, Usage, drop_caches};
+use mover_benches::commits::{self, Setting};
 use mover_benches::machine::Machine;
 use mover_benches::results::{day, write};
-use mover_benches::stats::Spread;
 use mover_benches::tools::mover;
 use mover_pagedb::bulk::{Bulk, TABLE};
-use mover_pagedb::workload::accounts;
-use mover_pagedb::{Database, Options, Workload};
 use mover_source::disk::{DirDisk, Disk};
 use mover_source::page::PAGE_BYTES;
-use mover_source::pages::{Store, new_identity, table_path};
+use mover_source::pages::{new_identity, table_path};
 use mover_source::wal::SegmentSize;
 use serde_json::Value;
 
 /// Blocks that one frame of the repository holds.
 const FRAME_BLOCKS: usize = 256;
-/// How long commits are measured each time, at least.
-const LOAD: Duration = Duration::from_secs(10);
-/// How often they are measured alone and then beside backups. In the end they are measured alone once more.
-const ROUNDS: usize = 4;
-/// Clients that commit one transaction after the other.
-const CLIENTS: u64 = 4;
+
+/// A part of the measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Incremental backups of a large store.
+    Backups,
+    /// Commits beside backups.
+    Commits,
+}
 
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -52,15 +50,18 @@ struct Args {
     /// How much of it changes between two backups, in MB.
     #[arg(long, default_value_t = 500)]
     changed_mb: u64,
-    /// Where `<date>-incremental.md` is written.
+    /// Where `<date>-incremental.md` is written, or `<date>-commits.md` if just that part is measured.
     #[arg(long, default_value = "benches/results")]
     results: PathBuf,
     /// The repository, for the version that was measured.
     #[arg(long, default_value = ".")]
     root: PathBuf,
-    /// The backup's read limit while commits are measured.
-    #[arg(long, default_value = "50MiB/s")]
-    limit_read: String,
+    /// The backup's read limit while commits are measured, in MiB/s.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    limit_read_mib: u64,
+    /// Measure just this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
 }
 
 fn main() -> ExitCode {
@@ -71,7 +72,11 @@ fn main() -> ExitCode {
         .map_err(|error| failed("the directory cannot be made").cause(error))
         .and_then(|()| measure(&args, &work, &mut report));
     let _ = std::fs::remove_dir_all(&work);
-    match outcome.and_then(|()| report.write(&args.results)) {
+    let name = match args.only {
+        Some(Part::Commits) => "commits",
+        Some(Part::Backups) | None => "incremental",
+    };
+    match outcome.and_then(|()| report.write(&args.results, name)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -97,9 +102,9 @@ impl Report {
         self.text.push('\n');
     }
 
-    fn write(&self, dir: &Path) -> Result<()> {
+    fn write(&self, dir: &Path, name: &str) -> Result<()> {
         let day = day(Timestamp::now());
-        write(&dir.join(format!("{day}-incremental.md")), &self.text)
+        write(&dir.join(format!("{day}-{name}.md")), &self.text)
     }
 }
 
@@ -151,9 +156,25 @@ fn number(summary: &Value, name: &str) -> f64 {
 fn measure(args: &Args, work: &Path, report: &mut Report) -> Result<()> {
     let machine = Machine::read(&args.dir, &args.root);
     report.line(format!(
-        "# Incremental backups\n\n{}, {} cores, kernel {}, {}; commit {}\n",
+        "# Incremental backups, and commits beside backups\n\n{}, {} cores, kernel {}, {}; commit {}\n",
         machine.cpu, machine.cores, machine.kernel, machine.mount, machine.commit
     ));
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    if wants(Part::Backups) {
+        backups(args, work, report)?;
+    }
+    if wants(Part::Commits) {
+        let setting = Setting {
+            mover: &args.mover,
+            work,
+            limit_mib: args.limit_read_mib,
+        };
+        commits::measure(setting, &mut |line| report.line(line))?;
+    }
+    Ok(())
+}
+
+fn backups(args: &Args, work: &Path, report: &mut Report) -> Result<()> {
     let bench = Bench {
         mover: &args.mover,
         work,
@@ -204,8 +225,7 @@ fn measure(args: &Args, work: &Path, report: &mut Report) -> Result<()> {
     restore(&bench)?;
     report.line("restored and compared: the same");
     std::fs::remove_dir_all(&store)
-        .map_err(|error| failed("the store cannot be removed").cause(error))?;
-    commits(&bench, &args.limit_read, report)
+        .map_err(|error| failed("the store cannot be removed").cause(error))
 }
 
 fn row(report: &mut Report, name: &str, usage: &Usage, summary: &Value) {
@@ -250,112 +270,4 @@ fn restore(bench: &Bench<'_>) -> Result<()> {
         .output()?;
     std::fs::remove_dir_all(&target)
         .map_err(|error| failed("the restored store cannot be removed").cause(error))
-}
-
-/// Commits of a database with and without a backup beside it.
-fn commits(bench: &Bench<'_>, limit_read: &str, report: &mut Report) -> Result<()> {
-    let store = bench.work.join("store");
-    std::fs::create_dir(&store)
-        .map_err(|error| failed("no directory for the store").cause(error))?;
-    let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(&store)?);
-    Store::create(disk.clone(), new_identity([8; 32], SegmentSize::DEFAULT))?;
-    let options = Options {
-        pool_pages: 4096,
-        journal: false,
-    };
-    let (database, _) = Database::open(disk, options)?;
-    database.commit(&accounts(8))?;
-    report.line(format!(
-        "\ncommits of {CLIENTS} clients, {} s each or until the last backup has ended, checkpoints every second:\n",
-        LOAD.as_secs()
-    ));
-    report.line("| | per second | p50, ms | p99, ms |");
-    report.line("|---|---|---|---|");
-    let mut first = 0;
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
-    for turn in 0..=2 * ROUNDS {
-        let (name, limit, p99s) = match turn % 2 {
-            0 => ("alone", None, &mut alone),
-            _ => ("beside full backups", Some(limit_read), &mut beside),
-        };
-        let stop = AtomicBool::new(false);
-        let begun = Instant::now();
-        let (histogram, backups) = std::thread::scope(|scope| {
-            let load = scope.spawn(|| load(&database, first, &stop));
-            let backups = backups_until(bench, limit, begun + LOAD);
-            stop.store(true, Relaxed);
-            (load.join(), backups)
-        });
-        first += CLIENTS;
-        let histogram = histogram.map_err(|_| failed("the load panicked"))??;
-        let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-        p99s.push(ms(0.99));
-        // The last backup may have ended later than that.
-        let rate = histogram.len() as f64 / begun.elapsed().as_secs_f64();
-        report.line(format!(
-            "| {name} ({} backups) | {rate:.0} | {:.2} | {:.2} |",
-            backups?,
-            ms(0.5),
-            ms(0.99)
-        ));
-    }
-    let middle = |p99s| Spread::of(p99s).map_or(f64::NAN, |spread| spread.median);
-    let (alone, beside) = (middle(alone), middle(beside));
-    report.line(format!(
-        "\np99 in the middle: {beside:.2} ms beside backups, {alone:.2} ms alone: {:.2} times; read limit of the backups: {limit_read}",
-        beside / alone
-    ));
-    Ok(())
-}
-
-fn backups_until(bench: &Bench<'_>, limit: Option<&str>, end: Instant) -> Result<u64> {
-    let mut backups = 0;
-    while Instant::now() < end {
-        match limit {
-            None => std::thread::sleep(Duration::from_millis(50)),
-            Some(limit) => {
-                let source = format!("pages://{}", bench.work.join("store").display());
-                let program =
-                    bench
-                        .program("backup")
-                        .args(["--source", &source, "--limit-read", limit]);
-                program.output()?;
-                backups += 1;
-            }
-        }
-    }
-    Ok(backups)
-}
-
-/// Latencies of commits, in microseconds.
-fn load(database: &Database, first: u64, stop: &AtomicBool) -> Result<Histogram<u64>> {
-    let client = |number| {
-        let mut workload = Workload::new(8, number);
-        let mut histogram =
-            Histogram::<u64>::new(3).map_err(|error| failed("no histogram").cause(error))?;
-        while !stop.load(Relaxed) {
-            let ops = workload.next_transaction();
-            let begun = Instant::now();
-            database.commit(&ops)?;
-            histogram.saturating_record(begun.elapsed().as_micros() as u64);
-        }
-        Ok::<_, Error>(histogram)
-    };
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (first..first + CLIENTS)
-            .map(|number| scope.spawn(move || client(number)))
-            .collect();
-        while !stop.load(Relaxed) {
-            std::thread::sleep(Duration::from_secs(1));
-            database.checkpoint()?;
-        }
-        let mut all =
-            Histogram::<u64>::new(3).map_err(|error| failed("no histogram").cause(error))?;
-        for client in clients {
-            let histogram = client.join().map_err(|_| failed("a client panicked"))??;
-            all.add(histogram)
-                .map_err(|error| failed("histograms cannot be added").cause(error))?;
-        }
-        Ok(all)
-    })
 }

@@ -34,6 +34,9 @@ enum Verb {
         /// Memory for objects.
         #[arg(long, value_name = "MIB")]
         memory_mib: u64,
+        /// Speak TLS, and write the certificate to trust there.
+        #[arg(long, value_name = "FILE")]
+        tls_ca: Option<PathBuf>,
     },
     /// Makes files like packs.
     Packs {
@@ -57,6 +60,9 @@ enum Verb {
         way: TransferWay,
         #[arg(long)]
         endpoint: String,
+        /// The certificate to trust; makes it TLS.
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
         #[arg(long)]
         region: String,
         #[arg(long)]
@@ -97,10 +103,14 @@ fn variable(name: &str) -> Result<String> {
 
 fn run(verb: Verb) -> Result<()> {
     match verb {
-        Verb::Serve { bind, memory_mib } => {
+        Verb::Serve {
+            bind,
+            memory_mib,
+            tls_ca,
+        } => {
             let failed = |e| Error::new(Kind::Storage, "the cheap server ended").cause(e);
             let listener = TcpListener::bind(&bind).map_err(failed)?;
-            sink::serve(&listener, memory_mib << 20).map_err(failed)
+            sink::serve(&listener, memory_mib << 20, tls_ca.as_deref()).map_err(failed)
         }
         Verb::Packs { dir, bytes } => packs::make(&dir, bytes)
             .map_err(|e| Error::new(Kind::Target, "packs cannot be written").cause(e)),
@@ -116,6 +126,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Bare {
             way,
             endpoint,
+            ca,
             region,
             bucket,
             prefix,
@@ -129,6 +140,7 @@ fn run(verb: Verb) -> Result<()> {
             };
             let access = Access {
                 endpoint,
+                ca_file: ca,
                 region,
                 bucket,
                 id: variable("AWS_ACCESS_KEY_ID")?,

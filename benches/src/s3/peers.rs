@@ -1,13 +1,14 @@
 //! The clients compared: the mover's driver, bare HTTP and three copying tools, each at settings that suit it.
 //!
 //! Invariants: each moves the same files, named alike, to the same server and back; none resumes, compares or looks for what
-//! is there already; a pack is one request for all of them, since none cuts what is below 16 MiB.
+//! is there already; a pack is one request for all of them, since none cuts what is below 16 MiB; over TLS all of them verify
+//! the server's certificate.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::servers::Access;
+use super::servers::{Access, ServerKind};
 use crate::command::Program;
 
 /// What `benches/run` installs into the peers' environment, for the results.
@@ -73,6 +74,11 @@ impl Client {
         Client::Rclone,
     ];
 
+    /// Whether it is worth measuring there: over TLS the mover hashes no body for its signature, neither whole nor in chunks.
+    pub fn is_for(self, server: ServerKind) -> bool {
+        !(server.is_tls() && self == Client::MoverChunks)
+    }
+
     /// Name for tables.
     pub fn title(self) -> &'static str {
         match self {
@@ -98,10 +104,26 @@ impl Client {
             Client::Crt => {
                 "Python binding, files read and written by the CRT, parts of 16 MiB, 16 objects at a time, target 10 Gbit/s; payload not signed, no checksum"
             }
-            Client::S5cmd => "16 workers, one part each; payload signed",
-            Client::Rclone => {
-                "16 transfers, no checks, no HEAD, no MD5, payload not signed, no data integrity checksums, one stream per file"
+            Client::S5cmd => {
+                "16 workers, one part each; each body signed by its SHA-256 and sent with its MD5"
             }
+            Client::Rclone => {
+                "16 transfers, no checks, no HEAD, payload not signed, no data integrity checksums, one stream per file; each body sent with its MD5, which it cannot be told to leave out of an upload in one part"
+            }
+        }
+    }
+
+    /// What differs over TLS, for the report.
+    pub fn tls_settings(self) -> &'static str {
+        match self {
+            Client::Mover => {
+                "no body hashed for its signature, the CRC-32C as without TLS; ca=FILE"
+            }
+            Client::MoverChunks => "not measured, since no body is signed",
+            Client::Bare => "rustls, 256 KiB read or written at a time",
+            Client::Crt => "its trust store replaced; payload not signed, as without TLS",
+            Client::S5cmd => "AWS_CA_BUNDLE; SHA-256 and MD5 of each body as without TLS",
+            Client::Rclone => "--ca-cert; payload not signed and MD5 of each body, as without TLS",
         }
     }
 
@@ -166,13 +188,22 @@ pub fn first_byte(client: Client, job: &Job<'_>) -> Option<Program> {
 
 fn bare_program(way: &str, job: &Job<'_>) -> Program {
     let access = job.access;
-    Program::new(job.own)
+    let program = Program::new(job.own)
         .args(["bare", way, "--endpoint"])
         .args([access.endpoint.as_str(), "--region", &access.region])
         .args(["--bucket", &access.bucket, "--prefix", PREFIX, "--source"])
         .path(job.source)
         .args(["--dir"])
-        .path(job.target)
+        .path(job.target);
+    trusting(program, "--ca", access)
+}
+
+/// Adds the option by which a program learns which certificate to trust.
+fn trusting(program: Program, option: &str, access: &Access) -> Program {
+    match &access.ca_file {
+        Some(path) => program.args([option]).path(path),
+        None => program,
+    }
 }
 
 fn crt(direction: Direction, job: &Job<'_>) -> Program {
@@ -182,6 +213,7 @@ fn crt(direction: Direction, job: &Job<'_>) -> Program {
         .args([verb(direction), &access.endpoint, &access.region])
         .args([access.bucket.as_str(), PREFIX])
         .path(local(direction, job));
+    let program = trusting(program, "--ca", access);
     match direction {
         Direction::Upload => program,
         // It has no listing of its own: the names are those of the source.
@@ -194,6 +226,11 @@ fn s5cmd(direction: Direction, job: &Job<'_>) -> Program {
     let program = Program::new(job.peers.join("bin/s5cmd"))
         .args(["--endpoint-url", &job.access.endpoint, "--log", "error"])
         .args(["--numworkers", WORKERS, "cp", "--concurrency", "1"]);
+    // It has no option for that, but Amazon's library looks there.
+    let program = match &job.access.ca_file {
+        Some(path) => program.env("AWS_CA_BUNDLE", path.display().to_string()),
+        None => program,
+    };
     match direction {
         Direction::Upload => program.args([format!("{}/*", job.source.display()), objects]),
         Direction::Download => {
@@ -224,6 +261,7 @@ fn rclone(direction: Direction, job: &Job<'_>) -> Program {
         .args(["--s3-use-data-integrity-protections=false"])
         .args(["--multi-thread-streams", "0"])
         .args(["--transfers", WORKERS, "--checkers", WORKERS]);
+    let program = trusting(program, "--ca-cert", access);
     match direction {
         Direction::Upload => program.path(job.source).args([objects]),
         Direction::Download => program.args([objects]).path(job.target),

@@ -3,7 +3,6 @@
 //! Invariants: a head is bounded; what is not understood is an error that ends the connection.
 
 use std::io::{self, Read};
-use std::net::TcpStream;
 
 use percent_encoding::percent_decode_str;
 
@@ -36,7 +35,7 @@ pub(super) struct Head {
 }
 
 /// The next head, or `None` where the client has closed the connection. What came behind it stays in `rest`.
-pub(super) fn read_head(stream: &mut TcpStream, rest: &mut Vec<u8>) -> io::Result<Option<Head>> {
+pub(super) fn read_head(stream: &mut impl Read, rest: &mut Vec<u8>) -> io::Result<Option<Head>> {
     let mut chunk = [0; 16 << 10];
     loop {
         if let Some((head, bytes)) = parse(rest)? {

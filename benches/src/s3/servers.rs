@@ -4,7 +4,7 @@
 //! and its data are gone when it is dropped; its data lies in memory (tmpfs), so no disk of this machine has a say.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use mover_base::{Error, Kind, Result};
@@ -24,6 +24,8 @@ const SINK_BUCKET: &str = "bench";
 pub enum ServerKind {
     /// The cheap server.
     Sink,
+    /// The same over TLS.
+    SinkTls,
     /// Garage 2.5, one node.
     Garage,
 }
@@ -33,16 +35,24 @@ impl ServerKind {
     pub fn title(self) -> &'static str {
         match self {
             ServerKind::Sink => "sink",
+            ServerKind::SinkTls => "sink over TLS",
             ServerKind::Garage => "Garage 2.5",
         }
+    }
+
+    /// Whether clients reach it by TLS.
+    pub fn is_tls(self) -> bool {
+        self == ServerKind::SinkTls
     }
 }
 
 /// Where a client finds a server, and as whom.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// `http://HOST:PORT`.
+    /// `http://HOST:PORT`, or `https://`.
     pub endpoint: String,
+    /// For TLS: the certificate to trust, PEM.
+    pub ca_file: Option<PathBuf>,
     /// Region.
     pub region: String,
     /// Bucket.
@@ -56,10 +66,20 @@ pub struct Access {
 impl Access {
     /// The mover's URL of a repository below `prefix`, with further options.
     pub fn url(&self, prefix: &str, options: &str) -> String {
+        let ca = match &self.ca_file {
+            Some(path) => format!("&ca={}", path.display()),
+            None => String::new(),
+        };
         format!(
-            "s3://{}/{prefix}?endpoint={}&region={}{options}",
+            "s3://{}/{prefix}?endpoint={}&region={}{ca}{options}",
             self.bucket, self.endpoint, self.region
         )
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        let (_, address) = self.endpoint.split_once("://").unwrap_or_default();
+        address
     }
 
     /// What clients find in their environment.
@@ -100,7 +120,7 @@ impl Server {
         core: Option<&str>,
     ) -> Result<Server> {
         match kind {
-            ServerKind::Sink => {
+            ServerKind::Sink | ServerKind::SinkTls => {
                 let mut command = match core {
                     Some(_) => Command::new("taskset"),
                     None => Command::new(program),
@@ -108,7 +128,8 @@ impl Server {
                 if let Some(core) = core {
                     command.args(["-c", core]).arg(program);
                 }
-                Server::sink(command, "127.0.0.1:0", bytes)
+                let ca_file = kind.is_tls().then(|| dir.join("ca.pem"));
+                Server::sink(command, "127.0.0.1:0", bytes, ca_file)
             }
             ServerKind::Garage => Server::garage(dir),
         }
@@ -120,14 +141,23 @@ impl Server {
     /// [`Kind::CheckFailed`] where it does not start.
     pub fn behind(host: &LinkedHost, program: &Path, bytes: u64) -> Result<Server> {
         let bind = format!("{}:0", host.address);
-        Server::sink(inside(host, program), &bind, bytes)
+        Server::sink(inside(host, program), &bind, bytes, None)
     }
 
-    fn sink(mut command: Command, bind: &str, bytes: u64) -> Result<Server> {
+    fn sink(
+        mut command: Command,
+        bind: &str,
+        bytes: u64,
+        ca_file: Option<PathBuf>,
+    ) -> Result<Server> {
         let memory_mib = (bytes >> 20) + 256;
-        let mut child = command
+        command
             .args(["serve", "--bind", bind, "--memory-mib"])
-            .arg(memory_mib.to_string())
+            .arg(memory_mib.to_string());
+        if let Some(path) = &ca_file {
+            command.arg("--tls-ca").arg(path);
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -142,8 +172,10 @@ impl Server {
             end(&mut child);
             return Err(no_server("the cheap server did not tell its address"));
         }
+        let scheme = if ca_file.is_some() { "https" } else { "http" };
         let access = Access {
-            endpoint: format!("http://{address}"),
+            endpoint: format!("{scheme}://{address}"),
+            ca_file,
             region: "us-east-1".to_owned(),
             bucket: SINK_BUCKET.to_owned(),
             id: "bench".to_owned(),
@@ -159,6 +191,7 @@ impl Server {
         let server = Garage::start(dir);
         let access = Access {
             endpoint: server.access().endpoint.clone(),
+            ca_file: None,
             region: server.access().region.clone(),
             bucket: server.access().bucket.clone(),
             id: server.access().key.id.clone(),

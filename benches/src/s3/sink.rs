@@ -3,7 +3,8 @@
 //! It receives every byte and keeps it in memory that was touched before it listens, and serves it back; it hashes
 //! nothing, checks no signature (nor those of chunks, which it takes out of their frames) and makes nothing durable. One
 //! blocking thread per connection: no cheaper way is known that keeps the bytes. Conditional writes (`If-None-Match: *`)
-//! are kept, as on Amazon's server.
+//! are kept, as on Amazon's server. It speaks plain HTTP or TLS; every connection's type tells which, so that plain HTTP pays
+//! nothing for the other.
 //!
 //! Invariants: objects never take more memory than it was given; an object appears whole or not at all; what it does not
 //! know (parts, bodies of unknown length) is refused and never taken for something else.
@@ -11,11 +12,15 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Take, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustls::ServerConfig;
+
 use super::request::{Head, Method, read_head};
+use super::tls::{self, Tls};
 
 /// Objects are kept in pieces of this size.
 const PIECE_BYTES: usize = 1 << 20;
@@ -77,17 +82,21 @@ struct Shared {
     objects: Mutex<BTreeMap<String, Arc<Object>>>,
     memory: Arc<Memory>,
     connections: AtomicU64,
+    /// For TLS.
+    tls: Option<Arc<ServerConfig>>,
 }
 
-/// Serves `listener` for ever, with `memory_bytes` for objects.
+/// Serves `listener` for ever, with `memory_bytes` for objects: by TLS if there is a `ca_file`, into which the certificate
+/// is written that clients are to trust.
 ///
 /// # Errors
 /// Where no connection can be taken any more.
-pub fn serve(listener: &TcpListener, memory_bytes: u64) -> io::Result<()> {
+pub fn serve(listener: &TcpListener, memory_bytes: u64, ca_file: Option<&Path>) -> io::Result<()> {
     let shared = Arc::new(Shared {
         objects: Mutex::default(),
         memory: Memory::new(memory_bytes),
         connections: AtomicU64::new(0),
+        tls: ca_file.map(tls::server),
     });
     println_ready(listener)?;
     loop {
@@ -101,7 +110,7 @@ pub fn serve(listener: &TcpListener, memory_bytes: u64) -> io::Result<()> {
             .stack_size(256 << 10)
             .spawn(move || {
                 // A client that breaks off is its own affair.
-                let _ = converse(&own, stream);
+                let _ = connection(&own, stream);
                 own.connections.fetch_sub(1, Relaxed);
             })?;
     }
@@ -114,14 +123,21 @@ fn println_ready(listener: &TcpListener) -> io::Result<()> {
     out.flush()
 }
 
-/// Answers one connection's requests.
-fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+fn connection(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(300)))?;
+    match &shared.tls {
+        None => converse(shared, &mut stream),
+        Some(config) => converse(shared, &mut Tls::accept(stream, Arc::clone(config))?),
+    }
+}
+
+/// Answers one connection's requests.
+fn converse(shared: &Shared, stream: &mut (impl Read + Write)) -> io::Result<()> {
     let mut rest = Vec::with_capacity(64 << 10);
-    while let Some(head) = read_head(&mut stream, &mut rest)? {
+    while let Some(head) = read_head(stream, &mut rest)? {
         if head.is_of_unknown_length() {
-            answer(&mut stream, 501, &[], b"a body of unknown length")?;
+            answer(stream, 501, &[], b"a body of unknown length")?;
             return Ok(());
         }
         if head.header("expect").is_some() {
@@ -129,49 +145,49 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
         }
         let is_object = head.method == Method::Put && head.name().is_some();
         if is_object {
-            put(shared, &mut stream, &head, &mut rest)?;
+            put(shared, stream, &head, &mut rest)?;
             continue;
         }
         if head.body_bytes > SMALL_BODY_BYTES_MAX {
-            answer(&mut stream, 413, &[], b"")?;
+            answer(stream, 413, &[], b"")?;
             return Ok(());
         }
         let mut body = vec![0; head.body_bytes as usize];
-        Body::new(&mut stream, &mut rest).read_exact(&mut body)?;
+        Body::new(stream, &mut rest).read_exact(&mut body)?;
         match (head.method, head.name()) {
-            (Method::Get | Method::Head, Some(_)) => get(shared, &mut stream, &head)?,
+            (Method::Get | Method::Head, Some(_)) => get(shared, stream, &head)?,
             (Method::Delete, Some(name)) => {
                 locked(&shared.objects).remove(name);
-                answer(&mut stream, 204, &[], b"")?;
+                answer(stream, 204, &[], b"")?;
             }
             (Method::Get, None) if head.parameter("uploads").is_some() => {
                 let text = "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>";
-                answer(&mut stream, 200, &[], text.as_bytes())?;
+                answer(stream, 200, &[], text.as_bytes())?;
             }
             (Method::Get, None) => {
                 let text = list(shared, &head);
-                answer(&mut stream, 200, &[], text.as_bytes())?;
+                answer(stream, 200, &[], text.as_bytes())?;
             }
-            (Method::Head | Method::Put, None) => answer(&mut stream, 200, &[], b"")?,
-            _ => answer(&mut stream, 501, &[], b"not known here")?,
+            (Method::Head | Method::Put, None) => answer(stream, 200, &[], b"")?,
+            _ => answer(stream, 501, &[], b"not known here")?,
         }
     }
     Ok(())
 }
 
 /// What of a body came with the head, then the connection.
-struct Body<'a> {
-    stream: &'a mut TcpStream,
+struct Body<'a, S> {
+    stream: &'a mut S,
     rest: &'a mut Vec<u8>,
 }
 
-impl<'a> Body<'a> {
-    fn new(stream: &'a mut TcpStream, rest: &'a mut Vec<u8>) -> Self {
+impl<'a, S> Body<'a, S> {
+    fn new(stream: &'a mut S, rest: &'a mut Vec<u8>) -> Self {
         Body { stream, rest }
     }
 }
 
-impl Read for Body<'_> {
+impl<S: Read> Read for Body<'_, S> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.rest.is_empty() {
             return self.stream.read(into);
@@ -184,17 +200,17 @@ impl Read for Body<'_> {
 }
 
 /// The bytes of an object in its body.
-enum Content<'a> {
-    Plain(Body<'a>),
+enum Content<'a, S> {
+    Plain(Body<'a, S>),
     /// In signed chunks, whose signatures nobody looks at.
     Chunks {
-        body: BufReader<Take<Body<'a>>>,
+        body: BufReader<Take<Body<'a, S>>>,
         left: u64,
     },
 }
 
-impl<'a> Content<'a> {
-    fn new(head: &Head, body: Body<'a>) -> Self {
+impl<'a, S: Read> Content<'a, S> {
+    fn new(head: &Head, body: Body<'a, S>) -> Self {
         match head.decoded_bytes {
             None => Content::Plain(body),
             Some(_) => Content::Chunks {
@@ -217,7 +233,7 @@ impl<'a> Content<'a> {
     }
 }
 
-impl Read for Content<'_> {
+impl<S: Read> Read for Content<'_, S> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let (body, left) = match self {
             Content::Plain(body) => return body.read(into),
@@ -256,7 +272,12 @@ fn next_chunk(body: &mut impl BufRead) -> io::Result<u64> {
     Ok(bytes)
 }
 
-fn put(shared: &Shared, stream: &mut TcpStream, head: &Head, rest: &mut Vec<u8>) -> io::Result<()> {
+fn put(
+    shared: &Shared,
+    stream: &mut (impl Read + Write),
+    head: &Head,
+    rest: &mut Vec<u8>,
+) -> io::Result<()> {
     let name = head.name().unwrap_or_default().to_owned();
     let mut object = Object {
         pieces: Vec::new(),
@@ -300,7 +321,7 @@ fn error_text(code: &str) -> String {
     format!("<Error><Code>{code}</Code><Message>{code}</Message></Error>")
 }
 
-fn get(shared: &Shared, stream: &mut TcpStream, head: &Head) -> io::Result<()> {
+fn get(shared: &Shared, stream: &mut impl Write, head: &Head) -> io::Result<()> {
     let found = locked(&shared.objects)
         .get(head.name().unwrap_or_default())
         .cloned();
@@ -346,7 +367,7 @@ fn get(shared: &Shared, stream: &mut TcpStream, head: &Head) -> io::Result<()> {
 
 /// The head and bytes `first..end` of an object, the first piece in one call with the head.
 fn send_range(
-    stream: &mut TcpStream,
+    stream: &mut impl Write,
     head: &[u8],
     object: &Object,
     first: u64,
@@ -437,7 +458,7 @@ fn list(shared: &Shared, head: &Head) -> String {
 }
 
 fn answer(
-    stream: &mut TcpStream,
+    stream: &mut impl Write,
     status: u16,
     headers: &[(&str, &str)],
     body: &[u8],

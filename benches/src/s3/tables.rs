@@ -60,6 +60,16 @@ pub(crate) fn transfers(out: &mut String, all: &S3Transfers) {
         line!(out, "- {}: {}.", client.title(), client.settings());
     }
     line!(out, "");
+    if all.runs.iter().any(|run| run.server.is_tls()) {
+        line!(
+            out,
+            "Over TLS (1.3, TLS_AES_128_GCM_SHA256 for all, the server's certificate verified by all) they differ in this:\n"
+        );
+        for client in Client::ALL.into_iter().filter(is_measured) {
+            line!(out, "- {}: {}.", client.title(), client.tls_settings());
+        }
+        line!(out, "");
+    }
     first_bytes(out, all);
 }
 

@@ -1,10 +1,10 @@
 //! Files as objects, there and back, through the mover's own S3 driver: the same work as a copying tool does.
 //!
 //! Invariants: what is measured is the public interface of the store, with shards, buffers and bounds as a backup and a
-//! restore have them; a file's bytes go through the arena's buffers, in and out; an object that exists is an error.
+//! restore have them; a file is read into the memory that the store sends from, and written from the arena's buffers; an
+//! object that exists is an error.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use hdrhistogram::Histogram;
 use mover_base::{Error, Kind, Result};
-use mover_io::{Access, BUF_BYTES, Shard, ShardConfig};
+use mover_io::{BUF_BYTES, Shard, ShardConfig};
 use mover_store::{Key, LinkLimits, Put, READ_BYTES_MAX, Slice, Store};
 
 use super::figures::{FIRST_BYTE_READS, Moved, new_histogram, record};
@@ -214,19 +214,22 @@ async fn put(
 ) -> Result<u64> {
     let mut upload = plan.store.upload_unique(shard, key).await?;
     let file = File::open(path).map_err(|e| cannot_read(path, e))?;
-    let file = shard
-        .file(OwnedFd::from(file), Access::Buffered)
-        .map_err(|e| cannot_read(path, e))?;
     let mut offset = 0;
     loop {
-        let buf = shard.buffer().await;
-        let (read, buf) = file.read_at(buf, offset, BUF_BYTES).await;
-        let read = read.map_err(|e| cannot_read(path, e))?;
-        offset += read as u64;
-        upload.push(buf, read).await?;
-        if read < BUF_BYTES {
+        let mut piece = plan.store.piece(shard).await?;
+        let mut filled = 0;
+        while filled < BUF_BYTES {
+            let read = file.read_at(&mut piece[filled..], offset);
+            match read.map_err(|e| cannot_read(path, e))? {
+                0 => break,
+                read => (filled, offset) = (filled + read, offset + read as u64),
+            }
+        }
+        upload.push(piece, filled).await?;
+        if filled < BUF_BYTES {
             break;
         }
+        shard.turn().await;
     }
     let start = Instant::now();
     let put = upload.commit().await?;

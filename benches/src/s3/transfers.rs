@@ -42,9 +42,12 @@ impl Placement {
 }
 
 /// Servers and placements that are measured. Garage needs more of the machine than any client, so it gets all that is left.
-pub const SETUPS: [(ServerKind, Placement); 3] = [
+/// It speaks no TLS.
+pub const SETUPS: [(ServerKind, Placement); 5] = [
     (ServerKind::Sink, Placement::OneEach),
     (ServerKind::Sink, Placement::Shared),
+    (ServerKind::SinkTls, Placement::OneEach),
+    (ServerKind::SinkTls, Placement::Shared),
     (ServerKind::Garage, Placement::Shared),
 ];
 
@@ -136,8 +139,10 @@ pub fn measure(
 ) -> Result<S3Transfers> {
     let mut all = S3Transfers::default();
     for (server, placement) in SETUPS {
+        let all_clients = Client::ALL.into_iter();
+        let clients: Vec<Client> = all_clients.filter(|client| client.is_for(server)).collect();
         for repetition in 1..=repetitions {
-            for client in turns(&Client::ALL, repetition) {
+            for client in turns(&clients, repetition) {
                 let round = Round {
                     places,
                     source,

@@ -71,7 +71,7 @@ impl Bulk {
             random: Random::new(seed),
             transaction: 1,
         };
-        bulk.fill(appended.records[1])?;
+        fill(&bulk.file, &mut bulk.random, pages, appended.records[1])?;
         bulk.checkpoint()?;
         Ok(bulk)
     }
@@ -90,22 +90,6 @@ impl Bulk {
             random: Random::new(seed),
             transaction: recovered.next_transaction,
         })
-    }
-
-    fn fill(&mut self, lsn: Lsn) -> Result<()> {
-        let mut key = 0;
-        for number in 0..self.pages {
-            let mut page: PageBytes = [0; PAGE_BYTES];
-            loop {
-                let content = row(&mut self.random, 30);
-                if heap::insert(&mut page, key, &content).is_none() {
-                    break;
-                }
-                key += 1;
-            }
-            self.file.write(number, lsn, &mut page)?;
-        }
-        Ok(())
     }
 
     /// Changes a row in each of `count` pages at random, and makes a checkpoint. Returns the pages.
@@ -156,6 +140,23 @@ impl Bulk {
     }
 }
 
+/// Writes `pages` pages full of rows, as of `lsn`.
+pub(crate) fn fill(file: &TableFile, random: &mut Random, pages: u32, lsn: Lsn) -> Result<()> {
+    let mut key = 0;
+    for number in 0..pages {
+        let mut page: PageBytes = [0; PAGE_BYTES];
+        loop {
+            let content = row(random, 30);
+            if heap::insert(&mut page, key, &content).is_none() {
+                break;
+            }
+            key += 1;
+        }
+        file.write(number, lsn, &mut page)?;
+    }
+    Ok(())
+}
+
 /// A new time and a new token in a row.
 fn freshen(random: &mut Random, row: &mut [u8]) {
     row[..8].copy_from_slice(&(1_700_000_000_000_000 + random.below(1 << 44)).to_le_bytes());
@@ -173,6 +174,8 @@ mod tests {
     use mover_source::wal::SegmentSize;
 
     use super::*;
+    use crate::workload::accounts;
+    use crate::{Database, Options, Workload};
 
     const PAGES: u32 = 200;
 
@@ -196,5 +199,37 @@ mod tests {
             assert_eq!(differ.collect::<BTreeSet<_>>(), changed);
             last = now;
         }
+    }
+
+    #[test]
+    fn a_database_runs_beside_a_table_that_was_filled() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(dir.path()).unwrap());
+        let identity = new_identity([4; 32], SegmentSize::new(18).unwrap());
+        Store::create(Arc::clone(&disk), identity).unwrap();
+        let options = Options {
+            pool_pages: 20,
+            journal: false,
+        };
+        let (database, _) = Database::open(Arc::clone(&disk), options).unwrap();
+        database.fill("archive", PAGES, 4).unwrap();
+        let filled = database.contents().unwrap().0["archive"].clone();
+        assert!(filled.len() > PAGES as usize);
+        database.commit(&accounts(4)).unwrap();
+        let mut leaving = Workload::new(4, 1);
+        let mut staying = Workload::new(4, 2);
+        for _ in 0..30 {
+            database.commit(&leaving.next_transaction()).unwrap();
+            database.commit(&staying.next_transaction()).unwrap();
+        }
+        database.commit(&leaving.leave()).unwrap();
+        database.checkpoint().unwrap();
+        let contents = database.contents().unwrap();
+        assert_eq!(contents.0["archive"], filled);
+        assert!(!contents.0.contains_key(&Workload::counter(1)));
+        assert!(!contents.0.contains_key("orders-1"));
+        database.close().unwrap();
+        let (again, _) = Database::open(disk, options).unwrap();
+        assert_eq!(again.contents().unwrap(), contents);
     }
 }

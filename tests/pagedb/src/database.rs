@@ -20,8 +20,10 @@ use mover_source::pages::{Catalogue, Recovered, Store, TABLES_DIR, TableFile, ta
 use mover_source::wal::record::delta_fits;
 use mover_source::wal::{Group, Record, TableKind, Writer, segments};
 
+use crate::bulk;
 use crate::heap;
 use crate::model::{Commit, Contents, Journal};
+use crate::random::Random;
 use crate::workload::Op;
 
 /// Pages that a table grows by when it is full.
@@ -370,6 +372,46 @@ impl Database {
                 .map_err(|error| mover_source::target_error("drop", path.as_bytes(), error))?;
         }
         Ok(at)
+    }
+
+    /// Makes a table of `pages` pages full of rows, and a checkpoint. The rows go past log and pool, so that it is quick
+    /// and takes no memory. No transaction finds them and no journal hears of them: they are there to be backed up.
+    /// Nothing else may run meanwhile.
+    pub fn fill(&self, name: &str, pages: u32, seed: u64) -> Result<()> {
+        let (id, lsn) = {
+            let mut state = self.lock();
+            let id = state.catalogue.next_table();
+            let create = Record::Create {
+                table: id,
+                kind: TableKind::Rows,
+                name,
+            };
+            let mut group = Group::new();
+            group.create(id, TableKind::Rows, name)?;
+            group.extend(id, pages)?;
+            state.clock += 1;
+            let time = Timestamp::from_micros(state.clock);
+            let appended = self.writer.append(&group, state.next_transaction, time)?;
+            self.writer.flush_to(appended.end)?;
+            state.next_transaction += 1;
+            state.catalogue.apply(Lsn(u64::MAX), &create)?;
+            let extend = Record::Extend { table: id, pages };
+            state.catalogue.apply(Lsn(u64::MAX), &extend)?;
+            (id, appended.records[1])
+        };
+        let file = TableFile::open_write(&*self.disk, id)?;
+        bulk::fill(&file, &mut Random::new(seed), pages, lsn)?;
+        file.sync()?;
+        let table = TableState {
+            id,
+            tail: pages,
+            ..TableState::default()
+        };
+        let mut state = self.lock();
+        state.tables.insert(name.to_owned(), table);
+        state.files.insert(id, file);
+        drop(state);
+        self.checkpoint().map(drop)
     }
 
     /// Removes the segments of the log that neither recovery nor a running backup needs. Returns how many.

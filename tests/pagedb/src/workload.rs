@@ -170,6 +170,13 @@ impl Workload {
         ops
     }
 
+    /// The transaction with which the client leaves: its tables go.
+    pub fn leave(self) -> Vec<Op> {
+        let counter = (self.done > 0).then(|| Workload::counter(self.client));
+        let tables = self.tables.into_keys().chain(counter);
+        tables.map(Op::Drop).collect()
+    }
+
     fn transfer(&mut self, ops: &mut Vec<Op>) {
         for _ in 0..1 + self.random.below(3) {
             let from = self.random.below(ACCOUNT_ROWS);

@@ -1,7 +1,7 @@
 //! Servers that the tests of the S3 driver and the end-to-end tests run against: a real store that is a program
 //! of its own ([`Garage`]), a store in the test's process ([`FilesystemS3`]), a proxy that breaks connections on
-//! purpose ([`FaultProxy`]), one that leads to where only it knows the way ([`Tunnel`]), endpoints that answer what a script says ([`Scripted`]), and a client that sees what a
-//! store holds without the code under test ([`Client`]).
+//! purpose ([`FaultProxy`]), one that leads to where only it knows the way ([`Tunnel`]), endpoints that answer what a script says ([`Scripted`]), a client that sees what a
+//! store holds without the code under test ([`Client`]), and what a server on loopback needs for TLS ([`certificate_for_loopback`]).
 //!
 //! Invariants: everything listens on loopback only and is stopped when dropped; no crate of the workspace is used;
 //! every random choice comes from a seed that the test gives; whatever is missing is a panic, never a skip.
@@ -23,6 +23,7 @@ mod strange;
 mod tunnel;
 
 pub use access::{Access, AccessKey};
+pub use certificate::certificate_for_loopback;
 pub use client::{Client, Listed};
 pub use fault::{Action, Fault};
 pub use fault_proxy::{FaultId, FaultProxy};
