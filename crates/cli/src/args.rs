@@ -93,6 +93,11 @@ pub struct GlobalArgs {
     /// Read and write through the page cache instead of O_DIRECT
     #[arg(long, global = true, help_heading = ENGINE)]
     pub no_direct: bool,
+    /// Give way to other programs: short disk requests, processors only where nobody wants them [default: true with
+    /// --limit-read or --limit-write]
+    #[arg(long, global = true, value_name = "true|false", help_heading = ENGINE,
+          action = ArgAction::Set, hide_possible_values = true)]
+    pub gentle: Option<bool>,
     /// Memory for I/O buffers of all shards together [default: 64MiB]
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_arena, help_heading = ENGINE)]
     pub arena: Option<u64>,

@@ -112,6 +112,7 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         top_rung: raw.rung.map_or(defaults.top_rung, rung),
         direct: defaults.direct && !raw.no_direct,
         register_buffers: defaults.register_buffers,
+        gentle: raw.gentle.unwrap_or_else(|| limits_disks(raw)),
         index_bytes: raw
             .index
             .map_or(defaults.index_bytes, |bytes| bytes as usize),
@@ -135,6 +136,12 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         color: raw.color.unwrap_or(ColorWhen::Auto),
         file: layered.file.clone(),
     })
+}
+
+/// Whether a job is not to take what it can get of the disks.
+fn limits_disks(raw: &GlobalArgs) -> bool {
+    let mut limits = [raw.limit_read, raw.limit_write].into_iter().flatten();
+    limits.any(|rate| rate.0.is_some())
 }
 
 fn budget(typed: Option<Rate>) -> Arc<RateBudget> {

@@ -6,6 +6,9 @@ use mover_base::{Error, Kind, Result};
 
 use crate::arena::BUF_BYTES;
 
+/// Longest request of a gentle run: what a disk of 1 GB/s serves in 65 us, so that whoever comes meanwhile hardly waits.
+pub const GENTLE_REQUEST_BYTES: usize = 64 << 10;
+
 /// How requests reach the kernel, best first. A shard takes the first rung that works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,6 +54,9 @@ pub struct ShardConfig {
     pub register_buffers: bool,
     /// Allow O_DIRECT for files that ask for it.
     pub direct: bool,
+    /// Give way to other programs: reads and writes reach the disk [`GENTLE_REQUEST_BYTES`] at a time, one after the other
+    /// for each buffer, and the threads run where nobody else wants the core (SCHED_IDLE), pinned to none.
+    pub gentle: bool,
 }
 
 impl Default for ShardConfig {
@@ -62,6 +68,7 @@ impl Default for ShardConfig {
             top_rung: Rung::DeferTaskrun,
             register_buffers: true,
             direct: true,
+            gentle: false,
         }
     }
 }

@@ -23,8 +23,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use crate::arena::{Arena, Buf};
-use crate::config::{Rung, ShardConfig};
+use crate::arena::{Arena, BUF_BYTES, Buf};
+use crate::config::{GENTLE_REQUEST_BYTES, Rung, ShardConfig};
 use crate::pool::Pool;
 use crate::queue::{Permits, Take};
 use crate::report::Stats;
@@ -99,6 +99,8 @@ pub(crate) struct Driver {
     scratch: Cell<Vec<(u64, i32)>>,
     rung: Rung,
     rung_reason: Option<String>,
+    /// Longest read or write that the kernel is asked for at once.
+    request_bytes_max: usize,
     closed: Cell<bool>,
     failure: RefCell<Option<io::Error>>,
     failed: Notify,
@@ -124,6 +126,10 @@ impl Driver {
             scratch: Cell::new(Vec::new()),
             rung,
             rung_reason,
+            request_bytes_max: match config.gentle {
+                true => GENTLE_REQUEST_BYTES,
+                false => BUF_BYTES,
+            },
             closed: Cell::new(false),
             failure: RefCell::new(None),
             failed: Notify::new(),
@@ -136,6 +142,11 @@ impl Driver {
 
     pub(crate) fn rung(&self) -> Rung {
         self.rung
+    }
+
+    /// Longest read or write that the kernel is to be asked for at once.
+    pub(crate) fn request_bytes_max(&self) -> usize {
+        self.request_bytes_max
     }
 
     pub(crate) fn rung_reason(&self) -> Option<String> {

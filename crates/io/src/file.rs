@@ -85,7 +85,7 @@ impl File {
     ) -> impl Future<Output = (io::Result<usize>, Buf)> + use<> {
         let file = self.clone();
         let first = match file.check_read(&buf, offset, len) {
-            Ok(()) => Ok(file.op(read_action(0, len, offset), Some(buf))),
+            Ok(()) => Ok(file.op(file.read_action(0, len, offset), Some(buf))),
             Err(error) => Err((error, buf)),
         };
         async move {
@@ -110,11 +110,7 @@ impl File {
         let first = match file.check_write(&buf, offset, len) {
             Ok(whole) => {
                 buf[len..whole].fill(0);
-                let action = Action::Write {
-                    at: 0,
-                    len: whole,
-                    offset,
-                };
+                let action = file.write_action(0, whole, offset);
                 Ok((file.op(action, Some(buf)), whole))
             }
             Err(error) => Err((error, buf)),
@@ -229,10 +225,7 @@ impl File {
                     }
                 }
             }
-            op = self.op(
-                read_action(done, len - done, offset + done as u64),
-                Some(buf),
-            );
+            op = self.op(self.read_action(done, len, offset), Some(buf));
         }
     }
 
@@ -267,12 +260,26 @@ impl File {
                     }
                 }
             }
-            let action = Action::Write {
-                at: done,
-                len: len - done,
-                offset: offset + done as u64,
-            };
+            let action = self.write_action(done, len, offset);
             op = self.op(action, Some(buf));
+        }
+    }
+
+    /// The next request of a read of `len` bytes from `offset` on of which `done` are there.
+    fn read_action(&self, done: usize, len: usize, offset: u64) -> Action {
+        Action::Read {
+            at: done,
+            len: (len - done).min(self.driver.request_bytes_max()),
+            offset: offset + done as u64,
+        }
+    }
+
+    /// The same for a write.
+    fn write_action(&self, done: usize, len: usize, offset: u64) -> Action {
+        Action::Write {
+            at: done,
+            len: (len - done).min(self.driver.request_bytes_max()),
+            offset: offset + done as u64,
         }
     }
 
@@ -314,10 +321,6 @@ impl Retries {
         tokio::task::yield_now().await;
         Ok(())
     }
-}
-
-fn read_action(at: usize, len: usize, offset: u64) -> Action {
-    Action::Read { at, len, offset }
 }
 
 /// The buffer of a read or write, which always has one.

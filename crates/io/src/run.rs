@@ -19,6 +19,7 @@ use crate::arena::Arena;
 use crate::budget::Budgets;
 use crate::config::{ShardConfig, cores};
 use crate::driver::Driver;
+use crate::priority;
 use crate::shard::{Inner, Shard, cancelled, panicked};
 use crate::stop::Stop;
 
@@ -167,9 +168,14 @@ impl Plan<'_> {
         F: AsyncFn(Shard) -> Result<T>,
     {
         let started = Instant::now();
+        if self.config.gentle {
+            priority::give_way();
+        }
+        // Where it may only run when a core is free, any free core will do.
+        let pin = self.config.pin && !self.config.gentle;
         let pinned = self
             .core
-            .filter(|core| self.config.pin && core_affinity::set_for_current(*core));
+            .filter(|core| pin && core_affinity::set_for_current(*core));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()

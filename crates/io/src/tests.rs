@@ -8,7 +8,10 @@ use std::rc::Rc;
 use mover_base::Result;
 
 use crate::driver::{Action, ENTRIES};
-use crate::{Access, BLOCK_BYTES, BUF_BYTES, File, Rung, Shard, ShardConfig, run};
+use crate::priority;
+use crate::{
+    Access, BLOCK_BYTES, BUF_BYTES, File, GENTLE_REQUEST_BYTES, Rung, Shard, ShardConfig, run,
+};
 
 const EINTR: i32 = -4;
 const EIO: i32 = -5;
@@ -83,6 +86,42 @@ fn short_reads_are_continued() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn a_gentle_run_asks_for_little_at_a_time_and_gets_the_same() {
+    for top_rung in Rung::ALL {
+        let config = ShardConfig {
+            shards: 1,
+            top_rung,
+            gentle: true,
+            ..ShardConfig::default()
+        };
+        let body = async |shard: Shard| {
+            let want = pattern(3 * GENTLE_REQUEST_BYTES + BLOCK_BYTES + 700);
+            for access in [Access::Direct, Access::Buffered] {
+                let file = open(&shard, &[], access);
+                let requests = bend(&shard, |action, result| {
+                    assert!(result <= GENTLE_REQUEST_BYTES as i32, "{action:?}");
+                    result
+                });
+                let mut buf = shard.buffer().await;
+                buf[..want.len()].copy_from_slice(&want);
+                let (written, _) = file.write_at(buf, 0, want.len()).await;
+                written.expect("write");
+                assert_eq!(requests.get(), 4);
+                file.set_len(want.len() as u64).expect("cut");
+                let got = read(&shard, &file, BUF_BYTES).await.expect("read");
+                assert!(got == want, "{access:?}");
+                unbend(&shard);
+            }
+            assert_eq!(shard.report().core, None);
+            assert!(priority::gives_way());
+            Ok(())
+        };
+        run(&config, body, |_| {}).expect("the body succeeds");
+        assert!(!priority::gives_way());
+    }
 }
 
 #[test]

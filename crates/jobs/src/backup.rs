@@ -297,6 +297,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let started = Timestamp::now();
     let progress = Progress::default();
     let store = Arc::new(LiveStore::open(&options.source)?);
+    store.watch().pace(&engine.limits.read, engine.gentle);
     let (hold, unheld) = base::hold_log(&store);
     let checkpoint = store.checkpoint()?;
     let wanted = Wanted {

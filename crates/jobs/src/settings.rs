@@ -53,6 +53,8 @@ pub struct Engine {
     pub direct: bool,
     /// Register buffers with the kernel where the memlock limit allows.
     pub register_buffers: bool,
+    /// Give way to other programs on the machine: short requests to disks, and processors only where nobody else wants them.
+    pub gentle: bool,
     /// Budget of the block index, in bytes.
     pub index_bytes: usize,
     /// Limits on what a job reads and writes.
@@ -68,6 +70,7 @@ impl Default for Engine {
             top_rung: Rung::DeferTaskrun,
             direct: true,
             register_buffers: true,
+            gentle: false,
             index_bytes: INDEX_BYTES_DEFAULT,
             limits: JobLimits::default(),
         }
@@ -157,6 +160,7 @@ impl Engine {
             top_rung: self.top_rung,
             register_buffers: self.register_buffers,
             direct: self.direct,
+            gentle: self.gentle,
         }
     }
 }

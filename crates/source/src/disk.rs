@@ -15,9 +15,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
-use mover_io::AlignedBytes;
+use mover_io::{AlignedBytes, GENTLE_REQUEST_BYTES, RateBudget};
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -26,6 +28,10 @@ use crate::failure::source_error;
 
 /// Bytes that are copied at a time where direct reads need a copy.
 const COPIED_BYTES: usize = 1 << 20;
+/// Time for which whoever goes through a log may come forward faster than the limit, after it was slower.
+const BURST: Duration = Duration::from_millis(25);
+/// How often whoever waits looks whether it is to end, and what the limit is by now.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,16 @@ pub trait Disk: Send + Sync + fmt::Debug {
 pub struct LogWatch {
     bytes: AtomicU64,
     stopped: AtomicBool,
+    pace: OnceLock<Pace>,
+}
+
+/// How fast a log may be gone through.
+#[derive(Debug)]
+struct Pace {
+    limit: Arc<RateBudget>,
+    gentle: bool,
+    /// When what was gone through so far is through at the limit.
+    paid: Mutex<Instant>,
 }
 
 impl LogWatch {
@@ -81,13 +97,34 @@ impl LogWatch {
         self.bytes.load(Relaxed)
     }
 
-    /// Counts bytes that were gone through.
+    /// Has whoever goes through a log of this disk from now on keep to the rate of `limit`, and files that are opened from now
+    /// on read [`GENTLE_REQUEST_BYTES`] at a time if `gentle`. Only the first call counts.
+    pub fn pace(&self, limit: &Arc<RateBudget>, gentle: bool) {
+        let _ = self.pace.set(Pace {
+            limit: Arc::clone(limit),
+            gentle,
+            paid: Mutex::new(Instant::now()),
+        });
+    }
+
+    /// Counts bytes that were gone through, and waits until the limit allows more.
     ///
     /// # Errors
     /// `Cancelled` if whoever did is to end.
     pub fn advance(&self, bytes: u64) -> Result<()> {
         self.bytes.fetch_add(bytes, Relaxed);
+        if let Some(pace) = self.pace.get() {
+            pace.wait(bytes, || self.check())?;
+        }
         self.check()
+    }
+
+    /// Longest read of a file at once.
+    fn request_bytes_max(&self) -> usize {
+        match self.pace.get() {
+            Some(Pace { gentle: true, .. }) => GENTLE_REQUEST_BYTES,
+            _ => usize::MAX,
+        }
     }
 
     /// Ends whoever goes through a log of this disk, now or later.
@@ -103,6 +140,35 @@ impl LogWatch {
         match self.stopped.load(Relaxed) {
             true => Err(Error::new(Kind::Cancelled, "the job was cancelled")),
             false => Ok(()),
+        }
+    }
+}
+
+impl Pace {
+    /// Waits until so many bytes more are within the limit, which may change meanwhile, or `check` fails.
+    fn wait(&self, bytes: u64, check: impl Fn() -> Result<()>) -> Result<()> {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let from = (*paid).max(begun.checked_sub(BURST).unwrap_or(begun));
+        loop {
+            let now = Instant::now();
+            let due = match self.limit.get() {
+                None => Some(now),
+                Some(rate) => Duration::try_from_secs_f64(bytes as f64 / rate as f64)
+                    .ok()
+                    .and_then(|pause| from.checked_add(pause)),
+            };
+            let pause = match due {
+                Some(due) if due <= now => {
+                    *paid = due;
+                    return Ok(());
+                }
+                Some(due) => PAUSE_MAX.min(due - now),
+                // Nothing may pass.
+                None => PAUSE_MAX,
+            };
+            check()?;
+            std::thread::sleep(pause);
         }
     }
 }
@@ -220,6 +286,7 @@ impl Disk for DirDisk {
         Ok(Box::new(RealFile {
             file: File::from(fd),
             direct: AtomicBool::new(direct),
+            request_bytes_max: self.watch.request_bytes_max(),
         }))
     }
 
@@ -276,6 +343,8 @@ impl Disk for DirDisk {
 struct RealFile {
     file: File,
     direct: AtomicBool,
+    /// Longest read at once.
+    request_bytes_max: usize,
 }
 
 impl RealFile {
@@ -326,7 +395,13 @@ impl DiskFile for RealFile {
         }
         let mut done = 0;
         while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+            let end = buffer
+                .len()
+                .min(done.saturating_add(self.request_bytes_max));
+            match self
+                .file
+                .read_at(&mut buffer[done..end], offset + done as u64)
+            {
                 Ok(0) => break,
                 Ok(bytes) => done += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -433,6 +508,44 @@ mod tests {
     }
 
     #[test]
+    fn a_paced_log_is_gone_through_at_the_limit_and_can_be_ended() {
+        let watch = LogWatch::default();
+        let begun = Instant::now();
+        watch.advance(1 << 40).unwrap();
+        let limit = RateBudget::new(Some(10 << 20));
+        watch.pace(&limit, false);
+        // Nothing is saved up from before, but for the burst.
+        for _ in 0..5 {
+            watch.advance(1 << 20).unwrap();
+        }
+        assert!(begun.elapsed() + BURST >= Duration::from_millis(500));
+        limit.set(None);
+        watch.advance(1 << 40).unwrap();
+        // One that may not pass at all is ended all the same.
+        limit.set(Some(0));
+        let ended = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| watch.advance(1));
+            std::thread::sleep(PAUSE_MAX);
+            watch.stop();
+            waiting.join().unwrap()
+        });
+        assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
+    }
+
+    #[test]
+    fn gentle_reads_give_what_the_file_has() {
+        let len = 3 * GENTLE_REQUEST_BYTES + 5000;
+        let (_dir, disk) = file_of(len);
+        disk.watch().pace(&RateBudget::new(None), true);
+        for access in [Access::Read, Access::ReadDirect] {
+            let file = disk.open("file", access).unwrap();
+            let mut buffer = AlignedBytes::new(len.next_multiple_of(BLOCK_BYTES));
+            assert_eq!(file.read_at(&mut buffer, 0).unwrap(), len);
+            assert!((0..len).all(|at| buffer[at] == byte_at(at)));
+        }
+    }
+
+    #[test]
     fn a_file_whose_direct_requests_are_refused_goes_through_the_page_cache() {
         let (dir, _) = file_of(3 * BLOCK_BYTES);
         let file = RealFile {
@@ -442,6 +555,7 @@ mod tests {
                 .open(dir.path().join("file"))
                 .unwrap(),
             direct: AtomicBool::new(true),
+            request_bytes_max: usize::MAX,
         };
         file.refused(io::ErrorKind::InvalidInput.into()).unwrap();
         assert!(!file.direct.load(Relaxed));

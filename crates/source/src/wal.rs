@@ -18,7 +18,7 @@ mod writer;
 pub use reader::{LogReader, Verify};
 pub use record::{Group, Record, TableKind};
 pub use segment::{Fork, LSN_MAX, LogIdentity, SegmentSize};
-pub use tail::{LogEnd, clean, find_end, segments};
+pub use tail::{LogEnd, clean, find_end, find_end_behind, segments};
 pub use writer::{Appended, PENDING_BYTES_MAX, Writer};
 
 pub(crate) use writer::begin;

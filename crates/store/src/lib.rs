@@ -430,7 +430,7 @@ impl Upload {
         let pushed = match (&mut self.any, piece) {
             (AnyUpload::Local(local), Piece(Memory::Buffer(buf))) => local.push(buf, len).await,
             (AnyUpload::Local(local), own) => local.push_copy(&own[..len]).await,
-            (AnyUpload::S3(s3), Piece(Memory::Own(own))) => s3.push_owned(own.filled(len)).await,
+            (AnyUpload::S3(s3), Piece(Memory::Own(own))) => s3.push_owned(own, len).await,
             (AnyUpload::S3(s3), buffer) => s3.push(&buffer[..len]).await,
         };
         if pushed.is_err() {

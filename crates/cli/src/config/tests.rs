@@ -484,6 +484,19 @@ fn engine_options_reach_the_engine() {
 }
 
 #[test]
+fn a_job_whose_disks_are_limited_is_gentle_unless_it_is_told_otherwise() {
+    let gentle =
+        |file: &str, line: &str| Fixture::new().file(file).call(line).settings.engine.gentle;
+    assert!(!gentle("", "list"));
+    assert!(!gentle("", "list --limit-read none --limit-upload 1MiB"));
+    assert!(gentle("", "list --limit-read 1MiB"));
+    assert!(gentle("limit-write = '1MiB'", "list"));
+    assert!(!gentle("limit-write = '1MiB'", "list --limit-write none"));
+    assert!(!gentle("gentle = false", "list --limit-read 1MiB"));
+    assert!(gentle("gentle = false", "list --gentle true"));
+}
+
+#[test]
 fn the_defaults_told_are_those_used() {
     let engine = Engine::default();
     let doc = include_str!("../../../../docs/configuration.md");

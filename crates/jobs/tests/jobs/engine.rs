@@ -69,6 +69,14 @@ fn buffered_files_and_unregistered_buffers_give_the_same_bytes() {
 }
 
 #[test]
+fn gentle_jobs_give_the_same_bytes() {
+    round_trip(&Engine {
+        gentle: true,
+        ..engine()
+    });
+}
+
+#[test]
 fn the_smallest_arena_goes_forward_and_a_smaller_one_is_refused() {
     let smallest = (1..64)
         .map(|mib| Engine {

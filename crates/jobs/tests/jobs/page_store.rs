@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use mover_base::checksum::sha256;
 use mover_base::{BackupId, Kind, Lsn, Result};
-use mover_jobs::BackupType;
 use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::progress::Phase;
 use mover_jobs::restore::RestoreSummary;
+use mover_jobs::{BackupType, Engine, JobLimits, RateBudget};
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
 use mover_pagedb::workload::accounts;
@@ -362,6 +362,51 @@ fn load(mut site: Site) {
     for made in &made {
         site.check(made);
     }
+}
+
+/// A log that grows faster than its limit lets it be read has no end that could be reached.
+#[test]
+fn a_backup_ends_whose_limit_is_below_what_is_committed_meanwhile() {
+    const TRANSACTIONS: usize = 200_000;
+    let mut site = Site::new(5, 16);
+    site.run(300);
+    site.database().checkpoint().unwrap();
+    let limited = Engine {
+        limits: JobLimits {
+            read: RateBudget::new(Some(1 << 20)),
+            ..JobLimits::default()
+        },
+        gentle: true,
+        ..engine()
+    };
+    let options = site.options(BackupType::Full);
+    let (stop, written) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let made = std::thread::scope(|scope| {
+        let database = site.database();
+        let (stop, written) = (&stop, &written);
+        for client in 1..5 {
+            scope.spawn(move || {
+                let mut workload = Workload::new(5, client);
+                while !stop.load(SeqCst) && written.fetch_add(1, SeqCst) < TRANSACTIONS {
+                    database.commit(&workload.next_transaction()).unwrap();
+                }
+            });
+        }
+        let before = database
+            .commit(&Workload::new(5, 9).next_transaction())
+            .unwrap();
+        let summary = site.place.try_backup(&limited, &options).unwrap();
+        stop.store(true, SeqCst);
+        assert!(before <= summary.lsn_range.expect("positions").end);
+        let journal = database.journal();
+        Made { summary, journal }
+    });
+    assert!(
+        written.into_inner() < TRANSACTIONS,
+        "it ended with the load"
+    );
+    site.kill();
+    site.check(&made);
 }
 
 /// Killed after a flush was written over the end of a segment, and before that was sealed. The log's end is before that

@@ -25,7 +25,7 @@ use crate::failure::source_error;
 use crate::scan::Stamp;
 use crate::tracker::{Epochs, LogHold};
 use crate::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
-use crate::wal::{LogIdentity, find_end, segments};
+use crate::wal::{LogIdentity, find_end_behind, segments};
 use crate::{RESTORE_MARKER, beneath};
 
 /// The scheme of this source, with the separator.
@@ -200,17 +200,22 @@ impl LiveStore {
             .map_err(|error| unreadable(path, error))
     }
 
-    /// An end of the log behind `newest`, the largest LSN of a page that was copied, read from `from` on (the end of a
-    /// group). It is the end of a flush, durable when this returns.
+    /// An end of the log behind `newest`, the largest LSN of a page that was copied, and behind everything that was committed
+    /// before this was called, read from `from` on (the end of a group). It is the end of a flush, durable when this returns.
+    /// Of what is written meanwhile no more is read than a segment.
     ///
     /// # Errors
     /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing; `Cancelled` if it was
     /// [stopped](LogWatch::stop).
     pub fn end(&self, identity: &LogIdentity, from: Lsn, newest: Lsn) -> Result<Lsn> {
+        let last = segments(&*self.disk, identity)?.last().copied();
+        let size = identity.size;
+        let enough = last.map_or(from, |start| size.data_of(size.next_of(start)));
+        let enough = enough.max(Lsn(newest.0.saturating_add(1)));
         let mut from = from;
         let mut damage = (String::new(), 0);
         for _ in 0..TRIES {
-            match find_end(&*self.disk, identity, from) {
+            match find_end_behind(&*self.disk, identity, from, enough) {
                 Ok(found) => {
                     // Behind a flush that is under way nothing is certain; before it everything is. One that is written
                     // and whose segments are not sealed yet is under way, too.

@@ -4,6 +4,7 @@
 //! segment is an error that names it, never an early end. Memory is one window and what is read ahead for it.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use mover_base::checksum::Sha256;
@@ -75,7 +76,7 @@ impl LogReader {
         let mut pace = Pace::begin(&*self.disk, range.start)?;
         let mut visit = |lsn, end, record: &Record<'_>| {
             pace.at(end)?;
-            visit(lsn, end, record)
+            visit(lsn, end, record).map(ControlFlow::Continue)
         };
         let mut previous = None;
         loop {

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::ControlFlow;
 
 use mover_base::checksum::{Sha256, Sha256Stream};
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result};
@@ -78,12 +79,27 @@ enum Rest {
 /// `Corrupt` if something before the last flush is damaged; `NotFound` if a segment is missing between others or at the
 /// beginning; `Source` if a file cannot be read; `Cancelled` if the disk says that it is to end.
 pub fn find_end(disk: &dyn Disk, identity: &LogIdentity, from: Lsn) -> Result<LogEnd> {
+    find_end_behind(disk, identity, from, Lsn(u64::MAX))
+}
+
+/// The same, content with the first end of a flush at or behind `enough` that another flush follows: of a log that is written
+/// while it is read, the end may never be reached. What was found so is not to be [cleaned](clean).
+///
+/// # Errors
+/// Those of [`find_end`], as far as it looked.
+pub fn find_end_behind(
+    disk: &dyn Disk,
+    identity: &LogIdentity,
+    from: Lsn,
+    enough: Lsn,
+) -> Result<LogEnd> {
     let starts = segments(disk, identity)?;
     Search {
         disk,
         identity,
         starts,
         from,
+        enough,
         found: LogEnd {
             end: from,
             before_flush: from,
@@ -118,6 +134,8 @@ struct Search<'d> {
     identity: &'d LogIdentity,
     starts: BTreeSet<Lsn>,
     from: Lsn,
+    /// Where it need not be the end of the log.
+    enough: Lsn,
     found: LogEnd,
     /// The data of the segment after the last that ended without an open group.
     whole_to: Option<Lsn>,
@@ -209,7 +227,7 @@ impl Search<'_> {
                 self.torn(at, why, sealed)?;
                 Ok(None)
             }
-            Ended::Reached => Err(Error::new(Kind::Internal, "a walk without end has ended")),
+            Ended::Reached => Ok(None),
         }
     }
 
@@ -235,7 +253,7 @@ impl Search<'_> {
         self.after_sealed && goes_on && (walker.in_group() || !may_begin)
     }
 
-    fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<()> {
+    fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<ControlFlow<()>> {
         self.pace.at(end)?;
         match *record {
             Record::Flush { begin } if begin == lsn => {
@@ -246,6 +264,9 @@ impl Search<'_> {
                     .object(self.identity.path(left.start)));
                 }
                 self.found.before_flush = self.found.end;
+                if self.found.end >= self.enough {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             Record::Commit { transaction, .. } => {
                 self.found.next_transaction = self
@@ -257,7 +278,7 @@ impl Search<'_> {
             Record::Checkpoint { .. } | Record::Point { .. } => self.group(end),
             _ => {}
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     fn group(&mut self, end: Lsn) {

@@ -5,6 +5,7 @@
 //! window and what is read ahead for it, whatever the bytes say. A walk can be ended from outside about every MiB ([`Pace`]).
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use mover_base::checksum::{Sha256, Sha256Stream};
@@ -292,7 +293,7 @@ impl Walker {
     }
 
     /// Walks to the end of the segment, to `stop`, or to the first thing that is not sound, and gives every record to
-    /// `visit` with where it begins and ends.
+    /// `visit` with where it begins and ends. `visit` may end it, too.
     ///
     /// # Errors
     /// Those of reading, as `failed` makes them, and those of `visit`.
@@ -301,7 +302,7 @@ impl Walker {
         window: &mut Window,
         stop: Option<Lsn>,
         failed: impl Fn(io::Error) -> mover_base::Error,
-        mut visit: impl FnMut(Lsn, Lsn, &Record<'_>) -> Result<()>,
+        mut visit: impl FnMut(Lsn, Lsn, &Record<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<Ended> {
         let start = self.size.start_of(self.at);
         loop {
@@ -317,7 +318,9 @@ impl Walker {
                         let why = "the end of the range is not the end of a transaction";
                         return Ok(Ended::Bad { at, why });
                     }
-                    visit(at, self.at, &record)?;
+                    if visit(at, self.at, &record)?.is_break() {
+                        return Ok(Ended::Reached);
+                    }
                     let ends_group = matches!(
                         record,
                         Record::Commit { .. } | Record::Checkpoint { .. } | Record::Point { .. }

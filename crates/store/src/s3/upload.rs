@@ -19,10 +19,10 @@ use super::location::Signing;
 use super::multipart::{self, PART_BYTES, Parts};
 use super::put::{self, Checksums, new_mark};
 use crate::key::Key;
-use crate::piece::{Memory, Piece, Pool};
+use crate::piece::{Memory, OwnMemory, Piece, Pool};
 use crate::{Put, Rivals};
 
-/// Bytes of objects being sent, all shards together, above which no further upload begins. Each that has begun
+/// Memory of objects being sent, all shards together, above which no further upload begins. Each that has begun
 /// may go on to gather [`PART_BYTES`].
 const GATHERED_BYTES_MAX: u64 = 48 << 20;
 
@@ -130,18 +130,24 @@ impl S3Upload {
 
     /// Appends a copy of these bytes.
     pub(crate) async fn push(&mut self, piece: &[u8]) -> Result<()> {
-        self.push_owned(Bytes::copy_from_slice(piece)).await
+        self.append(Bytes::copy_from_slice(piece), piece.len())
+            .await
     }
 
-    /// Appends a piece.
-    pub(crate) async fn push_owned(&mut self, piece: Bytes) -> Result<()> {
+    /// Appends the first `len` bytes of a piece. All of its memory is held until they are sent.
+    pub(crate) async fn push_owned(&mut self, piece: OwnMemory, len: usize) -> Result<()> {
+        self.append(piece.filled(len), BUF_BYTES).await
+    }
+
+    /// Appends a piece that takes so much memory.
+    async fn append(&mut self, piece: Bytes, memory_bytes: usize) -> Result<()> {
         // The object goes on, so what is gathered is a part and not the whole.
         if self.bytes as usize == PART_BYTES {
             self.send_part().await?;
         }
         self.sums.update(&piece)?;
         self.bytes += piece.len() as u64;
-        self.held.add(piece.len() as u64);
+        self.held.add(memory_bytes as u64);
         self.pieces.push(piece);
         Ok(())
     }

@@ -9,7 +9,9 @@ use mover_source::disk::{DirDisk, Disk};
 use mover_source::page::BODY_BYTES;
 use mover_source::pages::Store;
 use mover_source::wal::record::{GROUP_BYTES_MAX, Record};
-use mover_source::wal::{Group, LogReader, TableKind, Verify, Writer, clean, find_end, segments};
+use mover_source::wal::{
+    Group, LogReader, TableKind, Verify, Writer, clean, find_end, find_end_behind, segments,
+};
 
 use crate::support::*;
 
@@ -73,6 +75,30 @@ fn groups_of_every_size_cross_segments_and_come_back() {
         wanted.push((9, writer.append(&group(1), 9, TIME).unwrap().end));
         writer.flush_to(writer.end()).unwrap();
         assert_eq!(transactions(arc(&disk), log2, writer.durable()), wanted);
+    }
+}
+
+#[test]
+fn an_end_that_is_enough_is_the_first_that_another_flush_follows() {
+    let disk = SimDisk::new();
+    let writer = writer(arc(&disk), 14);
+    let mut ends = Vec::new();
+    for (number, bytes) in (0u64..).zip([1, 5000, 9000, 1, 70_000, 1, 1, 12_288]) {
+        writer.append(&group(bytes), 2 * number, TIME).unwrap();
+        // Another group of the same flush is no end of one.
+        let appended = writer.append(&group(1), 2 * number + 1, TIME).unwrap();
+        writer.flush_to(appended.end).unwrap();
+        ends.push(appended.end);
+    }
+    let places = ends.iter().flat_map(|end| [end.0 - 1, end.0, end.0 + 1]);
+    for enough in places.map(Lsn) {
+        let last = *ends.last().unwrap();
+        let wanted = *ends.iter().find(|end| **end >= enough).unwrap_or(&last);
+        let found = find_end_behind(&disk.copy(), &identity(1, 14), Lsn(4096), enough).unwrap();
+        assert_eq!((found.end, found.torn), (wanted, None), "{enough}");
+        if wanted < last {
+            assert_eq!(found.before_flush, wanted);
+        }
     }
 }
 
