@@ -297,7 +297,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let started = Timestamp::now();
     let progress = Progress::default();
     let store = Arc::new(LiveStore::open(&options.source)?);
-    store.watch().pace(&engine.limits.read, engine.gentle);
+    store.pace(&engine.limits.read, engine.gentle);
     let (hold, unheld) = base::hold_log(&store);
     let checkpoint = store.checkpoint()?;
     let wanted = Wanted {
@@ -518,7 +518,7 @@ impl Work<'_> {
         tick: Tick<'_>,
     ) -> Result<()> {
         let config = match bytes <= SINGLE_BYTES_MAX {
-            true => self.engine.single(),
+            true => self.engine.single_for_data(),
             false => self.engine.wide()?,
         };
         let (progress, limits) = (self.progress, &self.engine.limits);

@@ -144,11 +144,21 @@ impl Engine {
     }
 
     /// One shard, for what comes before and after the work on data. It moves so little that registering its buffers,
-    /// which zeroes and pins all of them, would cost more than it saves.
+    /// which zeroes and pins all of them, would cost more than it saves. It is short, and others may wait for it: it never
+    /// gives way.
     pub(crate) fn single(&self) -> ShardConfig {
         ShardConfig {
             register_buffers: false,
+            gentle: false,
             ..self.config(1, (2 * BUFFERS_MIN) * BUF_BYTES)
+        }
+    }
+
+    /// The same for work on little data.
+    pub(crate) fn single_for_data(&self) -> ShardConfig {
+        ShardConfig {
+            gentle: self.gentle,
+            ..self.single()
         }
     }
 

@@ -79,7 +79,6 @@ pub trait Disk: Send + Sync + fmt::Debug {
 pub struct LogWatch {
     bytes: AtomicU64,
     stopped: AtomicBool,
-    pace: OnceLock<Pace>,
 }
 
 /// How fast a log may be gone through.
@@ -97,34 +96,13 @@ impl LogWatch {
         self.bytes.load(Relaxed)
     }
 
-    /// Has whoever goes through a log of this disk from now on keep to the rate of `limit`, and files that are opened from now
-    /// on read [`GENTLE_REQUEST_BYTES`] at a time if `gentle`. Only the first call counts.
-    pub fn pace(&self, limit: &Arc<RateBudget>, gentle: bool) {
-        let _ = self.pace.set(Pace {
-            limit: Arc::clone(limit),
-            gentle,
-            paid: Mutex::new(Instant::now()),
-        });
-    }
-
-    /// Counts bytes that were gone through, and waits until the limit allows more.
+    /// Counts bytes that were gone through.
     ///
     /// # Errors
     /// `Cancelled` if whoever did is to end.
     pub fn advance(&self, bytes: u64) -> Result<()> {
         self.bytes.fetch_add(bytes, Relaxed);
-        if let Some(pace) = self.pace.get() {
-            pace.wait(bytes, || self.check())?;
-        }
         self.check()
-    }
-
-    /// Longest read of a file at once.
-    fn request_bytes_max(&self) -> usize {
-        match self.pace.get() {
-            Some(Pace { gentle: true, .. }) => GENTLE_REQUEST_BYTES,
-            _ => usize::MAX,
-        }
     }
 
     /// Ends whoever goes through a log of this disk, now or later.
@@ -202,8 +180,9 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 /// A real directory.
 #[derive(Debug)]
 pub struct DirDisk {
-    root: OwnedFd,
-    watch: LogWatch,
+    root: Arc<OwnedFd>,
+    watch: Arc<LogWatch>,
+    pace: OnceLock<Pace>,
 }
 
 impl DirDisk {
@@ -225,8 +204,36 @@ impl DirDisk {
     /// The directory that is open as `root`.
     pub(crate) fn beneath(root: OwnedFd) -> DirDisk {
         DirDisk {
-            root,
-            watch: LogWatch::default(),
+            root: Arc::new(root),
+            watch: Arc::default(),
+            pace: OnceLock::new(),
+        }
+    }
+
+    /// Has whoever goes through a log of this disk from now on keep to the rate of `limit`, and files that are opened from now
+    /// on read [`GENTLE_REQUEST_BYTES`] at a time if `gentle`. Only the first call counts.
+    pub fn pace(&self, limit: &Arc<RateBudget>, gentle: bool) {
+        let _ = self.pace.set(Pace {
+            limit: Arc::clone(limit),
+            gentle,
+            paid: Mutex::new(Instant::now()),
+        });
+    }
+
+    /// The same directory, with the same watch, for what somebody waits for: it is not paced.
+    pub fn unpaced(&self) -> DirDisk {
+        DirDisk {
+            root: Arc::clone(&self.root),
+            watch: Arc::clone(&self.watch),
+            pace: OnceLock::new(),
+        }
+    }
+
+    /// Longest read of a file at once.
+    fn request_bytes_max(&self) -> usize {
+        match self.pace.get() {
+            Some(Pace { gentle: true, .. }) => GENTLE_REQUEST_BYTES,
+            _ => usize::MAX,
         }
     }
 
@@ -286,7 +293,7 @@ impl Disk for DirDisk {
         Ok(Box::new(RealFile {
             file: File::from(fd),
             direct: AtomicBool::new(direct),
-            request_bytes_max: self.watch.request_bytes_max(),
+            request_bytes_max: self.request_bytes_max(),
         }))
     }
 
@@ -335,7 +342,11 @@ impl Disk for DirDisk {
     }
 
     fn advance(&self, bytes: u64) -> Result<()> {
-        self.watch.advance(bytes)
+        self.watch.advance(bytes)?;
+        match self.pace.get() {
+            Some(pace) => pace.wait(bytes, || self.watch.check()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -509,24 +520,26 @@ mod tests {
 
     #[test]
     fn a_paced_log_is_gone_through_at_the_limit_and_can_be_ended() {
-        let watch = LogWatch::default();
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DirDisk::open(dir.path()).unwrap();
         let begun = Instant::now();
-        watch.advance(1 << 40).unwrap();
+        disk.advance(1 << 40).unwrap();
         let limit = RateBudget::new(Some(10 << 20));
-        watch.pace(&limit, false);
+        disk.pace(&limit, false);
+        disk.unpaced().advance(1 << 40).unwrap();
         // Nothing is saved up from before, but for the burst.
         for _ in 0..5 {
-            watch.advance(1 << 20).unwrap();
+            disk.advance(1 << 20).unwrap();
         }
         assert!(begun.elapsed() + BURST >= Duration::from_millis(500));
         limit.set(None);
-        watch.advance(1 << 40).unwrap();
+        disk.advance(1 << 40).unwrap();
         // One that may not pass at all is ended all the same.
         limit.set(Some(0));
         let ended = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| watch.advance(1));
+            let waiting = scope.spawn(|| disk.advance(1));
             std::thread::sleep(PAUSE_MAX);
-            watch.stop();
+            disk.unpaced().watch().stop();
             waiting.join().unwrap()
         });
         assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
@@ -536,7 +549,7 @@ mod tests {
     fn gentle_reads_give_what_the_file_has() {
         let len = 3 * GENTLE_REQUEST_BYTES + 5000;
         let (_dir, disk) = file_of(len);
-        disk.watch().pace(&RateBudget::new(None), true);
+        disk.pace(&RateBudget::new(None), true);
         for access in [Access::Read, Access::ReadDirect] {
             let file = disk.open("file", access).unwrap();
             let mut buffer = AlignedBytes::new(len.next_multiple_of(BLOCK_BYTES));

@@ -16,6 +16,7 @@ use std::time::Duration;
 use mover_base::checksum::{Sha256, sha256};
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result};
+use mover_io::RateBudget;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -99,6 +100,12 @@ impl LiveStore {
         self.disk.clone()
     }
 
+    /// Has reading of the log keep to the rate of `limit`, and to short requests if `gentle`; but for what is read on behalf of
+    /// the tracker, which the database may wait for.
+    pub fn pace(&self, limit: &Arc<RateBudget>, gentle: bool) {
+        self.disk.pace(limit, gentle);
+    }
+
     /// How far whoever goes through the log is: [`end`](Self::end), and others on [`disk`](Self::disk).
     pub fn watch(&self) -> &LogWatch {
         self.disk.watch()
@@ -109,7 +116,8 @@ impl LiveStore {
     /// # Errors
     /// `Conflict` if another process holds it; `Source` if it cannot be read.
     pub fn epochs(&self, identity: LogIdentity) -> Result<Option<Epochs>> {
-        Epochs::open(self.disk.clone(), identity)
+        // The database waits for whoever holds it.
+        Epochs::open(Arc::new(self.disk.unpaced()), identity)
     }
 
     /// Holds the log, if the database runs with a tracker: to be called before [`checkpoint`](Self::checkpoint), so that what is
