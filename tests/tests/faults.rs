@@ -469,46 +469,42 @@ fn hostile_settings_are_usage_errors() {
 fn unknown_flags_verbs_and_combinations_are_usage_errors() {
     let scratch = Scratch::new("usage");
     let home = scratch.dir("home");
+    let repo = scratch.join("repo");
+    let url = format!("file://{}", repo.display());
     for args in [
         &[][..],
         &["--no-such-flag"],
         &["backup", "--no-such-flag"],
         &["no-such-verb"],
         &["backup"],
-        &["restore", "--repo", "file:///tmp/r"],
-        &["backup", "--repo", "file:///tmp/r"],
+        &["restore", "--repo", &url],
+        &["backup", "--repo", &url],
         &["backup", "--repo", "", "--source", "/tmp"],
         &[
             "backup",
             "--repo",
-            "file:///tmp/r",
+            &url,
             "--source",
             "dir:///tmp",
             "--type",
             "incr",
         ],
-        &["verify", "--repo", "file:///tmp/r", "--level", "wishful"],
+        &["verify", "--repo", &url, "--level", "wishful"],
         &[
             "init",
             "--repo",
-            "file:///tmp/r",
+            &url,
             "--no-encryption",
             "--recipient",
             "age1x",
         ],
-        &[
-            "init",
-            "--repo",
-            "file:///tmp/r",
-            "--recipient",
-            "age1notakey",
-        ],
-        &["init", "--repo", "file:///tmp/r"],
+        &["init", "--repo", &url, "--recipient", "age1notakey"],
+        &["init", "--repo", &url],
         &["completions", "tcl"],
         &[
             "list",
             "--repo",
-            "file:///tmp/r",
+            &url,
             "--passphrase-file",
             "/a",
             "--identity-file",
@@ -519,7 +515,7 @@ fn unknown_flags_verbs_and_combinations_are_usage_errors() {
         assert_eq!(outcome.code, Some(exit::USAGE), "{args:?}\n{outcome}");
         assert!(!outcome.stderr.is_empty(), "{args:?} says nothing");
     }
-    assert!(!Path::new("/tmp/r").exists());
+    assert!(!repo.exists());
 }
 
 #[test]
