@@ -6,7 +6,7 @@
 //! Invariants: a write is durable after [`DiskFile::sync`] of its file, a name (made, renamed or removed) after
 //! [`Disk::sync_dir`] of its directory, and neither before. A failed sync is final: the kernel forgets what it lost, so
 //! nobody may sync again and go on. No lookup leaves the directory or follows a symbolic link. Whoever goes through a log says so
-//! about every MiB ([`Disk::advance`]), so that others can see how far it is, and end it.
+//! about every MiB ([`Disk::advance`]), so that others can see how far it is, slow it down, and end it.
 
 use std::fmt;
 use std::fs::File;
@@ -83,7 +83,7 @@ pub struct LogWatch {
 
 /// How fast a log may be gone through.
 #[derive(Debug)]
-struct Pace {
+struct Throttle {
     limit: Arc<RateBudget>,
     gentle: bool,
     /// When what was gone through so far is through at the limit.
@@ -122,7 +122,7 @@ impl LogWatch {
     }
 }
 
-impl Pace {
+impl Throttle {
     /// Waits until so many bytes more are within the limit, which may change meanwhile, or `check` fails.
     fn wait(&self, bytes: u64, check: impl Fn() -> Result<()>) -> Result<()> {
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +182,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 pub struct DirDisk {
     root: Arc<OwnedFd>,
     watch: Arc<LogWatch>,
-    pace: OnceLock<Pace>,
+    pace: OnceLock<Throttle>,
 }
 
 impl DirDisk {
@@ -213,7 +213,7 @@ impl DirDisk {
     /// Has whoever goes through a log of this disk from now on keep to the rate of `limit`, and files that are opened from now
     /// on read [`GENTLE_REQUEST_BYTES`] at a time if `gentle`. Only the first call counts.
     pub fn pace(&self, limit: &Arc<RateBudget>, gentle: bool) {
-        let _ = self.pace.set(Pace {
+        let _ = self.pace.set(Throttle {
             limit: Arc::clone(limit),
             gentle,
             paid: Mutex::new(Instant::now()),
@@ -232,7 +232,7 @@ impl DirDisk {
     /// Longest read of a file at once.
     fn request_bytes_max(&self) -> usize {
         match self.pace.get() {
-            Some(Pace { gentle: true, .. }) => GENTLE_REQUEST_BYTES,
+            Some(Throttle { gentle: true, .. }) => GENTLE_REQUEST_BYTES,
             _ => usize::MAX,
         }
     }

@@ -210,7 +210,7 @@ impl LiveStore {
 
     /// An end of the log behind `newest`, the largest LSN of a page that was copied, and behind everything that was committed
     /// before this was called, read from `from` on (the end of a group). It is the end of a flush, durable when this returns.
-    /// Of what is written meanwhile no more is read than a segment.
+    /// Of what is written meanwhile about a segment is read.
     ///
     /// # Errors
     /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing; `Cancelled` if it was

@@ -53,12 +53,31 @@ pub struct LogEnd {
     /// Segments that are complete but not sealed yet.
     unsealed: Vec<SegmentFooter>,
     rest: Rest,
+    /// Whether nobody wrote behind it: else it is the end of a flush, and not of the log.
+    is_last: bool,
 }
 
 impl LogEnd {
     /// Whether all segments before the one that the last whole group ends in are sealed.
     pub(crate) fn is_sealed_before(&self, start: Lsn) -> bool {
         self.unsealed.iter().all(|footer| footer.start >= start)
+    }
+
+    /// To be asked by whoever changes what stands behind it.
+    ///
+    /// # Errors
+    /// `Internal` if that is the log, which goes on there.
+    pub(crate) fn require_last(&self) -> Result<()> {
+        match self.is_last {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Internal,
+                format!(
+                    "the log goes on behind {} and was to be written from there on",
+                    self.end
+                ),
+            )),
+        }
     }
 }
 
@@ -83,7 +102,7 @@ pub fn find_end(disk: &dyn Disk, identity: &LogIdentity, from: Lsn) -> Result<Lo
 }
 
 /// The same, content with the first end of a flush at or behind `enough` that another flush follows: of a log that is written
-/// while it is read, the end may never be reached. What was found so is not to be [cleaned](clean).
+/// while it is read, the end may never be reached. Nothing can be written behind what was found so.
 ///
 /// # Errors
 /// Those of [`find_end`], as far as it looked.
@@ -109,6 +128,7 @@ pub fn find_end_behind(
             groups: 0,
             unsealed: Vec::new(),
             rest: Rest::Free,
+            is_last: true,
         },
         whole_to: None,
         after_sealed: true,
@@ -227,7 +247,10 @@ impl Search<'_> {
                 self.torn(at, why, sealed)?;
                 Ok(None)
             }
-            Ended::Reached => Ok(None),
+            Ended::Reached => {
+                self.found.is_last = false;
+                Ok(None)
+            }
         }
     }
 
@@ -374,6 +397,7 @@ impl Search<'_> {
 /// # Errors
 /// `Storage` if the files cannot be written.
 pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<()> {
+    found.require_last()?;
     let size = identity.size;
     let failed = |path: &str, error: io::Error| {
         Error::new(Kind::Storage, "the log cannot be cleaned up after a crash")

@@ -77,6 +77,7 @@ impl Writer {
     /// # Errors
     /// `Storage` if the segment to go on in cannot be opened.
     pub fn open(disk: Arc<dyn Disk>, identity: LogIdentity, found: &LogEnd) -> Result<Writer> {
+        found.require_last()?;
         let files = Files::open(disk, identity, found.next)?;
         Ok(Writer {
             identity,

@@ -95,9 +95,18 @@ fn an_end_that_is_enough_is_the_first_that_another_flush_follows() {
         let last = *ends.last().unwrap();
         let wanted = *ends.iter().find(|end| **end >= enough).unwrap_or(&last);
         let found = find_end_behind(&disk.copy(), &identity(1, 14), Lsn(4096), enough).unwrap();
-        assert_eq!((found.end, found.torn), (wanted, None), "{enough}");
+        assert_eq!((found.end, &found.torn), (wanted, &None), "{enough}");
         if wanted < last {
             assert_eq!(found.before_flush, wanted);
+            // Nor may anybody write there.
+            let (copy, identity) = (disk.copy(), identity(1, 14));
+            let cleaned = clean(&copy, &identity, &found).unwrap_err();
+            let opened = Writer::open(arc(&copy), identity, &found).err().unwrap();
+            assert_eq!(
+                (cleaned.kind(), opened.kind()),
+                (Kind::Internal, Kind::Internal)
+            );
+            assert_eq!(find_end(&copy, &identity, Lsn(4096)).unwrap().end, last);
         }
     }
 }
