@@ -141,6 +141,42 @@ fn a_record_verifies_at_its_place_in_its_history_only() {
 }
 
 #[test]
+fn a_control_slot_points_between_header_and_footer_only() {
+    for log2 in [14, 24, 30] {
+        let size = SegmentSize::new(log2).unwrap();
+        let identity = LogIdentity { size, ..identity() };
+        let start = identity.first_segment();
+        let (data, footer) = (size.data_of(start).0, size.footer_of(start).0);
+        // The last place has room for the segment's end record and for nothing else.
+        for (at, sound) in [
+            (data - 8, false),
+            (data, true),
+            (data + 4, false),
+            (footer - 8, true),
+            (footer, false),
+            (start.0 + size.bytes(), false),
+        ] {
+            let control = Control {
+                sequence: 1,
+                identity,
+                checkpoint: Lsn(at),
+                redo: Lsn(data),
+                next_transaction: 1,
+            };
+            let later = Control {
+                checkpoint: Lsn(size.data_of(size.next_of(start)).0),
+                redo: Lsn(at),
+                ..control
+            };
+            for control in [control, later] {
+                let back = Control::decode(&control.encode()).ok();
+                assert_eq!(back, sound.then_some(control), "{at} in 2^{log2}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_reader_would_refuse_is_not_written() {
     let mut group = Group::new();
     let long = "x".repeat(256);
@@ -267,8 +303,8 @@ proptest! {
         let (system, history, size) = (identity.system, identity.history, identity.size);
         let footer = SegmentFooter { system, history, size, start, end, sha256: previous };
         prop_assert_eq!(SegmentFooter::decode(&footer.encode()).unwrap(), footer);
-        // Where records may be: any multiple of 8 between a segment's header and its footer.
-        let within = |word: u64| 4096 + 8 * (word % (identity.size.bytes() / 8 - 1023));
+        // Where records may be: any multiple of 8 behind a segment's header and before its footer.
+        let within = |word: u64| 4096 + 8 * (word % (identity.size.bytes() / 8 - 1024));
         let redo = Lsn(start.0 + within(words[1]));
         let control = Control {
             sequence: words[2] >> 2,
