@@ -1,8 +1,8 @@
 //! What an online backup under a read limit costs the commits of the database that it backs up.
 //!
-//! Invariants: the mover is the program that users run, at its defaults but for the limit; intervals alone and beside
-//! backups take turns on one store, and have the same length, load and lead; each has tables of its own; backups run from
-//! the first instant of an interval beside them to its last.
+//! Invariants: the mover is the program that users run, at its defaults but for the limit; intervals beside backups and
+//! alone take turns on one store, and have the same length, load and lead; each has tables of its own; backups run from
+//! the first instant of an interval beside them to its last; load without backups goes on for as long as it did with those before.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::tools::{cannot_make, mover};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How long load and backup run before that: the program has started by then, derived its key and begun to read.
 const LEAD: Duration = Duration::from_secs(1);
-/// How often commits are measured alone and then beside backups. In the end they are measured alone once more.
+/// How often commits are measured beside backups and then alone. In the end they are measured beside backups once more.
 const ROUNDS: usize = 4;
 /// Clients that commit one transaction after the other.
 const CLIENTS: u64 = 4;
@@ -57,7 +57,8 @@ pub struct Setting<'a> {
 /// What runs beside the commits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beside {
-    Nothing,
+    /// For this long at least.
+    Nothing(Duration),
     /// One backup, into a repository of its own.
     One,
     /// Backups one after the other, into the same repository.
@@ -77,6 +78,8 @@ struct Interval {
     /// Those from the start of load and backup to the end of both.
     whole: Histogram<u64>,
     seconds: f64,
+    /// How long load and backup ran.
+    whole_time: Duration,
     backups: Vec<Backup>,
 }
 
@@ -145,8 +148,9 @@ fn compare(
     );
     line("|---|---|---|---|---|---|---|---|---|");
     let mut figures = [Figures::default(), Figures::default()];
+    let mut whole = Duration::ZERO;
     for turn in 0..=2 * ROUNDS {
-        let what = [Beside::Nothing, beside][turn % 2];
+        let what = [beside, Beside::Nothing(whole)][turn % 2];
         if what == Beside::One {
             setting.new_repository()?;
         }
@@ -156,8 +160,9 @@ fn compare(
         drop_caches()?;
         let interval = setting.interval(&database, turn as u64 * CLIENTS, what)?;
         line(&figures[turn % 2].add(&interval));
+        whole = interval.whole_time;
     }
-    let [alone, beside] = &figures;
+    let [beside, alone] = &figures;
     line(&format!("| alone, medians {}", alone.medians()));
     line(&format!("| beside, medians {}", beside.medians()));
     line(&format!("| beside / alone {}", beside.over(alone)));
@@ -206,11 +211,14 @@ impl Setting<'_> {
         })
     }
 
-    /// Runs what is to run beside the commits, over the interval that ends at `end` at least.
-    fn run(&self, what: Beside, end: Instant) -> Result<Vec<Backup>> {
+    /// Runs what is to run beside the commits from `begun` on, over the interval that ends at `end` at least.
+    fn run(&self, what: Beside, begun: Instant, end: Instant) -> Result<Vec<Backup>> {
         let mut backups = Vec::new();
         match what {
-            Beside::Nothing => std::thread::sleep(end.saturating_duration_since(Instant::now())),
+            Beside::Nothing(time) => {
+                let end = end.max(begun + time);
+                std::thread::sleep(end.saturating_duration_since(Instant::now()));
+            }
             Beside::One => {
                 backups.push(self.backup()?);
                 if Instant::now() < end {
@@ -230,9 +238,9 @@ impl Setting<'_> {
         let phase = AtomicUsize::new(0);
         let begun = Instant::now();
         let end = begun + LEAD + INTERVAL;
-        let (by_phase, backups, seconds) = std::thread::scope(|scope| {
+        let (by_phase, backups, seconds, whole_time) = std::thread::scope(|scope| {
             let load = scope.spawn(|| load(database, first, &phase));
-            let beside = scope.spawn(|| self.run(what, end));
+            let beside = scope.spawn(|| self.run(what, begun, end));
             std::thread::sleep(LEAD);
             phase.store(COUNTED, Relaxed);
             let counted = Instant::now();
@@ -241,7 +249,8 @@ impl Setting<'_> {
             let seconds = counted.elapsed().as_secs_f64();
             let backups = beside.join();
             phase.store(ENDED, Relaxed);
-            (load.join(), backups, seconds)
+            let whole_time = begun.elapsed();
+            (load.join(), backups, seconds, whole_time)
         });
         let by_phase = by_phase.map_err(|_| failed("the load panicked"))??;
         let backups = backups.map_err(|_| failed("the backups panicked"))??;
@@ -254,6 +263,7 @@ impl Setting<'_> {
             counted,
             whole,
             seconds,
+            whole_time,
             backups,
         })
     }

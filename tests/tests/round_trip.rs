@@ -106,19 +106,23 @@ fn every_engine_setting_gives_the_same_bytes() {
             let rung = flags[at + 1].replace('-', "_");
             assert!(rungs.iter().all(|used| *used == rung), "{rung}: {rungs:?}");
         }
+        let gentle = flags.contains(&"--limit-read");
+        assert!(
+            shards(&summary).all(|shard| shard["gentle"] == gentle),
+            "a job whose disks are limited is gentle: {summary}"
+        );
         let target = scratch.join(format!("target-{i}"));
         Outcome::of(repo.restore_command("latest", &target).args(flags)).summary();
         truth.assert_same(&Tree::read(&target), &format!("{flags:?}"));
     }
 }
 
+fn shards(summary: &Value) -> impl Iterator<Item = &Value> {
+    summary["engine"]["shards"].as_array().into_iter().flatten()
+}
+
 fn rungs(summary: &Value) -> Vec<String> {
-    let shards = summary["engine"]["shards"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    shards
-        .iter()
+    shards(summary)
         .filter_map(|shard| shard["rung"].as_str().map(str::to_string))
         .collect()
 }

@@ -69,6 +69,8 @@ pub struct ShardReport {
     pub shard: usize,
     /// The core it is pinned to; none if it is not pinned.
     pub core: Option<usize>,
+    /// Whether it asks disks for little at a time and lets other programs have the cores first.
+    pub gentle: bool,
     /// How requests reach the kernel.
     pub rung: Rung,
     /// Why a better rung is not in use; none if the wished one is.

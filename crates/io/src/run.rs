@@ -195,6 +195,7 @@ impl Plan<'_> {
             index: self.index,
             count: self.count,
             core: pinned.map(|core| core.id),
+            gentle: self.config.gentle,
             direct: self.config.direct,
             started,
             stop: self.stop.clone(),

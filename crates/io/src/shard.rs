@@ -33,6 +33,7 @@ pub(crate) struct Inner {
     pub(crate) index: usize,
     pub(crate) count: usize,
     pub(crate) core: Option<usize>,
+    pub(crate) gentle: bool,
     pub(crate) direct: bool,
     pub(crate) started: Instant,
     pub(crate) stop: Stop,
@@ -179,6 +180,7 @@ impl Shard {
         ShardReport {
             shard: inner.index,
             core: inner.core,
+            gentle: inner.gentle,
             rung: driver.rung(),
             rung_reason: driver.rung_reason(),
             buffers_registered: driver.buffers_registered(),

@@ -115,7 +115,8 @@ fn a_gentle_run_asks_for_little_at_a_time_and_gets_the_same() {
                 assert!(got == want, "{access:?}");
                 unbend(&shard);
             }
-            assert_eq!(shard.report().core, None);
+            let report = shard.report();
+            assert_eq!((report.core, report.gentle), (None, true));
             assert!(priority::gives_way());
             Ok(())
         };

@@ -433,8 +433,10 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
                 store, checkpoint, ..
             } = &*source;
             let switch = || Ok(base::switch_epoch(store, checkpoint));
+            // Not gentle: the database may wait for the tracker.
+            let single = engine.single();
             let unswitched =
-                log_work::watched(engine, store.watch(), &progress, &mut *tick, switch)?;
+                log_work::watched(&single, store.watch(), &progress, &mut *tick, switch)?;
             warnings.extend(unswitched);
             if backup_type == BackupType::Full {
                 (source.changed, source.base) = (None, None);
@@ -582,7 +584,8 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         return Err(Error::new(Kind::Internal, "a page store is not a tree"));
     };
     let add = || pages.add_log(base_end, |path| work.run.parent_map(path).is_some());
-    let range = log_work::watched(work.engine, store.watch(), work.progress, &mut *tick, add)?;
+    let single = work.engine.single_for_data();
+    let range = log_work::watched(&single, store.watch(), work.progress, &mut *tick, add)?;
     let (others, log_bytes) = (pages.others(), pages.log_bytes());
     let checkpoint = pages.checkpoint();
     let log = LogPart {

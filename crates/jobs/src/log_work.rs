@@ -6,16 +6,16 @@
 use std::sync::{Mutex, PoisonError};
 
 use mover_base::{Error, Kind, Result};
-use mover_io::{Shard, Stop};
+use mover_io::{Shard, ShardConfig, Stop};
 use mover_source::disk::LogWatch;
 
 use crate::backup::only;
 use crate::progress::{Phase, Progress};
-use crate::settings::{Engine, Tick};
+use crate::settings::Tick;
 
-/// Does `work`, which goes through the log that `watch` is of.
+/// Does `work`, which goes through the log that `watch` is of, on a shard as `config` says.
 pub(crate) fn watched<T: Send>(
-    engine: &Engine,
+    config: &ShardConfig,
     watch: &LogWatch,
     progress: &Progress,
     tick: Tick<'_>,
@@ -30,7 +30,7 @@ pub(crate) fn watched<T: Send>(
         let twice = || Error::new(Kind::Internal, "work on a log was begun twice");
         taken.ok_or_else(twice)?()
     };
-    let done = mover_io::run(&engine.single(), body, |stop| {
+    let done = mover_io::run(config, body, |stop| {
         pass_on(watch, begun, progress, tick, stop);
     })?;
     watch.check()?;
@@ -55,15 +55,16 @@ pub(crate) fn pass_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Engine;
 
     const MIB: u64 = 1 << 20;
 
-    fn engine() -> Engine {
-        Engine {
-            shards: 1,
+    fn config() -> ShardConfig {
+        let engine = Engine {
             pin: false,
             ..Engine::default()
-        }
+        };
+        engine.single()
     }
 
     #[test]
@@ -77,7 +78,7 @@ mod tests {
             }
         };
         let ended = watched(
-            &engine(),
+            &config(),
             &watch,
             &progress,
             &mut |progress, stop| {
@@ -104,7 +105,7 @@ mod tests {
             Ok(1)
         };
         let raise = &mut |_: &Progress, stop: &Stop| stop.raise();
-        let ended = watched(&engine(), &watch, &progress, raise, work);
+        let ended = watched(&config(), &watch, &progress, raise, work);
         assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
     }
 
@@ -112,10 +113,10 @@ mod tests {
     fn what_comes_to_its_end_is_returned_and_errors_are_its_own() {
         let (watch, progress) = (LogWatch::default(), Progress::default());
         let tick = &mut |_: &Progress, _: &Stop| {};
-        let done = watched(&engine(), &watch, &progress, tick, || Ok(7));
+        let done = watched(&config(), &watch, &progress, tick, || Ok(7));
         assert_eq!(done.unwrap(), 7);
         let failing = || Err::<(), _>(Error::new(Kind::Corrupt, "torn"));
-        let failed = watched(&engine(), &watch, &progress, tick, failing);
+        let failed = watched(&config(), &watch, &progress, tick, failing);
         assert_eq!(failed.unwrap_err().kind(), Kind::Corrupt);
     }
 }

@@ -213,7 +213,7 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
             true => {
                 let disk = Arc::new(target.disk()?);
                 let settle = || settle(&view, &target, disk.clone());
-                let settled = watched(engine, disk.watch(), &progress, tick, settle)?;
+                let settled = watched(&engine.single(), disk.watch(), &progress, tick, settle)?;
                 Some(settled)
             }
             false => None,

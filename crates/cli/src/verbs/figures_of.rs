@@ -236,10 +236,12 @@ pub fn engine_line(engine: &EngineReport) -> String {
             figures::counted(buffered, "file")
         ),
     };
+    let gentle = shards.iter().any(|shard| shard.gentle);
     format!(
-        "{}, {}, {} buffers, {files}",
+        "{}, {}, {} buffers, {files}{}",
         figures::counted(shards.len() as u64, "shard"),
         rungs.join("+"),
-        if registered { "registered" } else { "plain" }
+        if registered { "registered" } else { "plain" },
+        if gentle { ", gentle" } else { "" }
     )
 }
