@@ -7,7 +7,7 @@
 //! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
 //! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
 //! They may end while the next extent is decoded, and that one's frames are fetched while this one is written: a
-//! disk that is waited for between extents idles.
+//! disk that is waited for between extents idles. What the extent after that one consists of is looked up meanwhile.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -22,9 +22,7 @@ use mover_base::checksum::sha256_each;
 use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
-use mover_repo::{
-    BackupView, Content, ExtentReader, FileMap, Segment, StageSeconds, block_bytes, lap,
-};
+use mover_repo::{BackupView, Content, ExtentReader, Segment, StageSeconds, block_bytes, lap};
 use mover_source::{DirTarget, HOLES_UNKNOWN, TargetMode, data_ranges, target_error};
 use rustix::fs::FallocateFlags;
 
@@ -66,12 +64,32 @@ pub(crate) struct Open {
     file: Rc<File>,
 }
 
+/// A share of which is being looked up what it consists of.
+pub(crate) struct Sought {
+    share: Share,
+    sought: mover_repo::Sought,
+}
+
+impl Sought {
+    /// Index of its file in the tree.
+    pub fn item(&self) -> u32 {
+        self.share.item
+    }
+}
+
 /// A share whose frames are being fetched.
 pub(crate) struct Ready {
     open: Rc<Open>,
     share: Share,
     /// What has to be written, in blocks of the extent.
     wanted: Vec<Segment>,
+}
+
+impl Ready {
+    /// Bytes of the share.
+    pub fn bytes(&self) -> u64 {
+        self.share.bytes()
+    }
 }
 
 /// What is under way, in order.
@@ -158,15 +176,17 @@ impl Filler {
         Ok(open)
     }
 
+    /// Begins to look up what a share consists of, while others are prepared and filled. One at a time is ever looked up.
+    pub fn seek(&mut self, share: Share) -> Sought {
+        let sought = self.reader.seek(share.item, share.index, share.blocks());
+        Sought { share, sought }
+    }
+
     /// Finds what has to be written to a share of a file, and has it fetched. Shares are filled in the order in which
     /// they are prepared.
-    pub async fn prepare(&mut self, open: Rc<Open>, map: &FileMap, share: Share) -> Result<Ready> {
-        let segments = self.reader.segments(map, share.index).await?;
-        let blocks = share.blocks();
-        let segments: Vec<Segment> = segments
-            .iter()
-            .filter_map(|segment| segment.clip(blocks.start, blocks.end))
-            .collect();
+    pub async fn prepare(&mut self, open: Rc<Open>, sought: Sought) -> Result<Ready> {
+        let Sought { share, sought } = sought;
+        let segments = self.reader.found(sought).await?;
         let base = share.extent_begin();
         for segment in segments
             .iter()

@@ -7,12 +7,12 @@
 
 mod names;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mover_base::{BackupId, Error, Kind, Result};
+use mover_base::{BackupId, Result};
 use mover_io::{Shard, ShardReport};
 use mover_repo::{BackupView, StageSeconds, catalogue};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
@@ -21,7 +21,7 @@ use serde::Serialize;
 use self::names::Names;
 use crate::backup::only;
 use crate::extents::ExtentQueue;
-use crate::fill::{FillCounts, Filler, Ready};
+use crate::fill::{FillCounts, Filler, Ready, Sought};
 use crate::log_work::watched;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
@@ -272,6 +272,14 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     })
 }
 
+/// Bytes of shares ahead of the one that is filled, if there are so many: one of full length, or several of small files, so that
+/// the frames of more than the next file are fetched.
+const READY_BYTES_MIN: u64 = 8 << 20;
+/// Shares ahead at least where the repository lies behind a link: what one of them waits for, another covers.
+const READY_LINK_MIN: usize = 2;
+/// Shares ahead at most; each has a file open.
+const READY_MAX: usize = 16;
+
 /// What one shard brings back.
 struct Part {
     counts: FillCounts,
@@ -341,10 +349,15 @@ fn fill(
 
 async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     let mut filler = Filler::new(shard, job.view, job.mode, &job.limits);
-    let mut next = prepare_next(&mut filler, job).await?;
-    while let Some(share) = next {
+    let mut sought = job.extents.claim().map(|share| filler.seek(share));
+    let mut ready = VecDeque::new();
+    loop {
         shard.stop()?;
-        next = prepare_next(&mut filler, job).await?;
+        prepare_some(&mut filler, job, &mut sought, &mut ready).await?;
+        let Some(share) = ready.pop_front() else {
+            break;
+        };
+        prepare_some(&mut filler, job, &mut sought, &mut ready).await?;
         filler.fill(share, job.progress).await?;
         complete_files(&mut filler, job)?;
     }
@@ -358,20 +371,33 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     })
 }
 
-/// Begins the next share, if any is left: its file is opened and its frames are on their way.
-async fn prepare_next(filler: &mut Filler, job: &FillJob<'_>) -> Result<Option<Ready>> {
-    let Some(share) = job.extents.claim() else {
-        return Ok(None);
+/// Begins shares, if any are left, until enough is ahead: their files are opened and their frames are on their way. The share
+/// behind them is looked up meanwhile.
+async fn prepare_some(
+    filler: &mut Filler,
+    job: &FillJob<'_>,
+    sought: &mut Option<Sought>,
+    ready: &mut VecDeque<Ready>,
+) -> Result<()> {
+    let ready_min = match job.view.repository().has_link() {
+        true => READY_LINK_MIN,
+        false => 1,
     };
-    let item = job.view.items.get(share.item as usize);
-    let Some((item, map)) = item.and_then(|item| Some((item, item.map.as_ref()?))) else {
-        return Err(Error::new(
-            Kind::Internal,
-            "an extent of a file that is not in the backup",
-        ));
+    let enough = |ready: &VecDeque<Ready>| {
+        let bytes: u64 = ready.iter().map(Ready::bytes).sum();
+        ready.len() >= READY_MAX || (ready.len() >= ready_min && bytes >= READY_BYTES_MIN)
     };
-    let open = filler.open(share.item, &item.entry, || job.names.open(share.item))?;
-    filler.prepare(open, map, share).await.map(Some)
+    while !enough(ready) {
+        let Some(next) = sought.take() else {
+            return Ok(());
+        };
+        let item = next.item();
+        let entry = &job.view.items[item as usize].entry;
+        let open = filler.open(item, entry, || job.names.open(item))?;
+        ready.push_back(filler.prepare(open, next).await?);
+        *sought = job.extents.claim().map(|share| filler.seek(share));
+    }
+    Ok(())
 }
 
 /// Completes the files of which everything is written.

@@ -7,14 +7,17 @@
 //! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
 //! pack is read once, however many backups share it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mover_base::{BackupId, Result};
 use mover_io::{Shard, ShardReport};
-use mover_repo::verify::{Damage, Inventory, Unreferenced, check_map, check_pack, finding};
-use mover_repo::{Repository, StageSeconds, catalogue};
+use mover_repo::verify::{
+    Damage, Inventory, NextPack, PACKS_AHEAD, PiecesAhead, Unreferenced, begin_pack, check_map,
+    check_pack, finding,
+};
+use mover_repo::{PackInfo, Repository, StageSeconds, catalogue};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -92,7 +95,13 @@ pub struct VerifySummary {
 
 /// One thing to check.
 enum Task {
-    Pack(mover_repo::PackInfo, Vec<BackupId>),
+    Pack(PackInfo, Vec<BackupId>),
+    Map(BackupId),
+}
+
+/// The same, with the pack being opened.
+enum Begun<'a> {
+    Pack(&'a PackInfo, &'a [BackupId], NextPack),
     Map(BackupId),
 }
 
@@ -302,18 +311,40 @@ async fn check(
     progress: &Progress,
 ) -> Result<(Found, ShardReport)> {
     let mut part = Found::default();
-    let buffers_ahead = pieces_ahead(shard.buffers_total(), 0);
-    while let Some(task) = tasks.get(next.fetch_add(1, Relaxed)) {
+    let pieces = PiecesAhead::of(pieces_ahead(shard.buffers_total(), 0));
+    let claim = || {
+        let task = tasks.get(next.fetch_add(1, Relaxed))?;
+        Some(match task {
+            Task::Map(id) => Begun::Map(*id),
+            Task::Pack(pack, users) => {
+                let next = begin_pack(shard, repository, pack, pieces);
+                Begun::Pack(pack, users, next)
+            }
+        })
+    };
+    // Without a link opening a pack takes no time, and packs that are claimed ahead only divide the last ones worse among the
+    // shards.
+    let ahead_max = match repository.has_link() {
+        true => PACKS_AHEAD,
+        false => 0,
+    };
+    let mut ahead = VecDeque::new();
+    while let Some(task) = ahead.pop_front().or_else(&claim) {
         shard.stop()?;
+        while ahead.len() < ahead_max
+            && let Some(task) = claim()
+        {
+            ahead.push_back(task);
+        }
         match task {
-            Task::Map(id) => {
-                if let Err(error) = check_map(shard, repository, *id).await {
-                    part.findings.push(Finding::new(finding(error)?, vec![*id]));
+            Begun::Map(id) => {
+                if let Err(error) = check_map(shard, repository, id).await {
+                    part.findings.push(Finding::new(finding(error)?, vec![id]));
                 }
             }
-            Task::Pack(pack, users) => {
+            Begun::Pack(pack, users, next) => {
                 part.objects += 1;
-                match check_pack(shard, repository, pack, buffers_ahead).await {
+                match check_pack(shard, next, pieces).await {
                     Ok(checked) => {
                         part.bytes += checked.bytes;
                         part.blocks += checked.blocks;
@@ -321,7 +352,7 @@ async fn check(
                     }
                     Err(error) => part
                         .findings
-                        .push(Finding::new(finding(error)?, users.clone())),
+                        .push(Finding::new(finding(error)?, users.to_vec())),
                 }
                 progress.add_bytes(pack.bytes);
                 progress.add_files(1);

@@ -316,11 +316,9 @@ impl BackupRun {
         for page in &self.parent.pages {
             tree.know(page);
         }
-        let mut reader = self
-            .shared
-            .parent
-            .as_ref()
-            .map(|parent| PackReader::new(shard, &self.shared.repository, &parent.infos));
+        let mut reader = self.shared.parent.as_ref().map(|parent| {
+            PackReader::new(shard, &self.shared.repository, &parent.infos).with_packs(&parent.packs)
+        });
         for (entry, extents) in entries {
             let old = self.parent_map(&entry.path).filter(|_| extents.len() > 1);
             if let (Some(reader), Some(old)) = (&mut reader, old) {

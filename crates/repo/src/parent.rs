@@ -6,7 +6,6 @@
 //! reported.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -16,6 +15,7 @@ use mover_format::node::{NodeRef, Run};
 use mover_io::Shard;
 
 use crate::dedup::{Location, PackTable};
+use crate::open_packs::OpenPacks;
 use crate::reader::{OpenPack, PackInfos, PackReader};
 use crate::tree::FileMap;
 use crate::writer::WriteShared;
@@ -23,6 +23,8 @@ use crate::writer::WriteShared;
 /// What the shards share of the parent.
 pub(crate) struct Parent {
     pub infos: Arc<PackInfos>,
+    /// Those that are open.
+    pub packs: Arc<OpenPacks>,
     /// Numbers of its packs in the session's table.
     pub numbers: HashMap<PackId, u32>,
     /// By number of the pack: whether its directory was read and checked in this session.
@@ -38,6 +40,7 @@ impl Parent {
         let numbered = numbers.values().max().map_or(0, |last| *last as usize + 1);
         Parent {
             infos,
+            packs: Arc::default(),
             numbers,
             checked: std::iter::repeat_with(AtomicBool::default)
                 .take(numbered)
@@ -91,8 +94,10 @@ impl PlacedRun {
 
 impl ParentReader {
     pub fn new(shard: &Shard, shared: &Arc<WriteShared>, parent: &Parent) -> Self {
+        parent.packs.share();
+        let reader = PackReader::new(shard, &shared.repository, &parent.infos);
         ParentReader {
-            reader: PackReader::new(shard, &shared.repository, &parent.infos),
+            reader: reader.with_packs(&parent.packs),
             shared: shared.clone(),
             runs: Vec::new(),
             expected: Vec::new(),
@@ -194,6 +199,7 @@ impl ParentReader {
         self.expected.resize(count, None);
         let end = first_block + count as u64;
         let from = self.runs.partition_point(|run| run.end() <= first_block);
+        self.open_some(from, end).await?;
         for at in from..self.runs.len() {
             let placed = &self.runs[at];
             if placed.first_block >= end {
@@ -214,7 +220,23 @@ impl ParentReader {
         Ok(())
     }
 
-    fn fill(&mut self, at: usize, first_block: u64, end: u64, pack: &Rc<OpenPack>) {
+    /// Opens the packs of the runs from `from` on that begin before `end`, several at a time. One that is damaged is met again
+    /// by whoever needs it.
+    async fn open_some(&mut self, from: usize, end: u64) -> Result<()> {
+        let runs = self.runs[from..].iter();
+        let runs = runs.take_while(|placed| placed.first_block < end);
+        let packs = runs.filter_map(|placed| match placed.run {
+            Run::Stored { pack, .. } => Some(pack),
+            Run::Hole { .. } | Run::Zeros { .. } => None,
+        });
+        let packs: Vec<PackId> = packs.collect();
+        match self.reader.open_all(&packs).await {
+            Err(error) if error.kind() != Kind::Corrupt => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn fill(&mut self, at: usize, first_block: u64, end: u64, pack: &Arc<OpenPack>) {
         let placed = &self.runs[at];
         let Run::Stored {
             pack: id, ordinal, ..

@@ -3,7 +3,7 @@
 //!
 //! Invariants: [`Preload::run`] returns on every shard only when all packs that were begun on any were dealt with, so what
 //! is found in the parent does not hang on which shard was faster; at most [`OPENS_MAX`] are open on a shard at a time; a
-//! damaged pack is passed over, counted, and its blocks are stored anew.
+//! damaged pack is passed over, counted, and its blocks are stored anew. What was opened stays so, as far as there is room.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -101,7 +101,8 @@ impl Preload {
         let Some(parent) = &shared.parent else {
             return Ok(());
         };
-        let mut reader = PackReader::sharing(store, shard, &shared.repository, &parent.infos);
+        let reader = PackReader::sharing(store, shard, &shared.repository, &parent.infos);
+        let mut reader = reader.with_packs(&parent.packs);
         while let Some(begun) = self.begin() {
             shard.stop()?;
             self.open(begun.pack, &mut reader, shared, parent).await?;
@@ -117,7 +118,7 @@ impl Preload {
         shared: &WriteShared,
         parent: &Parent,
     ) -> Result<()> {
-        let pack = match reader.open_once(id).await {
+        let pack = match reader.open(id).await {
             Ok(pack) => pack,
             Err(error) if error.kind() == Kind::Corrupt => {
                 tracing::warn!(%error, "a pack of the parent is damaged; its blocks are stored anew");

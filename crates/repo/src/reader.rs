@@ -1,10 +1,11 @@
 //! Reading packs: directories, frames, blocks and map nodes, each checked before it is used.
 //!
-//! A reader belongs to one shard. It keeps a few open packs (their directories) and a few decoded frames, each
-//! under a byte budget, and reads ahead the frames that its caller is about to ask for.
+//! A reader belongs to one shard. It keeps a few open packs (their directories), which readers beside it use too, and a few
+//! decoded frames, each under a byte budget, and reads ahead the frames that its caller is about to ask for.
 //!
 //! A pack is opened by its preamble and its tail, which the manifest says where to find: they are asked for at the same
-//! time, so opening takes as long as one request does; a short pack is read whole by one.
+//! time, so opening takes as long as one request does; a short pack is read whole by one. Several are opened in the time
+//! of one.
 //!
 //! Frames ahead come in pieces, each of as many neighbouring frames as fit a buffer. Where a request costs something, one
 //! brings a run of pieces.
@@ -36,17 +37,21 @@ use mover_store::{Key, READ_BYTES_MAX, Reader, Slice};
 use tokio::sync::oneshot;
 
 use crate::layout;
+use crate::open_packs::{DIRECTORIES_BYTES_MAX, DIRECTORY_BYTES_PER_BLOCK, OpenPacks};
 use crate::repository::Repository;
 use crate::timing::{StageSeconds, lap};
 
-/// Bytes of directories that a reader keeps (each at most 3 MiB; about 1 MiB for a pack of easy pages).
-const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
+/// Packs that are opened at a time.
+const OPENS_MAX: usize = 8;
 /// Longest directory with its frame, and the trailer: more is refused before memory is taken for it.
 const TAIL_BYTES_MAX: u64 = (DIRECTORY_PLAIN_BYTES_MAX + 64 + TRAILER_BYTES) as u64;
 /// Longest pack that is opened by one request for all of it: so many bytes over a link cost less than a request.
 const WHOLE_BYTES_MAX: u64 = 128 << 10;
 /// Decoded frames that a reader keeps, at most 1 MiB each.
-pub(crate) const FRAMES_MAX: usize = 4;
+const FRAMES_MAX: usize = 4;
+/// Decoded frames that the readers of a restore's files keep on all shards, but for [`FRAMES_MAX`] on each. Small files of several
+/// databases share blocks, and with them some ten frames, each of which would be fetched and decoded again for every file.
+pub(crate) const FRAMES_SHARED_MAX: usize = 32;
 /// Fewest pieces under way ahead of the decoder, and the most where a piece is a read of its own.
 pub const READS_AHEAD: usize = 6;
 /// Runs into which the pieces ahead are divided: while one is used up, others are on their way.
@@ -61,9 +66,27 @@ pub(crate) struct OpenPack {
     pub key: Key,
     pub sealer: ObjectSealer,
     pub directory: PackDirectory,
+    /// All of it, where it was read as a whole to be opened.
+    whole: Option<Box<[u8]>>,
 }
 
 impl OpenPack {
+    /// Memory that it takes, about.
+    pub fn memory_bytes(&self) -> usize {
+        let PackDirectory { hashes, frames, .. } = &self.directory;
+        let whole = self.whole.as_ref().map_or(0, |whole| whole.len());
+        hashes.len() * DIRECTORY_BYTES_PER_BLOCK + frames.len() * size_of::<FrameEntry>() + whole
+    }
+
+    /// A piece of it, if it was read as a whole.
+    fn piece(&self, piece: &Piece) -> Option<Slice> {
+        let from = piece.offset as usize;
+        let bytes = self.whole.as_ref()?.get(from..from + piece.bytes)?;
+        let mut slice = Slice::on_heap(bytes.len());
+        slice.copy_from_slice(bytes);
+        Some(slice)
+    }
+
     fn damaged(&self, error: Error) -> Error {
         damaged(&self.key, error)
     }
@@ -129,10 +152,10 @@ pub struct PackReader {
     store: Rc<Reader>,
     infos: Arc<PackInfos>,
     decoder: FrameDecoder,
-    /// Least recently used first.
-    packs: VecDeque<Rc<OpenPack>>,
+    packs: Arc<OpenPacks>,
     /// Least recently used first; nodes and blocks alike.
     frames: VecDeque<(FrameNeed, Vec<u8>)>,
+    frames_max: usize,
     ahead: VecDeque<ReadAhead>,
     needs: VecDeque<FrameNeed>,
     /// Pieces that may be under way where runs are worth it.
@@ -165,8 +188,9 @@ impl PackReader {
             store,
             infos: infos.clone(),
             decoder: FrameDecoder::new(),
-            packs: VecDeque::new(),
+            packs: Arc::default(),
             frames: VecDeque::new(),
+            frames_max: FRAMES_MAX,
             ahead: VecDeque::new(),
             needs: VecDeque::new(),
             pieces_ahead: READS_AHEAD,
@@ -184,28 +208,83 @@ impl PackReader {
         }
     }
 
+    /// The same with so many decoded frames kept, if it is more than usual.
+    pub(crate) fn with_frames(self, frames: usize) -> Self {
+        PackReader {
+            frames_max: frames.max(FRAMES_MAX),
+            ..self
+        }
+    }
+
+    /// The same with these packs, which others have open too.
+    pub(crate) fn with_packs(self, packs: &Arc<OpenPacks>) -> Self {
+        PackReader {
+            packs: packs.clone(),
+            ..self
+        }
+    }
+
+    /// A reader of the same packs on the same shard.
+    pub(crate) fn beside(&self) -> Self {
+        let store = self.store.clone();
+        PackReader::sharing(store, &self.shard, &self.repository, &self.infos)
+            .with_packs(&self.packs)
+    }
+
+    /// The shard that it belongs to.
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
     /// Opens a pack, or gives the one that is open.
-    pub(crate) async fn open(&mut self, id: PackId) -> Result<Rc<OpenPack>> {
-        let kept = self.packs.iter().rposition(|pack| pack.info.id == id);
-        if let Some(pack) = kept.and_then(|at| self.packs.remove(at)) {
-            self.packs.push_back(pack.clone());
-            return Ok(pack);
+    pub(crate) async fn open(&mut self, id: PackId) -> Result<Arc<OpenPack>> {
+        let place = self.packs.place(id);
+        if let Some(pack) = place.get() {
+            return Ok(pack.clone());
         }
-        let pack = Rc::new(self.open_once(id).await?);
-        self.packs.push_back(pack.clone());
-        let size = |pack: &Rc<OpenPack>| {
-            pack.directory.hashes.len() * 32 + pack.directory.frames.len() * 24
-        };
-        while self.packs.len() > 1
-            && self.packs.iter().map(size).sum::<usize>() > DIRECTORIES_BYTES_MAX
-        {
-            self.packs.pop_front();
-        }
+        let open = async || self.open_once(id).await.map(Arc::new);
+        let pack = place.get_or_try_init(open).await?.clone();
+        self.packs.trim();
         Ok(pack)
     }
 
-    /// Opens a pack that is needed once, and so not kept.
-    pub(crate) async fn open_once(&mut self, id: PackId) -> Result<OpenPack> {
+    /// Opens those of these packs that are not open, several at a time; of many only the first, since they would not be kept.
+    pub(crate) async fn open_all(&mut self, ids: &[PackId]) -> Result<()> {
+        if let [id] = ids[..] {
+            return self.open(id).await.map(drop);
+        }
+        let mut room = DIRECTORIES_BYTES_MAX / 2;
+        let mut closed: Vec<PackId> = Vec::new();
+        for &id in ids {
+            let blocks = self.infos.get(&id).map_or(0, |info| info.blocks as usize);
+            match room.checked_sub(blocks * DIRECTORY_BYTES_PER_BLOCK) {
+                Some(left) => room = left,
+                None => break,
+            }
+            if !self.packs.is_open(id) && !closed.contains(&id) {
+                closed.push(id);
+            }
+        }
+        if let [id] = closed[..] {
+            return self.open(id).await.map(drop);
+        }
+        for some in closed.chunks(OPENS_MAX) {
+            let open = |id| {
+                let mut reader = self.beside();
+                let opening = async move { reader.open(id).await.map(|_| reader.read_bytes) };
+                self.shard.spawn(opening)
+            };
+            let openings: Vec<_> = some.iter().map(|&id| open(id)).collect();
+            for opening in openings {
+                self.read_bytes += opening.await.map_err(|error| {
+                    Error::new(Kind::Internal, "opening a pack ended without a result").cause(error)
+                })??;
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_once(&mut self, id: PackId) -> Result<OpenPack> {
         let info = self.infos.get(&id).copied().ok_or_else(|| {
             Error::new(
                 Kind::Corrupt,
@@ -248,7 +327,7 @@ impl PackReader {
             let is_read = self.ahead.back().is_some_and(|ahead| {
                 ahead.pack == need.pack && ahead.piece.frames.contains(&need.frame)
             });
-            let mut latest = self.needs.iter().rev().take(FRAMES_MAX);
+            let mut latest = self.needs.iter().rev().take(self.frames_max);
             if !is_kept && !is_read && !latest.any(|named| *named == need) {
                 self.needs.push_back(need);
             }
@@ -321,7 +400,7 @@ impl PackReader {
 
     /// Brings the piece that holds a frame: into `current` if it was announced, else by a read of its own, and then the piece
     /// is given back. It takes the buffer that a directory would, until the frame is decoded.
-    async fn stored_frame(&mut self, pack: &Rc<OpenPack>, frame: u32) -> Result<Option<Held>> {
+    async fn stored_frame(&mut self, pack: &Arc<OpenPack>, frame: u32) -> Result<Option<Held>> {
         let holds = |id: PackId, piece: &Piece| id == pack.info.id && piece.frames.contains(&frame);
         let is_held = |held: &Held| holds(held.pack, &held.piece);
         if self.current.as_ref().is_some_and(is_held) {
@@ -347,9 +426,15 @@ impl PackReader {
             None => {
                 let piece =
                     piece_of(&pack.directory.frames, frame).ok_or_else(|| no_block(pack))?;
-                let slice = read_piece(&self.store, &pack.key, piece.offset, piece.bytes).await;
-                let slice = slice.map_err(|error| missing(&pack.key, error))?;
-                self.read_bytes += piece.bytes as u64;
+                let slice = match pack.piece(&piece) {
+                    Some(slice) => slice,
+                    None => {
+                        let read = read_piece(&self.store, &pack.key, piece.offset, piece.bytes);
+                        let slice = read.await.map_err(|error| missing(&pack.key, error))?;
+                        self.read_bytes += piece.bytes as u64;
+                        slice
+                    }
+                };
                 aside = Some(Held {
                     pack: pack.info.id,
                     piece,
@@ -377,7 +462,7 @@ impl PackReader {
     /// Opens a frame into `plain` and returns its plain length.
     async fn frame_into(
         &mut self,
-        pack: &Rc<OpenPack>,
+        pack: &Arc<OpenPack>,
         frame: u32,
         plain: &mut [u8],
     ) -> Result<usize> {
@@ -446,7 +531,7 @@ impl PackReader {
     /// Opens a frame into `plain` and checks its blocks, if it holds blocks.
     pub(crate) async fn check_frame(
         &mut self,
-        pack: &Rc<OpenPack>,
+        pack: &Arc<OpenPack>,
         frame: u32,
         plain: &mut [u8],
     ) -> Result<()> {
@@ -481,7 +566,7 @@ impl PackReader {
     }
 
     /// A decoded frame, kept for the next caller.
-    async fn cached_frame(&mut self, pack: &Rc<OpenPack>, frame: u32) -> Result<&[u8]> {
+    async fn cached_frame(&mut self, pack: &Arc<OpenPack>, frame: u32) -> Result<&[u8]> {
         let need = FrameNeed {
             pack: pack.info.id,
             frame,
@@ -490,14 +575,11 @@ impl PackReader {
         let entry = match kept.and_then(|at| self.frames.remove(at)) {
             Some(entry) => entry,
             None => {
-                let mut plain = match self.frames.len() {
-                    FRAMES_MAX.. => self
-                        .frames
-                        .pop_front()
-                        .map(|(_, plain)| plain)
-                        .unwrap_or_default(),
-                    _ => Vec::new(),
-                };
+                let mut plain = match self.frames.len() >= self.frames_max {
+                    true => self.frames.pop_front().map(|(_, plain)| plain),
+                    false => None,
+                }
+                .unwrap_or_default();
                 plain.resize(FRAME_PLAIN_BYTES_MAX, 0);
                 let bytes = self.frame_into(pack, frame, &mut plain).await?;
                 plain.truncate(bytes);
@@ -608,25 +690,42 @@ pub(crate) async fn read_piece(
     piece.ok_or_else(|| Error::new(Kind::Internal, "a read ended without a result"))
 }
 
-/// A pack's preamble, with its length, and its tail: directory and trailer. Neither keeps a buffer while the other is
-/// waited for, so packs that are opened at the same time cannot wait for each other.
-async fn ends(
-    store: &Reader,
-    key: &Key,
-    info: &PackInfo,
-    tail_bytes: usize,
-) -> Result<((Preamble, usize), Vec<u8>)> {
+/// What a pack is opened by.
+struct Ends {
+    preamble: Preamble,
+    preamble_bytes: usize,
+    /// Directory and trailer.
+    tail: Vec<u8>,
+    /// The whole pack, if it is short.
+    whole: Option<Box<[u8]>>,
+}
+
+/// Reads the ends of a pack. Neither keeps a buffer while the other is waited for, so packs that are opened at the same time
+/// cannot wait for each other.
+async fn ends(store: &Reader, key: &Key, info: &PackInfo, tail_bytes: usize) -> Result<Ends> {
     let read = async |offset, bytes| read_piece(store, key, offset, bytes).await;
     if info.bytes <= WHOLE_BYTES_MAX {
         let whole = read(0, info.bytes as usize).await?;
+        let (preamble, preamble_bytes) = Preamble::decode(&whole)?;
         let (_, tail) = whole.split_at(info.directory_offset as usize);
-        return Ok((Preamble::decode(&whole)?, tail.to_vec()));
+        return Ok(Ends {
+            preamble,
+            preamble_bytes,
+            tail: tail.to_vec(),
+            whole: Some(whole[..].into()),
+        });
     }
     let head_bytes = (PREAMBLE_BYTES_MAX as u64).min(info.bytes) as usize;
     let head = async { Preamble::decode(&read(0, head_bytes).await?) };
     let tail = async { Ok(read(info.directory_offset, tail_bytes).await?.to_vec()) };
     let (head, tail) = tokio::join!(head, tail);
-    Ok((head?, tail?))
+    let ((preamble, preamble_bytes), tail) = (head?, tail?);
+    Ok(Ends {
+        preamble,
+        preamble_bytes,
+        tail,
+        whole: None,
+    })
 }
 
 /// Opens a pack: preamble, trailer and directory, each checked against the others and against `info`.
@@ -649,7 +748,12 @@ pub(crate) async fn open_pack(
             )
         })?;
     let object_type = info.object_type;
-    let ((preamble, preamble_bytes), tail) = ends(store, key, info, tail_bytes as usize).await?;
+    let Ends {
+        preamble,
+        preamble_bytes,
+        tail,
+        whole,
+    } = ends(store, key, info, tail_bytes as usize).await?;
     let (sealer, _) = repository.open_object(&preamble, object_type, info.id.0)?;
     let (directory, trailer) = tail.split_at(tail.len() - TRAILER_BYTES);
     let trailer = PackTrailer::decode(object_type, trailer, info.bytes)?;
@@ -687,6 +791,7 @@ pub(crate) async fn open_pack(
         key: key.clone(),
         sealer,
         directory,
+        whole,
     })
 }
 

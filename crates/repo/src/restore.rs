@@ -4,19 +4,23 @@
 //! they matched their SHA-256.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mover_base::checksum::Sha256;
-use mover_base::{BLOCK_BYTES, BackupId, PackId, Result};
+use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, PackId, Result};
 use mover_format::manifest::{BackupMetadata, PackInfo};
 use mover_format::node::Run;
 use mover_format::seal::Origin;
 use mover_io::Shard;
+use tokio::task::JoinHandle;
 
 use crate::catalogue;
-use crate::reader::{FrameNeed, PackInfos, PackReader};
+use crate::open_packs::OpenPacks;
+use crate::reader::{FRAMES_SHARED_MAX, FrameNeed, PackInfos, PackReader};
 use crate::repository::Repository;
-use crate::timing::StageSeconds;
+use crate::timing::{StageSeconds, lap};
 use crate::tree::{FileMap, TreeItem, read_entries};
 
 /// A backup opened for reading, shared by the shards.
@@ -31,6 +35,7 @@ pub struct BackupView {
     /// Its entries in path order.
     pub items: Vec<TreeItem>,
     pub(crate) infos: Arc<PackInfos>,
+    packs: Arc<OpenPacks>,
 }
 
 /// What a run of blocks is.
@@ -66,6 +71,14 @@ impl Segment {
         self.first_block + self.count
     }
 
+    /// The pack that holds it, if one does.
+    fn pack(&self) -> Option<PackId> {
+        match self.content {
+            Content::Stored { pack, .. } => Some(pack),
+            Content::Hole | Content::Zeros => None,
+        }
+    }
+
     /// The part that lies in `first_block..end`, if any.
     pub fn clip(&self, first_block: u64, end: u64) -> Option<Segment> {
         let from = self.first_block.max(first_block);
@@ -99,7 +112,8 @@ impl BackupView {
             .map(|pack| (pack.id, *pack))
             .collect::<HashMap<_, _>>();
         let infos = Arc::new(infos);
-        let mut reader = PackReader::new(shard, repository, &infos);
+        let packs = Arc::default();
+        let mut reader = PackReader::new(shard, repository, &infos).with_packs(&packs);
         let (items, _) = read_entries(&mut reader, &open.manifest.pages).await?;
         Ok(BackupView {
             repository: repository.clone(),
@@ -108,6 +122,7 @@ impl BackupView {
             origin: open.origin,
             items,
             infos,
+            packs,
         })
     }
 
@@ -129,41 +144,109 @@ impl BackupView {
         self.infos.values()
     }
 
+    /// The map of an entry that has blocks.
+    ///
+    /// # Errors
+    /// `Internal` if it is none.
+    fn map(&self, item: u32) -> Result<&FileMap> {
+        let item = self.items.get(item as usize);
+        item.and_then(|item| item.map.as_ref()).ok_or_else(|| {
+            Error::new(
+                Kind::Internal,
+                "an extent of a file that is not in the backup",
+            )
+        })
+    }
+
     /// A reader for one shard, of whose buffers it may fill so many ahead ([`READS_AHEAD`](crate::READS_AHEAD) at least).
-    pub fn reader(&self, shard: &Shard, buffers_ahead: usize) -> ExtentReader {
+    pub fn reader(self: &Arc<Self>, shard: &Shard, buffers_ahead: usize) -> ExtentReader {
+        self.packs.share();
         let reader = PackReader::new(shard, &self.repository, &self.infos);
+        let frames = FRAMES_SHARED_MAX / shard.count();
+        let reader = reader.with_packs(&self.packs).with_frames(frames);
         ExtentReader {
+            view: self.clone(),
             reader: reader.with_pieces_ahead(buffers_ahead),
+            scout: None,
         }
     }
 }
 
 /// Reads the extents of a backup's files, for one shard.
 pub struct ExtentReader {
+    view: Arc<BackupView>,
     reader: PackReader,
+    /// Goes ahead of the reader: none before it first does, and while it does.
+    scout: Option<PackReader>,
+}
+
+/// What a part of an extent consists of, while that is being looked up.
+pub struct Sought(JoinHandle<(PackReader, Result<Vec<Segment>>)>);
+
+/// What the blocks `wanted` of extent `index` consist of. The packs that hold them are open then, as far as there is room.
+async fn segments(
+    reader: &mut PackReader,
+    map: &FileMap,
+    index: u64,
+    wanted: Range<u64>,
+) -> Result<Vec<Segment>> {
+    let (leaf, _) = map.leaf(reader, index).await?;
+    let mut segments = Vec::with_capacity(leaf.runs().len());
+    let mut first_block = 0;
+    for run in leaf.runs() {
+        let content = match *run {
+            Run::Hole { .. } => Content::Hole,
+            Run::Zeros { .. } => Content::Zeros,
+            Run::Stored { pack, ordinal, .. } => Content::Stored { pack, ordinal },
+        };
+        let count = u64::from(run.blocks());
+        let segment = Segment {
+            first_block,
+            count,
+            content,
+        };
+        segments.extend(segment.clip(wanted.start, wanted.end));
+        first_block += count;
+    }
+    let packs: Vec<PackId> = segments.iter().filter_map(Segment::pack).collect();
+    reader.open_all(&packs).await?;
+    Ok(segments)
 }
 
 impl ExtentReader {
-    /// What extent `index` of a file consists of.
-    pub async fn segments(&mut self, map: &FileMap, index: u64) -> Result<Vec<Segment>> {
-        let (leaf, _) = map.leaf(&mut self.reader, index).await?;
-        let mut segments = Vec::with_capacity(leaf.runs().len());
-        let mut first_block = 0;
-        for run in leaf.runs() {
-            let content = match *run {
-                Run::Hole { .. } => Content::Hole,
-                Run::Zeros { .. } => Content::Zeros,
-                Run::Stored { pack, ordinal, .. } => Content::Stored { pack, ordinal },
+    /// Begins to look up what the blocks `wanted` of extent `index` of an entry consist of, and to open the packs that hold
+    /// them, while blocks of others are decoded: over a link it takes longer than that. One at a time is ever looked up.
+    pub fn seek(&mut self, item: u32, index: u64, wanted: Range<u64>) -> Sought {
+        let scout = self.scout.take();
+        let mut scout = scout.unwrap_or_else(|| self.reader.beside());
+        let view = self.view.clone();
+        Sought(self.reader.shard().spawn(async move {
+            let found = match view.map(item) {
+                Ok(map) => segments(&mut scout, map, index, wanted).await,
+                Err(error) => Err(error),
             };
-            let count = u64::from(run.blocks());
-            segments.push(Segment {
-                first_block,
-                count,
-                content,
-            });
-            first_block += count;
-        }
-        Ok(segments)
+            (scout, found)
+        }))
+    }
+
+    /// Waits for what was looked up.
+    ///
+    /// # Errors
+    /// `Corrupt` if a part of the map or a pack is damaged, and what reading the repository brings.
+    pub async fn found(&mut self, sought: Sought) -> Result<Vec<Segment>> {
+        let clock = Instant::now();
+        let (mut scout, found) = sought.0.await.map_err(|error| {
+            Error::new(Kind::Internal, "looking ahead ended without a result").cause(error)
+        })?;
+        // It waited beside others; what counts is who waits for it.
+        lap(&mut self.reader.stages.read_wait, clock);
+        self.reader.read_bytes += std::mem::take(&mut scout.read_bytes);
+        self.reader.stages.add(&StageSeconds {
+            read_wait: 0.0,
+            ..std::mem::take(&mut scout.stages)
+        });
+        self.scout = Some(scout);
+        found
     }
 
     /// Announces the segments whose blocks will be read, in order and behind those announced before, so that their

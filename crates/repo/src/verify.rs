@@ -5,20 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use mover_base::{BackupId, Error, Kind, PackId, Result};
 use mover_format::manifest::PackInfo;
 use mover_format::node::Run;
 use mover_format::preamble::ObjectType;
 use mover_io::Shard;
+use tokio::task::JoinHandle;
 
 use crate::catalogue;
 use crate::layout;
-use crate::reader::{FrameNeed, PackReader, damaged};
+use crate::reader::{FrameNeed, OpenPack, PackReader, READS_AHEAD, damaged};
 use crate::records::each_object;
 use crate::repository::Repository;
 use crate::restore::BackupView;
-use crate::timing::StageSeconds;
+use crate::timing::{StageSeconds, lap};
 
 /// Most packs that one run keeps in mind (80 bytes each).
 const PACKS_MAX: usize = 4_000_000;
@@ -178,16 +180,67 @@ pub async fn each_pack(
     .await
 }
 
-/// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states. So many of the
-/// shard's buffers may be filled ahead.
-pub async fn check_pack(
+/// Packs that are opened on a shard, and whose first frames are read, while another one is checked, where the repository lies
+/// behind a link: opening one and reading its first frames take two requests, one after the other.
+pub const PACKS_AHEAD: usize = 2;
+
+/// How a shard divides its buffers between the pack that is checked and those after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PiecesAhead {
+    /// Those that the pack's frames may take while it is checked.
+    checked: usize,
+    /// Those that the frames of each of the next ones may take meanwhile; none where there are too few.
+    next: usize,
+}
+
+impl PiecesAhead {
+    /// Divides `buffers`, which are [`READS_AHEAD`] at least.
+    pub fn of(buffers: usize) -> Self {
+        match buffers.checked_sub(PACKS_AHEAD * READS_AHEAD) {
+            Some(checked @ READS_AHEAD..) => PiecesAhead {
+                checked,
+                next: READS_AHEAD,
+            },
+            _ => PiecesAhead {
+                checked: buffers,
+                next: 0,
+            },
+        }
+    }
+}
+
+/// A pack that is checked next, while it is being opened.
+pub struct NextPack(JoinHandle<Result<BegunPack>>);
+
+/// A pack that is there, with the length that the manifest states, and open.
+struct BegunPack {
+    reader: PackReader,
+    pack: Arc<OpenPack>,
+}
+
+/// Begins to open a pack and to read its first frames, while another one is checked.
+pub fn begin_pack(
     shard: &Shard,
     repository: &Arc<Repository>,
     info: &PackInfo,
-    buffers_ahead: usize,
-) -> Result<PackCheck> {
+    pieces: PiecesAhead,
+) -> NextPack {
+    let (task_shard, repository, info) = (shard.clone(), repository.clone(), *info);
+    let begun = async move { open_whole(&task_shard, &repository, info, pieces).await };
+    NextPack(shard.spawn(begun))
+}
+
+async fn open_whole(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    info: PackInfo,
+    pieces: PiecesAhead,
+) -> Result<BegunPack> {
     let key = layout::pack(info.id)?;
-    let stored = repository.store().head(shard, &key).await?;
+    let infos = Arc::new([(info.id, info)].into());
+    let mut reader = PackReader::new(shard, repository, &infos).with_pieces_ahead(pieces.next);
+    let (stored, pack) = tokio::join!(repository.store().head(shard, &key), reader.open(info.id));
+    let stored = stored?;
     let wrong = |what: &str| damaged(&key, Error::new(Kind::Corrupt, what));
     match stored {
         None => return Err(wrong("an object that the backup needs is missing")),
@@ -198,25 +251,39 @@ pub async fn check_pack(
         }
         Some(_) => {}
     }
-    let infos = Arc::new([(info.id, *info)].into());
-    let mut reader = PackReader::new(shard, repository, &infos).with_pieces_ahead(buffers_ahead);
-    let pack = reader.open(info.id).await?;
-    let frames = pack.directory.frames.len() as u32;
-    let pack_id = info.id;
-    let needs = (0..frames).map(|frame| FrameNeed {
-        pack: pack_id,
-        frame,
-    });
-    reader.announce(needs).await?;
+    let pack = pack?;
+    if pieces.next > 0 {
+        reader.announce(all_frames(&pack)).await?;
+    }
+    Ok(BegunPack { reader, pack })
+}
+
+fn all_frames(pack: &OpenPack) -> impl Iterator<Item = FrameNeed> + use<> {
+    let (pack, frames) = (pack.info.id, pack.directory.frames.len() as u32);
+    (0..frames).map(move |frame| FrameNeed { pack, frame })
+}
+
+/// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states.
+pub async fn check_pack(shard: &Shard, next: NextPack, pieces: PiecesAhead) -> Result<PackCheck> {
+    let clock = Instant::now();
+    let begun = next.0.await.map_err(|error| {
+        Error::new(Kind::Internal, "opening a pack ended without a result").cause(error)
+    })?;
+    let BegunPack { reader, pack } = begun?;
+    let mut reader = reader.with_pieces_ahead(pieces.checked);
+    lap(&mut reader.stages.read_wait, clock);
+    if pieces.next == 0 {
+        reader.announce(all_frames(&pack)).await?;
+    }
     let mut plain = vec![0; mover_format::frame::FRAME_PLAIN_BYTES_MAX];
-    for frame in 0..frames {
+    for frame in 0..pack.directory.frames.len() as u32 {
         shard.stop()?;
         reader.check_frame(&pack, frame, &mut plain).await?;
         shard.turn().await;
     }
     Ok(PackCheck {
         blocks: pack.directory.hashes.len() as u64,
-        bytes: info.bytes,
+        bytes: pack.info.bytes,
         stages: reader.stages,
     })
 }
@@ -261,5 +328,23 @@ pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId
             format!("the map names blocks that no pack of the backup holds (file {path})"),
         )
         .object(layout::backup(id)?.as_str())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_packs_get_buffers_where_all_have_enough() {
+        let divided = |buffers| {
+            let pieces = PiecesAhead::of(buffers);
+            (pieces.checked, pieces.next)
+        };
+        let enough = (1 + PACKS_AHEAD) * READS_AHEAD;
+        assert_eq!(divided(READS_AHEAD), (READS_AHEAD, 0));
+        assert_eq!(divided(enough - 1), (enough - 1, 0));
+        assert_eq!(divided(enough), (READS_AHEAD, READS_AHEAD));
+        assert_eq!(divided(enough + 11), (READS_AHEAD + 11, READS_AHEAD));
     }
 }

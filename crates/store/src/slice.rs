@@ -31,7 +31,7 @@ impl Slice {
     }
 
     /// `len` bytes that no buffer has room for; zero at first.
-    pub(crate) fn on_heap(len: usize) -> Self {
+    pub fn on_heap(len: usize) -> Self {
         Slice {
             memory: Memory::Heap(vec![0; len]),
             start: 0,

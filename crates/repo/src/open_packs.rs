@@ -1,0 +1,121 @@
+//! The packs that the readers of a job have open, on all of its shards.
+//!
+//! Invariants: a pack that several want at the same time is opened by one of them, and the others wait; directories take at most
+//! [`DIRECTORIES_BYTES_MAX`] for each reader that shares them, or it is one pack; those that were used last are kept.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mover_base::PackId;
+use tokio::sync::OnceCell;
+
+use crate::reader::OpenPack;
+
+/// Bytes of directories that are kept for each reader (each at most 3 MiB; about 2 MiB for a pack of easy pages).
+pub(crate) const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
+/// Bytes of a directory for each of a pack's blocks: its SHA-256.
+pub(crate) const DIRECTORY_BYTES_PER_BLOCK: usize = 32;
+
+/// Where an open pack is, or will be.
+pub(crate) type Place = Arc<OnceCell<Arc<OpenPack>>>;
+
+/// Open packs.
+#[derive(Default)]
+pub(crate) struct OpenPacks(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    readers: usize,
+    /// The least recently used first.
+    places: VecDeque<(PackId, Place)>,
+}
+
+impl OpenPacks {
+    /// One more reader shares them.
+    pub fn share(&self) {
+        self.kept().readers += 1;
+    }
+
+    /// Where a pack is; empty if it is to be opened.
+    pub fn place(&self, id: PackId) -> Place {
+        let mut kept = self.kept();
+        let places = &mut kept.places;
+        let known = places.iter().rposition(|(known, _)| *known == id);
+        let known = known.and_then(|at| places.remove(at));
+        let place = known.map_or_else(Place::default, |(_, place)| place);
+        places.push_back((id, place.clone()));
+        place
+    }
+
+    /// Whether a pack is open.
+    pub fn is_open(&self, id: PackId) -> bool {
+        let kept = self.kept();
+        let mut places = kept.places.iter();
+        places.any(|(known, place)| *known == id && place.initialized())
+    }
+
+    /// Closes what there is no room for: to be called when one was opened.
+    pub fn trim(&self) {
+        let mut kept = self.kept();
+        let room = DIRECTORIES_BYTES_MAX * kept.readers.max(1);
+        let bytes = kept.places.iter().map(|(_, place)| bytes_of(place));
+        let without = too_many(bytes, room);
+        kept.places.drain(..without);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bytes_of(place: &Place) -> usize {
+    place.get().map_or(0, |pack| pack.memory_bytes())
+}
+
+/// How many of the first of things of these sizes have to go, so that the others have room, or one is left.
+fn too_many(
+    bytes: impl DoubleEndedIterator<Item = usize> + ExactSizeIterator,
+    room: usize,
+) -> usize {
+    let count = bytes.len();
+    let mut left = room;
+    let fits = |bytes: &usize| match left.checked_sub(*bytes) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    };
+    let kept = bytes.rev().take_while(fits).count();
+    count - kept.max(1).min(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_last_stays_within_the_room() {
+        let gone = |bytes: &[usize]| too_many(bytes.iter().copied(), 10);
+        assert_eq!(gone(&[]), 0);
+        assert_eq!(gone(&[10]), 0);
+        assert_eq!(gone(&[11]), 0, "one is kept in any case");
+        assert_eq!(gone(&[4, 3, 3]), 0);
+        assert_eq!(gone(&[1, 4, 3, 3]), 1);
+        assert_eq!(gone(&[1, 11, 3]), 2);
+        assert_eq!(gone(&[3, 11]), 1);
+        assert_eq!(gone(&[5, 0, 0, 10]), 1, "those that are being opened stay");
+    }
+
+    #[test]
+    fn a_pack_has_one_place_until_it_is_closed() {
+        let packs = OpenPacks::default();
+        let id = |byte| PackId([byte; 16]);
+        let first = packs.place(id(1));
+        assert!(Arc::ptr_eq(&first, &packs.place(id(1))));
+        assert!(!Arc::ptr_eq(&first, &packs.place(id(2))));
+        packs.trim();
+        assert!(Arc::ptr_eq(&first, &packs.place(id(1))));
+        assert!(!packs.is_open(id(1)));
+    }
+}
