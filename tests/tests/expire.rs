@@ -94,6 +94,60 @@ fn names(repo: &Repo, prefix: &str) -> Vec<String> {
         .collect()
 }
 
+/// Has a program believe that it is `ahead` (as libfaketime writes it) of the time.
+fn ahead_of_time(command: &mut Command, ahead: &str) {
+    let roots = fs::read_dir("/usr/lib").expect("/usr/lib").flatten();
+    let library = roots
+        .map(|root| root.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|path| path.exists());
+    command
+        .env("LD_PRELOAD", library.expect("libfaketime is installed"))
+        .env("FAKETIME", ahead)
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+}
+
+#[test]
+fn after_a_clock_went_back_the_last_backup_is_the_latest() {
+    let scratch = Scratch::new("expire-clock");
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    let mut history = History::new((*repo).clone(), &scratch, 1);
+    // Less than what an expire takes for a clock that cannot be right.
+    change(&history.source, &mut history.random);
+    let truth = Tree::read(&history.source);
+    let mut command = history.repo.backup_command(&history.source);
+    ahead_of_time(&mut command, "+30m");
+    let summary = Outcome::of(&mut command).summary();
+    assert_eq!(summary["warnings"], serde_json::json!([]), "{summary}");
+    let id = summary["backup_id"].as_str().expect("id").to_owned();
+    history.made.push((id, truth));
+
+    for _ in 0..2 {
+        history.backup();
+    }
+    let made: Vec<&str> = history.made.iter().map(|(id, _)| id.as_str()).collect();
+    assert!(made.is_sorted(), "{made:?}");
+    assert_eq!(history.repo.ids(), made);
+    let shown = Outcome::of(history.repo.command("show").args(["latest", "--json"]));
+    assert_eq!(shown.document()["backup_id"], made[3]);
+    restores_to(&history.repo, "latest", &history.made[3].1, &scratch);
+    // What is unchanged is found where the clock was right, and where it was not.
+    let again = history.repo.backup(&history.source).summary();
+    assert!(
+        again["warnings"][0]
+            .to_string()
+            .contains("the clock went back"),
+        "{again}"
+    );
+    assert_eq!(again["parent"], made[3], "{again}");
+    let kept = again["backup_id"].as_str().expect("id").to_owned();
+    let truth = Tree::read(&history.source);
+    history.made.push((kept, truth));
+    history
+        .expire(&["--keep-last", "2", "--confirm"])
+        .expect(exit::OK);
+    history.holds_exactly(&[3, 4], &scratch);
+}
+
 #[test]
 fn a_plan_says_what_would_go_and_only_a_confirmation_deletes() {
     let scratch = Scratch::new("expire-plan");

@@ -448,3 +448,33 @@ fn a_backup_that_builds_on_another_sources_says_so_in_one_line() {
     let other = repo.backup(&three).summary();
     assert_eq!(other["parent_source"], dir_url(&two), "{other}");
 }
+
+/// The databases of a PostgreSQL cluster have equal small files, whose blocks lie in more frames than a reader of packs needs
+/// for anything else. A frame that was not kept would be read and decoded again for each database.
+#[test]
+fn frames_that_small_files_share_are_read_once() {
+    let scratch = Scratch::new("shared-frames");
+    let source = scratch.dir("source");
+    let mut random = Random::new(SEED);
+    let files: Vec<Vec<u8>> = (0..12).map(|_| random.bytes(700 << 10)).collect();
+    for database in 0..20 {
+        let dir = source.join(format!("database-{database}"));
+        fs::create_dir(&dir).expect("directory");
+        for (at, bytes) in files.iter().enumerate() {
+            fs::write(dir.join(format!("table-{at}")), bytes).expect("file");
+        }
+    }
+    let truth = Tree::read(&source);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    repo.backup(&source).summary();
+    let stored = repo.stored_bytes();
+    let target = scratch.join("target");
+    let mut restore = repo.restore_command("latest", &target);
+    let summary = Outcome::of(restore.args(["--shards", "1"])).summary();
+    let read = summary["bytes_read"].as_u64().expect("bytes_read");
+    assert!(
+        read <= stored + stored / 4,
+        "{read} bytes were read of {stored} in all: {summary}"
+    );
+    truth.assert_same(&Tree::read(&target), "shared frames");
+}

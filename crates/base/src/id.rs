@@ -119,6 +119,11 @@ impl BackupId {
         BackupId { seconds, random }
     }
 
+    /// Its second half.
+    pub fn random(self) -> u32 {
+        self.random
+    }
+
     /// The second in which the backup began, as the id says it.
     pub fn started(self) -> Timestamp {
         Timestamp::from_micros(self.seconds as i64 * 1_000_000)

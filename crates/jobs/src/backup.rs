@@ -468,6 +468,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         &mut |stop| tick(&progress, stop),
     )?;
     warnings.extend(copied.log.as_ref().and_then(base::testify));
+    warnings.extend(clock_warning(&committed.metadata));
     Ok(summary(Ended {
         committed,
         parent,
@@ -478,6 +479,16 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         engine: clock.report(stages, reports),
         totals: copied.totals,
     }))
+}
+
+/// What a clock that went back made of the backup's id.
+fn clock_warning(metadata: &BackupMetadata) -> Option<String> {
+    let (named, started) = (metadata.backup_id.started(), metadata.started);
+    (named > started).then(|| {
+        format!(
+            "the clock went back: this backup began at {started}, and the one before it later than that. So that it is the later of the two, it is named as if it had begun right behind that one, at {named}. Check the clock"
+        )
+    })
 }
 
 /// What the parent could not be used for.

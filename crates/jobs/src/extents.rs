@@ -18,8 +18,8 @@ use mover_repo::EXTENT_BYTES;
 
 /// Bytes of a share near the end of the queue.
 const SHARE_BYTES: u64 = 8 << 20;
-/// Extents per shard that are handed out in shares: when a shard comes to them, each other one is at work on at most
-/// one whole extent, so this is what it can get ahead by, and as much again for one that is slower.
+/// Extents per shard that are handed out in shares: when a shard comes to them, all have about as many whole extents before them,
+/// since they claim them alike, so one of them is what it can get ahead by, and as much again for one that is slower.
 const SHARED_EXTENTS: u64 = 2;
 
 /// Which extent: the index of the file in the tree, and the number of the extent in the file.

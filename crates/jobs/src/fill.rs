@@ -7,7 +7,7 @@
 //! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
 //! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
 //! They may end while the next extent is decoded, and that one's frames are fetched while this one is written: a
-//! disk that is waited for between extents idles. What the extent after that one consists of is looked up meanwhile.
+//! disk that is waited for between extents idles. What those behind it consist of is looked up meanwhile.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -34,6 +34,9 @@ use crate::settings::{JobLimits, pieces_ahead, writes_max};
 const WRITE_BLOCKS_MAX: u64 = (BUF_BYTES / BLOCK_BYTES) as u64;
 /// Ranges below this are written without being allocated first: the call would cost more than it saves.
 const ALLOCATE_BYTES_MIN: u64 = 256 << 10;
+
+/// Writes and ends of shares that are under way; each keeps its file open.
+const PENDING_MAX: usize = 16;
 
 /// What one shard did to the target.
 #[derive(Debug, Clone, Copy, Default)]
@@ -221,7 +224,12 @@ impl Filler {
         }
         let Ready { open, share, .. } = ready;
         self.pending.push_back(Pending::End { open, share });
-        Ok(())
+        // Shares without a write end here; many of them may be behind one write.
+        let left = match self.pending.len() > PENDING_MAX {
+            true => 0,
+            false => self.writes_max,
+        };
+        self.drain(left, progress).await
     }
 
     /// The shares that have ended since this was last called.

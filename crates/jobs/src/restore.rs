@@ -278,7 +278,7 @@ const READY_BYTES_MIN: u64 = 8 << 20;
 /// Shares ahead at least where the repository lies behind a link: what one of them waits for, another covers.
 const READY_LINK_MIN: usize = 2;
 /// Shares ahead at most; each has a file open.
-const READY_MAX: usize = 16;
+const READY_MAX: usize = 8;
 
 /// What one shard brings back.
 struct Part {
@@ -352,12 +352,11 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     let mut sought = job.extents.claim().map(|share| filler.seek(share));
     let mut ready = VecDeque::new();
     loop {
-        shard.stop()?;
-        prepare_some(&mut filler, job, &mut sought, &mut ready).await?;
+        prepare_some(shard, &mut filler, job, &mut sought, &mut ready).await?;
         let Some(share) = ready.pop_front() else {
             break;
         };
-        prepare_some(&mut filler, job, &mut sought, &mut ready).await?;
+        prepare_some(shard, &mut filler, job, &mut sought, &mut ready).await?;
         filler.fill(share, job.progress).await?;
         complete_files(&mut filler, job)?;
     }
@@ -374,6 +373,7 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
 /// Begins shares, if any are left, until enough is ahead: their files are opened and their frames are on their way. The share
 /// behind them is looked up meanwhile.
 async fn prepare_some(
+    shard: &Shard,
     filler: &mut Filler,
     job: &FillJob<'_>,
     sought: &mut Option<Sought>,
@@ -388,11 +388,12 @@ async fn prepare_some(
         ready.len() >= READY_MAX || (ready.len() >= ready_min && bytes >= READY_BYTES_MIN)
     };
     while !enough(ready) {
+        shard.stop()?;
         let Some(next) = sought.take() else {
             return Ok(());
         };
         let item = next.item();
-        let entry = &job.view.items[item as usize].entry;
+        let entry = job.view.entry(item)?;
         let open = filler.open(item, entry, || job.names.open(item))?;
         ready.push_back(filler.prepare(open, next).await?);
         *sought = job.extents.claim().map(|share| filler.seek(share));

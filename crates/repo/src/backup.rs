@@ -355,8 +355,14 @@ impl BackupRun {
         };
         let repository = &self.shared.repository;
         self.registration.before_publishing(shard).await?;
-        let (manifest, bytes) =
-            catalogue::publish(shard, repository, &self.shared.session, manifest).await?;
+        let (manifest, bytes) = catalogue::publish(
+            shard,
+            repository,
+            &self.shared.session,
+            manifest,
+            self.parent.id,
+        )
+        .await?;
         self.check_published(shard, &manifest).await?;
         self.registration.end(shard).await;
         counts.stored_bytes += bytes;

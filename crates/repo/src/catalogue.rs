@@ -112,15 +112,17 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
     })
 }
 
-/// Publishes a manifest: from here on the backup exists. Fills in its id; gives it back with the bytes written.
+/// Publishes a manifest: from here on the backup exists. Fills in its id, which is behind `after`, whatever the clock says;
+/// gives it back with the bytes written.
 pub(crate) async fn publish(
     shard: &Shard,
     repository: &Repository,
     session: &Session,
     mut manifest: Manifest,
+    after: Option<BackupId>,
 ) -> Result<(Manifest, u64)> {
     for _ in 0..ID_TRIES {
-        let id = fresh_id(manifest.metadata.started)?;
+        let id = fresh_id(manifest.metadata.started, after, random_bytes()?);
         manifest.metadata.backup_id = id;
         manifest.metadata.ended = Timestamp::now();
         let bytes = encode(session, &manifest)?;
@@ -146,12 +148,28 @@ pub(crate) async fn publish(
     Err(Error::new(Kind::Conflict, "no free backup id was found").object(repository.url()))
 }
 
+/// Bits of an id's second half below the microsecond.
+const RANDOM_BITS: u32 = 12;
+
 /// A new id. Its second half begins with the microsecond, so that backups begun within one second sort by
 /// their start too: `latest` and the choice of a parent go by the order of ids. Twelve random bits follow.
-fn fresh_id(started: Timestamp) -> Result<BackupId> {
-    let micros = started.as_micros().rem_euclid(1_000_000) as u32;
-    let random = u32::from(u16::from_le_bytes(random_bytes()?)) & 0xfff;
-    Ok(BackupId::new(started, micros << 12 | random))
+/// Where the clock went back behind the start of `after`, the id is one of the microsecond behind that.
+fn fresh_id(started: Timestamp, after: Option<BackupId>, random: [u8; 2]) -> BackupId {
+    let random = u32::from(u16::from_le_bytes(random)) & ((1 << RANDOM_BITS) - 1);
+    let id_of = |start: Timestamp| {
+        let micros = start.as_micros().rem_euclid(1_000_000) as u32;
+        BackupId::new(start, micros << RANDOM_BITS | random)
+    };
+    let id = id_of(started);
+    match after {
+        Some(after) if id <= after => {
+            // Not every id is one of these.
+            let micros = i64::from(after.random() >> RANDOM_BITS).min(999_999);
+            let next = after.started().as_micros() + micros + 1;
+            id_of(Timestamp::from_micros(next))
+        }
+        _ => id,
+    }
 }
 
 fn encode(session: &Session, manifest: &Manifest) -> Result<Vec<u8>> {
@@ -159,4 +177,39 @@ fn encode(session: &Session, manifest: &Manifest) -> Result<Vec<u8>> {
     let (preamble, sealer) = session.begin_object(ObjectType::Manifest, id)?;
     let mut encoder = FrameEncoder::new(COMPRESSION_LEVEL_DEFAULT)?;
     manifest.encode_object(&preamble, &sealer, &mut encoder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_sort_by_start_and_behind_the_backup_before_whatever_the_clock_says() {
+        let at = |micros: i64| Timestamp::from_micros(1_795_371_249_000_000 + micros);
+        let id = |started, after| fresh_id(started, after, [0xff, 0xff]);
+        let low = |started, after| fresh_id(started, after, [0, 0]);
+        let before = id(at(0), None);
+        assert_eq!(before.started(), at(0));
+        for (later, id) in [
+            (1, low(at(1), None)),
+            (1, low(at(1), Some(before))),
+            (1_000_000, low(at(1_000_000), Some(before))),
+        ] {
+            assert!(id > before, "{later}");
+            assert_eq!(id.started(), at(later / 1_000_000 * 1_000_000));
+        }
+        // In the same microsecond, a second and a year before.
+        for back in [0, 1_000_000, 365 * 86_400_000_000] {
+            let next = low(at(-back), Some(before));
+            assert!(next > before, "{back}");
+            assert_eq!(next.started(), at(0));
+            assert!(low(at(-back), Some(next)) > next);
+        }
+        // Behind the last microsecond of a second, and behind an id whose second half is none of ours.
+        for last in [id(at(999_999), None), BackupId::new(at(0), u32::MAX)] {
+            let next = low(at(0), Some(last));
+            assert!(next > last);
+            assert_eq!(next.started(), at(1_000_000));
+        }
+    }
 }

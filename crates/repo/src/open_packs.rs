@@ -1,7 +1,7 @@
 //! The packs that the readers of a job have open, on all of its shards.
 //!
 //! Invariants: a pack that several want at the same time is opened by one of them, and the others wait; directories take at most
-//! [`DIRECTORIES_BYTES_MAX`] for each reader that shares them, or it is one pack; those that were used last are kept.
+//! [`DIRECTORIES_BYTES_MAX`] for each shard that shares them, or it is one pack; those that were used last are kept.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use crate::reader::OpenPack;
 
-/// Bytes of directories that are kept for each reader (each at most 3 MiB; about 2 MiB for a pack of easy pages).
+/// Bytes of directories that are kept for each shard (each at most 3 MiB; about 2 MiB for a pack of easy pages).
 pub(crate) const DIRECTORIES_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a directory for each of a pack's blocks: its SHA-256.
 pub(crate) const DIRECTORY_BYTES_PER_BLOCK: usize = 32;
@@ -25,15 +25,17 @@ pub(crate) struct OpenPacks(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    readers: usize,
+    /// How many share them.
+    shards: usize,
     /// The least recently used first.
     places: VecDeque<(PackId, Place)>,
 }
 
 impl OpenPacks {
-    /// One more reader shares them.
-    pub fn share(&self) {
-        self.kept().readers += 1;
+    /// So many shards share them.
+    pub fn share(&self, shards: usize) {
+        let mut kept = self.kept();
+        kept.shards = kept.shards.max(shards);
     }
 
     /// Where a pack is; empty if it is to be opened.
@@ -57,10 +59,15 @@ impl OpenPacks {
     /// Closes what there is no room for: to be called when one was opened.
     pub fn trim(&self) {
         let mut kept = self.kept();
-        let room = DIRECTORIES_BYTES_MAX * kept.readers.max(1);
-        let bytes = kept.places.iter().map(|(_, place)| bytes_of(place));
-        let without = too_many(bytes, room);
-        kept.places.drain(..without);
+        let room = DIRECTORIES_BYTES_MAX * kept.shards.max(1);
+        let open = kept.places.iter().filter_map(|(_, place)| place.get());
+        let bytes: Vec<usize> = open.map(|pack| pack.memory_bytes()).collect();
+        let mut without = too_many(&bytes, room);
+        kept.places.retain(|(_, place)| {
+            let goes = without > 0 && place.initialized();
+            without -= usize::from(goes);
+            !goes
+        });
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -68,26 +75,18 @@ impl OpenPacks {
     }
 }
 
-fn bytes_of(place: &Place) -> usize {
-    place.get().map_or(0, |pack| pack.memory_bytes())
-}
-
 /// How many of the first of things of these sizes have to go, so that the others have room, or one is left.
-fn too_many(
-    bytes: impl DoubleEndedIterator<Item = usize> + ExactSizeIterator,
-    room: usize,
-) -> usize {
-    let count = bytes.len();
+fn too_many(bytes: &[usize], room: usize) -> usize {
     let mut left = room;
-    let fits = |bytes: &usize| match left.checked_sub(*bytes) {
-        Some(rest) => {
-            left = rest;
-            true
+    let mut kept = 0;
+    for bytes in bytes.iter().rev() {
+        match left.checked_sub(*bytes) {
+            Some(rest) => left = rest,
+            None => break,
         }
-        None => false,
-    };
-    let kept = bytes.rev().take_while(fits).count();
-    count - kept.max(1).min(count)
+        kept += 1;
+    }
+    bytes.len() - kept.max(1).min(bytes.len())
 }
 
 #[cfg(test)]
@@ -96,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_was_used_last_stays_within_the_room() {
-        let gone = |bytes: &[usize]| too_many(bytes.iter().copied(), 10);
+        let gone = |bytes: &[usize]| too_many(bytes, 10);
         assert_eq!(gone(&[]), 0);
         assert_eq!(gone(&[10]), 0);
         assert_eq!(gone(&[11]), 0, "one is kept in any case");
@@ -104,7 +103,6 @@ mod tests {
         assert_eq!(gone(&[1, 4, 3, 3]), 1);
         assert_eq!(gone(&[1, 11, 3]), 2);
         assert_eq!(gone(&[3, 11]), 1);
-        assert_eq!(gone(&[5, 0, 0, 10]), 1, "those that are being opened stay");
     }
 
     #[test]

@@ -94,7 +94,6 @@ impl PlacedRun {
 
 impl ParentReader {
     pub fn new(shard: &Shard, shared: &Arc<WriteShared>, parent: &Parent) -> Self {
-        parent.packs.share();
         let reader = PackReader::new(shard, &shared.repository, &parent.infos);
         ParentReader {
             reader: reader.with_packs(&parent.packs),

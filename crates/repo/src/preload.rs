@@ -2,7 +2,7 @@
 //! a time, since opening one is mostly waiting.
 //!
 //! Invariants: [`Preload::run`] returns on every shard only when all packs that were begun on any were dealt with, so what
-//! is found in the parent does not hang on which shard was faster; at most [`OPENS_MAX`] are open on a shard at a time; a
+//! is found in the parent does not hang on which shard was faster; at most [`OPENS_MAX`] are being opened on a shard at a time; a
 //! damaged pack is passed over, counted, and its blocks are stored anew. What was opened stays so, as far as there is room.
 
 use std::rc::Rc;
@@ -59,6 +59,9 @@ impl Preload {
     /// # Errors
     /// What reading the repository brings, damage aside; `Cancelled` when the run ends.
     pub async fn run(self: &Arc<Self>, shard: &Shard, shared: &Arc<WriteShared>) -> Result<()> {
+        if let Some(parent) = &shared.parent {
+            parent.packs.share(shard.count());
+        }
         let store = Rc::new(shared.repository.store().reader(shard));
         let opener = || {
             let (preload, shard, shared) = (self.clone(), shard.clone(), shared.clone());

@@ -16,7 +16,7 @@
 //! names it.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -128,6 +128,10 @@ struct ReadAhead {
 }
 
 impl ReadAhead {
+    fn brings(&self, need: FrameNeed) -> bool {
+        self.pack == need.pack && self.piece.frames.contains(&need.frame)
+    }
+
     async fn slice(self) -> Result<Slice> {
         self.slice.await.map_err(|_| {
             self.failure
@@ -255,13 +259,14 @@ impl PackReader {
         }
         let mut room = DIRECTORIES_BYTES_MAX / 2;
         let mut closed: Vec<PackId> = Vec::new();
-        for &id in ids {
+        let mut seen = HashSet::new();
+        for &id in ids.iter().filter(|id| seen.insert(**id)) {
             let blocks = self.infos.get(&id).map_or(0, |info| info.blocks as usize);
             match room.checked_sub(blocks * DIRECTORY_BYTES_PER_BLOCK) {
                 Some(left) => room = left,
                 None => break,
             }
-            if !self.packs.is_open(id) && !closed.contains(&id) {
+            if !self.packs.is_open(id) {
                 closed.push(id);
             }
         }
@@ -302,37 +307,75 @@ impl PackReader {
         )
         .await;
         let pack = opened.map_err(|error| missing(&key, error))?;
-        self.read_bytes += u64::from(pack.info.directory_bytes);
+        self.read_bytes += match &pack.whole {
+            Some(whole) => whole.len() as u64,
+            None => u64::from(pack.info.directory_bytes),
+        };
         Ok(pack)
     }
 
-    /// The SHA-256 of a block.
-    pub(crate) async fn block_hash(&mut self, pack: PackId, ordinal: u32) -> Result<Sha256> {
+    /// The SHA-256 of each of `count` blocks.
+    pub(crate) async fn hashes(
+        &mut self,
+        pack: PackId,
+        ordinal: u32,
+        count: usize,
+    ) -> Result<Vec<Sha256>> {
         let pack = self.open(pack).await?;
-        pack.directory
-            .hashes
-            .get(ordinal as usize)
-            .copied()
+        let hashes = pack.directory.hashes.get(ordinal as usize..);
+        hashes
+            .and_then(|hashes| hashes.get(..count))
+            .map(<[Sha256]>::to_vec)
             .ok_or_else(|| no_block(&pack))
     }
 
-    /// Announces frames that will be asked for, in order, behind those that were announced before. One that is kept,
-    /// or was announced a moment ago, will still be at hand when it is wanted again.
+    /// Announces frames that will be asked for, in order, behind those that were announced before. One that is kept, or was
+    /// announced a moment ago, will still be at hand when it is wanted again, if not too many come before.
     pub(crate) async fn announce(
         &mut self,
         needs: impl IntoIterator<Item = FrameNeed>,
     ) -> Result<()> {
+        let before: usize = self.ahead.iter().map(|read| read.piece.frames.len()).sum();
         for need in needs {
-            let is_kept = self.frames.iter().any(|(kept, _)| *kept == need);
-            let is_read = self.ahead.back().is_some_and(|ahead| {
-                ahead.pack == need.pack && ahead.piece.frames.contains(&need.frame)
-            });
+            let lasts = before + self.needs.len() < self.frames_max;
+            let is_kept = lasts && self.is_kept(need);
+            let mut reads = self.ahead.iter().rev().take(self.frames_max);
             let mut latest = self.needs.iter().rev().take(self.frames_max);
-            if !is_kept && !is_read && !latest.any(|named| *named == need) {
+            if !is_kept
+                && !reads.any(|read| read.brings(need))
+                && !latest.any(|named| *named == need)
+            {
                 self.needs.push_back(need);
             }
         }
         self.read_ahead().await
+    }
+
+    /// Whether a decoded frame is kept.
+    fn is_kept(&self, need: FrameNeed) -> bool {
+        self.frames.iter().any(|(kept, _)| *kept == need)
+    }
+
+    /// Where the frame is among what was announced. Where it waits for room, all that is under way was announced before it, and
+    /// nobody asked for that, since it was kept: it makes room.
+    async fn announced(&mut self, need: FrameNeed) -> Result<Option<usize>> {
+        let of = |ahead: &VecDeque<ReadAhead>| ahead.iter().position(|read| read.brings(need));
+        if let Some(at) = of(&self.ahead) {
+            return Ok(Some(at));
+        }
+        let Some(at) = self.needs.iter().position(|named| *named == need) else {
+            return Ok(None);
+        };
+        self.needs.drain(..at);
+        self.pass_over(self.ahead.len());
+        self.read_ahead().await?;
+        Ok(of(&self.ahead))
+    }
+
+    /// Gives up so many pieces that were announced in vain.
+    fn pass_over(&mut self, pieces: usize) {
+        let vain = self.ahead.drain(..pieces);
+        self.read_bytes += vain.map(|read| read.piece.bytes as u64).sum::<u64>();
     }
 
     /// Keeps the reads going. A run waits until there is room for all of it.
@@ -372,6 +415,7 @@ impl PackReader {
         let Some(offset) = run.first().map(|piece| piece.offset) else {
             return;
         };
+        let whole: Option<Vec<Slice>> = run.iter().map(|piece| pack.piece(piece)).collect();
         let (store, key) = (self.store.clone(), pack.key.clone());
         let lens: Vec<usize> = run.iter().map(|piece| piece.bytes).collect();
         let failure = Rc::new(RefCell::new(None));
@@ -385,6 +429,13 @@ impl PackReader {
                 slice,
                 failure: failure.clone(),
             });
+        }
+        if let Some(slices) = whole {
+            for (sender, slice) in senders.into_iter().zip(slices) {
+                // Its receiver is ahead.
+                let _ = sender.send(slice);
+            }
+            return;
         }
         self.shard.spawn(async move {
             let mut take = |slice| {
@@ -409,15 +460,14 @@ impl PackReader {
         let mut aside = None;
         let clock = Instant::now();
         // What was announced comes in order; a piece that is not for this frame was announced in vain.
-        let announced = self
-            .ahead
-            .iter()
-            .position(|ahead| holds(ahead.pack, &ahead.piece));
-        match announced {
+        let need = FrameNeed {
+            pack: pack.info.id,
+            frame,
+        };
+        match self.announced(need).await? {
             Some(at) => {
                 self.current = None;
-                let vain = self.ahead.drain(..at);
-                self.read_bytes += vain.map(|ahead| ahead.piece.bytes as u64).sum::<u64>();
+                self.pass_over(at);
                 if let Some(ahead) = self.ahead.pop_front() {
                     self.read_ahead().await?;
                     self.current = Some(self.held(pack, ahead).await?);
@@ -451,7 +501,9 @@ impl PackReader {
         let (id, piece) = (ahead.pack, ahead.piece.clone());
         let slice = ahead.slice().await;
         let slice = slice.map_err(|error| missing(&pack.key, error))?;
-        self.read_bytes += piece.bytes as u64;
+        if pack.whole.is_none() {
+            self.read_bytes += piece.bytes as u64;
+        }
         Ok(Held {
             pack: id,
             piece,
@@ -514,7 +566,11 @@ impl PackReader {
             let blocks = pack.directory.frames[frame].blocks() as usize;
             let count = (blocks - slot).min(rest.len() / BLOCK_BYTES);
             let (now, later) = rest.split_at_mut(count * BLOCK_BYTES);
-            if slot == 0 && count == blocks {
+            let need = FrameNeed {
+                pack: id,
+                frame: frame as u32,
+            };
+            if slot == 0 && count == blocks && !self.is_kept(need) {
                 self.frame_into(&pack, frame as u32, now).await?;
             } else {
                 let at = slot * BLOCK_BYTES;

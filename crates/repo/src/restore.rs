@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mover_base::checksum::Sha256;
+use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, PackId, Result};
 use mover_format::manifest::{BackupMetadata, PackInfo};
 use mover_format::node::Run;
@@ -144,23 +145,24 @@ impl BackupView {
         self.infos.values()
     }
 
-    /// The map of an entry that has blocks.
+    /// An entry.
     ///
     /// # Errors
-    /// `Internal` if it is none.
+    /// `Internal` if there is none of that index.
+    pub fn entry(&self, item: u32) -> Result<&Entry> {
+        let item = self.items.get(item as usize);
+        item.map(|item| &item.entry).ok_or_else(no_entry)
+    }
+
+    /// The map of an entry that has blocks.
     fn map(&self, item: u32) -> Result<&FileMap> {
         let item = self.items.get(item as usize);
-        item.and_then(|item| item.map.as_ref()).ok_or_else(|| {
-            Error::new(
-                Kind::Internal,
-                "an extent of a file that is not in the backup",
-            )
-        })
+        item.and_then(|item| item.map.as_ref()).ok_or_else(no_entry)
     }
 
     /// A reader for one shard, of whose buffers it may fill so many ahead ([`READS_AHEAD`](crate::READS_AHEAD) at least).
     pub fn reader(self: &Arc<Self>, shard: &Shard, buffers_ahead: usize) -> ExtentReader {
-        self.packs.share();
+        self.packs.share(shard.count());
         let reader = PackReader::new(shard, &self.repository, &self.infos);
         let frames = FRAMES_SHARED_MAX / shard.count();
         let reader = reader.with_packs(&self.packs).with_frames(frames);
@@ -170,6 +172,13 @@ impl BackupView {
             scout: None,
         }
     }
+}
+
+fn no_entry() -> Error {
+    Error::new(
+        Kind::Internal,
+        "an extent of a file that is not in the backup",
+    )
 }
 
 /// Reads the extents of a backup's files, for one shard.
@@ -271,11 +280,7 @@ impl ExtentReader {
 
     /// The SHA-256 of each of `count` stored blocks.
     pub async fn hashes(&mut self, pack: PackId, ordinal: u32, count: u64) -> Result<Vec<Sha256>> {
-        let mut hashes = Vec::with_capacity(count as usize);
-        for at in 0..count {
-            hashes.push(self.reader.block_hash(pack, ordinal + at as u32).await?);
-        }
-        Ok(hashes)
+        self.reader.hashes(pack, ordinal, count as usize).await
     }
 
     /// Where the time went so far.

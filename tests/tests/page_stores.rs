@@ -1,0 +1,216 @@
+//! Page stores as operators back them up: with the program, while a database writes, in full and by what changed, encrypted
+//! and in S3. What comes back is compared with what the database's clients were told.
+//!
+//! The database is the workspace's `pagedb-run`, a process of its own. Each of its clients counts its transactions in a row, and
+//! says the count when a commit was acknowledged.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use mover_test_servers::Garage;
+use mover_tests::bucket::repo_in;
+use mover_tests::job::wait_until;
+use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit};
+use mover_tests::scratch::Scratch;
+use serde_json::Value;
+
+/// Clients of the database.
+const CLIENTS: usize = 2;
+
+/// What a client said: its first count and its last.
+type Told = HashMap<usize, (u64, u64)>;
+
+/// The database at work in a store.
+struct Load {
+    process: Child,
+    told: Arc<Mutex<Told>>,
+    reader: JoinHandle<()>,
+}
+
+/// The program, which is built with the tests of its package, beside this one.
+fn program() -> PathBuf {
+    let own = std::env::current_exe().expect("this test's program");
+    let path = own.ancestors().nth(2).expect("a target directory");
+    let path = path.join("pagedb-run");
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build -p mover-pagedb",
+        path.display()
+    );
+    path
+}
+
+impl Load {
+    /// Makes or recovers the store, and begins to write to it.
+    fn start(store: &Path) -> Self {
+        let mut process = Command::new(program())
+            .arg(store)
+            .args(["7", &CLIENTS.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the database starts");
+        let lines = BufReader::new(process.stdout.take().expect("its output")).lines();
+        let told = Arc::new(Mutex::new(Told::new()));
+        let shared = told.clone();
+        let reader = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let Some((client, count)) = line.split_once(' ') else {
+                    continue;
+                };
+                let (client, count) = (client.parse().unwrap(), count.parse().unwrap());
+                let mut told = shared.lock().unwrap();
+                told.entry(client).or_insert((count, count)).1 = count;
+            }
+        });
+        Load {
+            process,
+            told,
+            reader,
+        }
+    }
+
+    /// The last count of each client.
+    fn counts(&self) -> Vec<u64> {
+        let told = self.told.lock().unwrap();
+        let last = |client| told.get(&client).map_or(0, |(_, last)| *last);
+        (0..CLIENTS).map(last).collect()
+    }
+
+    /// Waits until every client has committed so many transactions more.
+    fn go_on(&self, more: u64) {
+        let before = self.counts();
+        let ahead = |(now, before): (&u64, &u64)| *now >= before + more;
+        wait_until(|| self.counts().iter().zip(&before).all(ahead));
+    }
+
+    /// Kills it, and gives what its clients said.
+    fn kill(mut self) -> Told {
+        self.process.kill().expect("the database dies");
+        self.process.wait().expect("and is gone");
+        self.reader.join().expect("its output is read");
+        Arc::into_inner(self.told).unwrap().into_inner().unwrap()
+    }
+}
+
+/// How many transactions of each client a store has: the database goes on behind them.
+fn transactions_in(store: &Path) -> Vec<u64> {
+    let load = Load::start(store);
+    load.go_on(1);
+    let told = load.kill();
+    (0..CLIENTS).map(|client| told[&client].0 - 1).collect()
+}
+
+/// A backup, and how many transactions were acknowledged before it began and when it had ended.
+struct Made {
+    id: String,
+    before: Vec<u64>,
+    after: Vec<u64>,
+}
+
+struct Site<'a> {
+    repo: &'a AnyRepo,
+    store: PathBuf,
+}
+
+impl Site<'_> {
+    fn command(&self, backup_type: &str) -> Command {
+        let source = format!("pages://{}", self.store.display());
+        let mut command = self.repo.command("backup");
+        command.args(["--type", backup_type, "--source", &source]);
+        command
+    }
+
+    /// A backup of a type, which must be what is made.
+    fn backup(&self, backup_type: &str, wanted: &str) -> Value {
+        let summary = Outcome::of(self.command(backup_type).arg("--json")).summary();
+        assert_eq!(summary["backup_type"], wanted, "{summary}");
+        assert!(summary["reason"].is_null(), "{summary}");
+        summary
+    }
+
+    /// Restores a backup and compares it with what the clients were told. A commit may be durable and not yet told.
+    fn check(&self, made: &Made, target: &Path) {
+        let restored = self.repo.restore(&made.id, target).summary();
+        assert!(restored["settled"].is_object(), "{restored}");
+        let found = transactions_in(target);
+        for (client, found) in found.iter().enumerate() {
+            let possible = made.before[client]..=made.after[client] + 1;
+            assert!(possible.contains(found), "{found} of {possible:?}");
+        }
+    }
+}
+
+fn id_of(summary: &Value) -> String {
+    summary["backup_id"].as_str().expect("id").to_owned()
+}
+
+/// Full, incremental and differential backups of a database at work and of one that was killed restore to what was
+/// acknowledged; a store that was put back to the past is backed up in full, and everybody is told why.
+fn chain(repo: &AnyRepo, scratch: &Scratch) {
+    let site = Site {
+        repo,
+        store: scratch.dir("store"),
+    };
+    let load = Load::start(&site.store);
+    let mut made = Vec::new();
+    for (backup_type, wanted) in [
+        ("full", "full"),
+        ("incr", "incremental"),
+        ("diff", "differential"),
+        ("incr", "incremental"),
+    ] {
+        load.go_on(40);
+        let before = load.counts();
+        let summary = site.backup(backup_type, wanted);
+        let after = load.counts();
+        let id = id_of(&summary);
+        made.push(Made { id, before, after });
+    }
+    load.go_on(40);
+    let told = load.kill();
+    let last: Vec<u64> = (0..CLIENTS).map(|client| told[&client].1).collect();
+    let summary = site.backup("incr", "incremental");
+    let (source, read) = (&summary["bytes_source"], &summary["bytes_read"]);
+    assert!(read.as_u64() < source.as_u64(), "{summary}");
+    made.push(Made {
+        id: id_of(&summary),
+        before: last.clone(),
+        after: last,
+    });
+    for (at, made) in made.iter().enumerate() {
+        site.check(made, &scratch.join(format!("restored-{at}")));
+    }
+    repo.verify().expect(exit::OK);
+
+    // Back to the first backup, and a few transactions on: another history.
+    fs::remove_dir_all(&site.store).expect("the store goes");
+    fs::rename(scratch.join("restored-0"), &site.store).expect("an older one comes");
+    let healed = Outcome::of(&mut site.command("incr")).expect(exit::OK);
+    assert!(healed.stdout.contains("history"), "{healed}");
+    let shown = Outcome::of(repo.command("show").args(["latest", "--json"])).document();
+    assert_eq!(shown["backup_type"], "full", "{shown}");
+    let reason = shown["reason"].as_str().expect("a reason");
+    assert!(reason.contains("history"), "{shown}");
+    site.backup("incr", "incremental");
+}
+
+#[test]
+fn a_database_at_work_is_backed_up_into_an_encrypted_repository() {
+    let scratch = Scratch::new("page-store");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    chain(&repo, &scratch);
+}
+
+#[test]
+fn a_database_at_work_is_backed_up_into_s3() {
+    let scratch = Scratch::new("page-store-s3");
+    let garage = Garage::start(scratch.path());
+    let repo = repo_in(garage.access(), &scratch, "pages", Protection::Identity);
+    chain(&repo, &scratch);
+}
