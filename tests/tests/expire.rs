@@ -128,7 +128,7 @@ fn after_a_clock_went_back_the_last_backup_is_the_latest() {
     assert!(made.is_sorted(), "{made:?}");
     assert_eq!(history.repo.ids(), made);
     let shown = Outcome::of(history.repo.command("show").args(["latest", "--json"]));
-    assert_eq!(shown.document()["backup_id"], made[3]);
+    assert_eq!(shown.document()["metadata"]["backup_id"], made[3]);
     restores_to(&history.repo, "latest", &history.made[3].1, &scratch);
     // What is unchanged is found where the clock was right, and where it was not.
     let again = history.repo.backup(&history.source).summary();

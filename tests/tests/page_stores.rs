@@ -194,8 +194,9 @@ fn chain(repo: &AnyRepo, scratch: &Scratch) {
     let healed = Outcome::of(&mut site.command("incr")).expect(exit::OK);
     assert!(healed.stdout.contains("history"), "{healed}");
     let shown = Outcome::of(repo.command("show").args(["latest", "--json"])).document();
-    assert_eq!(shown["backup_type"], "full", "{shown}");
-    let reason = shown["reason"].as_str().expect("a reason");
+    let metadata = &shown["metadata"];
+    assert_eq!(metadata["backup_type"], "full", "{shown}");
+    let reason = metadata["reason"].as_str().expect("a reason");
     assert!(reason.contains("history"), "{shown}");
     site.backup("incr", "incremental");
 }
