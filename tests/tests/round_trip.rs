@@ -451,13 +451,13 @@ fn a_backup_that_builds_on_another_sources_says_so_in_one_line() {
 
 /// The databases of a PostgreSQL cluster have equal small files, whose blocks lie in more frames than a reader of packs needs
 /// for anything else. A frame that was not kept would be read and decoded again for each database, as is one that a file needs
-/// all of: here the last, of 52 blocks.
+/// all of. No file does here: each has 170 blocks, and the frames have 256, the last 248.
 #[test]
 fn frames_that_small_files_share_are_kept() {
     let scratch = Scratch::new("shared-frames");
     let source = scratch.dir("source");
     let mut random = Random::new(SEED);
-    let files: Vec<Vec<u8>> = (0..12).map(|_| random.bytes(700 << 10)).collect();
+    let files: Vec<Vec<u8>> = (0..12).map(|_| random.bytes(680 << 10)).collect();
     for database in 0..20 {
         let dir = source.join(format!("database-{database}"));
         fs::create_dir(&dir).expect("directory");
@@ -475,7 +475,7 @@ fn frames_that_small_files_share_are_kept() {
     let summary = Outcome::of(restore.args(["--shards", "1"])).summary();
     let read = summary["bytes_read"].as_u64().expect("bytes_read");
     assert!(
-        read <= 2 * stored,
+        read <= stored + stored / 4,
         "{read} bytes were read of {stored} in all: {summary}"
     );
     truth.assert_same(&Tree::read(&target), "shared frames");

@@ -356,14 +356,16 @@ impl PackReader {
         self.frames.iter().any(|(kept, _)| *kept == need)
     }
 
-    /// Where the frame is among what was announced. Where it waits for room, all that is under way was announced before it, and
-    /// nobody asked for that, since it was kept: it makes room.
+    /// Where the frame is among what was announced. Where it is the next or nearly so to get room, all that is under way was
+    /// announced before it, and nobody asked for that, since it was kept: it makes room. One further behind is wanted there, too,
+    /// and what comes before it is still to be asked for.
     async fn announced(&mut self, need: FrameNeed) -> Result<Option<usize>> {
         let of = |ahead: &VecDeque<ReadAhead>| ahead.iter().position(|read| read.brings(need));
         if let Some(at) = of(&self.ahead) {
             return Ok(Some(at));
         }
-        let Some(at) = self.needs.iter().position(|named| *named == need) else {
+        let mut next = self.needs.iter().take(self.frames_max);
+        let Some(at) = next.position(|named| *named == need) else {
             return Ok(None);
         };
         self.needs.drain(..at);
