@@ -319,9 +319,9 @@ fn completions_are_valid_scripts() {
 fn demo_ends_well_and_cleans_up() {
     let scratch = Scratch::new("demo");
     let temporary = scratch.dir("tmp");
-    Outcome::of(
+    let outcome = Outcome::of(
         mover::command(&scratch.dir("home"))
-            .arg("demo")
+            .args(["demo", "--json"])
             .env("TMPDIR", &temporary),
     )
     .expect(exit::OK);
@@ -330,6 +330,22 @@ fn demo_ends_well_and_cleans_up() {
         1,
         "the demo left something behind"
     );
+    let summary = outcome.summary();
+    for (backup, backup_type, comparison) in [
+        ("first_backup", "full", "comparison_of_first"),
+        ("second_backup", "incremental", "comparison"),
+    ] {
+        let (backup, comparison) = (&summary[backup], &summary[comparison]);
+        assert_eq!(backup["backup_type"], backup_type, "{summary}");
+        assert_eq!(
+            comparison["position"], backup["lsn_range"]["end"],
+            "{summary}"
+        );
+        assert!(
+            comparison["transactions"].as_u64() > Some(0),
+            "nothing was committed: {summary}"
+        );
+    }
 }
 
 #[test]

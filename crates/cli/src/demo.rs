@@ -1,19 +1,17 @@
-//! `demo`: a small database is made, backed up, changed, backed up again, destroyed, restored and compared,
-//! through the same jobs as every other verb.
+//! `demo`: a small database is made, backed up while its clients commit, backed up again by what they changed, destroyed,
+//! restored, compared and started again, through the same jobs as every other verb.
 //!
 //! Invariants: everything lies in one new temporary directory, which is removed at the end whatever happens,
-//! unless `--keep` says otherwise; a difference found by the comparison is an error, never a remark.
-
-mod database;
-mod pages;
+//! unless `--keep` says otherwise; what is compared with comes from the reference database's model, never from the
+//! repository; a difference found by the comparison is an error, never a remark.
 
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mover_base::units::format_bytes;
-use mover_base::{BackupId, Error, Kind, Result};
+use mover_base::{Error, Kind, Lsn, Result};
 use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::init::{self, InitOptions};
 use mover_jobs::restore::{self, RestoreOptions, RestoreSummary};
@@ -21,35 +19,52 @@ use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
 use mover_jobs::{
     BackupType, COMPRESSION_LEVEL_DEFAULT, Credentials, LinkLimits, RepoAccess, Secret,
 };
+use mover_pagedb::{Comparison, Shop, Truth};
 use serde::Serialize;
 
 use crate::args::DemoArgs;
 use crate::config::secrets;
 use crate::figures;
 use crate::output::{BOLD, GREEN};
-use crate::signals::Signals;
 use crate::table::{Cell, Table};
 use crate::verbs::{Context, figures_of};
-use database::{Comparison, Database, Expected};
 
-/// Free space that the demo needs: database, repository and a restored copy, with room to spare.
+/// Free space that the demo needs: database, repository and two restored copies, with room to spare.
 const FREE_BYTES_MIN: u64 = 700 << 20;
+/// Clients that commit while backups run.
+const CLIENTS: u64 = 4;
+/// Pages of the table that nobody changes: 128 MiB.
+const ARCHIVE_PAGES: u32 = 32_768;
+/// How long clients commit between the two backups, and after the restore.
+const WORK: Duration = Duration::from_secs(1);
+/// Between two looks at whether a signal has come, meanwhile.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What the demo measured.
 #[derive(Serialize)]
 struct Summary {
     ok: bool,
-    database_bytes: u64,
-    pages_changed: u64,
     first_backup: BackupSummary,
     second_backup: BackupSummary,
+    /// Transactions: beside the first backup, between the two, beside the second, and after the restore.
+    commits: [u64; 4],
     verify: VerifySummary,
     restore: RestoreSummary,
-    comparison: Comparison,
+    comparison: Compared,
     restore_of_first: RestoreSummary,
-    comparison_of_first: Comparison,
+    comparison_of_first: Compared,
     seconds: f64,
     kept_in: Option<PathBuf>,
+}
+
+/// What a restored database was compared in, and found equal.
+#[derive(Serialize)]
+struct Compared {
+    position: Lsn,
+    transactions: u64,
+    tables: u64,
+    rows: u64,
+    pages: u64,
 }
 
 struct Demo<'a, 'b> {
@@ -134,46 +149,39 @@ impl Demo<'_, '_> {
     fn play(&mut self, seed: u64) -> Result<Summary> {
         let repo = self.dir.join("repository");
         let home = self.dir.join("database");
-        let mut database = self.make_database(&home, seed)?;
+        let mut shop = self.make_database(&home, seed)?;
         let access = self.make_repository(&repo)?;
-        let as_of_first = database.expected();
-        let first_backup = self.back_up(&access, &home, "back it up")?;
-        let pages_changed = self.change(&mut database)?;
-        let as_of_second = database.expected();
-        let database_bytes = database.bytes();
-        let second_backup = self.back_up(
-            &access,
-            &home,
-            "back it up again: only what changed is stored",
-        )?;
+        self.say("back it up, while its clients commit");
+        let full = BackupType::Full;
+        let (first_backup, beside_first) = self.back_up(&access, &home, full, &mut shop)?;
+        self.say("let them work on");
+        let between = self.work(&mut shop)?;
+        self.say("back up what they changed, while they go on");
+        let incremental = BackupType::Incremental;
+        let (second_backup, beside_second) =
+            self.back_up(&access, &home, incremental, &mut shop)?;
         let verify = self.verify(&access)?;
 
-        self.say("destroy the database");
-        database
-            .destroy()
+        self.say("kill the database and remove its directory");
+        let truth = shop.truth();
+        let clients = shop.kill();
+        std::fs::remove_dir_all(&home)
             .map_err(|error| failed("the database cannot be removed", &home, error))?;
-        drop(database);
-        let (restore, comparison) = self.bring_back(
-            &access,
-            &home,
-            second_backup.backup_id,
-            &as_of_second,
-            "restore the second backup",
-        )?;
+        self.say("restore the second backup");
+        let (restore, comparison) = self.bring_back(&access, &home, &second_backup, &truth)?;
+        self.say("restore the first backup, beside it");
         let elsewhere = self.dir.join("database-as-of-first");
-        let (restore_of_first, comparison_of_first) = self.bring_back(
-            &access,
-            &elsewhere,
-            first_backup.backup_id,
-            &as_of_first,
-            "restore the first backup, beside it",
-        )?;
+        let (restore_of_first, comparison_of_first) =
+            self.bring_back(&access, &elsewhere, &first_backup, &truth)?;
+        drop(truth);
+        self.say("start the restored database");
+        let mut shop = Shop::start(&home, clients)?;
+        let after = self.work(&mut shop)?;
         Ok(Summary {
             ok: true,
-            database_bytes,
-            pages_changed,
             first_backup,
             second_backup,
+            commits: [beside_first, between, beside_second, after],
             verify,
             restore,
             comparison,
@@ -200,20 +208,22 @@ impl Demo<'_, '_> {
         self.steps = Table::pairs().indent(3);
     }
 
-    fn make_database(&mut self, home: &Path, seed: u64) -> Result<Database> {
-        self.say("make a database of 4 KiB pages, each with its position (LSN) and CRC");
-        let mut go_on = go_on(self.context.signals);
+    fn make_database(&mut self, home: &Path, seed: u64) -> Result<Shop> {
+        self.say("make a database: tables of 4 KiB pages and a write-ahead log");
         let began = Instant::now();
-        let database = Database::create(home, seed, 1, &mut go_on)
-            .map_err(|error| failed("the database cannot be made", home, error))?;
-        let text = format!(
-            "{} in {}, made in {}",
-            format_bytes(database.bytes()),
-            figures::counted(database.files(), "file"),
+        let shop = Shop::create(home, seed, CLIENTS, ARCHIVE_PAGES)?;
+        self.context.signals.check()?;
+        let rows = format!(
+            "{} of rows, made in {}",
+            format_bytes(u64::from(ARCHIVE_PAGES) * mover_base::BLOCK_BYTES as u64),
             figures::duration(began.elapsed().as_secs_f64())
         );
-        self.pair("database", text).flush();
-        Ok(database)
+        self.pair("database", rows);
+        let clients =
+            "transfers between accounts, new, changed and deleted rows, new and dropped tables";
+        self.pair("clients", format!("{}: {clients}", figures::count(CLIENTS)))
+            .flush();
+        Ok(shop)
     }
 
     fn make_repository(&mut self, repo: &Path) -> Result<RepoAccess> {
@@ -246,13 +256,13 @@ impl Demo<'_, '_> {
         &mut self,
         access: &RepoAccess,
         home: &Path,
-        what: &'static str,
-    ) -> Result<BackupSummary> {
-        self.say(what);
+        backup_type: BackupType,
+        shop: &mut Shop,
+    ) -> Result<(BackupSummary, u64)> {
         let options = BackupOptions {
             repo: access.clone(),
-            source: format!("dir://{}", home.display()),
-            backup_type: BackupType::Full,
+            source: format!("pages://{}", home.display()),
+            backup_type,
             base: None,
             level: COMPRESSION_LEVEL_DEFAULT,
             annotations: [("made-by".to_owned(), "demo".to_owned())].into(),
@@ -260,39 +270,41 @@ impl Demo<'_, '_> {
             one_file_system: false,
             estimate: false,
         };
-        let summary = self.context.watch(Some("backup"), |engine, tick| {
-            let plan = backup::plan(engine, &options, &mut *tick)?;
-            backup::execute(engine, plan, tick)
+        let (summary, commits) = shop.work_beside(|| {
+            self.context.watch(Some("backup"), |engine, tick| {
+                let plan = backup::plan(engine, &options, &mut *tick)?;
+                backup::execute(engine, plan, tick)
+            })
         })?;
+        let summary = summary?;
+        if summary.backup_type != backup_type {
+            let reason = summary.reason.clone().unwrap_or_default();
+            return Err(Error::new(Kind::Internal, "the backup became a full one").object(reason));
+        }
         self.pair("backup", summary.backup_id.to_string());
-        let read = format_bytes(summary.bytes_read);
-        let read = figures_of::timed(&read, &summary.engine, summary.bytes_per_second);
-        self.pair("read", read);
+        self.pair("read", figures_of::read(&summary));
         self.pair("new", figures_of::new(&summary));
         self.pair("stored", figures_of::stored(&summary));
+        self.pair("position", position(&summary)?.to_string());
+        self.pair("meanwhile", figures::counted(commits, "transaction"));
         let engine = figures_of::engine_line(&summary.engine);
         self.pair("engine", engine).flush();
-        Ok(summary)
+        Ok((summary, commits))
     }
 
-    fn change(&mut self, database: &mut Database) -> Result<u64> {
-        self.say("change it: update rows on about 2 % of the pages, append some");
-        let home = self.dir.join("database");
-        let touched = database
-            .change()
-            .map_err(|error| failed("the database cannot be changed", &home, error))?;
-        let total = database.bytes() / mover_base::BLOCK_BYTES as u64;
-        self.pair(
-            "touched",
-            format!(
-                "{} of {}",
-                figures::count(touched),
-                figures::counted(total, "page")
-            ),
-        )
-        .flush();
-        self.context.signals.check()?;
-        Ok(touched)
+    /// The clients commit for a while, and nothing else happens.
+    fn work(&mut self, shop: &mut Shop) -> Result<u64> {
+        let signals = self.context.signals;
+        let ((), commits) = shop.work_beside(|| {
+            let began = Instant::now();
+            while began.elapsed() < WORK && !signals.raised() {
+                std::thread::sleep(SIGNAL_INTERVAL);
+            }
+        })?;
+        signals.check()?;
+        self.pair("committed", figures::counted(commits, "transaction"))
+            .flush();
+        Ok(commits)
     }
 
     fn verify(&mut self, access: &RepoAccess) -> Result<VerifySummary> {
@@ -332,14 +344,12 @@ impl Demo<'_, '_> {
         &mut self,
         access: &RepoAccess,
         to: &Path,
-        set: BackupId,
-        truth: &Expected,
-        what: &str,
-    ) -> Result<(RestoreSummary, Comparison)> {
-        self.say(what);
+        backup: &BackupSummary,
+        truth: &Truth,
+    ) -> Result<(RestoreSummary, Compared)> {
         let options = RestoreOptions {
             repo: access.clone(),
-            set: set.to_string(),
+            set: backup.backup_id.to_string(),
             to: to.to_owned(),
             delta: false,
         };
@@ -347,41 +357,59 @@ impl Demo<'_, '_> {
             let plan = restore::plan(engine, &options, &mut *tick)?;
             restore::execute(engine, plan, tick)
         })?;
+        self.context.signals.check()?;
         self.pair("restored", figures_of::restored(&summary));
-        let comparison = self.compare(to, truth)?;
+        let position = position(backup)?;
+        let settled = summary.settled.as_ref().map(|settled| settled.position);
+        if settled != Some(position.0) {
+            return Err(
+                Error::new(Kind::Internal, "the restored database stands elsewhere")
+                    .object(format!("{settled:?} instead of {position}")),
+            );
+        }
+        let compared = compare(truth, to, position)?;
+        self.pair("position", position.to_string());
         let equal = format!(
-            "{} in {}: every byte as it was",
-            format_bytes(comparison.bytes),
-            figures::counted(comparison.files, "file")
+            "{} in {}, {}: all as they were after {}",
+            figures::counted(compared.rows, "row"),
+            figures::counted(compared.tables, "table"),
+            figures::counted(compared.pages, "page"),
+            figures::counted(compared.transactions, "transaction")
         );
         self.pair("compared", Cell::styled(equal, GREEN)).flush();
-        Ok((summary, comparison))
-    }
-
-    fn compare(&mut self, root: &Path, truth: &Expected) -> Result<Comparison> {
-        let mut go_on = go_on(self.context.signals);
-        let comparison = truth
-            .compare(root, &mut go_on)
-            .map_err(|error| failed("the restored database cannot be read", root, error))?;
-        if comparison.differences.is_empty() {
-            return Ok(comparison);
-        }
-        Err(Error::new(
-            Kind::Internal,
-            "the restored database differs from what was backed up",
-        )
-        .object(comparison.differences.join("; "))
-        .hint("this must not happen: please report it"))
+        Ok((summary, compared))
     }
 }
 
-/// For the demo's own reading and writing: fails once a signal has come.
-fn go_on(signals: &Signals) -> impl FnMut() -> io::Result<()> + use<> {
-    let signals = signals.clone();
-    move || match signals.raised() {
-        true => Err(io::ErrorKind::Interrupted.into()),
-        false => Ok(()),
+/// The position at which a backup is consistent.
+fn position(backup: &BackupSummary) -> Result<Lsn> {
+    let range = backup.lsn_range.as_ref().map(|range| range.end);
+    range.ok_or_else(|| Error::new(Kind::Internal, "the backup has no position"))
+}
+
+fn compare(truth: &Truth, root: &Path, end: Lsn) -> Result<Compared> {
+    let Comparison {
+        tables,
+        rows,
+        pages,
+        transactions,
+        differences,
+    } = truth.compare(root, end)?;
+    if !differences.is_empty() {
+        return Err(Error::new(
+            Kind::Internal,
+            "the restored database differs from what was backed up",
+        )
+        .object(differences.join("; "))
+        .hint("this must not happen: please report it"));
     }
+    Ok(Compared {
+        position: end,
+        transactions,
+        tables,
+        rows,
+        pages,
+    })
 }
 
 /// 32 random bytes as hex, in a file for the owner alone.

@@ -83,15 +83,7 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
             summary.hardlinks,
         ),
     );
-    let read = format!(
-        "{} of {}",
-        format_bytes(summary.bytes_read),
-        format_bytes(summary.bytes_source)
-    );
-    table.pair(
-        "read",
-        timed(&read, &summary.engine, summary.bytes_per_second),
-    );
+    table.pair("read", read(summary));
     if summary.base.is_some() {
         let kept = format_bytes(summary.bytes_kept);
         table.pair("kept", format!("{kept} as the base has it, not read"));
@@ -100,6 +92,16 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
     table.pair("stored", stored(summary));
     engine_rows(&summary.engine, &mut table);
     table
+}
+
+/// How much a backup read of its source, in one line.
+pub fn read(summary: &BackupSummary) -> String {
+    let read = format!(
+        "{} of {}",
+        format_bytes(summary.bytes_read),
+        format_bytes(summary.bytes_source)
+    );
+    timed(&read, &summary.engine, summary.bytes_per_second)
 }
 
 /// `1.20 GiB in 3.10 s, 396 MiB/s`: what a job moved, how long all of it took, and its rate.

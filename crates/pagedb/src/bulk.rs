@@ -140,18 +140,36 @@ impl Bulk {
     }
 }
 
-/// Writes `pages` pages full of rows, as of `lsn`.
-pub(crate) fn fill(file: &TableFile, random: &mut Random, pages: u32, lsn: Lsn) -> Result<()> {
-    let mut key = 0;
-    for number in 0..pages {
+/// Pages full of rows, one after the other, their headers empty.
+pub(crate) struct FullPages<'a> {
+    random: &'a mut Random,
+    key: u64,
+}
+
+impl<'a> FullPages<'a> {
+    pub(crate) fn new(random: &'a mut Random) -> Self {
+        FullPages { random, key: 0 }
+    }
+}
+
+impl Iterator for FullPages<'_> {
+    type Item = PageBytes;
+
+    fn next(&mut self) -> Option<PageBytes> {
         let mut page: PageBytes = [0; PAGE_BYTES];
         loop {
-            let content = row(random, 30);
-            if heap::insert(&mut page, key, &content).is_none() {
-                break;
+            let content = row(self.random, 30);
+            if heap::insert(&mut page, self.key, &content).is_none() {
+                return Some(page);
             }
-            key += 1;
+            self.key += 1;
         }
+    }
+}
+
+/// Writes `pages` pages full of rows, as of `lsn`.
+pub(crate) fn fill(file: &TableFile, random: &mut Random, pages: u32, lsn: Lsn) -> Result<()> {
+    for (number, mut page) in (0..pages).zip(FullPages::new(random)) {
         file.write(number, lsn, &mut page)?;
     }
     Ok(())
