@@ -8,6 +8,7 @@
 pub mod accounts;
 pub mod blocks;
 pub mod bucket;
+pub mod clock;
 pub mod disk;
 pub mod job;
 pub mod mover;

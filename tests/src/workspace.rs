@@ -32,6 +32,27 @@ pub fn metadata() -> Value {
 
 /// All Rust files below `dir` (relative to the root), sorted, as (path from the root, text).
 pub fn rust_files(dir: &str) -> Vec<(String, String)> {
+    files(dir, "rs")
+}
+
+/// The pages that people read, as (path from the root, text): the README first.
+pub fn pages() -> Vec<(String, String)> {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let mut pages = vec![("README.md".to_owned(), readme)];
+    for dir in ["benches", "crates", "docs", "tests", "tuning"] {
+        pages.extend(files(dir, "md"));
+    }
+    pages
+}
+
+/// The blocks of a page that are marked as being in `language`.
+pub fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let begin = format!("```{language}\n");
+    let block = |text: &'a str| text.split("```").next().expect("a block ends");
+    page.split(begin.as_str()).skip(1).map(block).collect()
+}
+
+fn files(dir: &str, extension: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut open = vec![root().join(dir)];
     while let Some(dir) = open.pop() {
@@ -43,13 +64,13 @@ pub fn rust_files(dir: &str) -> Vec<(String, String)> {
                 if path.file_name().is_some_and(|name| name != "target") {
                     open.push(path);
                 }
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 let name = path
                     .strip_prefix(root())
                     .expect("below the root")
                     .display()
                     .to_string();
-                let text = fs::read_to_string(&path).expect("source files are UTF-8");
+                let text = fs::read_to_string(&path).expect("files are UTF-8");
                 found.push((name, text));
             }
         }

@@ -1,9 +1,10 @@
-//! The command line as people and programs use it: help, layers of configuration, secrets, completions, and
-//! every command that the README shows.
+//! The command line as people and programs use it: help, layers of configuration, secrets, completions, what `check` and
+//! plans say, and every command that the documentation shows.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -15,50 +16,67 @@ use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 use mover_tests::workspace;
 
-/// Verbs that were promised, with those below them.
-const VERBS: [&str; 14] = [
-    "init",
-    "backup",
-    "list",
-    "show",
-    "restore",
-    "verify",
-    "key list",
-    "key add",
-    "key remove",
-    "key generate",
-    "check",
-    "tune",
-    "completions",
-    "demo",
-];
-
 fn tool(scratch: &Scratch, args: &[&str]) -> Outcome {
     Outcome::of(mover::command(&scratch.dir("home")).args(args))
 }
 
-#[test]
-fn every_verb_shows_an_example_that_parses() {
-    let scratch = Scratch::new("help");
-    let overview = tool(&scratch, &["--help"]).expect(exit::OK);
-    for verb in VERBS {
-        let words: Vec<&str> = verb.split(' ').collect();
-        assert!(
-            overview.stdout.contains(words[0]),
-            "{verb} is not in the overview\n{overview}"
-        );
-        let args: Vec<&str> = words.iter().copied().chain(["--help"]).collect();
-        let help = tool(&scratch, &args).expect(exit::OK).stdout;
-        let examples: Vec<&str> = help
-            .lines()
-            .filter(|line| line.contains(&format!("helios-mover {verb}")))
-            .collect();
-        let shown = examples
-            .iter()
-            .filter(|line| !line.trim_start().starts_with("Usage:"))
-            .count();
-        assert!(shown > 0, "no example in the help of {verb}:\n{help}");
+/// What `--help` prints, by the words before it: of the program itself, of every verb and of every verb below a verb.
+fn helps(scratch: &Scratch) -> BTreeMap<String, String> {
+    let mut helps = BTreeMap::new();
+    let mut open = vec![String::new()];
+    while let Some(words) = open.pop() {
+        let args: Vec<&str> = words.split_whitespace().chain(["--help"]).collect();
+        let help = tool(scratch, &args).expect(exit::OK).stdout;
+        let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        let names = listed.map_while(|line| line.split_whitespace().next());
+        for name in names.filter(|name| *name != "help") {
+            open.push(format!("{words} {name}").trim().to_owned());
+        }
+        helps.insert(words, help);
     }
+    helps
+}
+
+/// The verbs that do something: those without verbs below them.
+fn verbs(helps: &BTreeMap<String, String>) -> BTreeSet<&str> {
+    let has_verbs = |words: &str| {
+        helps
+            .keys()
+            .any(|other| other.starts_with(&format!("{words} ")))
+    };
+    let verbs = helps.keys().map(String::as_str);
+    verbs
+        .filter(|words| !words.is_empty() && !has_verbs(words))
+        .collect()
+}
+
+/// That the examples parse is tested where the arguments are.
+#[test]
+fn every_verb_shows_an_example_and_is_documented() {
+    let scratch = Scratch::new("help");
+    let helps = helps(&scratch);
+    let verbs = verbs(&helps);
+    for verb in &verbs {
+        let help = &helps[*verb];
+        let shown = help.lines().any(|line| {
+            line.contains(&format!("helios-mover {verb}")) && !line.starts_with("Usage:")
+        });
+        assert!(shown, "no example in the help of {verb}:\n{help}");
+    }
+    // The table of verbs: its first column holds one or more of them.
+    let page = fs::read_to_string(workspace::root().join("docs/cli.md")).expect("docs/cli.md");
+    let rows = page
+        .lines()
+        .skip_while(|line| !line.starts_with("| verb "))
+        .skip(2);
+    let rows = rows.map_while(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let documented: BTreeSet<&str> = rows
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    assert_eq!(
+        verbs, documented,
+        "what --help lists, and what docs/cli.md does"
+    );
     let version = tool(&scratch, &["--version"]).expect(exit::OK).stdout;
     assert!(
         version.starts_with("helios-mover ") && version.contains(env!("CARGO_PKG_VERSION")),
@@ -69,14 +87,9 @@ fn every_verb_shows_an_example_that_parses() {
 #[test]
 fn help_is_not_wider_than_a_terminal() {
     let scratch = Scratch::new("width");
-    for verb in VERBS {
-        let args: Vec<&str> = verb.split(' ').chain(["--help"]).collect();
-        for line in tool(&scratch, &args)
-            .stdout
-            .lines()
-            .filter(|line| !line.contains("helios-mover "))
-        {
-            assert!(line.chars().count() <= 120, "{verb}: {line}");
+    for (words, help) in helps(&scratch) {
+        for line in help.lines().filter(|line| !line.contains("helios-mover ")) {
+            assert!(line.chars().count() <= 120, "{words}: {line}");
         }
     }
 }
@@ -390,31 +403,270 @@ fn exit_codes_are_documented() {
     }
 }
 
-/// Each block marked `sh` is one script. They run in one scratch directory, in the order in which they stand, with
-/// the tool in PATH and the directory as HOME.
-#[test]
-fn commands_of_the_readme_work() {
-    let scratch = Scratch::new("readme");
-    let text = fs::read_to_string(workspace::root().join("README.md")).expect("README.md");
-    let bin = scratch.dir("bin");
-    fs::copy(mover::binary(), bin.join("helios-mover")).expect("binary can be copied");
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("PATH"));
-    let temporary = scratch.dir("tmp");
-    let mut blocks = 0;
-    for block in text.split("```sh\n").skip(1) {
-        let script = block.split("```").next().expect("a block ends");
-        let mut bash = mover::isolated(Command::new("bash"), &scratch.dir("home"));
+/// What the documentation's blocks marked `sh` are run with: the tool in PATH, and a directory of their own as HOME.
+struct Shell {
+    scratch: Scratch,
+    path: String,
+}
+
+impl Shell {
+    fn new(name: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let bin = scratch.dir("bin");
+        fs::copy(mover::binary(), bin.join("helios-mover")).expect("binary can be copied");
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("PATH"));
+        Shell { scratch, path }
+    }
+
+    fn run(&self, page: &str, script: &str, environment: &[(&str, &str)]) {
+        let mut bash = mover::isolated(Command::new("bash"), &self.scratch.dir("home"));
         let outcome = Outcome::of(
             bash.args(["-euo", "pipefail", "-c", script])
-                .env("PATH", &path)
-                .env("TMPDIR", &temporary),
+                .env("PATH", &self.path)
+                .env("TMPDIR", self.scratch.dir("tmp"))
+                .envs(environment.iter().copied()),
         );
         assert_eq!(
             outcome.code,
             Some(0),
-            "this block of the README fails:\n{script}\n{outcome}"
+            "this block of {page} fails:\n{script}\n{outcome}"
         );
-        blocks += 1;
     }
-    assert!(blocks > 0, "the README shows no command");
+}
+
+/// Each block is one script. They run in the order in which they stand, and need nothing that they do not make themselves.
+#[test]
+fn commands_of_the_readme_work() {
+    let shell = Shell::new("readme");
+    let (page, text) = workspace::pages().remove(0);
+    let blocks = workspace::blocks(&text, "sh");
+    assert!(blocks.len() > 2, "the README shows commands");
+    for script in blocks {
+        shell.run(&page, script, &[]);
+    }
+}
+
+/// The other pages show commands on a repository that is there, named by the environment, and holds a backup. What no test has
+/// is in blocks of another kind; their command lines are parsed where the arguments are.
+#[test]
+fn commands_of_the_other_pages_work() {
+    let shell = Shell::new("pages");
+    let source = shell.scratch.dir("source");
+    fs::write(source.join("file"), "content").expect("file");
+    let mut blocks = 0;
+    for (at, (page, text)) in workspace::pages().iter().enumerate().skip(1) {
+        let scripts = workspace::blocks(text, "sh");
+        if scripts.is_empty() {
+            continue;
+        }
+        let repo = Repo::create(&shell.scratch, &format!("repo-{at}"), Protection::None);
+        repo.backup(&source).summary();
+        let id = repo.ids().remove(0);
+        for script in scripts {
+            // Ids that a page makes up: of a session whose host is gone, and of a hold. Whoever removes either needs its name only.
+            for (command, prefix, begin) in [
+                ("expire --forget-session ", "sessions".to_owned(), "5f0c"),
+                ("hold remove ", format!("holds/{id}"), "3f9a"),
+            ] {
+                if script.contains(&format!("{command}{begin}")) {
+                    let dir = repo.dir.join(prefix);
+                    fs::create_dir_all(&dir).expect("directory");
+                    fs::write(dir.join(format!("{begin:0<32}")), "made up").expect("object");
+                }
+            }
+            let environment = [("HELIOS_MOVER_REPO", repo.url())];
+            shell.run(page, script, &environment);
+            blocks += 1;
+        }
+    }
+    assert!(blocks > 0, "no other page shows a command");
+}
+
+/// Whether `name` is one that `pattern` stands for, where `<...>` stands for what the page on the format says.
+fn is_named_so(name: &str, pattern: &str) -> bool {
+    let (names, patterns): (Vec<&str>, Vec<&str>) =
+        (name.split('/').collect(), pattern.split('/').collect());
+    let is_hex = |text: &str, digits: usize| {
+        text.len() == digits
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    names.len() == patterns.len()
+        && names
+            .iter()
+            .zip(&patterns)
+            .all(|(part, pattern)| match *pattern {
+                "<slot id>" | "<pack id>" | "<session id>" | "<hold id>" => is_hex(part, 32),
+                "<first two digits>" => is_hex(part, 2) && names[2].starts_with(part),
+                "<backup id>" => {
+                    let parts: Vec<&str> = part.split('-').collect();
+                    let are_digits =
+                        parts[..2.min(parts.len())]
+                            .iter()
+                            .zip([8, 6])
+                            .all(|(part, digits)| {
+                                part.len() == digits && part.bytes().all(|b| b.is_ascii_digit())
+                            });
+                    parts.len() == 3 && are_digits && is_hex(parts[2], 8)
+                }
+                "<number>" => part
+                    .parse()
+                    .is_ok_and(|number: u32| number.to_string() == *part),
+                fixed => *part == fixed,
+            })
+}
+
+#[test]
+fn objects_have_the_names_that_the_format_gives_them() {
+    let scratch = Scratch::new("names");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(3), 1 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    repo.backup(&source).summary();
+    for (verb, args) in [
+        ("hold add", ["latest", "--reason", "test"].as_slice()),
+        ("annotate", &["latest", "ticket=4711"]),
+    ] {
+        Outcome::of(repo.command(verb).args(args)).expect(exit::OK);
+    }
+    let page = workspace::root().join("docs/repository-format.md");
+    let page = fs::read_to_string(page).expect("docs/repository-format.md");
+    let rows = page
+        .lines()
+        .skip_while(|line| !line.starts_with("| name | object |"))
+        .skip(2);
+    let patterns: Vec<&str> = rows
+        .map_while(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    let mut used = BTreeSet::new();
+    for (name, _) in repo.objects() {
+        let name = name.to_str().expect("UTF-8");
+        let pattern = patterns.iter().find(|pattern| is_named_so(name, pattern));
+        used.insert(*pattern.unwrap_or_else(|| panic!("{name} is none of {patterns:?}")));
+    }
+    // Those of a backup and of an expire that are under way.
+    let gone = ["sessions/<session id>", "expired/<backup id>/<session id>"];
+    let expected = patterns
+        .iter()
+        .copied()
+        .filter(|pattern| !gone.contains(pattern));
+    assert_eq!(used, expected.collect(), "a pattern that nothing has");
+}
+
+#[test]
+fn check_opens_what_a_backup_would_have_to_read() {
+    run::require_root();
+    let scratch = Scratch::new("check-readable");
+    let binary = scratch.join("helios-mover");
+    fs::copy(mover::binary(), &binary).expect("binary can be copied");
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+    };
+    mode(&binary, 0o755);
+    let source = scratch.dir("source");
+    for table in 0..5 {
+        let path = source.join(format!("table-{table}"));
+        fs::write(&path, "rows").expect("file");
+        mode(&path, 0o600);
+    }
+    mode(&source.join("table-1"), 0o644);
+    let home = scratch.dir("home");
+    let check = || {
+        let mut command = mover::isolated(run::as_user("nobody", &binary), &home);
+        Outcome::of(command.args(["check", "--json", "--source", &dir_url(&source)]))
+    };
+    let readable = |summary: &serde_json::Value| {
+        let items = summary["items"].as_array().expect("items");
+        let found = items.iter().find(|item| item["name"] == "readable");
+        found.expect("the source is looked at").clone()
+    };
+    let outcome = check().expect(exit::CHECK_FAILED);
+    let item = readable(&outcome.lines()[0]);
+    assert_eq!(item["status"], "fail", "{item}");
+    let detail = item["detail"].as_str().expect("detail");
+    assert!(
+        detail.starts_with("4 of 5 files")
+            && detail.contains("table-0")
+            && !detail.contains("table-1"),
+        "{item}"
+    );
+    assert!(
+        item["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("CAP_DAC_READ_SEARCH")),
+        "{item}"
+    );
+
+    (0..5).for_each(|table| mode(&source.join(format!("table-{table}")), 0o644));
+    let item = readable(&check().expect(exit::OK).document());
+    assert_eq!(item["status"], "ok", "{item}");
+    assert!(
+        item["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.contains("5 of them opened")),
+        "{item}"
+    );
+}
+
+#[test]
+fn plans_say_what_a_backup_then_reads() {
+    let scratch = Scratch::new("plan");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let source = scratch.dir("source");
+    let mut random = Random::new(4);
+    plant::file(&source.join("dense"), &mut random, 3 << 20);
+    plant::file(&source.join("small"), &mut random, 8192);
+    let piece = random.bytes(1 << 20);
+    plant::holes(&source.join("sparse"), 64 << 20, &[(8 << 20, &piece)]);
+    let dry_run = |args: &[&str]| {
+        let mut command = repo.command("backup");
+        command
+            .args(["--source", &dir_url(&source), "--dry-run"])
+            .args(args);
+        Outcome::of(&mut command).expect(exit::OK)
+    };
+    let (source_bytes, data_bytes): (u64, u64) = ((67 << 20) + 8192, (4 << 20) + 8192);
+    let expect = |plan: &serde_json::Value| {
+        assert_eq!(plan["dry_run"], true, "{plan}");
+        assert_eq!(plan["files"], 3, "{plan}");
+        assert_eq!(plan["source_bytes"], source_bytes, "{plan}");
+        assert_eq!(plan["data_bytes"], data_bytes, "{plan}");
+    };
+    let plan = dry_run(&["--json"]).summary();
+    expect(&plan);
+    assert_eq!(plan["parent"], serde_json::Value::Null, "{plan}");
+    assert_eq!(plan["estimates_are_upper_bounds"], false, "{plan}");
+    // Random bytes do not shrink, and holes are not taken for data that does.
+    let stored = plan["estimated_stored_bytes"]
+        .as_u64()
+        .expect("an estimate");
+    assert!(
+        (data_bytes..data_bytes * 11 / 10).contains(&stored),
+        "{plan}"
+    );
+    let text = dry_run(&[]).stdout;
+    assert!(
+        text.contains("about") && !text.contains("at most"),
+        "{text}"
+    );
+    assert!(repo.ids().is_empty(), "a plan stores nothing");
+
+    let made = repo.backup(&source).summary();
+    assert_eq!(made["bytes_read"], data_bytes, "{made}");
+
+    // The same again: what it would store is not known without reading all of it, and that is said.
+    let plan = dry_run(&["--json"]).summary();
+    expect(&plan);
+    assert_eq!(plan["parent"], made["backup_id"], "{plan}");
+    assert_eq!(plan["estimates_are_upper_bounds"], true, "{plan}");
+    let text = dry_run(&[]).stdout;
+    assert!(
+        text.contains("at most about")
+            && text.contains("what the parent holds is not stored again"),
+        "{text}"
+    );
+    let again = repo.backup(&source).summary();
+    assert_eq!(again["bytes_read"], data_bytes, "{again}");
+    assert_eq!(repo.ids().len(), 2);
 }

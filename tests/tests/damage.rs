@@ -53,10 +53,14 @@ impl Sample {
             fs::write(source.join("byte"), random.bytes(1)).expect("file");
             std::os::unix::fs::symlink("rows", source.join("link")).expect("symbolic link");
             let made = repo.backup(&source).summary();
-            truth.push((
-                made["backup_id"].as_str().expect("id").to_string(),
-                Tree::read(&source),
-            ));
+            let id = made["backup_id"].as_str().expect("id").to_string();
+            for line in [
+                &["hold", "add", &id, "--reason", "x"][..],
+                &["annotate", &id, "a=b"],
+            ] {
+                Outcome::of(repo.command(line[0]).args(&line[1..])).expect(exit::OK);
+            }
+            truth.push((id, Tree::read(&source)));
         }
         repo.verify().expect(exit::OK);
         let objects = repo.objects();
@@ -281,8 +285,9 @@ fn every_cut_swap_and_loss_is_noticed(name: &str, protection: Protection) {
         for to in (0..bytes.len()).step_by(64).chain([bytes.len() - 1]) {
             damages.push(Damage::Cut { object, to });
         }
-        // A backup without its manifest does not exist, which is what `deleted_manifest` is about.
-        if sample.kind(object) != Path::new("backups") {
+        // A backup without its manifest does not exist, which is what `deleted_manifest` is about; nothing else tells of a record.
+        let known_by_itself = ["backups", "holds", "annotations"].map(Path::new);
+        if !known_by_itself.contains(&sample.kind(object)) {
             damages.push(Damage::Delete { object });
         }
         for other in object + 1..sample.objects.len() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use mover_test_servers::{
     Access, Action, Client, Fault, FaultId, FaultProxy, FilesystemS3, Garage, Reply,
 };
+use mover_tests::clock;
 use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant::{self, MIB};
@@ -18,6 +19,9 @@ use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 use rustix::process::Signal;
+
+#[path = "expire/hidden.rs"]
+mod hidden;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x6578_7069;
@@ -94,18 +98,6 @@ fn names(repo: &Repo, prefix: &str) -> Vec<String> {
         .collect()
 }
 
-/// Has a program believe that it is `ahead` (as libfaketime writes it) of the time.
-fn ahead_of_time(command: &mut Command, ahead: &str) {
-    let roots = fs::read_dir("/usr/lib").expect("/usr/lib").flatten();
-    let library = roots
-        .map(|root| root.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|path| path.exists());
-    command
-        .env("LD_PRELOAD", library.expect("libfaketime is installed"))
-        .env("FAKETIME", ahead)
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-}
-
 #[test]
 fn after_a_clock_went_back_the_last_backup_is_the_latest() {
     let scratch = Scratch::new("expire-clock");
@@ -115,7 +107,7 @@ fn after_a_clock_went_back_the_last_backup_is_the_latest() {
     change(&history.source, &mut history.random);
     let truth = Tree::read(&history.source);
     let mut command = history.repo.backup_command(&history.source);
-    ahead_of_time(&mut command, "+30m");
+    clock::off_by(&mut command, "+30m");
     let summary = Outcome::of(&mut command).summary();
     assert_eq!(summary["warnings"], serde_json::json!([]), "{summary}");
     let id = summary["backup_id"].as_str().expect("id").to_owned();

@@ -6,11 +6,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use mover_tests::job::{kill_within, time_of};
 use mover_tests::mover::{Outcome, Protection, Repo, exit};
 use mover_tests::plant;
-use mover_tests::proof::{Kills, change, killed_backups_harm_nothing};
+use mover_tests::proof::{KillPlan, Kills, change, kill_backups, restores_to};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
@@ -21,6 +22,10 @@ const KILLS: u64 = 100;
 const PER_REPO: u64 = 10;
 /// Bytes of rows in the source.
 const SOURCE_BYTES: usize = 8 << 20;
+/// One repository in so many gets backups of several packs each, so that kills come between packs.
+const LARGE_EVERY: u64 = 5;
+/// New bytes in such a backup, which do not compress. A pack has about 10 MB.
+const LARGE_BYTES: usize = 40 << 20;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
@@ -43,6 +48,22 @@ fn entries(dir: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Gives the source new content of several packs.
+fn change_packs(source: &Path, random: &mut Random) {
+    plant::file(&source.join("changed-packs"), random, LARGE_BYTES);
+}
+
+/// Packs of a repository.
+fn packs(repo: &Repo) -> u64 {
+    let objects = fs::read_dir(repo.dir.join("packs")).into_iter().flatten();
+    let below = |prefix: std::io::Result<fs::DirEntry>| {
+        fs::read_dir(prefix.expect("entry").path())
+            .expect("packs")
+            .count() as u64
+    };
+    objects.map(below).sum()
+}
+
 #[test]
 fn killed_backups_leave_a_sound_repository() {
     let mut random = Random::new(seed());
@@ -50,18 +71,35 @@ fn killed_backups_leave_a_sound_repository() {
     let scratch = Scratch::new("kill-backup");
     let source = scratch.dir("source");
     plant::mixed(&source, &mut random, SOURCE_BYTES);
-    let mut all = Kills::default();
+    let (mut all, mut large) = (Kills::default(), Kills::default());
     for round in 0..kills.div_ceil(PER_REPO) {
         let protection = Protection::ALL[[0, 2][round as usize % 2]];
         let repo = Repo::create(&scratch, &format!("repo-{round}"), protection);
+        let is_large = round % LARGE_EVERY == LARGE_EVERY - 1;
+        let change = if is_large { change_packs } else { change };
+        change(&source, &mut random);
+        repo.backup(&source).summary();
+        assert_eq!(repo.ids().len(), 1);
+        restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+        // The time of a backup like those that are killed: the first one stores the rest of the source too.
         change(&source, &mut random);
         let usual = time_of(|| drop(repo.backup(&source).summary()));
-        assert_eq!(repo.ids().len(), 1);
-        let kills = PER_REPO.min(kills - round * PER_REPO);
-        all += killed_backups_harm_nothing(&repo, &source, kills, usual, &mut random, &scratch);
+        let plan = KillPlan {
+            kills: PER_REPO.min(kills - round * PER_REPO),
+            usual,
+            change,
+            packs: &|| packs(&repo),
+        };
+        let seen = kill_backups(&repo, &source, &plan, &mut random, &scratch);
+        all += seen;
+        if is_large {
+            large += seen;
+            fs::remove_file(source.join("changed-packs")).expect("file");
+        }
         fs::remove_dir_all(&repo.dir).expect("repository");
     }
     all.assert_enough_were_early();
+    large.assert_enough_left_packs();
 }
 
 #[test]
@@ -75,7 +113,7 @@ fn killed_restores_leave_no_half_target() {
     let repo = Repo::create(&scratch, "repo", Protection::Identity);
     repo.backup(&source).summary();
     let stored = Tree::read(&repo.dir);
-    let usual = time_of(|| drop(repo.restore("latest", &scratch.join("first")).summary()));
+    let mut usual = time_of(|| drop(repo.restore("latest", &scratch.join("first")).summary()));
 
     let parent = scratch.dir("parent");
     let target = parent.join("target");
@@ -108,7 +146,10 @@ fn killed_restores_leave_no_half_target() {
             fs::read(parent.join(name).join(marker)).is_ok_and(|content| !content.is_empty())
         };
         let marked: Vec<bool> = left.iter().map(is_marked).collect();
+        // Its time is the one that the next is killed within: what else the machine does changes.
+        let begun = Instant::now();
         let summary = repo.restore("latest", &target).summary();
+        usual = begun.elapsed();
         truth.assert_same(&Tree::read(&target), &format!("restore after kill {kill}"));
         fs::remove_dir_all(&target).expect("target");
         for (name, is_marked) in left.into_iter().zip(marked) {

@@ -28,6 +28,9 @@ use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 
+#[path = "s3/refused.rs"]
+mod refused;
+
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x7333;
 /// What the tool may use at its defaults.

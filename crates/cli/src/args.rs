@@ -553,3 +553,163 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The words of a command line as a shell splits them, as far as the program is given them: up to a pipe, a redirection or
+    /// a comment. In a help text a comment is what stands behind a gap of blanks and is no option.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut rest = line.trim();
+        while !rest.is_empty() {
+            let mut word = String::new();
+            let mut quote = None;
+            let mut end = rest.len();
+            for (at, letter) in rest.char_indices() {
+                match quote {
+                    Some(mark) if letter == mark => quote = None,
+                    None if letter == '\'' || letter == '"' => quote = Some(letter),
+                    None if letter == ' ' => {
+                        end = at;
+                        break;
+                    }
+                    _ => word.push(letter),
+                }
+            }
+            assert_eq!(quote, None, "a quote does not end: {line}");
+            if ["|", ">", ">>", "#", "&&", ";"].contains(&word.as_str()) {
+                break;
+            }
+            words.push(word);
+            let behind = &rest[end..];
+            rest = behind.trim_start();
+            if behind.len() - rest.len() > 1 && !rest.starts_with('-') {
+                break;
+            }
+        }
+        words
+    }
+
+    /// The command lines of the program in a text, without the variables that are set before them.
+    fn commands(text: &str) -> Vec<Vec<String>> {
+        let is_setting = |word: &String| {
+            let name = word.split_once('=').map_or("", |(name, _)| name);
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+        };
+        let lines = text.lines().filter(|line| line.contains("helios-mover "));
+        let lines = lines.map(|line| {
+            let words = words(line).into_iter();
+            words.skip_while(is_setting).collect::<Vec<_>>()
+        });
+        let is_ours =
+            |words: &Vec<String>| words.first().is_some_and(|word| word == "helios-mover");
+        lines.filter(is_ours).collect()
+    }
+
+    fn parse(words: &[String]) {
+        let parsed = RawArgs::try_parse_from(words);
+        parsed.unwrap_or_else(|error| panic!("{}: {error}", words.join(" ")));
+    }
+
+    /// Calls `visit` with each verb that can be called, and with the words that call it.
+    fn walk(command: &clap::Command, path: &[String], visit: &mut impl FnMut(&[String], &str)) {
+        if !command.has_subcommands() || path.is_empty() {
+            let help = command.get_after_help().map(ToString::to_string);
+            visit(path, &help.unwrap_or_default());
+        }
+        for verb in command.get_subcommands() {
+            let path = [path, &[verb.get_name().to_owned()]].concat();
+            walk(verb, &path, visit);
+        }
+    }
+
+    #[test]
+    fn every_verb_has_examples_of_itself_and_all_of_them_parse() {
+        let mut verbs = 0;
+        walk(&RawArgs::command(), &[], &mut |path, help| {
+            let name = path.join(" ");
+            let begin = help.find("Examples:\n");
+            let begin = begin.unwrap_or_else(|| panic!("no examples in the help of {name:?}"));
+            let text = help[begin..].lines().skip(1);
+            // Examples are indented, and what else is said is not.
+            let text = text.take_while(|line| line.is_empty() || line.starts_with("  "));
+            let text: String = text.map(|line| format!("{}\n", line.trim())).collect();
+            let examples = commands(&text);
+            examples.iter().for_each(|example| parse(example));
+            let own = examples.iter().any(|words| words[1..].starts_with(path));
+            assert!(own, "no example of {name:?} in its help:\n{help}");
+            verbs += 1;
+        });
+        assert!(verbs > 15, "{verbs} verbs");
+    }
+
+    #[test]
+    fn commands_that_the_documentation_shows_parse() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut pages = vec![root.join("README.md"), root.join("tuning/README.md")];
+        let mut open = vec![root.join("docs")];
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(&dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    open.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "md") {
+                    pages.push(path);
+                }
+            }
+        }
+        let mut shown = 0;
+        for page in pages {
+            let text = fs::read_to_string(&page).unwrap();
+            // Blocks stand between the fences: every second part.
+            for block in text.split("\n```").skip(1).step_by(2) {
+                let is_shell = ["sh\n", "text\n", "\n"]
+                    .iter()
+                    .any(|kind| block.starts_with(kind));
+                for command in commands(block).iter().filter(|_| is_shell) {
+                    parse(command);
+                    shown += 1;
+                }
+            }
+        }
+        assert!(shown > 20, "{shown} commands in the documentation");
+    }
+
+    #[test]
+    fn command_lines_are_split_as_a_shell_does() {
+        for (line, expected) in [
+            (
+                "helios-mover demo          a backup and a restore",
+                "helios-mover demo",
+            ),
+            (
+                "helios-mover init   --repo 's3://a b'  # c",
+                "helios-mover|init|--repo|s3://a b",
+            ),
+            (
+                "helios-mover list --json | jq -r '.a[].b'",
+                "helios-mover|list|--json",
+            ),
+            (
+                "X_Y=1 helios-mover key generate > file",
+                "helios-mover|key|generate",
+            ),
+        ] {
+            let expected: Vec<&str> = expected.split(['|']).collect();
+            let expected = match expected.as_slice() {
+                [one] => one.split(' ').collect(),
+                many => many.to_vec(),
+            };
+            assert_eq!(commands(line), [expected], "{line}");
+        }
+        assert!(commands("export HELIOS_MOVER_REPO=x\ncargo run helios-mover").is_empty());
+        assert!(RawArgs::try_parse_from(words("helios-mover backup --sauce x")).is_err());
+    }
+}

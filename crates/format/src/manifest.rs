@@ -135,6 +135,9 @@ pub struct BackupMetadata {
     pub reason: Option<String>,
     /// The backup whose unchanged parts were taken over.
     pub base_id: Option<BackupId>,
+    /// The backup whose packs it could take over, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<BackupId>,
     /// The part of the log that it stands on.
     pub lsn_range: Option<LsnRange>,
     /// The history (timeline) of the database that the positions belong to.

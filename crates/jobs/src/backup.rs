@@ -23,13 +23,14 @@ use mover_repo::{
     WriterOutcome, find_parent,
 };
 use mover_source::delta::PageSet;
+use mover_source::disk::BytesRead;
 use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
-use mover_source::tracker::{Changed, LogHold};
+use mover_source::tracker::LogHold;
 use mover_source::wal::LogIdentity;
 use mover_source::{DirSource, ScanOptions, Totals};
 use serde::Serialize;
 
-use self::base::{Footing, Wanted};
+use self::base::{Footing, Since, Wanted};
 use self::copy::Gathered;
 use self::origin::{Origin, TREE_KIND, TreeOrigin};
 use self::pages::{Changes, PageOrigin};
@@ -146,7 +147,7 @@ struct PageSource {
     store: Arc<LiveStore>,
     checkpoint: Checkpoint,
     /// What changed since the base; all of it is read where there is none.
-    changed: Option<Changed>,
+    changed: Option<Since>,
     /// The base, if the type is not full.
     base: Option<Base>,
     /// Keeps the log that is copied last, where the database asks.
@@ -331,7 +332,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let source_bytes = mover_repo::block_bytes(pages);
     let changed_bytes = changed.as_ref().map(|changed| {
-        let pages = changed.tables.values().map(PageSet::len);
+        let pages = changed.pages.tables.values().map(PageSet::len);
         mover_repo::block_bytes(pages.sum())
     });
     Ok(BackupPlan {
@@ -384,6 +385,8 @@ struct LogPart {
     range: LsnRange,
     mark: LogMark,
     base_id: Option<BackupId>,
+    /// Pages that this part of the log makes good.
+    torn_pages: u64,
 }
 
 /// Makes the backup that was planned.
@@ -402,6 +405,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let source_blocks = plan.source_bytes / BLOCK_BYTES as u64 + plan.files;
     let request = BackupRequest {
         parent: parent.as_ref(),
+        started,
         level: options.level,
         index_bytes: engine.index_bytes,
         source_blocks,
@@ -454,7 +458,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let Gathered {
         outcomes,
         nodes,
-        bytes_read,
+        bytes_copied,
         stages,
         reports,
     } = copied.gathered;
@@ -467,13 +471,16 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         draft,
         &mut |stop| tick(&progress, stop),
     )?;
-    warnings.extend(copied.log.as_ref().and_then(base::testify));
+    let log = copied.log.as_ref();
+    warnings.extend(log.and_then(base::testify));
     warnings.extend(clock_warning(&committed.metadata));
     Ok(summary(Ended {
         committed,
         parent,
         parent_source: parent.and(plan.parent_source),
-        bytes_read,
+        bytes_copied,
+        looked_through: log.map_or_else(BytesRead::default, |log| log.store.bytes_read()),
+        torn_pages: log.map_or(0, |log| log.torn_pages),
         warnings,
         repository: &repository,
         engine: clock.report(stages, reports),
@@ -605,6 +612,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         identity: checkpoint.control.identity,
         mark: base::mark(&store, checkpoint, range.end)?,
         base_id: base.map(|base| base.id),
+        torn_pages: pages.torn_pages(),
     };
     let totals = pages.totals();
     work.progress

@@ -1,13 +1,18 @@
-//! `check`: would a job work here? Environment, repository and source are looked at, nothing is changed.
+//! `check`: would a job work here? Environment, repository and source are looked at. Nothing is changed, but that an object
+//! is written to the repository and taken away again: nothing else tells whether that is possible.
 //!
-//! Invariant: an item fails only if a job would fail; what merely costs speed or comfort is a warning.
+//! Invariants: an item fails only if a job would fail; what merely costs speed or comfort is a warning. What is looked at is
+//! bounded, however large the source is.
 
+use std::time::{Duration, Instant};
+
+use mover_base::tree::EntryKind;
 use mover_base::units::format_bytes;
-use mover_base::{Error, Result};
+use mover_base::{Error, Kind, Result};
 use mover_io::{Rung, Shard, ShardReport};
 use mover_repo::catalogue;
-use mover_source::pages::{LiveStore, SCHEME};
-use mover_source::{DirSource, ScanOptions};
+use mover_source::pages::{LiveStore, SCHEME, table_path};
+use mover_source::{DirSource, Item, ScanOptions, Tree};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -16,6 +21,18 @@ use crate::settings::{Engine, RepoAccess};
 /// What to do about names that none of a repository's objects has.
 pub const STRAY_HINT: &str =
     "they are passed over; move them out of the repository if they do not belong there";
+
+/// Most files of a source that are opened to see whether they can be.
+const OPENED_MAX: usize = 10_000;
+/// After so long no more of them are.
+const OPENING_MAX: Duration = Duration::from_secs(2);
+/// What the item says that is about reading a source.
+const READABLE: &str = "readable";
+/// How many files that cannot be opened are named.
+const NAMED_MAX: usize = 3;
+
+/// What it means that a store keeps what should be deleted.
+const UNDELETED_HINT: &str = "backups work and leave small objects behind, and `expire` deletes nothing with these credentials; allow deletes (s3:DeleteObject), unless they are denied on purpose, as beside an object lock";
 
 /// What to look at besides the environment.
 #[derive(Debug, Clone)]
@@ -194,14 +211,24 @@ fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
                 items.push(item(AREA, "leftovers", Status::Warn, text));
             }
             // Not every store lists them, and no job needs the list.
-            Err(error) => items.push(item(AREA, "leftovers", Status::Warn, error.to_string())),
+            Err(error) => items.push(CheckItem {
+                status: Status::Warn,
+                ..failed(AREA, "leftovers", &error)
+            }),
         }
         match repository.store().try_out(&shard).await {
-            Ok(weaknesses) => {
-                let detail = "an object can be written and thrown away";
+            Ok(tried) => {
+                let detail = match tried.undeleted {
+                    None => "an object can be written and thrown away",
+                    Some(_) => "an object can be written",
+                };
                 items.push(item(AREA, "writable", Status::Ok, detail));
+                items.extend(tried.undeleted.map(|reason| CheckItem {
+                    hint: Some(UNDELETED_HINT.to_owned()),
+                    ..item(AREA, "deletes", Status::Warn, reason)
+                }));
                 let told = |weakness| item(AREA, "store", Status::Warn, weakness);
-                items.extend(weaknesses.into_iter().map(told));
+                items.extend(tried.weaknesses.into_iter().map(told));
             }
             Err(error) => items.push(failed(AREA, "writable", &error)),
         }
@@ -226,39 +253,169 @@ fn source(url: &str) -> CheckItem {
     if url.starts_with(SCHEME) {
         return page_store(AREA, url);
     }
-    let scanned = DirSource::open(url).and_then(|source| source.scan(&ScanOptions::default()));
-    match scanned {
-        Ok(tree) => {
-            let detail = format!(
-                "{} files, {}; {} names will be left out",
-                tree.totals.files,
-                format_bytes(tree.totals.bytes),
-                tree.skipped.len()
-            );
-            let status = if tree.skipped.is_empty() {
-                Status::Ok
-            } else {
-                Status::Warn
-            };
-            item(AREA, "readable", status, detail)
-        }
-        Err(error) => failed(AREA, "readable", &error),
+    let opened = DirSource::open(url).and_then(|source| {
+        let tree = source.scan(&ScanOptions::default())?;
+        let opened = open_files(&source, &tree);
+        Ok((tree, opened))
+    });
+    match opened {
+        Ok((tree, opened)) => readable(AREA, &tree, &opened),
+        Err(error) => failed(AREA, READABLE, &error),
     }
 }
 
-fn page_store(area: &'static str, url: &str) -> CheckItem {
-    match LiveStore::open(url).and_then(|store| store.checkpoint()) {
-        Ok(checkpoint) => {
-            let tables = checkpoint.catalogue.tables();
-            let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
-            let detail = format!(
-                "{} tables, {}, in history {}",
-                tables.len(),
-                format_bytes(mover_repo::block_bytes(pages)),
-                checkpoint.control.identity.history
-            );
-            item(area, "readable", Status::Ok, detail)
+/// How opening the files of a source went.
+#[derive(Debug, Default)]
+struct Opened {
+    tried: usize,
+    /// How many cannot be opened.
+    closed: usize,
+    /// The first of those.
+    named: Vec<Error>,
+    /// The first that was not as it had been listed a moment before.
+    changed: Option<Error>,
+}
+
+impl Opened {
+    /// What to say if something cannot be opened.
+    fn failure(&self, area: &'static str) -> Option<CheckItem> {
+        let Opened { tried, closed, .. } = *self;
+        let first = self.named.first()?;
+        let named: Vec<String> = self.named.iter().map(Error::to_string).collect();
+        let more = if closed > named.len() { "; ..." } else { "" };
+        let detail = format!(
+            "{closed} of {tried} files that were tried cannot be opened: {}{more}",
+            named.join("; ")
+        );
+        Some(CheckItem {
+            detail,
+            ..failed(area, READABLE, first)
+        })
+    }
+
+    /// The item, with what changed meanwhile. A job may be luckier, so that is no failure.
+    fn warn(&self, item: CheckItem) -> CheckItem {
+        let Some(changed) = &self.changed else {
+            return item;
+        };
+        CheckItem {
+            status: Status::Warn,
+            detail: format!("{}; {changed}", item.detail),
+            hint: changed.hint_text().map(str::to_owned),
+            ..item
         }
-        Err(error) => failed(area, "readable", &error),
+    }
+}
+
+/// Opens files for reading: at most `max` of them, spread over all, and none more after `time`. A listing needs no right to read
+/// a file, so it does not tell.
+fn open_some<T>(
+    files: &[T],
+    open: impl Fn(&T) -> Result<()>,
+    max: usize,
+    time: Duration,
+) -> Opened {
+    let begun = Instant::now();
+    let step = files.len().div_ceil(max).max(1);
+    let mut opened = Opened::default();
+    for file in files.iter().step_by(step) {
+        if opened.tried > 0 && begun.elapsed() >= time {
+            break;
+        }
+        opened.tried += 1;
+        let Err(error) = open(file) else { continue };
+        if error.kind() == Kind::SourceChanged {
+            opened.changed.get_or_insert(error);
+            continue;
+        }
+        opened.closed += 1;
+        if opened.named.len() < NAMED_MAX {
+            opened.named.push(error);
+        }
+    }
+    opened
+}
+
+fn open_files(source: &DirSource, tree: &Tree) -> Opened {
+    let is_file = |item: &&Item| matches!(item.entry.kind, EntryKind::File { .. });
+    let files: Vec<&Item> = tree.items.iter().filter(is_file).collect();
+    let open = |item: &&Item| source.open_file(item).map(drop);
+    open_some(&files, open, OPENED_MAX, OPENING_MAX)
+}
+
+fn readable(area: &'static str, tree: &Tree, opened: &Opened) -> CheckItem {
+    if let Some(failure) = opened.failure(area) {
+        return failure;
+    }
+    let detail = format!(
+        "{} files, {}, {} of them opened; {} names will be left out",
+        tree.totals.files,
+        format_bytes(tree.totals.bytes),
+        opened.tried,
+        tree.skipped.len()
+    );
+    let status = match tree.skipped.is_empty() {
+        true => Status::Ok,
+        false => Status::Warn,
+    };
+    opened.warn(item(area, READABLE, status, detail))
+}
+
+fn page_store(area: &'static str, url: &str) -> CheckItem {
+    let opened = LiveStore::open(url).and_then(|store| {
+        let checkpoint = store.checkpoint()?;
+        let tables: Vec<u32> = checkpoint.catalogue.tables().keys().copied().collect();
+        let open = |table: &u32| store.open_file(&table_path(*table)).map(drop);
+        let opened = open_some(&tables, open, OPENED_MAX, OPENING_MAX);
+        Ok((checkpoint, opened))
+    });
+    let (checkpoint, opened) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return failed(area, READABLE, &error),
+    };
+    if let Some(failure) = opened.failure(area) {
+        return failure;
+    }
+    let tables = checkpoint.catalogue.tables();
+    let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
+    let detail = format!(
+        "{} tables, {}, {} of them opened, in history {}",
+        tables.len(),
+        format_bytes(mover_repo::block_bytes(pages)),
+        opened.tried,
+        checkpoint.control.identity.history
+    );
+    opened.warn(item(area, READABLE, Status::Ok, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_are_opened_within_bounds_and_spread_over_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in 0..25 {
+            fs::write(dir.path().join(format!("file-{file:02}")), "x").unwrap();
+        }
+        let source = DirSource::open(&format!("dir://{}", dir.path().display())).unwrap();
+        let tree = source.scan(&ScanOptions::default()).unwrap();
+        let files: Vec<&Item> = tree.items.iter().collect();
+        let tried = |max, time| open_some(&files, |_| Ok(()), max, time).tried;
+        assert_eq!(tried(OPENED_MAX, OPENING_MAX), 26, "the root is one");
+        assert_eq!(tried(26, OPENING_MAX), 26);
+        assert_eq!(tried(10, OPENING_MAX), 9, "every third");
+        assert_eq!(tried(10, Duration::ZERO), 1, "the time is over at once");
+
+        // What changes between the two looks is no reason to say that a job would fail.
+        fs::write(dir.path().join("file-03"), "longer").unwrap();
+        fs::remove_file(dir.path().join("file-06")).unwrap();
+        let opened = open_files(&source, &tree);
+        assert_eq!((opened.tried, opened.closed), (25, 0));
+        let told = readable("source", &tree, &opened);
+        assert_eq!(told.status, Status::Warn, "{told:?}");
+        assert!(told.detail.contains("25 of them opened"), "{told:?}");
     }
 }

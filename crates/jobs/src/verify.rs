@@ -1,7 +1,7 @@
 //! `verify`: is what is stored what was stored?
 //!
 //! Level `checksum` reads every byte that the backups need: preambles, seals, CRC-32 of frames, SHA-256 of every
-//! block and node, and that every map names blocks that exist. What a backup lacks that was deleted meanwhile is no
+//! block and node, that every map names blocks that exist, and the records (holds, annotations, sessions, tombstones). What a backup lacks that was deleted meanwhile is no
 //! damage.
 //!
 //! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
@@ -204,7 +204,11 @@ async fn survey(shard: &Shard, options: &VerifyOptions) -> Result<Scope> {
         },
         None => catalogue::list_all(shard, &repository).await?,
     };
-    let inventory = Inventory::take(shard, &repository, &listed.ids).await?;
+    let mut inventory = Inventory::take(shard, &repository, &listed.ids).await?;
+    let only = options.set.as_ref().and_then(|_| listed.ids.first());
+    inventory
+        .take_records(shard, &repository, only.copied())
+        .await?;
     let unreferenced = match options.set {
         Some(_) => None,
         None => Some(inventory.unreferenced(shard, &repository).await?),

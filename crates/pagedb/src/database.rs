@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -84,8 +84,29 @@ pub struct Database {
     state: Mutex<State>,
     options: Options,
     tracker: Option<Tracker>,
-    /// What marking has taken so far, with two looks at the clock each.
-    marking_nanos: AtomicU64,
+    marking: MarkingClock,
+}
+
+/// What marking takes, timed in place: only when somebody asks, because a look at the clock takes as long as marks do.
+#[derive(Default)]
+struct MarkingClock {
+    is_on: AtomicBool,
+    nanos: AtomicI64,
+}
+
+impl MarkingClock {
+    /// Does `work`, and counts what it takes but for the looks at the clock: what one takes just there is taken off.
+    fn time<T>(&self, work: impl FnOnce() -> T) -> T {
+        if !self.is_on.load(Relaxed) {
+            return work();
+        }
+        let (look, begun) = (Instant::now(), Instant::now());
+        let done = work();
+        let took = begun.elapsed().as_nanos() as i64;
+        let look = (begun - look).as_nanos() as i64;
+        self.nanos.fetch_add(took - look, Relaxed);
+        done
+    }
 }
 
 /// What a transaction has done so far.
@@ -154,7 +175,7 @@ impl Database {
             state: Mutex::new(state),
             options,
             tracker: None,
-            marking_nanos: AtomicU64::new(0),
+            marking: MarkingClock::default(),
         })
     }
 
@@ -168,14 +189,24 @@ impl Database {
         Ok(found)
     }
 
-    fn count_marking(&self, begun: Instant) {
-        let nanos = begun.elapsed().as_nanos() as u64;
-        self.marking_nanos.fetch_add(nanos, Relaxed);
+    /// Makes the log durable and gives the tracker up, if there is one: the database goes on without, and may take it up again.
+    pub fn untrack(&mut self) -> Result<()> {
+        let end = self.writer.end();
+        self.writer.flush_to(end)?;
+        match self.tracker.take() {
+            Some(tracker) => tracker.close(end),
+            None => Ok(()),
+        }
     }
 
-    /// Seconds that transactions have spent on marking, all threads together.
+    /// Whether marking is timed from now on. It makes transactions slower.
+    pub fn time_marking(&self, is_on: bool) {
+        self.marking.is_on.store(is_on, Relaxed);
+    }
+
+    /// Seconds that transactions have spent on marking while it was timed, all threads together.
     pub fn marking_seconds(&self) -> f64 {
-        self.marking_nanos.load(Relaxed) as f64 / 1e9
+        self.marking.nanos.load(Relaxed) as f64 / 1e9
     }
 
     /// The log's writer.
@@ -202,7 +233,7 @@ impl Database {
         let end = self.append(ops)?;
         self.writer.flush_to(end)?;
         if let Some(tracker) = &self.tracker {
-            tracker.durable(end);
+            self.marking.time(|| tracker.durable(end));
         }
         Ok(end)
     }
@@ -220,17 +251,15 @@ impl Database {
         let number = state.next_transaction;
         let time = Timestamp::from_micros(state.clock);
         let marking = self.tracker.as_ref().map(|tracker| {
-            let begun = Instant::now();
-            let mut marking = tracker.begin();
-            marking.mark_many(places.iter().copied());
-            self.count_marking(begun);
-            marking
+            self.marking.time(|| {
+                let mut marking = tracker.begin();
+                marking.mark_many(places.iter().copied());
+                marking
+            })
         });
         let appended = self.writer.append(&group, number, time)?;
         if let Some(marking) = marking {
-            let begun = Instant::now();
-            marking.end(appended.end);
-            self.count_marking(begun);
+            self.marking.time(|| marking.end(appended.end));
         }
         state.next_transaction += 1;
         let first_page = appended.records.len() - places.len() - transaction.dropped.len();
@@ -457,13 +486,9 @@ impl Database {
     }
 
     /// Stops the database in order, but for pages in memory, which redo brings back. Returns where the log ends.
-    pub fn close(self) -> Result<Lsn> {
-        let end = self.writer.end();
-        self.writer.flush_to(end)?;
-        if let Some(tracker) = self.tracker {
-            tracker.close(end)?;
-        }
-        Ok(end)
+    pub fn close(mut self) -> Result<Lsn> {
+        self.untrack()?;
+        Ok(self.writer.end())
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mover_base::tree::Entry;
-use mover_base::{BackupId, Error, Kind, PackId, Result};
+use mover_base::{BackupId, Error, Kind, PackId, Result, Timestamp};
 use mover_format::manifest::{BackupMetadata, Manifest, PackInfo};
 use mover_format::node::NodeRef;
 use mover_format::preamble::ObjectType;
@@ -37,6 +37,8 @@ const PARENT_TRIES: usize = 64;
 pub struct BackupRequest<'a> {
     /// The backup whose blocks this one builds on, as [`find_parent`] found it.
     pub parent: Option<&'a catalogue::OpenManifest>,
+    /// When it began, which the backup's id says.
+    pub started: Timestamp,
     /// zstd level.
     pub level: i32,
     /// Most bytes for the block index; small sources get a smaller one.
@@ -205,8 +207,10 @@ impl BackupRun {
         request: &BackupRequest<'_>,
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
-        let session = repository.begin_session()?;
-        let parents = request.parent.iter().map(|open| open.id).collect();
+        let parent = request.parent.map(|open| open.id);
+        let backup = catalogue::draw_id(request.started, parent)?;
+        let session = repository.begin_session_as(sessions::id_for(backup)?)?;
+        let parents = parent.into_iter().collect();
         let purpose = Purpose::Backup;
         let registration =
             Registration::begin(shard, repository, &session, purpose, parents).await?;
@@ -348,6 +352,7 @@ impl BackupRun {
         draft.size_info.hole_blocks = counts.hole_blocks;
         draft.size_info.deduplicated_blocks = counts.known_blocks + counts.kept_blocks;
         draft.storage_info.pack_count = packs.len() as u64;
+        draft.parent_id = self.parent.id;
         let manifest = Manifest {
             metadata: draft,
             pages,
@@ -355,14 +360,8 @@ impl BackupRun {
         };
         let repository = &self.shared.repository;
         self.registration.before_publishing(shard).await?;
-        let (manifest, bytes) = catalogue::publish(
-            shard,
-            repository,
-            &self.shared.session,
-            manifest,
-            self.parent.id,
-        )
-        .await?;
+        let session = &self.shared.session;
+        let (manifest, bytes) = catalogue::publish(shard, repository, session, manifest).await?;
         self.check_published(shard, &manifest).await?;
         self.registration.end(shard).await;
         counts.stored_bytes += bytes;

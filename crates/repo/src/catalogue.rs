@@ -15,11 +15,13 @@ use crate::layout;
 use crate::reader::damaged;
 use crate::records::{each_object, only_match};
 use crate::repository::{Repository, Session};
+use crate::sessions;
 
 /// Most backups that a repository lists at once; some 400 bytes each.
 const BACKUPS_MAX: usize = 100_000;
-/// How often a new id is drawn when one is taken: 12 random bits per microsecond do not collide thrice.
-const ID_TRIES: usize = 3;
+/// How many ids a backup may have, one behind the other, of which it takes the first that is free: 12 random bits per
+/// microsecond do not collide thrice.
+const ID_TRIES: u32 = 3;
 
 /// A manifest that was read.
 pub struct OpenManifest {
@@ -59,7 +61,9 @@ pub async fn list_all(shard: &Shard, repository: &Repository) -> Result<Listing>
         };
         if ids.len() == BACKUPS_MAX {
             let what = format!("the repository lists over {BACKUPS_MAX} backups");
-            return Err(Error::new(Kind::Limit, what).object(repository.url()));
+            return Err(Error::new(Kind::Limit, what)
+                .object(repository.url())
+                .hint("begin another repository; if so many were never made, its storage, or a proxy before it, lists what is not there"));
         }
         ids.push(id);
         Ok(true)
@@ -67,6 +71,31 @@ pub async fn list_all(shard: &Shard, repository: &Repository) -> Result<Listing>
     .await?;
     ids.sort_unstable();
     Ok(Listing { ids, strays })
+}
+
+/// The first of what is listed behind the backup `last`, or of all: of a listing that was complete nothing but what was made
+/// since.
+pub(crate) async fn list_behind(
+    shard: &Shard,
+    repository: &Repository,
+    last: Option<BackupId>,
+) -> Result<Listing> {
+    let after = last.map(layout::backup).transpose()?;
+    let store = repository.store();
+    let page = store
+        .list(shard, layout::BACKUPS, after.as_ref(), 1)
+        .await?;
+    let mut found = Listing {
+        ids: Vec::new(),
+        strays: page.strays,
+    };
+    for object in page.objects {
+        match layout::backup_of(&object.key) {
+            Some(id) => found.ids.push(id),
+            None => found.strays.push(object.key.as_str().to_owned()),
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the backup exists. Needs no key.
@@ -112,17 +141,15 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
     })
 }
 
-/// Publishes a manifest: from here on the backup exists. Fills in its id, which is behind `after`, whatever the clock says;
-/// gives it back with the bytes written.
+/// Publishes a manifest: from here on the backup exists. Fills in its id, the first that is free of those that the session's id
+/// stands for; gives it back with the bytes written.
 pub(crate) async fn publish(
     shard: &Shard,
     repository: &Repository,
     session: &Session,
     mut manifest: Manifest,
-    after: Option<BackupId>,
 ) -> Result<(Manifest, u64)> {
-    for _ in 0..ID_TRIES {
-        let id = fresh_id(manifest.metadata.started, after, random_bytes()?);
+    for id in sessions::backups_of(session.id()) {
         manifest.metadata.backup_id = id;
         manifest.metadata.ended = Timestamp::now();
         let bytes = encode(session, &manifest)?;
@@ -151,11 +178,28 @@ pub(crate) async fn publish(
 /// Bits of an id's second half below the microsecond.
 const RANDOM_BITS: u32 = 12;
 
+/// The id for a backup that began at `started`. It is behind `after`, whatever the clock says.
+pub(crate) fn draw_id(started: Timestamp, after: Option<BackupId>) -> Result<BackupId> {
+    Ok(fresh_id(started, after, random_bytes()?))
+}
+
+/// The ids that a backup may have for which `first` was drawn, in the order in which they are tried.
+pub(crate) fn tried_ids(first: BackupId) -> impl Iterator<Item = BackupId> {
+    let id = move |more| {
+        Some(BackupId::new(
+            first.started(),
+            first.random().checked_add(more)?,
+        ))
+    };
+    (0..ID_TRIES).filter_map(id)
+}
+
 /// A new id. Its second half begins with the microsecond, so that backups begun within one second sort by
 /// their start too: `latest` and the choice of a parent go by the order of ids. Twelve random bits follow.
 /// Where the clock went back behind the start of `after`, the id is one of the microsecond behind that.
 fn fresh_id(started: Timestamp, after: Option<BackupId>, random: [u8; 2]) -> BackupId {
-    let random = u32::from(u16::from_le_bytes(random)) & ((1 << RANDOM_BITS) - 1);
+    // Those tried after it are of the same microsecond.
+    let random = u32::from(u16::from_le_bytes(random)) % ((1 << RANDOM_BITS) - (ID_TRIES - 1));
     let id_of = |start: Timestamp| {
         let micros = start.as_micros().rem_euclid(1_000_000) as u32;
         BackupId::new(start, micros << RANDOM_BITS | random)
@@ -186,7 +230,8 @@ mod tests {
     #[test]
     fn ids_sort_by_start_and_behind_the_backup_before_whatever_the_clock_says() {
         let at = |micros: i64| Timestamp::from_micros(1_795_371_249_000_000 + micros);
-        let id = |started, after| fresh_id(started, after, [0xff, 0xff]);
+        // The highest that is drawn.
+        let id = |started, after| fresh_id(started, after, [0xfd, 0x0f]);
         let low = |started, after| fresh_id(started, after, [0, 0]);
         let before = id(at(0), None);
         assert_eq!(before.started(), at(0));
@@ -205,6 +250,10 @@ mod tests {
             assert_eq!(next.started(), at(0));
             assert!(low(at(-back), Some(next)) > next);
         }
+        // What is tried when one is taken is of the same microsecond, and behind it.
+        let tried: Vec<BackupId> = tried_ids(before).collect();
+        assert_eq!((tried.len(), tried[0]), (ID_TRIES as usize, before));
+        assert!(tried.is_sorted() && tried[ID_TRIES as usize - 1] < low(at(1), None));
         // Behind the last microsecond of a second, and behind an id whose second half is none of ours.
         for last in [id(at(999_999), None), BackupId::new(at(0), u32::MAX)] {
             let next = low(at(0), Some(last));

@@ -4,27 +4,32 @@
 //! then deletes: manifests first, packs after them. Why the order of listings suffices is shown in
 //! `docs/decisions/0010-retention.md`.
 //!
-//! Invariants: whatever cannot be listed or read ends the run before anything is deleted; a pack is deleted only if it was
-//! listed before the sessions, these before the manifests, and no manifest left and no session standing needs it; from
-//! the plan on, the set of backups to delete only shrinks.
+//! Invariants: whatever cannot be listed or read, and whatever stands and is not listed, ends the run before anything is deleted; a
+//! pack is deleted only if it was listed before the sessions, these before the manifests, and no manifest left and no session
+//! standing needs it; from the plan on, the set of backups to delete only shrinks.
 
+mod look;
+mod makers;
 mod packs;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId, Timestamp};
 use mover_format::record::Purpose;
 use mover_format::seal::Origin;
 use mover_io::Shard;
+use mover_store::Key;
 use serde::Serialize;
 
 use crate::catalogue::{self, OpenManifest};
-use crate::holds;
 use crate::policy::{Policy, Rule};
 use crate::process::Life;
 use crate::repository::Repository;
-use crate::sessions::{self, Standing, stray_name};
+use crate::sessions::Standing;
+use look::{LOOKS_MAX, View};
+use makers::Maker;
 use packs::PackUses;
 
 pub use run::{Outcome, PutOff, Refusal, execute};
@@ -118,6 +123,8 @@ struct Known {
     host: String,
     origin: Origin,
     session: SessionId,
+    /// What it was made on: its base, and the backup that had the packs which it took over.
+    bases: [Option<BackupId>; 2],
 }
 
 /// All that is known of the repository.
@@ -125,20 +132,25 @@ struct Known {
 struct Survey {
     backups: BTreeMap<BackupId, Known>,
     packs: PackUses,
-    /// Who wrote packs that none needs, as far as it was asked.
-    writers: BTreeMap<PackId, SessionId>,
+    /// Who wrote packs that no manifest names, as far as it was asked.
+    makers: BTreeMap<PackId, Maker>,
+    /// Sessions, holds and manifests that stood when they were looked for: the next look shows them, or they are gone.
+    stood: BTreeSet<Key>,
+    /// Objects that were looked up and are gone for good.
+    gone: BTreeSet<Key>,
 }
 
 impl Survey {
     /// Takes a manifest into account.
     fn add(&mut self, open: OpenManifest) -> Result<()> {
         self.packs.add(&open.manifest.packs)?;
-        let source = open.manifest.metadata.source;
+        let metadata = open.manifest.metadata;
         let known = Known {
-            source: source.url,
-            host: source.host,
+            source: metadata.source.url,
+            host: metadata.source.host,
             origin: open.origin,
             session: open.session_id,
+            bases: [metadata.base_id, metadata.parent_id],
         };
         self.backups.insert(open.id, known);
         Ok(())
@@ -159,44 +171,42 @@ impl Survey {
             .collect()
     }
 
-    /// Whether a pack that no manifest names belongs to none of the sessions `owners`. One whose owner cannot be told
-    /// stays. Packs never change, so each is read once.
-    async fn may_delete(
+    /// Looks until nobody was at work in between: what is to be seen, and the packs that no manifest names.
+    async fn look_around(
         &mut self,
         shard: &Shard,
-        repository: &Repository,
-        (id, bytes): (PackId, u64),
-        owners: &BTreeSet<SessionId>,
-    ) -> Result<bool> {
-        if owners.is_empty() {
-            return Ok(true);
+        repository: &Arc<Repository>,
+    ) -> Result<(View, Vec<(PackId, u64)>)> {
+        for _ in 0..LOOKS_MAX {
+            let Some(view) = self.look(shard, repository).await? else {
+                continue;
+            };
+            let unnamed = packs::not_needed(shard, repository, &self.packs).await?;
+            let hidden = self.hidden_makers(shard, repository, &unnamed, &view);
+            let hidden = hidden.await?;
+            if hidden.is_empty() {
+                return Ok((view, unnamed));
+            }
+            // Sessions and manifests were listed before the packs: a backup may have begun, or ended too, in between.
+            self.stood.extend(hidden);
         }
-        shard.stop()?;
-        let writer = match self.writers.get(&id) {
-            Some(writer) => *writer,
-            None => match packs::writer_of(shard, repository, id, bytes).await? {
-                Some(writer) => *self.writers.entry(id).or_insert(writer),
-                None => return Ok(false),
-            },
-        };
-        Ok(!owners.contains(&writer))
+        Err(too_busy())
     }
 }
 
-/// The ids of all manifests. A name among them that none has is an error: it may be a backup that was renamed, whose
-/// packs would go.
-async fn manifest_ids(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId>> {
-    let listed = catalogue::list_all(shard, repository).await?;
-    match listed.strays.first() {
-        Some(stray) => Err(stray_name(stray, "manifests")),
-        None => Ok(listed.ids),
-    }
+/// Others change the repository all the time.
+fn too_busy() -> Error {
+    Error::new(
+        Kind::Conflict,
+        "others delete backups and end sessions faster than they can be looked at; nothing was deleted",
+    )
+    .hint("run it again when the other expire has ended")
 }
 
 /// Says what the policy would delete. Changes nothing.
 pub async fn plan(
     shard: &Shard,
-    repository: &Repository,
+    repository: &Arc<Repository>,
     policy: &Policy,
     now: Timestamp,
 ) -> Result<Plan> {
@@ -205,17 +215,12 @@ pub async fn plan(
             "a host that can only write cannot know what backups need; run expire where the key is",
         )
     })?;
-    let standing = sessions::list(shard, repository).await?;
-    let held: BTreeSet<BackupId> = holds::ids(shard, repository)
-        .await?
-        .into_iter()
-        .map(|(backup, _)| backup)
-        .collect();
     let mut survey = Survey::default();
-    for id in manifest_ids(shard, repository).await? {
-        shard.stop()?;
-        survey.add(load(shard, repository, id).await?)?;
-    }
+    let (view, unnamed) = survey.look_around(shard, repository).await?;
+    // Those that went in between.
+    survey.backups.retain(|id, _| view.listed.contains(id));
+    let standing = view.sessions;
+    let held: BTreeSet<BackupId> = view.holds.into_iter().map(|(backup, _)| backup).collect();
     let mut verdicts = verdicts(&survey, policy, now);
     let protecting = survey.protecting(&standing);
     for verdict in &mut verdicts {
@@ -231,7 +236,7 @@ pub async fn plan(
         }
     }
     let owners = protecting.iter().map(|session| session.id).collect();
-    let leftovers = leftovers(shard, repository, &mut survey, &owners).await?;
+    let leftovers = leftovers(&survey, &unnamed, &owners);
     let mut doomed = BTreeSet::new();
     for verdict in verdicts.iter_mut().filter(|one| one.reasons.is_empty()) {
         shard.stop()?;
@@ -239,8 +244,15 @@ pub async fn plan(
         verdict.freed_bytes = survey.packs.release(&open.manifest.packs);
         doomed.insert(verdict.backup_id);
     }
+    let mut warnings = warnings(&survey, &verdicts, &standing, &leftovers);
+    let unreadable = survey.unreadable(&unnamed);
+    if unreadable > 0 {
+        warnings.push(format!(
+            "{unreadable} packs that no backup needs cannot be read, so whose they are cannot be told: they stay"
+        ));
+    }
     Ok(Plan {
-        warnings: warnings(&survey, &verdicts, &standing, &leftovers),
+        warnings,
         sessions: session_infos(&survey, standing),
         verdicts,
         leftovers,
@@ -285,16 +297,15 @@ fn verdicts(survey: &Survey, policy: &Policy, now: Timestamp) -> Vec<Verdict> {
     verdicts
 }
 
-async fn leftovers(
-    shard: &Shard,
-    repository: &Repository,
-    survey: &mut Survey,
+fn leftovers(
+    survey: &Survey,
+    unnamed: &[(PackId, u64)],
     owners: &BTreeSet<SessionId>,
-) -> Result<Leftovers> {
+) -> Leftovers {
     let mut found = Leftovers::default();
-    for (id, bytes) in packs::not_needed(shard, repository, &survey.packs).await? {
-        let pack = (id, bytes);
-        if survey.may_delete(shard, repository, pack, owners).await? {
+    for (id, bytes) in unnamed {
+        // Without a backup nobody was asked.
+        if survey.backups.is_empty() || survey.may_delete(id, owners) {
             found.packs += 1;
             found.bytes += bytes;
         } else {
@@ -302,7 +313,7 @@ async fn leftovers(
             found.owned_bytes += bytes;
         }
     }
-    Ok(found)
+    found
 }
 
 fn session_infos(survey: &Survey, standing: Vec<Standing>) -> Vec<SessionInfo> {
@@ -378,6 +389,9 @@ pub async fn expiring(shard: &Shard, repository: &Repository) -> Result<BTreeSet
 
 #[cfg(test)]
 mod tests {
+    use mover_format::manifest::{
+        Manifest, ReplicationInfo, SizeInfo, StorageInfo, VerificationInfo,
+    };
     use mover_format::record::SessionRecord;
 
     use super::*;
@@ -391,6 +405,7 @@ mod tests {
                 host: "a".to_owned(),
                 origin: manifest,
                 session,
+                bases: [None; 2],
             };
             let survey = Survey {
                 backups: BTreeMap::from([(BackupId::new(Timestamp::now(), 1), known)]),
@@ -417,5 +432,37 @@ mod tests {
         assert!(!over(Origin::Vouched, Origin::WriteOnly));
         assert!(over(Origin::Vouched, Origin::Vouched));
         assert!(over(Origin::WriteOnly, Origin::WriteOnly));
+    }
+
+    /// Earlier versions name the base of an incremental backup alone.
+    #[test]
+    fn a_manifest_names_what_its_backup_was_made_on() {
+        let id = |second: i64| BackupId::new(Timestamp::from_micros(second * 1_000_000), 7);
+        let mut metadata = serde_json::json!({
+            "backup_id": id(3), "backup_type": "incremental", "reason": null, "base_id": id(1),
+            "lsn_range": null, "history": null, "started": Timestamp::now(), "ended": Timestamp::now(),
+            "source": {"url": "dir:///a", "kind": "dir", "host": "a"}, "tool_version": "1", "annotations": {},
+            "size_info": SizeInfo::default(), "storage_info": StorageInfo::default(),
+            "verification_info": VerificationInfo::default(), "replication_info": ReplicationInfo::default(),
+        });
+        for parent in [None, Some(id(2))] {
+            if let Some(parent) = parent {
+                metadata["parent_id"] = serde_json::json!(parent);
+            }
+            let open = OpenManifest {
+                id: id(3),
+                manifest: Manifest {
+                    metadata: serde_json::from_value(metadata.clone()).unwrap(),
+                    pages: Vec::new(),
+                    packs: Vec::new(),
+                },
+                origin: Origin::Vouched,
+                session_id: SessionId([7; 16]),
+                bytes: 1,
+            };
+            let mut survey = Survey::default();
+            survey.add(open).unwrap();
+            assert_eq!(survey.backups[&id(3)].bases, [Some(id(1)), parent]);
+        }
     }
 }

@@ -125,6 +125,59 @@ mod tests {
 
     use super::*;
 
+    /// Where others read the names up.
+    const PAGE: &str = include_str!("../../../docs/repository-format.md");
+
+    #[test]
+    fn names_are_those_of_the_page_on_the_format() {
+        let start = Timestamp::parse_rfc3339("2026-11-22T18:14:09Z").unwrap();
+        let id = BackupId::new(start, 0x7f3a_9c2e);
+        let (own, other) = (SlotId([0xa1; 16]), PackId([0xb2; 16]));
+        let (at, held) = (SessionId([0xc3; 16]), HoldId([0xd4; 16]));
+        let names = [
+            config(),
+            slot(own),
+            pack(other),
+            backup(id),
+            session(at),
+            tombstone(id, at),
+            hold(id, held),
+            annotation(id, 12),
+        ];
+        let rows = PAGE.lines();
+        let rows = rows.skip_while(|line| !line.starts_with("| name | object |"));
+        let rows = rows.skip(2).map_while(|line| line.strip_prefix("| `"));
+        let spelled_out = rows.map(|row| {
+            let pattern = row.split('`').next().unwrap();
+            pattern
+                .replace("<slot id>", &own.to_string())
+                .replace("<first two digits>", &other.to_string()[..2])
+                .replace("<pack id>", &other.to_string())
+                .replace("<backup id>", &id.to_string())
+                .replace("<session id>", &at.to_string())
+                .replace("<hold id>", &held.to_string())
+                .replace("<number>", "12")
+        });
+        let names = names.map(|name| name.unwrap().as_str().to_owned());
+        assert_eq!(spelled_out.collect::<Vec<_>>(), names);
+
+        // The pattern of backup ids, and the example behind it.
+        let (_, behind) = PAGE.split_once("A backup id is text, `").unwrap();
+        let quoted: Vec<&str> = behind.split('`').step_by(2).take(2).collect();
+        assert_eq!(quoted[1], id.to_string());
+        let letters = quoted[0]
+            .chars()
+            .zip(id.to_string().chars().collect::<Vec<_>>());
+        for (letter, digit) in letters {
+            match letter {
+                'Y' | 'M' | 'D' | 'H' | 'S' => assert!(digit.is_ascii_digit()),
+                'r' => assert!(digit.is_ascii_hexdigit()),
+                other => assert_eq!(other, digit),
+            }
+        }
+        assert_eq!(quoted[0].len(), id.to_string().len());
+    }
+
     #[test]
     fn names_of_records_read_back_and_nothing_else_does() {
         let backup = BackupId::new(Timestamp::from_micros(1_795_371_249_000_000), 7);

@@ -16,6 +16,8 @@ use crate::repository::{Repository, Session};
 
 /// Names listed per request.
 const LIST_LIMIT: usize = 1000;
+/// Objects that are looked up at a time.
+const LOOKUPS_AT_ONCE: usize = 16;
 /// Most records of one kind that are listed at once; some 100 bytes each.
 const RECORDS_MAX: usize = 500_000;
 
@@ -145,6 +147,33 @@ pub(crate) async fn each_object(
     }
 }
 
+/// Asks `ask` of each item, [`LOOKUPS_AT_ONCE`] of them at a time; the answers come in the order of the items.
+pub(crate) async fn at_once<T, R: 'static, F>(
+    shard: &Shard,
+    items: Vec<T>,
+    ask: impl Fn(T) -> F,
+) -> Result<Vec<R>>
+where
+    F: Future<Output = Result<R>> + 'static,
+{
+    let mut answers = Vec::with_capacity(items.len());
+    let mut items = items.into_iter().fuse();
+    loop {
+        shard.stop()?;
+        let some = items.by_ref().take(LOOKUPS_AT_ONCE);
+        let asked: Vec<_> = some.map(|item| shard.spawn(ask(item))).collect();
+        if asked.is_empty() {
+            return Ok(answers);
+        }
+        for one in asked {
+            let answer = one.await.map_err(|error| {
+                Error::new(Kind::Internal, "a look-up ended without a result").cause(error)
+            })?;
+            answers.push(answer?);
+        }
+    }
+}
+
 /// Whether an error says that an object is there and cannot be read: for want of a key, or because it is damaged or too long.
 pub fn is_unreadable(error: &Error) -> bool {
     matches!(error.kind(), Kind::Key | Kind::Corrupt | Kind::Limit)
@@ -167,6 +196,11 @@ pub(crate) fn only_match<T: ToString>(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use mover_io::ShardConfig;
+
     use super::*;
 
     #[test]
@@ -199,5 +233,43 @@ mod tests {
             Kind::Cancelled,
         ];
         assert!(!others.into_iter().any(is));
+    }
+
+    #[test]
+    fn so_many_are_asked_at_a_time_and_answered_in_order() {
+        let config = ShardConfig {
+            shards: 1,
+            pin: false,
+            ..ShardConfig::default()
+        };
+        let body = async |shard: Shard| {
+            let (asked, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+            let ask = |item: usize| {
+                let (shard, asked, most) = (shard.clone(), asked.clone(), most.clone());
+                async move {
+                    asked.set(asked.get() + 1);
+                    most.set(most.get().max(asked.get()));
+                    // The later ones are answered first.
+                    for _ in item..200 {
+                        shard.turn().await;
+                    }
+                    asked.set(asked.get() - 1);
+                    Ok(item)
+                }
+            };
+            let items: Vec<usize> = (0..100).collect();
+            assert_eq!(at_once(&shard, items.clone(), ask).await?, items);
+            assert_eq!(most.get(), LOOKUPS_AT_ONCE);
+            let fail = |item: usize| async move {
+                match item {
+                    7 => Err(Error::new(Kind::Storage, "one fails")),
+                    _ => Ok(item),
+                }
+            };
+            let failed = at_once(&shard, items, fail).await;
+            assert_eq!(failed.map(drop).unwrap_err().kind(), Kind::Storage);
+            Ok(())
+        };
+        mover_io::run(&config, body, |_| {}).unwrap();
     }
 }

@@ -255,7 +255,11 @@ impl Repository {
 
     /// Begins a writing session.
     pub fn begin_session(&self) -> Result<Session> {
-        let id = SessionId(random_bytes()?);
+        self.begin_session_as(SessionId(random_bytes()?))
+    }
+
+    /// The same under an id that nobody else can have chosen.
+    pub(crate) fn begin_session_as(&self, id: SessionId) -> Result<Session> {
         let repo_id = self.config.repository_id;
         let (key, wrapped_key) = match &self.config.recipient {
             Some(recipient) if self.config.cipher != Cipher::None => {

@@ -6,16 +6,18 @@
 //! Invariants: a session object that stands protects what it names, also if its process is dead; it is taken away by its
 //! owner, by an `expire` that knows it to be over or dead, or by an operator. A writer that cannot know whether its
 //! manifest was created leaves its session object alone. Until then the repository remembers the session as open, from before its
-//! object is created: a job that fails or is cancelled anywhere in between can take it back ([`take_back`]).
+//! object is created: a job that fails or is cancelled anywhere in between can take it back ([`take_back`]). The id of a session
+//! that makes a backup says under which id ([`id_for`]).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::preamble::ObjectType;
 use mover_format::record::{Purpose, Record, SessionRecord};
 use mover_format::seal::Origin;
-use mover_io::Shard;
+use mover_io::{Shard, random_bytes};
 use mover_store::Key;
 
 use crate::catalogue;
@@ -155,6 +157,30 @@ pub async fn take_back(shard: &Shard, repository: &Repository) -> Result<()> {
     Ok(())
 }
 
+/// The seconds of a backup's id as its session's id has them (40 bits hold every year of four digits). What comes before is
+/// random; behind them stands the second half of the backup's id.
+const SECONDS: Range<usize> = 7..12;
+
+/// A session id for the backup that `backup` was drawn for. So each pack, whose preamble names its session, leads to the manifest
+/// of the backup that wrote it, whatever a listing leaves out.
+pub(crate) fn id_for(backup: BackupId) -> Result<SessionId> {
+    let mut id: [u8; 16] = random_bytes()?;
+    let object_id = backup.object_id();
+    id[SECONDS].copy_from_slice(&object_id[8 - SECONDS.len()..8]);
+    id[SECONDS.end..].copy_from_slice(&object_id[12..]);
+    Ok(SessionId(id))
+}
+
+/// The ids that the backup of a session may have, in the order in which they are tried. Nobody has those of a session that makes
+/// no backup, or that an earlier version began.
+pub(crate) fn backups_of(id: SessionId) -> impl Iterator<Item = BackupId> {
+    let (mut seconds, mut second_half) = ([0; 8], [0; 4]);
+    seconds[8 - SECONDS.len()..].copy_from_slice(&id.0[SECONDS]);
+    second_half.copy_from_slice(&id.0[SECONDS.end..]);
+    let start = Timestamp::from_micros(i64::from_be_bytes(seconds) * 1_000_000);
+    catalogue::tried_ids(BackupId::new(start, u32::from_be_bytes(second_half)))
+}
+
 /// Whether a session's object is there. Needs no key.
 pub(crate) async fn stands(shard: &Shard, repository: &Repository, id: SessionId) -> Result<bool> {
     let key = layout::session(id)?;
@@ -264,4 +290,30 @@ pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Resul
     }
     repository.store().delete(shard, &key).await?;
     Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_leads_to_its_backup_and_one_that_makes_none_to_nobodys() {
+        let years = [0, 1_795_371_249_000_000, i64::MAX];
+        for (start, second_half) in years.into_iter().zip([0, 0x7f3a_9c2e, u32::MAX]) {
+            let backup = BackupId::new(Timestamp::from_micros(start), second_half);
+            let (one, two) = (id_for(backup).unwrap(), id_for(backup).unwrap());
+            assert_ne!(one, two, "the rest is random");
+            for id in [one, two] {
+                let tried: Vec<BackupId> = backups_of(id).collect();
+                assert_eq!(tried, catalogue::tried_ids(backup).collect::<Vec<_>>());
+                assert_eq!(tried.first(), Some(&backup));
+            }
+        }
+        // Whatever the bytes: ids that can be looked up.
+        for id in [[0; 16], [0xff; 16], *b"0123456789abcdef"] {
+            for backup in backups_of(SessionId(id)) {
+                assert_eq!(backup.to_string().parse::<BackupId>().unwrap(), backup);
+            }
+        }
+    }
 }

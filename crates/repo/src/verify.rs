@@ -1,4 +1,4 @@
-//! Checking what is stored: every byte of every pack, every node of every map.
+//! Checking what is stored: every byte of every pack, every node of every map, every record.
 //!
 //! Invariants: a check never trusts what it has not itself read in this run; damage to one object is a finding
 //! and does not end the run, a store that fails does.
@@ -7,17 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mover_base::{BackupId, Error, Kind, PackId, Result};
+use mover_base::{BackupId, Error, HoldId, Kind, PackId, Result, SessionId};
 use mover_format::manifest::PackInfo;
 use mover_format::node::Run;
 use mover_format::preamble::ObjectType;
+use mover_format::record::{AnnotationRecord, Record};
 use mover_io::Shard;
+use mover_store::Key;
 use tokio::task::JoinHandle;
 
 use crate::catalogue;
 use crate::layout;
 use crate::reader::{FrameNeed, OpenPack, PackReader, READS_AHEAD, damaged};
-use crate::records::each_object;
+use crate::records::{self, at_once, each_object};
 use crate::repository::Repository;
 use crate::restore::BackupView;
 use crate::timing::{StageSeconds, lap};
@@ -65,9 +67,9 @@ pub struct Inventory {
     pub packs: BTreeMap<PackId, (PackInfo, Vec<BackupId>)>,
     /// What is wrong already, with the backups concerned.
     pub findings: Vec<(Damage, Vec<BackupId>)>,
-    /// Names among the key slots that no slot has.
+    /// Names among key slots and records that none of them has.
     pub strays: Vec<String>,
-    /// Manifests and key slots read.
+    /// Manifests, key slots and records read.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -79,12 +81,16 @@ pub fn finding(error: Error) -> Result<Damage> {
         // An object over its cap is damaged too.
         Kind::Corrupt | Kind::NotFound | Kind::Limit => Ok(Damage {
             object: error.object_name().unwrap_or("repository").to_owned(),
-            what: match std::error::Error::source(&error) {
-                Some(cause) => format!("{}: {cause}", error.message()),
-                None => error.message().to_owned(),
-            },
+            what: told(&error),
         }),
         _ => Err(error),
+    }
+}
+
+fn told(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{}: {cause}", error.message()),
+        None => error.message().to_owned(),
     }
 }
 
@@ -117,6 +123,42 @@ impl Inventory {
             }
         }
         Ok(inventory)
+    }
+
+    /// Reads the records: holds and annotations of one backup, or of all, and then sessions and tombstones too. No restore needs
+    /// any; a hold that cannot be read holds, and a change of annotations is lost.
+    pub async fn take_records(
+        &mut self,
+        shard: &Shard,
+        repository: &Arc<Repository>,
+        of: Option<BackupId>,
+    ) -> Result<()> {
+        let prefixes = match of {
+            Some(id) => vec![layout::holds(id), layout::annotations(id)],
+            None => RECORDS.map(str::to_owned).to_vec(),
+        };
+        for prefix in prefixes {
+            let mut names = records::names(shard, repository, &prefix).await?;
+            self.strays.append(&mut names.strays);
+            let mut known = Vec::new();
+            for key in names.keys {
+                match RecordName::of(&key) {
+                    Some(name) => known.push((key, name)),
+                    None => self.strays.push(key.as_str().to_owned()),
+                }
+            }
+            let ask = |(key, name): (Key, RecordName)| {
+                let (shard, repository) = (shard.clone(), repository.clone());
+                async move { name.check(&shard, &repository, &key).await }
+            };
+            for found in at_once(shard, known, ask).await? {
+                self.objects += 1;
+                if let Some(damage) = found {
+                    self.findings.push((damage, Vec::new()));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn need(&mut self, id: BackupId, pack: PackInfo) -> Result<()> {
@@ -160,6 +202,80 @@ impl Inventory {
             bytes: bytes_all,
             strays,
         })
+    }
+}
+
+/// Prefixes of the records.
+const RECORDS: [&str; 4] = [
+    layout::HOLDS,
+    layout::ANNOTATIONS,
+    layout::SESSIONS,
+    layout::EXPIRED,
+];
+
+/// What a record's name says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RecordName {
+    Hold(BackupId, HoldId),
+    Annotation(BackupId, u32),
+    Session(SessionId),
+    Tombstone(BackupId),
+}
+
+impl RecordName {
+    fn of(key: &Key) -> Option<Self> {
+        let hold = || layout::hold_of(key).map(|(backup, id)| RecordName::Hold(backup, id));
+        let annotation = || {
+            let found = layout::annotation_of(key);
+            found.map(|(backup, number)| RecordName::Annotation(backup, number))
+        };
+        let session = || layout::session_of(key).map(RecordName::Session);
+        let tombstone = || layout::tombstone_of(key).map(|(id, _)| RecordName::Tombstone(id));
+        hold()
+            .or_else(annotation)
+            .or_else(session)
+            .or_else(tombstone)
+    }
+
+    /// What is wrong with the record; nothing where it was taken away meanwhile.
+    async fn check(
+        self,
+        shard: &Shard,
+        repository: &Repository,
+        key: &Key,
+    ) -> Result<Option<Damage>> {
+        let (object_type, id) = match self {
+            RecordName::Hold(_, id) => (ObjectType::Hold, id.0),
+            RecordName::Annotation(backup, number) => {
+                let id = AnnotationRecord::object_id(backup, number);
+                (ObjectType::Annotation, id)
+            }
+            RecordName::Session(id) => (ObjectType::Session, id.0),
+            RecordName::Tombstone(backup) => (ObjectType::Tombstone, backup.object_id()),
+        };
+        let damage = |what: String| Damage {
+            object: key.as_str().to_owned(),
+            what,
+        };
+        match records::get(shard, repository, key, object_type, id).await {
+            Ok(open) if self.is_of(&open.record) => Ok(None),
+            Ok(_) => Ok(Some(damage("the record was made for another one".into()))),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) if records::is_unreadable(&error) => Ok(Some(damage(told(&error)))),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_of(self, record: &Record) -> bool {
+        match (self, record) {
+            (RecordName::Hold(backup, _), Record::Hold(body)) => body.backup_id == backup,
+            (RecordName::Annotation(backup, number), Record::Annotation(body)) => {
+                (body.backup_id, body.number) == (backup, number)
+            }
+            (RecordName::Session(_), Record::Session(_)) => true,
+            (RecordName::Tombstone(backup), Record::Tombstone(body)) => body.backup_id == backup,
+            _ => false,
+        }
     }
 }
 

@@ -246,6 +246,17 @@ impl ShardWriter {
         Ok(true)
     }
 
+    /// Whether the parent has anything but zeros and holes in `count` blocks from `first_block` of the extent on. True where
+    /// that is not known.
+    pub async fn parent_has_data(&mut self, first_block: u64, count: u64) -> Result<bool> {
+        let kept = match &mut self.parent {
+            Some(parent) => parent.kept(first_block, count).await?,
+            None => None,
+        };
+        let stored = |run: &Run| matches!(run, Run::Stored { .. });
+        Ok(kept.is_none_or(|runs| runs.iter().any(stored)))
+    }
+
     /// Adds the blocks in `bytes` (a multiple of 4096, at most 1 MiB) to the extent, of which they are the
     /// ones from `first_block` on. `new` says that none of them can be as the parent has it at the same place: then its
     /// packs need not be asked for their hashes.

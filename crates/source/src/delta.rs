@@ -5,6 +5,7 @@
 //! fails. Continuity, histories and the checksum of every record are checked by [`LogReader`].
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub(crate) const CHUNK_PAGES: u32 = 4096;
 pub(crate) const CHUNK_BYTES: usize = CHUNK_PAGES as usize / 8;
 /// Bytes that a table is reckoned with beside its bitmaps.
 pub(crate) const TABLE_BYTES: usize = 256;
+/// Tables of which the place is at hand, while a log is gone through.
+const RECENT_TABLES: usize = 16;
 /// The budget that suits most: bitmaps for 1.9 TB of tables of which every 16 MiB have changed.
 pub const BUDGET_BYTES_DEFAULT: usize = 64 << 20;
 
@@ -188,14 +191,9 @@ pub fn extract(
     range: LsnRange,
     budget_bytes: usize,
 ) -> Result<Delta> {
-    let mut delta = Delta {
-        range,
-        tables: BTreeMap::new(),
-        transactions: 0,
-    };
-    let mut budget = budget_bytes;
+    let mut taking = Taking::new(budget_bytes);
     LogReader::new(disk, identity, Verify::Records).read(range, |_, _, record| {
-        delta.take(record, &mut budget).ok_or_else(|| {
+        taking.take(record).ok_or_else(|| {
             Error::new(
                 Kind::Limit,
                 format!("the changes of the log range take more than {budget_bytes} bytes"),
@@ -203,32 +201,76 @@ pub fn extract(
             .hint("make a full backup, or allow more memory")
         })
     })?;
-    Ok(delta)
+    Ok(taking.finish(range))
 }
 
-impl Delta {
-    /// The entry of a table; `None` if there is no budget for another.
-    fn table(&mut self, table: u32, budget: &mut usize) -> Option<&mut TableDelta> {
-        match self.tables.entry(table) {
-            std::collections::btree_map::Entry::Occupied(entry) => Some(entry.into_mut()),
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                *budget = budget.checked_sub(TABLE_BYTES)?;
-                Some(entry.insert(TableDelta::default()))
-            }
+/// Changes in the making.
+struct Taking {
+    tables: Vec<(u32, TableDelta)>,
+    /// Where in `tables` each is.
+    places: BTreeMap<u32, usize>,
+    /// Some of `places`, by the last bits of the table: most records are of a table that was changed just before.
+    recent: [(u32, usize); RECENT_TABLES],
+    transactions: u64,
+    /// What may still be taken, in bytes.
+    budget: usize,
+}
+
+impl Taking {
+    fn new(budget: usize) -> Self {
+        Taking {
+            tables: Vec::new(),
+            places: BTreeMap::new(),
+            recent: [(0, 0); RECENT_TABLES],
+            transactions: 0,
+            budget,
         }
     }
 
-    fn take(&mut self, record: &Record<'_>, budget: &mut usize) -> Option<()> {
+    fn finish(self, range: LsnRange) -> Delta {
+        Delta {
+            range,
+            tables: self.tables.into_iter().collect(),
+            transactions: self.transactions,
+        }
+    }
+
+    /// Where the entry of a table is; `None` if there is no budget for another.
+    fn table(&mut self, table: u32) -> Option<usize> {
+        let recent = &mut self.recent[table as usize % RECENT_TABLES];
+        // There is no table 0.
+        if recent.0 == table && table != 0 {
+            return Some(recent.1);
+        }
+        let at = match self.places.entry(table) {
+            Entry::Occupied(entry) => *entry.get(),
+            Entry::Vacant(entry) => {
+                self.budget = self.budget.checked_sub(TABLE_BYTES)?;
+                self.tables.push((table, TableDelta::default()));
+                *entry.insert(self.tables.len() - 1)
+            }
+        };
+        *recent = (table, at);
+        Some(at)
+    }
+
+    fn entry(&mut self, table: u32) -> Option<&mut TableDelta> {
+        let at = self.table(table)?;
+        Some(&mut self.tables[at].1)
+    }
+
+    fn take(&mut self, record: &Record<'_>) -> Option<()> {
         match *record {
             Record::Delta { table, page, .. } | Record::Image { table, page, .. } => {
-                self.table(table, budget)?.pages.insert(page, budget)?;
+                let at = self.table(table)?;
+                self.tables[at].1.pages.insert(page, &mut self.budget)?;
             }
             Record::Create { table, .. } => {
-                let entry = self.table(table, budget)?;
+                let entry = self.entry(table)?;
                 (entry.created, entry.pages_at_end) = (true, Some(0));
             }
             Record::Drop { table } => {
-                let entry = self.table(table, budget)?;
+                let entry = self.entry(table)?;
                 let created = entry.created;
                 *entry = TableDelta {
                     created,
@@ -237,7 +279,7 @@ impl Delta {
                 };
             }
             Record::Extend { table, pages } => {
-                self.table(table, budget)?.pages_at_end = Some(pages);
+                self.entry(table)?.pages_at_end = Some(pages);
             }
             Record::Commit { .. } => self.transactions += 1,
             Record::Flush { .. }
@@ -246,5 +288,59 @@ impl Delta {
             | Record::Point { .. } => {}
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::Lsn;
+
+    use super::*;
+
+    #[test]
+    fn tables_that_share_a_place_at_hand_stay_apart() {
+        let tables = [1, 1 + RECENT_TABLES as u32, 2, u32::MAX, u32::MAX - 16];
+        let mut taking = Taking::new(10 * (TABLE_BYTES + 2 * CHUNK_BYTES));
+        for round in 0..3 {
+            for (n, table) in (0..).zip(tables) {
+                // In turn, so that each finds another's place.
+                let page = 10 * n + round;
+                let body = &[0; crate::page::BODY_BYTES];
+                let image = Record::Image { table, page, body };
+                taking.take(&image).unwrap();
+                let time = mover_base::Timestamp::from_micros(0);
+                let first = Lsn(8);
+                let commit = Record::Commit {
+                    transaction: 1,
+                    time,
+                    first,
+                };
+                taking.take(&commit).unwrap();
+            }
+        }
+        taking.take(&Record::Drop { table: 2 }).unwrap();
+        let range = LsnRange {
+            start: Lsn(0),
+            end: Lsn(8),
+        };
+        let delta = taking.finish(range);
+        assert_eq!(delta.transactions, 15);
+        assert_eq!(delta.tables.len(), tables.len());
+        for (n, table) in (0..).zip(tables) {
+            let found = &delta.tables[&table];
+            assert_eq!(found.dropped, table == 2);
+            let pages: Vec<u32> = found.pages.iter().collect();
+            let wanted = (10 * n..10 * n + 3).filter(|_| table != 2);
+            assert_eq!(pages, wanted.collect::<Vec<u32>>());
+        }
+    }
+
+    #[test]
+    fn tables_count_towards_the_budget() {
+        let mut taking = Taking::new(3 * TABLE_BYTES + 1);
+        for table in [1, 2, 1, 2, 3] {
+            assert!(taking.take(&Record::Drop { table }).is_some());
+        }
+        assert!(taking.take(&Record::Drop { table: 4 }).is_none());
     }
 }

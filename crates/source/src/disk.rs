@@ -25,6 +25,7 @@ use rustix::io::Errno;
 
 use crate::beneath;
 use crate::failure::source_error;
+use crate::wal::segment::LOG_DIR;
 
 /// Bytes that are copied at a time where direct reads need a copy.
 const COPIED_BYTES: usize = 1 << 20;
@@ -79,6 +80,22 @@ pub trait Disk: Send + Sync + fmt::Debug {
 pub struct LogWatch {
     bytes: AtomicU64,
     stopped: AtomicBool,
+}
+
+/// What was read from the files of a disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BytesRead {
+    /// From segments of the log.
+    pub log: u64,
+    /// From all other files.
+    pub other: u64,
+}
+
+/// The same while it is counted.
+#[derive(Debug, Default)]
+struct ReadCounts {
+    log: AtomicU64,
+    other: AtomicU64,
 }
 
 /// How fast a log may be gone through.
@@ -182,6 +199,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 pub struct DirDisk {
     root: Arc<OwnedFd>,
     watch: Arc<LogWatch>,
+    counts: Arc<ReadCounts>,
     pace: OnceLock<Throttle>,
 }
 
@@ -206,6 +224,7 @@ impl DirDisk {
         DirDisk {
             root: Arc::new(root),
             watch: Arc::default(),
+            counts: Arc::default(),
             pace: OnceLock::new(),
         }
     }
@@ -220,11 +239,12 @@ impl DirDisk {
         });
     }
 
-    /// The same directory, with the same watch, for what somebody waits for: it is not paced.
+    /// The same directory, with the same watch and counts, for what somebody waits for: it is not paced.
     pub fn unpaced(&self) -> DirDisk {
         DirDisk {
             root: Arc::clone(&self.root),
             watch: Arc::clone(&self.watch),
+            counts: Arc::clone(&self.counts),
             pace: OnceLock::new(),
         }
     }
@@ -240,6 +260,14 @@ impl DirDisk {
     /// How far those are that go through its log.
     pub fn watch(&self) -> &LogWatch {
         &self.watch
+    }
+
+    /// What was read so far from files that were opened as a [`Disk`]'s: by whoever asked, and also what nobody asked for yet.
+    pub fn bytes_read(&self) -> BytesRead {
+        BytesRead {
+            log: self.counts.log.load(Relaxed),
+            other: self.counts.other.load(Relaxed),
+        }
     }
 
     /// The directory.
@@ -294,6 +322,8 @@ impl Disk for DirDisk {
             file: File::from(fd),
             direct: AtomicBool::new(direct),
             request_bytes_max: self.request_bytes_max(),
+            counts: Arc::clone(&self.counts),
+            is_log: Path::new(path).starts_with(LOG_DIR),
         }))
     }
 
@@ -356,9 +386,19 @@ struct RealFile {
     direct: AtomicBool,
     /// Longest read at once.
     request_bytes_max: usize,
+    counts: Arc<ReadCounts>,
+    is_log: bool,
 }
 
 impl RealFile {
+    fn count(&self, bytes: usize) {
+        let count = match self.is_log {
+            true => &self.counts.log,
+            false => &self.counts.other,
+        };
+        count.fetch_add(bytes as u64, Relaxed);
+    }
+
     /// Some file systems take the flag for direct I/O and refuse the requests. All of ours are aligned, so EINVAL says so:
     /// then the file goes through the page cache from now on.
     ///
@@ -414,7 +454,10 @@ impl DiskFile for RealFile {
                 .read_at(&mut buffer[done..end], offset + done as u64)
             {
                 Ok(0) => break,
-                Ok(bytes) => done += bytes,
+                Ok(bytes) => {
+                    self.count(bytes);
+                    done += bytes;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => self.refused(error)?,
             }
@@ -507,6 +550,32 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_read_is_counted_the_log_on_its_own() {
+        let (dir, disk) = file_of(3 * BLOCK_BYTES);
+        disk.make_dir(LOG_DIR).unwrap();
+        let (segment, beside) = (format!("{LOG_DIR}/1"), format!("{LOG_DIR}s"));
+        for name in [&segment, &beside] {
+            std::fs::copy(dir.path().join("file"), dir.path().join(name)).unwrap();
+        }
+        let read = |disk: &DirDisk, path: &str, bytes, offset| {
+            let file = disk.open(path, Access::Read).unwrap();
+            file.read_at(&mut vec![0; bytes], offset).unwrap();
+        };
+        read(&disk, &segment, 100, 7);
+        // No more than there is.
+        read(&disk.unpaced(), &segment, 9 * BLOCK_BYTES, 0);
+        read(&disk, &beside, 50, 0);
+        let log = 100 + 3 * BLOCK_BYTES as u64;
+        assert_eq!(disk.bytes_read(), BytesRead { log, other: 50 });
+        // What is read for a piece of a block is the block.
+        let (_dir, disk) = file_of(3 * BLOCK_BYTES);
+        let file = disk.open("file", Access::ReadDirect).unwrap();
+        file.read_at(&mut [0; 10], BLOCK_BYTES as u64 - 5).unwrap();
+        let other = 2 * BLOCK_BYTES as u64;
+        assert_eq!(disk.bytes_read(), BytesRead { log: 0, other });
+    }
+
+    #[test]
     fn direct_reads_see_what_stands_in_the_page_cache_alone() {
         let (dir, disk) = file_of(3 * BLOCK_BYTES);
         // Not synced: it is in the page cache alone.
@@ -569,6 +638,8 @@ mod tests {
                 .unwrap(),
             direct: AtomicBool::new(true),
             request_bytes_max: usize::MAX,
+            counts: Arc::default(),
+            is_log: false,
         };
         file.refused(io::ErrorKind::InvalidInput.into()).unwrap();
         assert!(!file.direct.load(Relaxed));

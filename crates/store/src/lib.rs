@@ -93,6 +93,15 @@ pub struct Page {
     pub next: Option<Key>,
 }
 
+/// How it went to try a store out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tried {
+    /// Why what was written is still there, if it could not be deleted.
+    pub undeleted: Option<String>,
+    /// What works, and not as well as in other stores.
+    pub weaknesses: Vec<String>,
+}
+
 /// An unfinished upload that nobody seems to work on any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Temporary {
@@ -345,13 +354,14 @@ impl Store {
         }
     }
 
-    /// Tries whether objects can be written, and leaves none behind. Returns what the store's owner should know about it.
+    /// Tries whether objects can be written, and leaves none behind where it may delete. Returns what the store's owner should
+    /// know about it.
     ///
     /// # Errors
     /// As [`put_if_absent`](Self::put_if_absent).
-    pub async fn try_out(&self, shard: &Shard) -> Result<Vec<String>> {
+    pub async fn try_out(&self, shard: &Shard) -> Result<Tried> {
         match self {
-            Store::Local(local) => local.try_out(shard).await.map(|()| Vec::new()),
+            Store::Local(local) => local.try_out(shard).await.map(|()| Tried::default()),
             Store::S3(s3) => s3.try_out(shard).await,
         }
     }

@@ -12,6 +12,8 @@ mod claim;
 mod client;
 mod credentials;
 mod flow;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod list;
 mod location;
 mod multipart;
@@ -22,8 +24,8 @@ mod run;
 mod upload;
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use mover_base::{Error, Kind, Result};
@@ -40,7 +42,9 @@ use self::location::{Checksum, Location, Signing, Surroundings};
 use self::put::Conditions;
 use crate::bounds::is_stale;
 use crate::key::{Key, TEMPORARY_PART};
-use crate::{LinkLimits, ObjectInfo, Page, Piece, Put, Rivals, Slice, TEMPORARIES_MAX, Temporary};
+use crate::{
+    LinkLimits, ObjectInfo, Page, Piece, Put, Rivals, Slice, TEMPORARIES_MAX, Temporary, Tried,
+};
 
 /// A repository's place in a bucket. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -56,6 +60,8 @@ struct Place {
     multipart_conditions: OnceCell<Conditions>,
     /// How bodies are signed, where it was asked for more than every server knows.
     signing: OnceCell<Signing>,
+    /// Why the first probe that was not deleted stays.
+    undeleted: OnceLock<String>,
     has_answered: AtomicBool,
 }
 
@@ -83,6 +89,7 @@ impl S3Store {
             conditions: OnceCell::new(),
             multipart_conditions: OnceCell::new(),
             signing: OnceCell::new(),
+            undeleted: OnceLock::new(),
             has_answered: AtomicBool::new(false),
         })))
     }
@@ -201,9 +208,9 @@ impl S3Store {
     }
 
     /// Writes, writes again and deletes a small object of our own.
-    pub(crate) async fn try_out(&self, shard: &Shard) -> Result<Vec<String>> {
+    pub(crate) async fn try_out(&self, shard: &Shard) -> Result<Tried> {
         let client = self.client(shard)?;
-        let mut warnings = match put::conditions(&client).await? {
+        let mut weaknesses = match put::conditions(&client).await? {
             Conditions::Kept => Vec::new(),
             Conditions::Ignored => vec![
                 "the server ignores conditional writes (If-None-Match): objects that two writers may want are claimed first, which takes more requests and relies on listings that show what was just written".to_owned(),
@@ -217,9 +224,12 @@ impl S3Store {
                 }
                 false => "the server does not take such bodies as it should",
             };
-            warnings.push(format!("sign=chunks has no effect: {reason}"));
+            weaknesses.push(format!("sign=chunks has no effect: {reason}"));
         }
-        Ok(warnings)
+        Ok(Tried {
+            undeleted: self.0.undeleted.get().cloned(),
+            weaknesses,
+        })
     }
 
     /// Unfinished uploads, and probes and claims that were not taken back.

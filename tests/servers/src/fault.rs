@@ -21,6 +21,8 @@ pub enum Action {
     /// The reply's body ends after at most this many bytes, always before its end, by an orderly close. A reply
     /// without a body is lost, as by [`Action::LostReply`].
     TruncateReply(u64),
+    /// The request's body is taken at so many bytes a second, beside what buffers on the way hold.
+    SlowRequest(u64),
     /// The reply's body comes at so many bytes a second.
     SlowReply(u64),
     /// The reply's body stops after at most this many bytes, and the connection stays open.
@@ -34,6 +36,9 @@ pub enum Action {
     /// The request is taken and goes upstream when the test says so ([`crate::FaultProxy::release`]), also if its client
     /// has gone away by then. Whoever still waits gets the status of the reply, and nothing else of it.
     Hold,
+    /// Upstream answers, and of a listing the entries whose keys contain one of these are left out of the reply, as from an
+    /// index that lags behind.
+    Hide(Vec<String>),
     /// The request waits, and then passes.
     Delay(Duration),
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, HeaderName, RANGE, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderName, RANGE, TRANSFER_ENCODING};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -34,7 +34,7 @@ use crate::message::{Reply, error_xml};
 use crate::pipe::{AnyBody, Cut, boxed, cut, slowed};
 use crate::serve::{Line, Scissors, Server};
 
-/// The longest body that is held whole, which only [`Action::Duplicate`] and [`Action::Hold`] need.
+/// The longest body that is held whole, which only [`Action::Duplicate`], [`Action::Hold`] and [`Action::Hide`] need.
 const HELD_MAX: usize = 64 * 1024 * 1024;
 
 /// How many requests are held back at a time; further ones break.
@@ -268,6 +268,10 @@ async fn carry_out(
                 .map(boxed))
         }
         Action::TruncateReply(bytes) => cut_reply(upstream, request, bytes, Cut::Close).await,
+        Action::SlowRequest(rate) => {
+            let request = request.map(|body| slowed(body, rate));
+            Ok(forward(upstream, request).await?.map(boxed))
+        }
         Action::SlowReply(rate) => {
             let reply = forward(upstream, request.map(boxed)).await?;
             Ok(reply.map(|body| slowed(body, rate)))
@@ -287,6 +291,7 @@ async fn carry_out(
             let status = answered.await.map_err(|_| Broken)?;
             Ok(Reply::new(status, "").into_response().map(boxed))
         }
+        Action::Hide(keys) => hide(upstream, request, &keys).await,
         Action::Delay(time) => {
             let forwarded = forward(upstream, request.map(boxed));
             Ok(after(time, forwarded).await?.map(boxed))
@@ -341,6 +346,42 @@ async fn duplicate(
     let again = || request.clone().map(boxed);
     forward_whole(upstream, again()).await?;
     Ok(forward(upstream, again()).await?.map(boxed))
+}
+
+/// Passes a request on, and leaves the entries of these keys out of the listing that comes back.
+async fn hide(
+    upstream: &str,
+    request: Request<Incoming>,
+    keys: &[String],
+) -> Result<Response<AnyBody>, Broken> {
+    let (mut head, body) = forward(upstream, request.map(boxed)).await?.into_parts();
+    let body = Limited::new(body, HELD_MAX).collect().await;
+    let body = body.map_err(|_| Broken)?.to_bytes();
+    head.headers.remove(CONTENT_LENGTH);
+    let left = without(&String::from_utf8_lossy(&body), keys);
+    Ok(Response::from_parts(head, boxed(Full::new(left.into()))))
+}
+
+/// A listing without the entries whose keys contain one of these.
+fn without(listing: &str, keys: &[String]) -> String {
+    const END: &str = "</Contents>";
+    let is_hidden = |entry: &str| {
+        let key = entry.split_once("<Key>").map_or("", |(_, rest)| rest);
+        let key = key.split("</Key>").next().unwrap_or("");
+        keys.iter().any(|hidden| key.contains(hidden.as_str()))
+    };
+    let mut left = String::new();
+    let mut rest = listing;
+    while let Some(begin) = rest.find("<Contents>") {
+        let entry = &rest[begin..];
+        let end = entry.find(END).map_or(entry.len(), |at| at + END.len());
+        left.push_str(&rest[..begin]);
+        if !is_hidden(&entry[..end]) {
+            left.push_str(&entry[..end]);
+        }
+        rest = &entry[end..];
+    }
+    left + rest
 }
 
 /// Takes a request and leaves it with a task that waits to be told to send it. Returns where the status of its answer

@@ -21,7 +21,7 @@ pub(crate) type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
 /// How long what was passed on may take to reach the socket before the connection is closed.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
 
-/// How many pieces of a slowed body come in a second.
+/// How many pieces of a slowed body come in a second, if it has so many bytes in one.
 const SLOW_PIECES: u64 = 8;
 
 /// How a body ends early.
@@ -116,6 +116,9 @@ async fn trickle(
     bytes_per_second: u64,
 ) {
     let piece = usize::try_from(bytes_per_second / SLOW_PIECES).unwrap_or(usize::MAX);
+    let piece = piece.max(1);
+    let seconds = piece as f64 / bytes_per_second as f64;
+    let pause = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     while let Some(frame) = body.frame().await {
         let mut data = match frame {
             Ok(frame) => frame.into_data().unwrap_or_default(),
@@ -125,8 +128,8 @@ async fn trickle(
             }
         };
         while !data.is_empty() {
-            let next = data.split_to(data.len().min(piece.max(1)));
-            tokio::time::sleep(Duration::from_secs(1) / SLOW_PIECES as u32).await;
+            let next = data.split_to(data.len().min(piece));
+            tokio::time::sleep(pause).await;
             if to.send(Ok(Frame::data(next))).await.is_err() {
                 return;
             }
@@ -163,5 +166,18 @@ mod tests {
             (500, 625),
         ];
         assert_eq!(pieces, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_slower_than_its_pieces_comes_byte_by_byte() {
+        let begun = Instant::now();
+        let mut body = slowed(Full::new(Bytes::from_static(b"abc")), 2);
+        let mut times = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let data = frame.expect("a piece").into_data().expect("data");
+            assert_eq!(data.len(), 1);
+            times.push(begun.elapsed().as_millis());
+        }
+        assert_eq!(times, [500, 1000, 1500]);
     }
 }

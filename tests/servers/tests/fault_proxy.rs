@@ -301,6 +301,31 @@ fn a_duplicated_request_arrives_twice_and_is_answered_once() {
 }
 
 #[test]
+fn hidden_keys_are_missing_from_the_listing_and_nothing_else_is() {
+    let dir = TempDir::new().expect("a directory");
+    let server = FilesystemS3::start(dir.path());
+    let proxy = FaultProxy::start(&server.access().endpoint);
+    let client = server.access().at(&proxy.endpoint()).client();
+    let keys = ["list/a", "list/b", "list/bb", "list/c"];
+    for key in keys {
+        client.put(key, key.as_bytes()).expect("a reply");
+    }
+    let listed = || -> Vec<String> {
+        let (listed, _) = client.list("list/", 1000).expect("a listing");
+        listed.into_iter().map(|object| object.key).collect()
+    };
+    assert_eq!(listed(), keys);
+    let hidden = vec!["list/b".to_owned()];
+    let hide = Fault::new(Action::Hide(hidden)).query("prefix=");
+    let hit = proxy.inject(hide.times(1));
+    assert_eq!(listed(), ["list/a", "list/c"]);
+    assert_eq!(listed(), keys, "it was to be hidden once");
+    assert_eq!(proxy.hits(hit), 1);
+    let read = client.get("list/b").expect("a reply");
+    assert_eq!((read.status, read.body), (200, b"list/b".to_vec()));
+}
+
+#[test]
 fn a_request_whose_reply_is_withheld_is_done() {
     let broken = broken(Fault::new(Action::SilentReply));
     let stream = broken.send(1000);
@@ -379,6 +404,29 @@ fn a_slowed_reply_arrives_whole_and_piece_by_piece() {
     let got = body_bytes(&raw).unwrap_or(0) + rest.bytes.len();
     assert_eq!(rest.end, End::Silent);
     assert!(got < LONG, "{got}");
+}
+
+/// As a slowed reply is, the other way round: one that would take days is not taken in whole, and the sender is held back.
+#[test]
+fn a_slowed_request_arrives_whole_and_holds_its_sender_back() {
+    let quick = broken(Fault::new(Action::SlowRequest(8000)));
+    let raw = quick.put(4000);
+    assert_eq!(raw.body(), (4000, &End::Whole));
+    assert_eq!((quick.hits(), quick.arrived()), (1, vec![4000]));
+
+    // More than all buffers on the way hold.
+    const LONG: usize = 256 << 20;
+    let slow = broken(Fault::new(Action::SlowRequest(80)).times(1));
+    let mut stream = slow.connect();
+    let head = format!("PUT /b/k HTTP/1.1\r\nhost: h\r\ncontent-length: {LONG}\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("a socket");
+    stream.set_write_timeout(Some(SILENCE)).expect("a timeout");
+    let piece = vec![b'x'; 1 << 20];
+    let held_back = (0..LONG >> 20).find_map(|_| stream.write_all(&piece).err());
+    let held_back = held_back.expect("it was taken in whole").kind();
+    assert_eq!(held_back, ErrorKind::WouldBlock);
+    assert_eq!(slow.put(2000).body(), (2000, &End::Whole));
+    assert_eq!(slow.arrived(), [2000]);
 }
 
 #[test]

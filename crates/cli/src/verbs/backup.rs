@@ -6,6 +6,7 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::backup::{self, BackupOptions, BackupPlan};
 use mover_jobs::{BackupType, COMPRESSION_LEVEL_DEFAULT};
+use serde::Serialize;
 
 use super::{Context, DryRun, Ended, figures_of, missing};
 use crate::args::{BackupArgs, TypeArg};
@@ -28,7 +29,7 @@ pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
         Ended::Planned(plan) => {
             context.tell_warnings(&plan.warnings);
             let title = "plan of a backup (nothing was stored)";
-            context.tell(title, &plan_table(&plan), DryRun::of(&plan));
+            context.tell(title, &plan_table(&plan), DryRun::of(Told::of(&plan)));
         }
         Ended::Done(summary) => {
             context.tell_warnings(&summary.warnings);
@@ -75,6 +76,24 @@ fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
+/// A plan with how its estimates are to be read.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    plan: &'a BackupPlan,
+    /// The estimates are of a backup that finds nothing in the repository, and this one may find most of it there.
+    estimates_are_upper_bounds: bool,
+}
+
+impl<'a> Told<'a> {
+    fn of(plan: &'a BackupPlan) -> Self {
+        Told {
+            plan,
+            estimates_are_upper_bounds: plan.parent.is_some(),
+        }
+    }
+}
+
 fn plan_table(plan: &BackupPlan) -> Table {
     let mut table = Table::pairs().indent(2);
     let kind = figures_of::type_text(plan.backup_type, plan.reason.as_deref());
@@ -101,10 +120,21 @@ fn plan_table(plan: &BackupPlan) -> Table {
         ),
     );
     let sample = format_bytes(plan.sampled_bytes);
-    let estimate = |about: String| format!("about {about}, by a sample of {sample}");
+    // What the parent holds is known only when it is compared, block by block, by the backup itself.
+    let bound = if plan.parent.is_some() {
+        "at most "
+    } else {
+        ""
+    };
+    let estimate = |about: String| format!("{bound}about {about}, by a sample of {sample}");
     let unknown = || "not known".to_owned();
     let stored = plan.estimated_stored_bytes.map(format_bytes);
-    table.pair("to store", stored.map_or_else(unknown, &estimate));
+    let stored = stored.map_or_else(unknown, &estimate);
+    let known = match plan.parent {
+        Some(_) => "; what the parent holds is not stored again",
+        None => "",
+    };
+    table.pair("to store", format!("{stored}{known}"));
     let seconds = plan.estimated_seconds.map(figures::duration);
     table.pair("to take", seconds.map_or_else(unknown, &estimate));
     table

@@ -84,6 +84,10 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
         ),
     );
     table.pair("read", read(summary));
+    if summary.log_bytes_read > 0 {
+        let log = format_bytes(summary.log_bytes_read);
+        table.pair("log", format!("{log} looked through"));
+    }
     if summary.base.is_some() {
         let kept = format_bytes(summary.bytes_kept);
         table.pair("kept", format!("{kept} as the base has it, not read"));
@@ -94,11 +98,11 @@ pub fn backup_table(summary: &BackupSummary) -> Table {
     table
 }
 
-/// How much a backup read of its source, in one line.
+/// How much of its source a backup copied, in one line.
 pub fn read(summary: &BackupSummary) -> String {
     let read = format!(
         "{} of {}",
-        format_bytes(summary.bytes_read),
+        format_bytes(summary.bytes_read - summary.log_bytes_read),
         format_bytes(summary.bytes_source)
     );
     timed(&read, &summary.engine, summary.bytes_per_second)

@@ -1,12 +1,18 @@
-//! Properties: what is encoded decodes to itself; what decodes is the one encoding of its content; no nonce repeats.
+//! Properties: what is encoded decodes to itself; what decodes is the one encoding of its content; what is cut off anywhere
+//! does not decode; no nonce repeats.
 
 use std::collections::HashSet;
 
 use mover_base::tree::{Entry, EntryKind, FileTime};
-use mover_base::{BLOCK_BYTES, Kind, PackId, RepoId, SessionId};
+use mover_base::{
+    BLOCK_BYTES, BackupId, Kind, Lsn, LsnRange, PackId, RepoId, Result, SessionId, SlotId,
+    Timestamp,
+};
 use mover_format::entry::{EntryPageBuilder, PAGE_ENTRIES_MAX};
 use mover_format::frame::FRAME_STORED_BYTES_MAX;
+use mover_format::manifest::LogMark;
 use mover_format::node::{LEAF_BLOCKS_MAX, level_blocks, root_level};
+use mover_format::preamble::WRAPPED_KEY_BYTES_MAX;
 use mover_format::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -246,6 +252,391 @@ proptest! {
         for object_type in [ObjectType::Session, ObjectType::Hold, ObjectType::Manifest] {
             prop_assert!(Record::decode(object_type, &body).is_err());
         }
+    }
+}
+
+/// Fails unless each part of the bytes that leaves out their end is refused.
+fn no_beginning_decodes<T>(
+    bytes: &[u8],
+    decode: impl Fn(&[u8]) -> Result<T>,
+) -> std::result::Result<(), TestCaseError> {
+    for len in 0..bytes.len() {
+        prop_assert!(
+            decode(&bytes[..len]).is_err(),
+            "the first {len} bytes of {}",
+            bytes.len()
+        );
+    }
+    Ok(())
+}
+
+fn any_cipher() -> impl Strategy<Value = Cipher> {
+    prop_oneof![Just(Cipher::None), Just(Cipher::Aes256Gcm)]
+}
+
+fn any_object_type() -> impl Strategy<Value = ObjectType> {
+    (1u8..=7).prop_map(|code| ObjectType::from_code(code).unwrap())
+}
+
+fn any_time() -> impl Strategy<Value = Timestamp> {
+    (0i64..4_000_000_000_000_000).prop_map(Timestamp::from_micros)
+}
+
+fn any_backup_id() -> impl Strategy<Value = BackupId> {
+    (any_time(), any::<u32>()).prop_map(|(start, random)| BackupId::new(start, random))
+}
+
+fn any_preamble() -> impl Strategy<Value = Preamble> {
+    let ids = any::<[[u8; 16]; 3]>();
+    let key = vec(any::<u8>(), 1..=WRAPPED_KEY_BYTES_MAX);
+    (any_object_type(), any_cipher(), ids, key).prop_map(|(object_type, cipher, ids, key)| {
+        Preamble {
+            object_type,
+            cipher,
+            repo_id: RepoId(ids[0]),
+            object_id: ids[1],
+            session_id: SessionId(ids[2]),
+            wrapped_key: if cipher == Cipher::None {
+                Vec::new()
+            } else {
+                key
+            },
+        }
+    })
+}
+
+/// A trailer that may stand behind such an object.
+fn any_trailer() -> impl Strategy<Value = (ObjectType, PackTrailer)> {
+    let numbers = (100u64..1 << 40, any::<u32>(), any::<u32>());
+    (any_object_type(), numbers).prop_map(|(object_type, (offset, bytes, piece))| {
+        let kind = object_type.last_frame();
+        let bytes_max = 16 + kind.plain_bytes_max() as u32 + 16;
+        let trailer = PackTrailer {
+            directory_offset: offset,
+            directory_bytes: 17 + bytes % (bytes_max - 16),
+            directory_piece: match kind {
+                FrameKind::Directory => 1 + piece % 65_536,
+                _ => 0,
+            },
+        };
+        (object_type, trailer)
+    })
+}
+
+fn any_pack_info() -> impl Strategy<Value = PackInfo> {
+    let numbers = (100u64..1 << 35, 17u32..1 << 22, 1u32..=65_536);
+    let ids = (any::<[u8; 16]>(), any::<[u8; 32]>());
+    (ids, any::<bool>(), numbers).prop_map(|((id, sha256), is_data, numbers)| {
+        let (directory_offset, directory_bytes, blocks) = numbers;
+        PackInfo {
+            id: PackId(id),
+            object_type: match is_data {
+                true => ObjectType::DataPack,
+                false => ObjectType::MetaPack,
+            },
+            bytes: directory_offset + u64::from(directory_bytes) + 32,
+            directory_offset,
+            directory_bytes,
+            blocks: if is_data { blocks } else { 0 },
+            directory_sha256: sha256,
+        }
+    })
+}
+
+fn any_sizes() -> impl Strategy<Value = SizeInfo> {
+    any::<[u64; 13]>().prop_map(|numbers| SizeInfo {
+        original_bytes: numbers[0],
+        data_bytes: numbers[1],
+        new_bytes: numbers[2],
+        compressed_bytes: numbers[3],
+        encrypted_bytes: numbers[4],
+        files: numbers[5],
+        dirs: numbers[6],
+        symlinks: numbers[7],
+        hardlinks: numbers[8],
+        blocks: numbers[9],
+        zero_blocks: numbers[10],
+        hole_blocks: numbers[11],
+        deduplicated_blocks: numbers[12],
+    })
+}
+
+fn any_metadata() -> impl Strategy<Value = BackupMetadata> {
+    use proptest::option::of;
+    let types = prop_oneof![
+        Just(BackupType::Full),
+        Just(BackupType::Incremental),
+        Just(BackupType::Differential)
+    ];
+    let ids = (any_backup_id(), of(any_backup_id()), of(any_backup_id()));
+    let times = (any_time(), any_time(), of(any_time()));
+    let log = (of(any::<[u64; 2]>()), of(".{0,20}"), of("[0-9a-f]{64}"));
+    let texts = vec(".{0,20}", 6);
+    let more = (
+        of(".{0,20}"),
+        of(".{0,20}"),
+        any::<bool>(),
+        vec(".{0,9}", 0..3),
+    );
+    let annotations = proptest::collection::btree_map(".{0,20}", ".{0,40}", 0..4);
+    (
+        types,
+        ids,
+        times,
+        log,
+        texts,
+        more,
+        annotations,
+        any_sizes(),
+    )
+        .prop_map(
+            |(backup_type, ids, times, log, texts, more, annotations, size_info)| {
+                let mut texts = texts.into_iter();
+                let mut text = || texts.next().unwrap();
+                let (reason, level, decoded_and_compared, names) = more;
+                BackupMetadata {
+                    backup_id: ids.0,
+                    backup_type,
+                    reason,
+                    base_id: ids.1,
+                    parent_id: ids.2,
+                    lsn_range: log.0.map(|[start, end]| LsnRange {
+                        start: Lsn(start),
+                        end: Lsn(end),
+                    }),
+                    history: log.1,
+                    log_mark: log.2.map(|sha256| LogMark { sha256 }),
+                    started: times.0,
+                    ended: times.1,
+                    source: SourceInfo {
+                        url: text(),
+                        kind: text(),
+                        host: text(),
+                    },
+                    tool_version: text(),
+                    annotations,
+                    storage_info: StorageInfo {
+                        primary: text(),
+                        pack_count: size_info.blocks,
+                        replicas: names.clone(),
+                    },
+                    size_info,
+                    verification_info: VerificationInfo {
+                        decoded_and_compared,
+                        level,
+                        verified_at: times.2,
+                    },
+                    replication_info: ReplicationInfo { regions: names },
+                }
+            },
+        )
+}
+
+fn any_manifest() -> impl Strategy<Value = Manifest> {
+    let pages = prop_oneof![
+        Just(Child::Inline(vec![3])),
+        vec(any::<u8>(), 0..100).prop_map(|rest| Child::Inline([vec![3], rest].concat())),
+        Just(Child::Node(node_ref())),
+    ];
+    (any_metadata(), vec(pages, 0..5), vec(any_pack_info(), 0..5)).prop_map(
+        |(metadata, pages, mut packs)| {
+            packs.sort_by_key(|pack| pack.id);
+            packs.dedup_by_key(|pack| pack.id);
+            Manifest {
+                metadata,
+                pages,
+                packs,
+            }
+        },
+    )
+}
+
+/// A record, with the object id that it may have.
+fn any_record() -> impl Strategy<Value = (Record, [u8; 16])> {
+    let process = (".{0,40}", ".{0,40}", any::<u32>(), any::<u64>());
+    let process = process.prop_map(|(boot_id, namespaces, pid, start_ticks)| ProcessInfo {
+        boot_id,
+        namespaces,
+        pid,
+        start_ticks,
+    });
+    let parents = vec(any_backup_id(), 0..=64);
+    let purpose = prop_oneof![Just(Purpose::Backup), Just(Purpose::Expire)];
+    let facts = (
+        ".{0,40}",
+        proptest::option::of(process),
+        any_time(),
+        ".{0,20}",
+    );
+    let session = (purpose, parents, facts).prop_map(|(purpose, parents, facts)| {
+        let (host, process, started, tool_version) = facts;
+        let body = SessionRecord {
+            purpose,
+            parents,
+            host,
+            process,
+            started,
+            tool_version,
+        };
+        (Record::Session(body), SESSION.0)
+    });
+    let tombstone = any_backup_id().prop_map(|backup_id| {
+        let body = TombstoneRecord { backup_id };
+        (Record::Tombstone(body), backup_id.object_id())
+    });
+    let hold = (
+        any_backup_id(),
+        ".{0,200}",
+        ".{0,40}",
+        any_time(),
+        any::<[u8; 16]>(),
+    );
+    let hold = hold.prop_map(|(backup_id, reason, host, created, id)| {
+        let body = HoldRecord {
+            backup_id,
+            reason,
+            host,
+            created,
+        };
+        (Record::Hold(body), id)
+    });
+    prop_oneof![session, tombstone, hold]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn preambles_round_trip_and_end_nowhere_else(preamble in any_preamble(), behind in vec(any::<u8>(), 0..40)) {
+        let bytes = preamble.encode().unwrap();
+        prop_assert_eq!(bytes.len(), preamble.encoded_bytes());
+        let decoded = Preamble::decode(&[bytes.as_slice(), &behind].concat()).unwrap();
+        prop_assert_eq!(decoded, (preamble, bytes.len()));
+        no_beginning_decodes(&bytes, Preamble::decode)?;
+    }
+
+    #[test]
+    fn trailers_round_trip_and_fit_one_length(
+        (object_type, trailer) in any_trailer(),
+        other in any_object_type(),
+        more in 1u64..1 << 20,
+    ) {
+        let bytes = trailer.encode(object_type);
+        let len = trailer.object_bytes();
+        prop_assert_eq!(PackTrailer::decode(object_type, &bytes, len).unwrap(), trailer);
+        prop_assert!(PackTrailer::decode(object_type, &bytes, len + more).is_err());
+        prop_assert!(PackTrailer::decode(object_type, &bytes, len.saturating_sub(more)).is_err());
+        if other.last_frame() != object_type.last_frame() {
+            prop_assert!(PackTrailer::decode(other, &bytes, len).is_err());
+        }
+        no_beginning_decodes(&bytes, |part| PackTrailer::decode(object_type, part, len))?;
+    }
+
+    #[test]
+    fn manifest_bodies_round_trip_and_end_nowhere_else(manifest in any_manifest()) {
+        let bytes = manifest.encode().unwrap();
+        prop_assert_eq!(&Manifest::decode(&bytes).unwrap(), &manifest);
+        prop_assert!(Manifest::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+        no_beginning_decodes(&bytes, Manifest::decode)?;
+    }
+
+    #[test]
+    fn manifest_objects_round_trip_and_end_nowhere_else(manifest in any_manifest(), cipher in any_cipher()) {
+        let mut preamble = preamble(ObjectType::Manifest, cipher);
+        preamble.object_id = manifest.metadata.backup_id.object_id();
+        let mut encoder = FrameEncoder::new(3).unwrap();
+        let bytes = manifest.encode_object(&preamble, &sealer(&preamble), &mut encoder).unwrap();
+        prop_assert_eq!(open_manifest(&preamble, &bytes).unwrap(), manifest);
+        no_beginning_decodes(&bytes, |part| open_manifest(&preamble, part))?;
+    }
+
+    #[test]
+    fn records_round_trip_and_end_nowhere_else((record, object_id) in any_record(), cipher in any_cipher()) {
+        let body = record.encode().unwrap();
+        let decode = |part: &[u8]| Record::decode(record.object_type(), part);
+        prop_assert_eq!(&decode(&body).unwrap(), &record);
+        no_beginning_decodes(&body, decode)?;
+
+        let mut preamble = preamble(record.object_type(), cipher);
+        preamble.object_id = object_id;
+        let mut encoder = FrameEncoder::new(3).unwrap();
+        let bytes = record.encode_object(&preamble, &sealer(&preamble), &mut encoder).unwrap();
+        prop_assert_eq!(&open_record(&preamble, &bytes).unwrap(), &record);
+        no_beginning_decodes(&bytes, |part| open_record(&preamble, part))?;
+    }
+
+    #[test]
+    fn configs_round_trip_and_end_nowhere_else(
+        repo in any::<[u8; 16]>(),
+        created in any_time(),
+        recipient in proptest::option::of("age1[0-9a-z]{0,60}"),
+        note in proptest::option::of(".{0,200}"),
+    ) {
+        let mut config = RepositoryConfig::new(RepoId(repo), created, recipient);
+        config.note = note;
+        let bytes = config.encode().unwrap();
+        let (decoded, hash) = RepositoryConfig::decode(&bytes).unwrap();
+        prop_assert_eq!(decoded, config);
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap();
+        prop_assert_eq!(hash, mover_base::checksum::sha256(line));
+        no_beginning_decodes(&bytes, RepositoryConfig::decode)?;
+    }
+
+    #[test]
+    fn key_slots_round_trip_and_end_nowhere_else(
+        is_passphrase in any::<bool>(),
+        ids in any::<[[u8; 16]; 2]>(),
+        micros in 0..=i64::MAX,
+        config_sha256 in any::<[u8; 32]>(),
+        label in "\\PC{0,60}",
+        age in vec(any::<u8>(), 1..2000),
+    ) {
+        let slot = KeySlot {
+            kind: if is_passphrase { SlotKind::Passphrase } else { SlotKind::X25519 },
+            repo_id: RepoId(ids[0]),
+            slot_id: SlotId(ids[1]),
+            created: Timestamp::from_micros(micros),
+            config_sha256,
+            label,
+            age,
+        };
+        let bytes = slot.encode().unwrap();
+        prop_assert_eq!(&KeySlot::decode(&bytes).unwrap(), &slot);
+        prop_assert!(KeySlot::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+        no_beginning_decodes(&bytes, KeySlot::decode)?;
+    }
+
+    #[test]
+    fn slot_secrets_round_trip_and_end_nowhere_else(
+        repo in any::<[u8; 16]>(),
+        config_sha256 in any::<[u8; 32]>(),
+        identity in "AGE-SECRET-KEY-1[A-Z0-9-]{0,200}",
+        master in any::<[u8; 32]>(),
+    ) {
+        let secret = SlotSecret {
+            repo_id: RepoId(repo),
+            config_sha256,
+            identity: identity.clone().into(),
+            master_key: MasterKey::new(master),
+        };
+        let bytes = secret.encode().unwrap();
+        let decoded = SlotSecret::decode(&bytes).unwrap();
+        prop_assert_eq!(decoded.repo_id, RepoId(repo));
+        prop_assert_eq!(decoded.config_sha256, config_sha256);
+        prop_assert_eq!(decoded.identity.as_str(), identity);
+        prop_assert_eq!(decoded.master_key.expose(), &master);
+        no_beginning_decodes(&bytes, SlotSecret::decode)?;
+    }
+
+    #[test]
+    fn wrapped_payloads_round_trip_and_have_one_length(key in any::<[u8; 32]>(), tag in any::<[u8; 32]>()) {
+        let payload = WrappedPayload { session_key: SessionKey::new(key), tag };
+        let bytes = payload.encode();
+        let decoded = WrappedPayload::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(decoded.session_key.expose(), &key);
+        prop_assert_eq!(decoded.tag, tag);
+        prop_assert!(WrappedPayload::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+        no_beginning_decodes(bytes.as_slice(), WrappedPayload::decode)?;
     }
 }
 

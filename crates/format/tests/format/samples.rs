@@ -311,6 +311,7 @@ pub fn metadata() -> BackupMetadata {
             Timestamp::from_micros(1_795_000_000_000_000),
             1,
         )),
+        parent_id: None,
         lsn_range: Some(LsnRange {
             start: Lsn(1),
             end: Lsn(u64::MAX),

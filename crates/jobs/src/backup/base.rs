@@ -34,7 +34,7 @@ pub(crate) struct Footing {
     /// The backup whose blocks this one builds on, whatever its type.
     pub parent: Option<OpenManifest>,
     /// What changed since the parent, if the type is not full.
-    pub changed: Option<Changed>,
+    pub changed: Option<Since>,
     /// What else there is to know.
     pub warnings: Vec<String>,
 }
@@ -49,6 +49,15 @@ impl Footing {
             end: parent.manifest.metadata.lsn_range?.end,
         })
     }
+}
+
+/// What changed since the base.
+pub(crate) struct Since {
+    /// The pages, and perhaps more.
+    pub pages: Changed,
+    /// Whether the log names each of them, before the redo position: then each is in its table's file. The block change
+    /// tracker also names what a transaction was about to change that came to nothing.
+    pub is_exact: bool,
 }
 
 /// What was asked for.
@@ -241,7 +250,7 @@ fn changed_since(
     store: &LiveStore,
     checkpoint: &Checkpoint,
     base: &BackupMetadata,
-) -> Result<Result<Changed, String>> {
+) -> Result<Result<Since, String>> {
     let control = &checkpoint.control;
     let identity = &control.identity;
     let (Some(range), Some(history)) = (base.lsn_range, &base.history) else {
@@ -284,7 +293,10 @@ fn changed_since(
         end: control.redo,
     };
     match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
-        Ok(delta) => Ok(Ok(delta.into())),
+        Ok(delta) => Ok(Ok(Since {
+            pages: delta.into(),
+            is_exact: true,
+        })),
         Err(error) if is_about_log(&error) => by_tracker(store, checkpoint, since, &error),
         Err(error) if error.kind() == Kind::Limit => Ok(Err(error.to_string())),
         Err(error) => Err(error),
@@ -297,14 +309,18 @@ fn by_tracker(
     checkpoint: &Checkpoint,
     range: LsnRange,
     gone: &Error,
-) -> Result<Result<Changed, String>> {
+) -> Result<Result<Since, String>> {
     let epochs = match store.epochs(checkpoint.control.identity) {
         Ok(Some(epochs)) => epochs,
         Ok(None) => return Ok(Err(gone.to_string())),
         Err(error) => return Ok(Err(format!("{gone}; the block change tracker: {error}"))),
     };
     let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
-    Ok(changed.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
+    let since = changed.map(|pages| Since {
+        pages,
+        is_exact: false,
+    });
+    Ok(since.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
 }
 
 /// Holds the log for the backup, where the database runs with a tracker. What keeps it from that is a warning, since most

@@ -27,7 +27,7 @@ struct Part {
 pub(crate) struct Gathered {
     pub outcomes: Vec<WriterOutcome>,
     pub nodes: Vec<(ExtentId, MapNode)>,
-    pub bytes_read: u64,
+    pub bytes_copied: u64,
     pub stages: StageSeconds,
     pub reports: Vec<ShardReport>,
 }
@@ -36,7 +36,7 @@ impl Gathered {
     fn add(&mut self, part: Part) {
         self.outcomes.push(part.outcome);
         self.nodes.extend(part.nodes);
-        self.bytes_read += part.read_bytes;
+        self.bytes_copied += part.read_bytes;
         self.stages.add(&part.stages);
         // What is copied after the bulk, by shards of its own, says nothing more of the machinery.
         if part.report.shard == self.reports.len() {
@@ -103,9 +103,15 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             Some(Event::Kept {
                 first_block,
                 blocks,
+                missing,
             }) => {
+                let share = current.as_ref().ok_or_else(not_listed)?;
+                if missing && writer.parent_has_data(first_block, blocks).await? {
+                    let begin = share.extent_begin() + mover_repo::block_bytes(first_block);
+                    let end = begin + mover_repo::block_bytes(blocks);
+                    job.origin.note_missing(share.item, &(begin..end))?;
+                }
                 if !writer.keep(first_block, blocks).await? {
-                    let share = current.as_ref().ok_or_else(not_listed)?;
                     read_instead(&mut feed, &mut writer, share, first_block, blocks).await?;
                 }
                 job.progress.add_bytes(mover_repo::block_bytes(blocks));

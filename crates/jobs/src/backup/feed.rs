@@ -57,6 +57,8 @@ pub(crate) enum Event {
         first_block: u64,
         /// How many.
         blocks: u64,
+        /// Whether they seem to have changed since, and are missing in the file.
+        missing: bool,
     },
     /// Whole blocks of data, the last one padded with zeros.
     Data {
@@ -360,12 +362,14 @@ impl<'a> Feed<'a> {
             (Some(Piece::Read(range)), Some(file)) => {
                 return self.queue_read(cursor, file, range.end).await;
             }
-            (Some(Piece::Keep(range)), Some(_)) => {
+            (Some(piece @ (Piece::Keep(_) | Piece::Missing(_))), Some(_)) => {
+                let range = piece.range();
                 let first_block = range.start % EXTENT_BYTES / BLOCK_BYTES as u64;
                 let blocks = blocks_of(range.end - range.start);
                 let kept = Event::Kept {
                     first_block,
                     blocks,
+                    missing: matches!(piece, Piece::Missing(_)),
                 };
                 self.queue.push_back(Queued::Event(kept));
                 cursor.at = range.end;

@@ -26,12 +26,14 @@ pub(crate) enum Piece {
     Read(Range<u64>),
     /// As the parent has it.
     Keep(Range<u64>),
+    /// As the parent has it, if that is zeros. It changed since, as it seems, and is not in the file.
+    Missing(Range<u64>),
 }
 
 impl Piece {
     pub fn range(&self) -> Range<u64> {
         match self {
-            Piece::Read(range) | Piece::Keep(range) => range.clone(),
+            Piece::Read(range) | Piece::Keep(range) | Piece::Missing(range) => range.clone(),
         }
     }
 }
@@ -124,6 +126,14 @@ impl Origin {
         match self {
             Origin::Tree(_) => Ok(Found::Whole),
             Origin::Pages(pages) => pages.check(at, offset, bytes, last),
+        }
+    }
+
+    /// Notes that a range of a file is missing where the parent has data.
+    pub fn note_missing(&self, at: u32, range: &Range<u64>) -> Result<()> {
+        match self {
+            Origin::Tree(_) => Err(not_listed()),
+            Origin::Pages(pages) => pages.note_missing(at, range),
         }
     }
 

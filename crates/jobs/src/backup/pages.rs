@@ -24,12 +24,12 @@ use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
     CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
 };
-use mover_source::tracker::Changed;
 use mover_source::wal::SegmentSize;
 use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
 use mover_source::{Totals, source_error, wal};
 use rustix::fs::MemfdFlags;
 
+use super::base::Since;
 use super::origin::{Found, Piece, data_pieces, not_listed};
 use crate::extents::Share;
 
@@ -46,6 +46,8 @@ pub(crate) enum Changes {
         pages: PageSet,
         /// Pages that the base has.
         base_pages: u32,
+        /// As in [`Since`].
+        is_exact: bool,
     },
 }
 
@@ -183,7 +185,10 @@ impl PageOrigin {
                 ..
             } => blocks_of(item.entry.content_bytes()),
             Content::Table {
-                changes: Changes::Since { pages, base_pages },
+                changes:
+                    Changes::Since {
+                        pages, base_pages, ..
+                    },
                 ..
             } => {
                 let all = blocks_of(item.entry.content_bytes());
@@ -245,11 +250,17 @@ impl PageOrigin {
                     Changes::All => {
                         data_pieces(fd, range.start..range.end.min(written), &item.entry.path)
                     }
-                    Changes::Since { pages, base_pages } => {
+                    Changes::Since {
+                        pages,
+                        base_pages,
+                        is_exact,
+                    } => {
                         let base_bytes = u64::from(*base_pages) * PAGE_BYTES as u64;
                         let old = range.start..range.end.min(base_bytes);
-                        self.check_written(*table, &old, written, pages)?;
-                        let mut pieces = changed_pieces(old, written, pages);
+                        if *is_exact {
+                            self.check_written(*table, &old, written, pages)?;
+                        }
+                        let mut pieces = changed_pieces(old, written, pages, !is_exact);
                         let new = range.start.max(base_bytes)..range.end.min(written);
                         if !new.is_empty() {
                             pieces.extend(data_pieces(fd, new, &item.entry.path)?);
@@ -310,6 +321,16 @@ impl PageOrigin {
         self.note_torn(table, changed.within(missing))
     }
 
+    /// Notes that pages which changed are not in their file, where the base has something else than zeros: they are as good
+    /// as torn.
+    pub fn note_missing(&self, at: u32, range: &Range<u64>) -> Result<()> {
+        let Content::Table { table, .. } = self.item(at)?.content else {
+            return Err(not_listed());
+        };
+        let page = |bytes: u64| (bytes / PAGE_BYTES as u64) as u32;
+        self.note_torn(table, page(range.start)..page(range.end))
+    }
+
     fn note_torn(&self, table: u32, pages: impl Iterator<Item = u32>) -> Result<()> {
         let mut odd = self.odd();
         for page in pages {
@@ -324,6 +345,11 @@ impl PageOrigin {
             }
         }
         Ok(())
+    }
+
+    /// Pages that were torn however often they were read.
+    pub fn torn_pages(&self) -> u64 {
+        self.odd().torn.len() as u64
     }
 
     fn odd(&self) -> MutexGuard<'_, Odd> {
@@ -482,8 +508,9 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// What of `range`, all of which the base has, is read because `pages` changed, and what is kept.
-fn changed_pieces(range: Range<u64>, written: u64, pages: &PageSet) -> VecDeque<Piece> {
+/// What of `range`, all of which the base has, is read because `pages` changed, and what is kept. Of what changed and is not
+/// `written` that is to be seen, if `tell` says so.
+fn changed_pieces(range: Range<u64>, written: u64, pages: &PageSet, tell: bool) -> VecDeque<Piece> {
     let mut pieces = VecDeque::new();
     if range.is_empty() {
         return pieces;
@@ -491,19 +518,25 @@ fn changed_pieces(range: Range<u64>, written: u64, pages: &PageSet) -> VecDeque<
     let bytes = |page: u64| page * PAGE_BYTES as u64;
     let end = blocks_of(range.end);
     let mut at = range.start / PAGE_BYTES as u64;
+    let there = written / PAGE_BYTES as u64;
+    let last = if tell { end } else { end.min(there) };
     let mut changed = pages
-        .within(at as u32..end.min(written / PAGE_BYTES as u64) as u32)
+        .within(at as u32..last as u32)
         .map(u64::from)
         .peekable();
     while let Some(first) = changed.next() {
         let mut behind = first + 1;
-        while changed.next_if_eq(&behind).is_some() {
+        while behind != there && changed.next_if_eq(&behind).is_some() {
             behind += 1;
         }
         if at < first {
             pieces.push_back(Piece::Keep(bytes(at)..bytes(first)));
         }
-        pieces.push_back(Piece::Read(bytes(first)..bytes(behind)));
+        let range = bytes(first)..bytes(behind);
+        pieces.push_back(match first < there {
+            true => Piece::Read(range),
+            false => Piece::Missing(range),
+        });
         at = behind;
     }
     if at < end {
@@ -518,10 +551,12 @@ pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
 }
 
 /// What of a table is read, by what changed since a base that has so many pages of it.
-pub(crate) fn changes_since(changed: &Changed, table: u32, base_pages: Option<u32>) -> Changes {
+pub(crate) fn changes_since(since: &Since, table: u32, base_pages: Option<u32>) -> Changes {
+    let pages = since.pages.tables.get(&table);
     base_pages.map_or(Changes::All, |base_pages| Changes::Since {
-        pages: changed.tables.get(&table).cloned().unwrap_or_default(),
+        pages: pages.cloned().unwrap_or_default(),
         base_pages,
+        is_exact: since.is_exact,
     })
 }
 
@@ -567,22 +602,26 @@ mod tests {
         #[test]
         fn pieces_cover_the_range_and_read_what_changed(
             pages in proptest::collection::btree_set(0u32..600, 0..80), first in 0u64..300, len in 0u64..300,
+            there in 0u64..700, tell: bool,
         ) {
             let set: PageSet = pages.iter().copied().collect();
             let page = PAGE_BYTES as u64;
             let range = first * page..(first + len) * page;
-            let pieces = changed_pieces(range.clone(), u64::MAX / page * page, &set);
+            let pieces = changed_pieces(range.clone(), there * page, &set, tell);
             let mut at = range.start;
             for piece in &pieces {
                 prop_assert_eq!(piece.range().start, at);
                 prop_assert!(!piece.range().is_empty());
                 at = piece.range().end;
-                let read: Vec<u32> = (piece.range().start / page..at / page)
-                    .map(|page| page as u32)
-                    .collect();
-                match piece {
-                    Piece::Read(_) => prop_assert!(read.iter().all(|page| pages.contains(page))),
-                    Piece::Keep(_) => prop_assert!(read.iter().all(|page| !pages.contains(page))),
+                for number in piece.range().start / page..at / page {
+                    let changed = pages.contains(&(number as u32));
+                    let written = number < there;
+                    let right = match piece {
+                        Piece::Read(_) => changed && written,
+                        Piece::Keep(_) => !changed || !written && !tell,
+                        Piece::Missing(_) => changed && !written && tell,
+                    };
+                    prop_assert!(right);
                 }
             }
             prop_assert_eq!(at, range.end);

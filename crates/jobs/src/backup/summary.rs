@@ -7,6 +7,7 @@ use mover_repo::{
     BackupMetadata, BackupType, Committed, Repository, SizeInfo, SourceInfo, StorageInfo,
     VerificationInfo,
 };
+use mover_source::disk::BytesRead;
 use mover_source::{Totals, Tree};
 use serde::Serialize;
 
@@ -39,10 +40,15 @@ pub struct BackupSummary {
     pub source: String,
     /// URL of the repository.
     pub repository: String,
+    /// Pages that were torn however often they were read. The part of the log in the backup has an image of each, or drops
+    /// its table.
+    pub torn_pages: u64,
     /// Sizes of all files.
     pub bytes_source: u64,
-    /// Bytes read from the source.
+    /// Bytes read from the source: what was copied, what was read again, and what was looked through for that.
     pub bytes_read: u64,
+    /// Those of them that were read from the database's log to find what changed and where it ends, not to copy it.
+    pub log_bytes_read: u64,
     /// Bytes taken over from the parent without being read: what the log says did not change.
     pub bytes_kept: u64,
     /// Bytes in blocks that were packed.
@@ -94,6 +100,7 @@ pub(super) fn draft(
         backup_type: options.backup_type,
         reason: None,
         base_id: log.and_then(|log| log.base_id),
+        parent_id: None,
         lsn_range: log.map(|log| log.range),
         history: log.map(|log| history_text(&log.identity)),
         log_mark: log.map(|log| log.mark.clone()),
@@ -132,7 +139,11 @@ pub(super) struct Ended<'a> {
     pub committed: Committed,
     pub parent: Option<BackupId>,
     pub parent_source: Option<String>,
-    pub bytes_read: u64,
+    /// What was copied.
+    pub bytes_copied: u64,
+    /// What was read of a page store beside that.
+    pub looked_through: BytesRead,
+    pub torn_pages: u64,
     pub warnings: Vec<String>,
     pub repository: &'a Repository,
     pub engine: EngineReport,
@@ -145,7 +156,9 @@ pub(super) fn summary(ended: Ended<'_>) -> BackupSummary {
         committed,
         parent,
         parent_source,
-        bytes_read,
+        bytes_copied,
+        looked_through,
+        torn_pages,
         warnings,
         repository,
         engine,
@@ -164,8 +177,10 @@ pub(super) fn summary(ended: Ended<'_>) -> BackupSummary {
         lsn_range: metadata.lsn_range,
         source: metadata.source.url,
         repository: repository.url().to_owned(),
+        torn_pages,
         bytes_source: totals.bytes,
-        bytes_read,
+        bytes_read: bytes_copied + looked_through.log + looked_through.other,
+        log_bytes_read: looked_through.log,
         bytes_kept: mover_repo::block_bytes(counts.kept_blocks),
         bytes_new,
         bytes_compressed: counts.compressed_bytes,

@@ -1,8 +1,5 @@
 //! Backups of a page store: whatever its history, whatever the type, at whatever moment: what is restored has exactly the
 //! rows and pages that the model says there were at the backup's position.
-//!
-//! `HELIOS_MOVER_HISTORIES=100000 cargo test --release -p mover-jobs --test jobs random_histories` runs for hours;
-//! `HELIOS_MOVER_FIRST_SEED` says where it begins.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,11 +22,15 @@ use mover_source::page::PAGE_HEADER_BYTES;
 use mover_source::pages::{
     Store, TableFile, new_identity, read_catalogue, read_control, table_path,
 };
+use mover_source::tracker::Capacity;
 use mover_source::wal::{Group, Record, SegmentSize, TableKind, segments};
 
 use crate::fixture::*;
 
+mod histories;
 mod size;
+mod torn;
+mod tracker;
 
 const OPTIONS: Options = Options {
     pool_pages: 24,
@@ -100,7 +101,9 @@ impl Site {
         let path = self.place.path("source");
         let (mut database, end) = Database::open(disk(&path), OPTIONS).unwrap();
         if self.tracked {
-            database.track(&path, None).unwrap();
+            // Its tables are small, and the tracker is made again and again.
+            let capacity = Capacity::new(Capacity::LOG2_MIN).unwrap();
+            database.track(&path, Some(capacity)).unwrap();
         }
         self.journal.cut(end);
         database.set_journal(self.journal.clone());
@@ -210,98 +213,6 @@ fn same(path: &Path, journal: &Journal, end: Lsn) {
             "table {table:08x}, page {page} of {lsn} at {end}"
         );
     }
-}
-
-fn any_type(random: &mut Random) -> BackupType {
-    match random.below(5) {
-        0 => BackupType::Full,
-        1 => BackupType::Differential,
-        _ => BackupType::Incremental,
-    }
-}
-
-/// One history: transactions, checkpoints, kills, restores to the past, and backups in between and meanwhile.
-fn history(seed: u64) -> (u64, u64) {
-    let mut site = Site::with(seed, 15 + (seed % 3) as u8, seed % 2 == 1);
-    let mut made: Vec<Made> = Vec::new();
-    let steps = 8 + site.random.below(10);
-    for _ in 0..steps {
-        let transactions = site.random.below(25);
-        site.run(transactions);
-        match site.random.below(12) {
-            0..3 => {
-                site.database().checkpoint().unwrap();
-            }
-            3 => {
-                site.kill();
-                site.start();
-            }
-            4 => {
-                // Also what was killed and not started again can be backed up.
-                site.kill();
-                made.push(site.backup(BackupType::Incremental));
-                site.start();
-            }
-            6 => site.trim(site.redo_segment()),
-            5 if !made.is_empty() => {
-                let at = site.random.below(made.len() as u64) as usize;
-                site.kill();
-                site.restore_as(made[at].summary.backup_id, "past");
-                site.replace_by("past");
-                site.journal = made[at].journal.clone();
-                site.journal.cut(made[at].end());
-                site.start();
-            }
-            _ => {
-                let backup_type = any_type(&mut site.random);
-                made.push(site.backup(backup_type));
-            }
-        }
-    }
-    let incremental = |made: &&Made| made.summary.backup_type != BackupType::Full;
-    let counts = (
-        made.len() as u64,
-        made.iter().filter(incremental).count() as u64,
-    );
-    site.kill();
-    for made in &made {
-        site.check(made);
-    }
-    counts
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
-}
-
-#[test]
-fn random_histories_restore_exactly_at_every_backup() {
-    let first = number("HELIOS_MOVER_FIRST_SEED", 1);
-    let last = first + number("HELIOS_MOVER_HISTORIES", 200);
-    let (next, backups, incremental) =
-        (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        // They mostly wait for the disk.
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, SeqCst);
-                    if seed >= last {
-                        return;
-                    }
-                    let outcome = std::panic::catch_unwind(|| history(seed));
-                    let counts = outcome.unwrap_or_else(|_| panic!("the history of seed {seed}"));
-                    backups.fetch_add(counts.0, SeqCst);
-                    incremental.fetch_add(counts.1, SeqCst);
-                }
-            });
-        }
-    });
-    let (backups, incremental) = (backups.into_inner(), incremental.into_inner());
-    assert!(
-        backups > 3 * (last - first) && incremental > backups / 4,
-        "{backups} backups, {incremental} of them incremental or differential"
-    );
 }
 
 #[test]

@@ -1,11 +1,14 @@
-//! Names in a repository that none of its objects has: they are told, they stop nothing, they stay.
+//! Names in a repository that none of its objects has: they are told, they stop nothing, they stay. Packs that none of its
+//! backups needs: they say who wrote them, and one that cannot say so stays too.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use mover_jobs::check::{self, CheckOptions, Status};
-use mover_jobs::{catalogue, key};
+use mover_jobs::expire::{self, ExpireOptions, Policy};
+use mover_jobs::{Credentials, catalogue, key};
 
-use crate::fixture::{Place, engine};
+use crate::fixture::{MIB, Place, Random, engine};
 
 /// Names that no key can have, and names that are keys and no objects of ours.
 const STRAYS: [&str; 9] = [
@@ -92,4 +95,79 @@ fn a_renamed_pack_is_a_stray_and_still_damage() {
                 .iter()
                 .any(|finding| finding.object == pack)
     );
+}
+
+#[test]
+fn a_pack_leads_to_the_manifest_of_the_backup_that_wrote_it() {
+    for (place, credentials) in [
+        (Place::plain(), None),
+        (Place::sealed(), None),
+        // Whoever can only write, too.
+        (Place::sealed(), Some(Credentials::None)),
+    ] {
+        let mut known = BTreeSet::new();
+        for seed in 0..3 {
+            fs::write(place.source("a"), Random(seed).bytes(MIB)).unwrap();
+            let mut options = place.backup_options();
+            if let Some(credentials) = credentials.clone() {
+                options.repo = place.access_with(credentials);
+            }
+            let made = place.try_backup(&engine(), &options).unwrap();
+            let read = |name: &str| fs::read(place.object(name)).unwrap();
+            let manifest = read(&format!("backups/{}", made.backup_id));
+            let packs: BTreeSet<String> = place.objects("packs/").into_iter().collect();
+            let new: Vec<&String> = packs.difference(&known).collect();
+            assert!(!new.is_empty());
+            for pack in new {
+                let session = &read(pack)[48..64];
+                assert_eq!(session, &manifest[48..64], "{pack}");
+                // Seconds and second half of the backup's id, as its manifest's object id has them.
+                assert_eq!(session[7..12], manifest[35..40], "{pack}");
+                assert_eq!(session[12..], manifest[44..48], "{pack}");
+            }
+            known = packs;
+        }
+    }
+}
+
+#[test]
+fn a_pack_that_is_left_over_and_cannot_be_read_stays_and_is_told() {
+    let place = Place::plain();
+    fs::write(place.source("a"), Random(1).bytes(MIB)).unwrap();
+    place.backup();
+    let kept = place.objects("packs/");
+    for seed in [2, 3] {
+        fs::write(place.source("b"), Random(seed).bytes(MIB)).unwrap();
+        let given_up = place.backup().backup_id;
+        fs::remove_file(place.object(&format!("backups/{given_up}"))).unwrap();
+    }
+    fs::remove_file(place.source("b")).unwrap();
+    let mut left = place.objects("packs/");
+    left.retain(|pack| !kept.contains(pack));
+    let sound = fs::read(place.object(&left[0])).unwrap();
+    let harms: [&[u8]; 3] = [b"", b"damaged", &[&sound[..16], &[0; 200]].concat()];
+    let options = ExpireOptions {
+        repo: place.access(),
+        policy: Policy {
+            last: 1,
+            ..Policy::default()
+        },
+    };
+    let plan = || expire::plan(&engine(), &options, &mut |_, _| {}).unwrap();
+    for harm in harms {
+        fs::write(place.object(&left[0]), harm).unwrap();
+        let planned = plan();
+        assert_eq!(planned.leftovers.packs, left.len() as u64 - 1);
+        assert_eq!(planned.leftovers.owned_packs, 1);
+        let told = |warning: &String| warning.starts_with("1 packs that no backup needs");
+        assert!(planned.warnings.iter().any(told), "{:?}", planned.warnings);
+    }
+    let done = expire::execute(&engine(), plan(), &mut |_, _| {}).unwrap();
+    assert_eq!(done.outcome.leftover_packs, left.len() as u64 - 1);
+    assert!(place.object(&left[0]).exists());
+    fs::write(place.object(&left[0]), &sound).unwrap();
+    let done = expire::execute(&engine(), plan(), &mut |_, _| {}).unwrap();
+    assert_eq!(done.outcome.leftover_packs, 1);
+    assert_eq!(place.objects("packs/"), kept);
+    place.verify_is_ok(None);
 }

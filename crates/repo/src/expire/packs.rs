@@ -1,13 +1,12 @@
-//! How many backups need each pack, which stored packs none needs, and who wrote one.
+//! How many backups need each pack, and which stored packs none needs.
 //!
 //! Invariants: a pack counts as needed until every manifest that names it has released it; memory is some 50 bytes a pack,
-//! for [`PACKS_MAX`] packs at most, and as much again for packs that none needs while a session stands.
+//! for [`PACKS_MAX`] packs at most.
 
 use std::collections::HashMap;
 
-use mover_base::{Error, Kind, PackId, Result, SessionId};
+use mover_base::{Error, Kind, PackId, Result};
 use mover_format::manifest::PackInfo;
-use mover_format::preamble::{PREAMBLE_BYTES_MAX, Preamble};
 use mover_io::Shard;
 
 use crate::layout;
@@ -82,25 +81,6 @@ pub(super) async fn not_needed(
     })
     .await?;
     Ok(found)
-}
-
-/// The session that wrote a pack, as its preamble says; none where that cannot be read.
-pub(super) async fn writer_of(
-    shard: &Shard,
-    repository: &Repository,
-    id: PackId,
-    bytes: u64,
-) -> Result<Option<SessionId>> {
-    let key = layout::pack(id)?;
-    let len = PREAMBLE_BYTES_MAX.min(usize::try_from(bytes).unwrap_or(PREAMBLE_BYTES_MAX));
-    let head = match repository.store().read(shard, &key, 0, len).await {
-        Ok(head) => head,
-        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let preamble = Preamble::decode(&head).ok().map(|(preamble, _)| preamble);
-    let own = preamble.filter(|one| one.repo_id == repository.id() && one.object_id == id.0);
-    Ok(own.map(|preamble| preamble.session_id))
 }
 
 #[cfg(test)]

@@ -7,22 +7,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mover_base::{BackupId, Error, HoldId, Kind, PackId, Result, SessionId};
+use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId};
 use mover_format::record::Purpose;
 use mover_io::Shard;
 use mover_store::Key;
 use serde::Serialize;
 
+use super::look::{LOOKS_MAX, View, incomplete};
 use super::{NO_BACKUP, OtherReason, Plan, Survey};
-use super::{manifest_ids, packs};
+use super::{packs, too_busy};
 use crate::process::Life;
 use crate::repository::{Repository, Session};
-use crate::sessions::{self, Registration, Standing};
-use crate::tombstones::{self, Marks};
-use crate::{annotations, catalogue, holds, layout};
+use crate::sessions::{self, Registration};
+use crate::{catalogue, layout, tombstones};
 
-/// How often a run looks again when others delete or end sessions at the same time.
-const LOOKS_MAX: usize = 5;
 /// Objects deleted by one request; after a refusal they are tried one by one.
 const BATCH: usize = 250;
 /// Refused objects that are named; the rest is counted.
@@ -88,14 +86,6 @@ struct Run<'a> {
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
-/// What the last look showed.
-struct View {
-    sessions: Vec<Standing>,
-    marks: Marks,
-    holds: Vec<(BackupId, HoldId)>,
-    listed: BTreeSet<BackupId>,
-}
-
 /// Deletes what was planned, as far as it is still true that nobody needs it. After an error the caller takes back what is
 /// to be ([`sessions::take_back`]).
 pub async fn execute(
@@ -138,68 +128,38 @@ impl Run<'_> {
         }
         // Before the sessions, and these before the manifests: the reverse of the order in which a backup writes.
         let candidates = packs::not_needed(self.shard, self.repository, &self.survey.packs).await?;
-        let view = self.look().await?;
+        let view = self.look(&candidates).await?;
         self.delete_manifests().await?;
         self.delete_packs(candidates, &view).await?;
         self.clean(&view).await?;
         self.remove_uploads(&view).await
     }
 
-    /// Looks at sessions, holds and manifests until they fit together; puts off what is needed.
-    async fn look(&mut self) -> Result<View> {
+    /// Looks at sessions, holds and manifests until they fit together; puts off what is needed. Packs of `candidates` whose makers
+    /// are not listed and stand show that the listings are incomplete: sessions and manifests were listed after the packs.
+    async fn look(&mut self, candidates: &[(PackId, u64)]) -> Result<View> {
+        let (shard, repository) = (self.shard, self.repository);
         for _ in 0..LOOKS_MAX {
-            self.shard.stop()?;
-            let marks = tombstones::list(self.shard, self.repository).await?;
-            let sessions = sessions::list(self.shard, self.repository).await?;
-            if !sessions.iter().any(|one| one.id == self.session.id()) {
-                return Err(incomplete(layout::session(self.session.id())?.as_str()));
-            }
-            let view = View {
-                sessions,
-                marks,
-                holds: holds::ids(self.shard, self.repository).await?,
-                listed: manifest_ids(self.shard, self.repository)
-                    .await?
-                    .into_iter()
-                    .collect(),
+            let Some(view) = self.survey.look(shard, repository).await? else {
+                continue;
             };
-            self.check_complete(&view).await?;
-            if self.take_new(&view).await? && self.put_off(&view).await? {
-                return Ok(view);
+            let own = self.session.id();
+            if !view.sessions.iter().any(|one| one.id == own) {
+                self.check_session().await?;
+                return Err(incomplete(&layout::session(own)?, "this run made it"));
             }
-        }
-        Err(Error::new(
-            Kind::Conflict,
-            "others delete backups and end sessions faster than they can be looked at; nothing was deleted",
-        )
-        .hint("run it again when the other expire has ended"))
-    }
-
-    /// What was known and is not listed must be gone: else the listing left it out.
-    async fn check_complete(&self, view: &View) -> Result<()> {
-        for &id in self.survey.backups.keys() {
-            if !view.listed.contains(&id)
-                && catalogue::stands(self.shard, self.repository, id).await?
-            {
-                return Err(incomplete(layout::backup(id)?.as_str()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the manifests that appeared since the plan. False if one is gone already: then what it needed is not known.
-    async fn take_new(&mut self, view: &View) -> Result<bool> {
-        for &id in &view.listed {
-            if self.survey.backups.contains_key(&id) {
+            if !self.put_off(&view).await? {
                 continue;
             }
-            match catalogue::load(self.shard, self.repository, id).await {
-                Ok(open) => self.survey.add(open)?,
-                Err(error) if error.kind() == Kind::NotFound => return Ok(false),
-                Err(error) => return Err(error),
-            }
+            let hidden = self
+                .survey
+                .hidden_makers(shard, repository, candidates, &view);
+            return match hidden.await?.first() {
+                Some(key) => Err(incomplete(key, "packs that it wrote are stored")),
+                None => Ok(view),
+            };
         }
-        Ok(true)
+        Err(too_busy())
     }
 
     /// Takes out of the doomed what a hold or a session needs. False if a session's parent is gone and the session has ended
@@ -310,12 +270,8 @@ impl Run<'_> {
             }
             // What a manifest named is no pack in the making.
             let was_named = self.survey.packs.is_known(&id);
-            if !was_named {
-                let (survey, pack) = (&mut self.survey, (id, bytes));
-                let asked = survey.may_delete(self.shard, self.repository, pack, &owners);
-                if !asked.await? {
-                    continue;
-                }
+            if !was_named && !self.survey.may_delete(&id, &owners) {
+                continue;
             }
             batch.push((layout::pack(id)?, bytes, was_named));
             if batch.len() == BATCH {
@@ -399,10 +355,9 @@ impl Run<'_> {
                 }
             }
         }
-        let changes = annotations::list(self.shard, self.repository).await?;
-        for (backup, numbers) in changes {
+        for (&backup, numbers) in &view.notes {
             if self.is_gone(backup, view).await? {
-                for number in numbers {
+                for &number in numbers {
                     keys.push(layout::annotation(backup, number)?);
                 }
             }
@@ -430,9 +385,11 @@ impl Run<'_> {
         if self.doomed.contains(&backup) {
             return Ok(true);
         }
-        // One that is not listed may have appeared since.
-        let known = view.listed.contains(&backup);
-        Ok(!known && !catalogue::stands(self.shard, self.repository, backup).await?)
+        if view.listed.contains(&backup) {
+            return Ok(false);
+        }
+        let was_looked_up = self.survey.gone.contains(&layout::backup(backup)?);
+        Ok(was_looked_up || !catalogue::stands(self.shard, self.repository, backup).await?)
     }
 
     /// Unfinished uploads of jobs that died over a day ago, if nobody is at work.
@@ -464,13 +421,4 @@ impl Run<'_> {
         }
         Ok(())
     }
-}
-
-fn incomplete(object: &str) -> Error {
-    Error::new(
-        Kind::Storage,
-        "the storage's listing leaves out an object that exists; nothing was deleted",
-    )
-    .object(object)
-    .hint("the storage cannot be relied on as it is; check it, then run this again")
 }

@@ -21,7 +21,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{CATALOGUE_FILE, CONTROL_FILE, Catalogue, Control, read_catalogue, read_control};
-use crate::disk::{Access, DirDisk, Disk, LogWatch};
+use crate::disk::{Access, BytesRead, DirDisk, Disk, LogWatch};
 use crate::failure::source_error;
 use crate::scan::Stamp;
 use crate::tracker::{Epochs, LogHold};
@@ -109,6 +109,11 @@ impl LiveStore {
     /// How far whoever goes through the log is: [`end`](Self::end), and others on [`disk`](Self::disk).
     pub fn watch(&self) -> &LogWatch {
         self.disk.watch()
+    }
+
+    /// What was read so far, but for the files that [`open_file`](Self::open_file) gave out and what is mapped of the tracker.
+    pub fn bytes_read(&self) -> BytesRead {
+        self.disk.bytes_read()
     }
 
     /// The epochs of the block change tracker; `None` if the database runs without one.

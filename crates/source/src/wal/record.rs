@@ -157,6 +157,7 @@ impl<'a> Ranges<'a> {
         }
     }
 
+    #[inline]
     fn decode(bytes: &'a [u8]) -> Option<Self> {
         let (mut rest, mut free_from) = (bytes, PAGE_HEADER_BYTES);
         while !rest.is_empty() {
@@ -186,6 +187,7 @@ impl HistorySeed {
     }
 
     /// The checksum of the record whose padded bytes (all of them) stand at `lsn`.
+    #[inline]
     fn crc(self, lsn: Lsn, padded: &[u8]) -> u32 {
         crc32_continue(crc32_continue(self.0, &lsn.0.to_le_bytes()), &padded[4..])
     }
@@ -203,6 +205,7 @@ pub enum Parsed<'a> {
 }
 
 /// Looks at the record that begins at the front of `bytes`, which stand at `lsn`.
+#[inline]
 pub fn parse(bytes: &[u8], lsn: Lsn, seed: HistorySeed) -> Parsed<'_> {
     let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else {
         return Parsed::Bad("a record ends early");
@@ -230,6 +233,7 @@ pub fn parse(bytes: &[u8], lsn: Lsn, seed: HistorySeed) -> Parsed<'_> {
     }
 }
 
+#[inline]
 fn decode_payload(kind: u8, payload: &[u8]) -> Option<Record<'_>> {
     let exactly = |len: usize| (payload.len() == len).then_some(());
     Some(match kind {

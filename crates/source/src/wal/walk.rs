@@ -17,8 +17,10 @@ use super::segment::{LOG_BLOCK_BYTES, SegmentSize};
 use crate::disk::{Disk, DiskFile};
 use crate::wire::is_zero;
 
-/// Bytes that are read at once.
+/// Bytes that are read at once, and steps in which a walk tells how far it is.
 const READ_BYTES: usize = 1 << 20;
+/// Bytes that are taken at once of what was read ahead: the copy is looked at while the core's own cache still holds it.
+const TAKEN_BYTES: usize = 64 << 10;
 /// Bytes that the window shows at least, unless the records end before: the longest record, the longest padding.
 const SHOWN_BYTES_MIN: usize = RECORD_BYTES_MAX;
 
@@ -83,6 +85,7 @@ impl Window {
     }
 
     /// The bytes from `offset` on: at least [`SHOWN_BYTES_MIN`], or all up to the footer. Offsets never go back.
+    #[inline]
     pub(crate) fn show(&mut self, offset: u64) -> io::Result<&[u8]> {
         let wanted = (offset + SHOWN_BYTES_MIN as u64).min(self.limit);
         while self.first + (self.filled as u64) < wanted {
@@ -91,6 +94,7 @@ impl Window {
         Ok(&self.buffer[(offset - self.first) as usize..self.filled])
     }
 
+    #[cold]
     fn fill(&mut self, offset: u64) -> io::Result<()> {
         let end = self.first + self.filled as u64;
         if self.hash.is_none() && offset > end {
@@ -104,13 +108,18 @@ impl Window {
             self.filled -= dropped;
         }
         let at = self.first + self.filled as u64;
-        let bytes = (self.limit - at).min((self.buffer.len() - self.filled) as u64) as usize;
         if self.ahead.is_none() && self.limit - at > AHEAD_BYTES as u64 {
             // Without a thread each piece is waited for.
             let file = Arc::clone(&self.file);
             self.ahead =
                 Ahead::begin(move |piece, at| file.read_at(piece, at), at..self.limit).ok();
         }
+        let room = self.buffer.len() - self.filled;
+        let bytes = match self.ahead {
+            Some(_) => room.min(TAKEN_BYTES),
+            None => room,
+        };
+        let bytes = (self.limit - at).min(bytes as u64) as usize;
         let room = &mut self.buffer[self.filled..self.filled + bytes];
         let read = match &mut self.ahead {
             Some(ahead) => ahead.read(room, at)?,
@@ -207,6 +216,7 @@ impl Walker {
     }
 
     /// Looks at what stands at `self.at`, which `shown` begins with.
+    #[inline]
     fn step<'a>(&mut self, shown: &'a [u8]) -> Step<'a> {
         let (at, aligned) = (self.at, self.at.0.is_multiple_of(LOG_BLOCK_BYTES));
         let bad = |why| Step::Ended(Ended::Bad { at, why });
@@ -230,7 +240,9 @@ impl Walker {
             }
             Parsed::Record(record, len) => match self.check(at, aligned, &record) {
                 Err(why) => bad(why),
-                Ok(()) if record == Record::SegmentEnd => Step::Ended(Ended::SegmentEnd { at }),
+                Ok(()) if matches!(record, Record::SegmentEnd) => {
+                    Step::Ended(Ended::SegmentEnd { at })
+                }
                 Ok(()) if !self.leaves_room(at, len) => bad("no room is left for a segment's end"),
                 Ok(()) => {
                     self.at.0 += len as u64;
@@ -247,6 +259,7 @@ impl Walker {
     }
 
     /// Holds the rules of order, and notes what follows from the record.
+    #[inline]
     fn check(&mut self, at: Lsn, aligned: bool, record: &Record<'_>) -> Result<(), &'static str> {
         if self.flush_due && !matches!(record, Record::Flush { .. }) {
             return Err("a flush begins without the record for that");

@@ -5,10 +5,13 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use mover_base::{Error, Kind};
+use mover_base::{Error, Kind, Timestamp};
 use serde::Deserialize;
 
 use super::location::Location;
+
+/// How far two clocks may be apart before a signature is refused for it, as Amazon does.
+const SKEW_US_MAX: u64 = 15 * 60 * 1_000_000;
 
 /// What was attempted, for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,67 +133,91 @@ impl Answer {
         )
     }
 
+    /// Whether its body is a page for people. An error of S3's is none, whatever it says that it is.
+    fn is_page(&self) -> bool {
+        const BEGINNINGS: [&[u8]; 2] = [b"<!doctype html", b"<html"];
+        let body = self.body.trim_ascii_start();
+        let begins_as_page = BEGINNINGS.iter().any(|beginning| {
+            let head = body.get(..beginning.len());
+            head.is_some_and(|head| head.eq_ignore_ascii_case(beginning))
+        });
+        let is_told_to_be_one = is_html(&self.headers) && !body.is_empty();
+        self.error_code().is_empty() && (is_told_to_be_one || begins_as_page)
+    }
+
+    /// When it was made, by the server's clock, where it says so.
+    pub fn server_time(&self) -> Option<Timestamp> {
+        self.header("date").and_then(Timestamp::parse_http_date)
+    }
+
+    /// Whether a request was refused because it was signed at another time than the server's clock shows.
+    fn is_clock_refusal(&self, now: Timestamp) -> bool {
+        let apart = self
+            .server_time()
+            .map(|server| server.as_micros().abs_diff(now.as_micros()));
+        match self.error_code() {
+            "RequestTimeTooSkewed" | "RequestExpired" => true,
+            // Garage has no code for it.
+            "InvalidRequest" => {
+                self.error.message.contains("Date is too old")
+                    || apart.is_some_and(|apart| apart > SKEW_US_MAX)
+            }
+            _ => false,
+        }
+    }
+
+    /// The region that the server names, if it is another than the location's.
+    fn other_region(&self, location: &Location) -> Option<String> {
+        let told = self.header("x-amz-bucket-region");
+        let region = told.unwrap_or(&self.error.region);
+        (!region.is_empty() && region != location.region).then(|| escaped(region))
+    }
+
     /// The error that this answer is, with its remedy.
     pub fn into_error(self, operation: Operation, object: &str, location: &Location) -> Error {
         let status = self.status.as_u16();
         let said = said(&self);
-        let document = &self.error;
         let told = |kind, message: String| Error::new(kind, message).object(object);
-        let redirect = self.header("x-amz-bucket-region").map(str::to_owned);
         let act = operation.to_text();
-        match (status, document.code.as_str()) {
+        let now = Timestamp::now();
+        match (status, self.error_code()) {
             (_, "NoSuchBucket") => Error::new(Kind::NotFound, "the bucket does not exist")
                 .object(format!("{} at {}", location.bucket, location.server()))
                 .hint("create it first, or check the bucket's name, the endpoint and the account"),
-            (_, "RequestTimeTooSkewed") => told(
+            _ if self.is_clock_refusal(now) => told(
                 Kind::Storage,
                 "the store refused a request because the clocks differ".into(),
             )
-            .hint("set this machine's clock (timedatectl, chronyc tracking), then try again")
-            .cause(said),
+            .hint("set the clock that is wrong (on this machine: timedatectl, chronyc tracking), then try again")
+            .cause(format!("{said}; {}", clocks(now, self.server_time()))),
             (_, "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => told(
                 Kind::Storage,
                 "the session token of the credentials has expired".into(),
             )
             .hint("renew the credentials (for instance `aws sso login`), then try again")
             .cause(said),
-            (
-                _,
-                "InvalidAccessKeyId"
-                | "SignatureDoesNotMatch"
-                | "InvalidToken"
-                | "AuthorizationHeaderMalformed"
-                | "InvalidSecurity",
-            ) => {
-                let hint = match document.region.is_empty() {
-                    true => "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile, and the region".to_owned(),
-                    false => format!("the server expects region={}; otherwise check the credentials", escaped(&document.region)),
-                };
-                told(
-                    Kind::Storage,
-                    "the store does not accept the credentials".into(),
-                )
-                .hint(hint)
-                .cause(said)
-            }
             (301 | 302 | 307 | 308, _)
             | (
                 _,
-                "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException",
-            ) => {
-                let hint = match redirect
-                    .or(Some(document.region.clone()).filter(|region| !region.is_empty()))
-                {
-                    Some(region) => format!(
-                        "the bucket is in another region: use region={}",
-                        escaped(&region)
-                    ),
-                    None => "check endpoint and region of the repository's URL".to_owned(),
-                };
-                told(Kind::Usage, "the store redirects to another place".into())
-                    .hint(hint)
-                    .cause(said)
+                "PermanentRedirect"
+                | "TemporaryRedirect"
+                | "IllegalLocationConstraintException"
+                | "AuthorizationHeaderMalformed",
+            ) => self.elsewhere(location).object(object).cause(said),
+            // Who signs for another region makes another signature.
+            (_, "SignatureDoesNotMatch") if self.other_region(location).is_some() => {
+                self.elsewhere(location).object(object).cause(said)
             }
+            (
+                _,
+                "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "InvalidSecurity",
+            ) => told(
+                Kind::Storage,
+                "the store does not accept the credentials".into(),
+            )
+            .hint("check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile, and the region")
+            .cause(said),
+            _ if self.is_page() => page(status, location, &said),
             (401 | 403, _) => told(Kind::Storage, format!("the store does not allow to {act}"))
                 .hint(format!(
                     "the credentials need {} on this bucket and prefix",
@@ -213,6 +240,51 @@ impl Answer {
             _ => told(Kind::Storage, format!("the store refused to {act}")).cause(said),
         }
     }
+
+    /// The error for a request that belongs to another region or another server.
+    fn elsewhere(&self, location: &Location) -> Error {
+        if let Some(region) = self.other_region(location) {
+            return Error::new(Kind::Usage, "the store expects another region").hint(format!(
+                "use region={region} in the repository's URL; {} was asked for",
+                location.region
+            ));
+        }
+        if self.error_code() == "AuthorizationHeaderMalformed" {
+            return Error::new(Kind::Usage, "the store does not take the signature").hint(format!(
+                "check region= of the repository's URL ({} was asked for); otherwise the credentials",
+                location.region
+            ));
+        }
+        let to = self.header("location").map(escaped);
+        let to = to.map_or(String::new(), |to| format!("; it names {to}"));
+        Error::new(Kind::Usage, "the store redirects to another place").hint(format!(
+            "check endpoint and region of the repository's URL{to}"
+        ))
+    }
+}
+
+/// What two clocks show, in whole seconds.
+fn clocks(here: Timestamp, server: Option<Timestamp>) -> String {
+    let shown = |time: Timestamp| {
+        let micros = time.as_micros();
+        Timestamp::from_micros(micros - micros.rem_euclid(1_000_000))
+    };
+    let server = server.map_or("no time".to_owned(), |time| shown(time).to_string());
+    format!(
+        "this machine's clock says {}, the server's {server}",
+        shown(here)
+    )
+}
+
+/// The error for a page where an answer of S3 was expected. A server that is busy, or a proxy before it, may send one too:
+/// that may pass.
+fn page(status: u16, location: &Location, said: &str) -> Error {
+    let may_pass = matches!(status, 408 | 429 | 500..=599);
+    let error = not_s3(location, &format!("{said} with a web page"));
+    match may_pass {
+        true => error.with_kind(Kind::Unreachable),
+        false => error,
+    }
 }
 
 /// The error for a server that speaks HTTP and not S3.
@@ -222,7 +294,7 @@ pub(super) fn not_s3(location: &Location, said: &str) -> Error {
         "the endpoint does not answer as an S3 server does",
     )
     .object(location.server())
-    .hint("check the endpoint: it may be a web page's, a proxy's or the server's administration")
+    .hint("check the endpoint: it is probably none of S3, but a web page's, a proxy's or the server's administration; if it is right, try again later")
     .cause(said.to_owned())
 }
 
@@ -312,6 +384,139 @@ mod tests {
                 "{code} has a remedy"
             );
         }
+    }
+
+    fn answer_with(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer::new(status, map, Bytes::copy_from_slice(body.as_bytes()))
+    }
+
+    #[test]
+    fn a_web_page_is_no_answer_whatever_its_status() {
+        const PAGE: &str = "\n<!DOCTYPE HTML><html><body>no</body></html>";
+        let html = [("content-type", "text/html; charset=utf-8")];
+        for (status, kind) in [
+            (400, Kind::Storage),
+            (401, Kind::Storage),
+            (403, Kind::Storage),
+            (404, Kind::Storage),
+            (405, Kind::Storage),
+            (500, Kind::Unreachable),
+            (503, Kind::Unreachable),
+            (507, Kind::Unreachable),
+        ] {
+            for answer in [answer_with(status, &html, "no"), answer(status, PAGE)] {
+                let error = answer.into_error(Operation::Get, "key", &location());
+                assert_eq!(error.kind(), kind, "{status}: {error}");
+                assert!(
+                    error
+                        .to_string()
+                        .contains("does not answer as an S3 server"),
+                    "{error}"
+                );
+                assert!(error.to_string().contains("with a web page"), "{error}");
+                assert!(
+                    error.hint_text().unwrap().contains("check the endpoint"),
+                    "{error}"
+                );
+            }
+        }
+        // What has no body, or S3's document in it, is what its status says.
+        for body in ["", &document("NoSuchKey")] {
+            let error = answer_with(404, &html, body);
+            let error = error.into_error(Operation::Head, "key", &location());
+            assert_eq!(error.message(), "no such object", "{error}");
+            assert_eq!(error.hint_text(), None);
+        }
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told_with_both_times() {
+        let old = "<Error><Code>InvalidRequest</Code><Message>Bad request: Date is too old</Message></Error>";
+        let long_ago = [("date", "Sun, 22 Nov 2020 18:14:09 GMT")];
+        for (status, headers, body, server) in [
+            (
+                403,
+                &long_ago[..],
+                document("RequestTimeTooSkewed"),
+                "2020-11-22T18:14:09Z",
+            ),
+            (403, &[], document("RequestTimeTooSkewed"), "no time"),
+            (400, &long_ago[..], old.to_owned(), "2020-11-22T18:14:09Z"),
+            (400, &[], old.to_owned(), "no time"),
+            (
+                400,
+                &long_ago[..],
+                document("InvalidRequest"),
+                "2020-11-22T18:14:09Z",
+            ),
+        ] {
+            let error = answer_with(status, headers, &body);
+            let error = error.into_error(Operation::Get, "key", &location());
+            assert_eq!(error.kind(), Kind::Storage, "{error}");
+            let text = error.to_string();
+            assert!(text.contains("the clocks differ"), "{text}");
+            assert!(text.contains(&format!("the server's {server}")), "{text}");
+            assert!(error.hint_text().unwrap().contains("clock"), "{text}");
+        }
+        // Other bad requests, by the same clock or an unknown one, are about something else.
+        let error = answer(400, &document("InvalidRequest"));
+        let error = error.into_error(Operation::Get, "key", &location());
+        assert_eq!(error.message(), "the store refused to read an object");
+        assert_eq!(
+            clocks(Timestamp::from_micros(-1), None),
+            "this machine's clock says 1969-12-31T23:59:59Z, the server's no time"
+        );
+    }
+
+    #[test]
+    fn another_region_is_told_and_no_word_of_credentials() {
+        let malformed = |region: &str| {
+            format!(
+                "<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><Region>{region}</Region></Error>"
+            )
+        };
+        let header = [("x-amz-bucket-region", "there")];
+        for answer in [
+            answer_with(301, &header, ""),
+            answer_with(301, &header, &document("PermanentRedirect")),
+            answer_with(400, &header, &document("AuthorizationHeaderMalformed")),
+            answer_with(403, &header, &document("SignatureDoesNotMatch")),
+            answer(400, &malformed("there")),
+        ] {
+            let error = answer.into_error(Operation::Put, "key", &location());
+            assert_eq!(error.kind(), Kind::Usage, "{error}");
+            assert_eq!(error.message(), "the store expects another region");
+            let hint = error.hint_text().unwrap();
+            assert!(hint.contains("region=there"), "{hint}");
+            assert!(!hint.contains("credentials"), "{hint}");
+        }
+        let same = answer(400, &malformed(&location().region));
+        let same = same.into_error(Operation::Put, "key", &location());
+        assert!(
+            same.hint_text().unwrap().contains("check region="),
+            "{same}"
+        );
+        // A server that names its region with every error.
+        let secret = "<Error><Code>SignatureDoesNotMatch</Code><Message>m</Message><Region>us-east-1</Region></Error>";
+        let secret = answer(403, secret).into_error(Operation::Put, "key", &location());
+        assert_eq!(
+            secret.message(),
+            "the store does not accept the credentials"
+        );
+        let moved = answer_with(302, &[("location", "https://h/login")], "<html>");
+        let moved = moved.into_error(Operation::Get, "key", &location());
+        assert!(
+            moved
+                .hint_text()
+                .unwrap()
+                .contains("it names https://h/login"),
+            "{moved}"
+        );
     }
 
     #[test]

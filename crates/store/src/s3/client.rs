@@ -430,8 +430,12 @@ impl Client {
             }
             let still = now.saturating_duration_since(seen_at);
             if still > allowed {
+                let error = match progress.is_handed_over() {
+                    true => self.no_answer(request, still),
+                    false => self.not_taken(request, still),
+                };
                 return Err(Failure::Passing {
-                    error: self.no_answer(request, still),
+                    error,
                     is_overload: true,
                 });
             }
@@ -449,6 +453,21 @@ impl Client {
             self.place.location.server()
         ))
         .hint("check the server and the network, then try again; what was committed is safe")
+    }
+
+    /// The error for a body that the server does not take in: it is alive and slow, or gone.
+    fn not_taken(&self, request: &Request, after: Duration) -> Error {
+        let message = format!(
+            "the store takes in nothing of what is sent, for {} s now",
+            after.as_secs()
+        );
+        Error::new(Kind::Unreachable, message)
+            .object(format!(
+                "{} ({})",
+                self.told(request),
+                self.place.location.server()
+            ))
+            .hint("check the server and the network, which have to take 64 KiB/s of each request; a larger timeout= in the repository's URL waits longer; what was committed is safe")
     }
 
     /// What a failed exchange means.
@@ -470,6 +489,13 @@ impl Client {
                     .hint("if that is meant so, write http:// in endpoint=")
                     .cause(innermost(&error)),
             );
+        }
+        // The kernel gives up on a peer that is gone, and on one that answers and has no room: it tells no difference.
+        if !error.is_connect() && request.payload.bytes > 0 && is_given_up(&error) {
+            return Failure::Passing {
+                error: self.not_taken(request, self.place.location.timeout),
+                is_overload: true,
+            };
         }
         let message = match error.is_connect() {
             true => "the store cannot be reached",
@@ -665,6 +691,8 @@ fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client
         .referer(false)
         .connect_timeout(location.timeout.min(CONNECT_TIMEOUT_MAX))
         .tcp_keepalive(location.timeout)
+        // Who takes in nothing for so long counts as lost, also where a long body lies in the kernel, for whose bytes the
+        // watch over a request waits longer.
         .tcp_user_timeout(location.timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(connections)
@@ -714,6 +742,16 @@ impl Resolve for Addresses {
     }
 }
 
+/// Whether the kernel gave a connection up because nothing that was sent arrives.
+fn is_given_up(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.and_then(std::io::Error::raw_os_error)
+            == Some(rustix::io::Errno::TIMEDOUT.raw_os_error())
+    })
+}
+
 /// Whether TLS failed because of who the server says it is.
 fn is_certificate_error(error: &reqwest::Error) -> bool {
     use rustls::Error::{InvalidCertificate, NoCertificatesPresented};
@@ -751,4 +789,77 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
         next = error.source();
     }
     super::answer::escaped(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::net::TcpListener;
+
+    use mover_io::{BUF_BYTES, ShardConfig};
+
+    use super::super::{S3Store, put};
+    use super::*;
+    use crate::LinkLimits;
+
+    /// A server whose port takes connections and of which nobody reads. The first body fits into the kernel, which gives up;
+    /// the second does not, and the watch may be first.
+    #[test]
+    fn a_body_that_is_not_taken_in_is_told_whoever_notices() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let keys = directory.path().join("keys");
+        let text = "[default]\naws_access_key_id = id\naws_secret_access_key = secret\n";
+        std::fs::write(&keys, text).unwrap();
+        let url = format!(
+            "bucket?endpoint=http://{}&credentials={}&timeout=1",
+            silent.local_addr().unwrap(),
+            keys.display()
+        );
+        let store = S3Store::open(&url, &LinkLimits::default()).unwrap();
+        let config = ShardConfig {
+            shards: 1,
+            pin: false,
+            arena_bytes: 8 * BUF_BYTES,
+            ..ShardConfig::default()
+        };
+        for bytes in [1 << 20, 64 << 20] {
+            let attempt = async |shard: Shard| {
+                let client = store.client(&shard)?;
+                let payload = put::payload_of(&client, &vec![0; bytes])?;
+                let request = put::put_request(&client, "x", payload, "mark");
+                let begun = Instant::now();
+                match client.attempt(&request, &mut Sink::Answer, false).await {
+                    Err(Failure::Passing { error, is_overload }) => {
+                        Ok((error, is_overload, begun.elapsed()))
+                    }
+                    _ => panic!("it did not fail, or for good"),
+                }
+            };
+            let ended = mover_io::run(&config, attempt, |_| {}).unwrap().pop();
+            let (error, is_overload, after) = ended.unwrap();
+            assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains("takes in nothing of what is sent"),
+                "{bytes}: {text}"
+            );
+            assert!(error.hint_text().unwrap().contains("timeout="), "{error}");
+            assert!(is_overload, "fewer requests at a time may help");
+            // Not as long as a body in the kernel is waited for that is on its way.
+            assert!(after < Duration::from_secs(12), "{bytes}: {after:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_gives_up_is_told_from_what_breaks() {
+        let given_up = || io::Error::from_raw_os_error(rustix::io::Errno::TIMEDOUT.raw_os_error());
+        assert!(is_given_up(&given_up()));
+        for other in [
+            io::Error::from_raw_os_error(rustix::io::Errno::CONNRESET.raw_os_error()),
+            io::Error::from(io::ErrorKind::TimedOut),
+        ] {
+            assert!(!is_given_up(&other), "{other}");
+        }
+    }
 }

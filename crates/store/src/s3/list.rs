@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::answer::{Answer, Operation, not_s3};
 use super::client::{Client, Request};
+use super::location::Location;
 use crate::key::{Key, TEMPORARY_PART, check_prefix};
 use crate::{LIST_LIMIT_MAX, ObjectInfo, Page, STRAYS_MAX, TEMPORARIES_MAX};
 
@@ -21,6 +22,23 @@ const PAGE_NAMES_MAX: usize = 1000;
 /// counts as endless.
 const THIN_PAGES_MAX: usize = 100;
 const THIN_SHARE: usize = 20;
+/// Names that no object of a repository can have, of which a page of its objects passes over so many.
+const FOREIGN_NAMES_MAX: usize = 1_000_000;
+
+/// Counts the pages of a listing that bring next to nothing and promise more.
+#[derive(Debug, Default)]
+pub(super) struct ThinPages(usize);
+
+impl ThinPages {
+    /// Whether so many came in a row, with one that brought `brought` of `asked` entries, that the listing counts as endless.
+    pub fn are_too_many(&mut self, brought: usize, asked: usize) -> bool {
+        self.0 = match brought * THIN_SHARE < asked {
+            true => self.0 + 1,
+            false => 0,
+        };
+        self.0 > THIN_PAGES_MAX
+    }
+}
 
 /// An object as a listing shows it.
 #[derive(Debug)]
@@ -38,6 +56,9 @@ pub(super) struct Names {
     pub server_time: Timestamp,
     next: Option<String>,
 }
+
+/// Where the next page of a listing of uploads begins: behind this name and id.
+type Marker = (String, String);
 
 /// An unfinished multipart upload.
 #[derive(Debug)]
@@ -109,6 +130,7 @@ pub(super) async fn list(
         after.map(|after| format!("{place}{after}")),
     );
     let (mut objects, mut strays) = (Vec::new(), Vec::new());
+    let mut foreign = 0;
     // One more than asked for tells whether there are more.
     while objects.len() <= limit {
         let Some(names) = walk
@@ -129,11 +151,20 @@ pub(super) async fn list(
                     key,
                     bytes: found.bytes,
                 }),
-                Err(_) if strays.len() < STRAYS_MAX && objects.len() < limit => {
-                    strays.push(super::answer::escaped(name));
+                Err(_) => {
+                    foreign += 1;
+                    if strays.len() < STRAYS_MAX && objects.len() < limit {
+                        strays.push(super::answer::escaped(name));
+                    }
                 }
-                Err(_) => {}
             }
+        }
+        if foreign > FOREIGN_NAMES_MAX {
+            let message =
+                format!("over {FOREIGN_NAMES_MAX} names in a row are none of a repository's");
+            return Err(Error::new(Kind::Limit, message)
+                .object(walk.prefix)
+                .hint("move them out of the repository; if there are none, the server, or a proxy before it, lists what is not there"));
         }
     }
     let has_more = objects.len() > limit;
@@ -166,7 +197,8 @@ pub(super) async fn all(client: &Client, prefix: &str) -> Result<Names> {
                 Kind::Limit,
                 format!("more than {LIST_LIMIT_MAX} temporary objects"),
             )
-            .object(prefix));
+            .object(prefix)
+            .hint("delete them by other means while no job runs; if there are none, the server, or a proxy before it, lists what is not there"));
         }
     }
     all.ok_or_else(|| Error::new(Kind::Internal, "a listing brought no page"))
@@ -181,7 +213,7 @@ struct Walk<'a> {
     start_after: Option<String>,
     token: Option<String>,
     is_ended: bool,
-    thin_pages: usize,
+    thin_pages: ThinPages,
 }
 
 impl<'a> Walk<'a> {
@@ -195,7 +227,7 @@ impl<'a> Walk<'a> {
             start_after: after,
             token: None,
             is_ended: false,
-            thin_pages: 0,
+            thin_pages: ThinPages::default(),
         }
     }
 
@@ -215,7 +247,7 @@ impl<'a> Walk<'a> {
             (None, None) => {}
         }
         let answer = self.client.send_small(&request).await?;
-        let names = parse(self.client, &answer)?;
+        let names = parse(&self.client.place.location, &answer)?;
         for found in &names.objects {
             let is_inside = found.name.starts_with(&self.prefix);
             if !is_inside || self.seen.as_ref().is_some_and(|seen| *seen >= found.name) {
@@ -223,11 +255,7 @@ impl<'a> Walk<'a> {
             }
             self.seen = Some(found.name.clone());
         }
-        self.thin_pages = match names.objects.len() * THIN_SHARE < names_max {
-            true => self.thin_pages + 1,
-            false => 0,
-        };
-        if self.thin_pages > THIN_PAGES_MAX {
+        if self.thin_pages.are_too_many(names.objects.len(), names_max) {
             return Err(self.disorder("the store's listing does not end"));
         }
         self.token.clone_from(&names.next);
@@ -236,14 +264,22 @@ impl<'a> Walk<'a> {
     }
 
     fn disorder(&self, message: &str) -> Error {
-        Error::new(Kind::Storage, message)
-            .object(format!("{} at {}", self.client.place.location.url, self.client.place.location.server()))
-            .hint("the server, or a proxy before it, does not keep to S3's ListObjectsV2; nothing was changed")
+        disorder(&self.client.place.location, message, "ListObjectsV2")
     }
 }
 
-fn parse(client: &Client, answer: &Answer) -> Result<Names> {
-    let result: ListBucketResult = document(client, answer)?;
+/// The error for a listing that cannot be one: `request` is what S3 calls it.
+pub(super) fn disorder(location: &Location, message: &str, request: &str) -> Error {
+    Error::new(Kind::Storage, message)
+        .object(format!("{} at {}", location.url, location.server()))
+        .hint(format!(
+            "the server, or a proxy before it, does not keep to S3's {request}; nothing was changed"
+        ))
+}
+
+/// A page of a listing of objects.
+pub(super) fn parse(location: &Location, answer: &Answer) -> Result<Names> {
+    let result: ListBucketResult = document(location, answer)?;
     let is_encoded = result
         .encoding_type
         .is_some_and(|encoding| encoding.eq_ignore_ascii_case("url"));
@@ -257,7 +293,7 @@ fn parse(client: &Client, answer: &Answer) -> Result<Names> {
     let mut objects = Vec::with_capacity(result.contents.len().min(PAGE_NAMES_MAX));
     for entry in result.contents {
         let modified = Timestamp::parse_rfc3339(&entry.last_modified)
-            .ok_or_else(|| not_s3(&client.place.location, "a listing with an unknown date"))?;
+            .ok_or_else(|| not_s3(location, "a listing with an unknown date"))?;
         objects.push(Found {
             name: decoded(entry.key),
             bytes: entry.size,
@@ -271,10 +307,7 @@ fn parse(client: &Client, answer: &Answer) -> Result<Names> {
                 .next_continuation_token
                 .filter(|token| !token.is_empty())
                 .ok_or_else(|| {
-                    not_s3(
-                        &client.place.location,
-                        "a listing that is cut off without a way to go on",
-                    )
+                    not_s3(location, "a listing that is cut off without a way to go on")
                 })?,
         ),
     };
@@ -285,10 +318,36 @@ fn parse(client: &Client, answer: &Answer) -> Result<Names> {
     })
 }
 
+/// A page of a listing of unfinished uploads: those, and where the next page begins, if it says that there is one.
+pub(super) fn parse_uploads(
+    location: &Location,
+    answer: &Answer,
+) -> Result<(Vec<Unfinished>, Option<Marker>)> {
+    let result: ListMultipartUploadsResult = document(location, answer)?;
+    let mut uploads = Vec::with_capacity(result.upload.len().min(PAGE_NAMES_MAX));
+    for entry in result.upload {
+        let begun = Timestamp::parse_rfc3339(&entry.initiated)
+            .ok_or_else(|| not_s3(location, "a listing with an unknown date"))?;
+        uploads.push(Unfinished {
+            name: entry.key,
+            id: entry.upload_id,
+            begun,
+        });
+    }
+    let next = (
+        result.next_key_marker.unwrap_or_default(),
+        result.next_upload_id_marker.unwrap_or_default(),
+    );
+    Ok((uploads, result.is_truncated.then_some(next)))
+}
+
 /// The unfinished uploads whose full names begin with `prefix`, [`TEMPORARIES_MAX`] at most, and the server's time.
 pub(super) async fn uploads(client: &Client, prefix: &str) -> Result<(Vec<Unfinished>, Timestamp)> {
+    let location = &client.place.location;
+    let disorder = |message| disorder(location, message, "ListMultipartUploads");
     let mut all = Vec::new();
-    let mut marker: Option<(String, String)> = None;
+    let mut marker: Option<Marker> = None;
+    let mut thin_pages = ThinPages::default();
     loop {
         let mut request = Request::new(Operation::Multipart, Method::GET, String::new())
             .query("uploads", "")
@@ -299,49 +358,38 @@ pub(super) async fn uploads(client: &Client, prefix: &str) -> Result<(Vec<Unfini
                 .query("upload-id-marker", id.clone());
         }
         let answer = client.send_small(&request).await?;
-        let result: ListMultipartUploadsResult = document(client, &answer)?;
-        for entry in result.upload {
-            let begun = Timestamp::parse_rfc3339(&entry.initiated)
-                .ok_or_else(|| not_s3(&client.place.location, "a listing with an unknown date"))?;
-            all.push(Unfinished {
-                name: entry.key,
-                id: entry.upload_id,
-                begun,
-            });
-        }
+        let (uploads, next) = parse_uploads(location, &answer)?;
+        // The server sends as many as it can, since it was not told how many.
+        let is_endless = thin_pages.are_too_many(uploads.len(), PAGE_NAMES_MAX);
+        all.extend(uploads);
         let now = server_time(&answer);
-        let next = (
-            result.next_key_marker.unwrap_or_default(),
-            result.next_upload_id_marker.unwrap_or_default(),
-        );
-        if !result.is_truncated || all.len() >= TEMPORARIES_MAX {
+        let Some(next) = next.filter(|_| all.len() < TEMPORARIES_MAX) else {
             all.truncate(TEMPORARIES_MAX);
             return Ok((all, now));
-        }
+        };
         if next.0.is_empty() || marker.as_ref() == Some(&next) {
-            return Err(not_s3(
-                &client.place.location,
-                "a listing of uploads that does not go forward",
+            return Err(disorder(
+                "the store's listing of uploads does not go forward",
             ));
+        }
+        if is_endless {
+            return Err(disorder("the store's listing of uploads does not end"));
         }
         marker = Some(next);
     }
 }
 
 /// An answer's document of a known form.
-pub(super) fn document<T: DeserializeOwned>(client: &Client, answer: &Answer) -> Result<T> {
+pub(super) fn document<T: DeserializeOwned>(location: &Location, answer: &Answer) -> Result<T> {
     let text = std::str::from_utf8(&answer.body)
-        .map_err(|_| not_s3(&client.place.location, "an answer that is not text"))?;
+        .map_err(|_| not_s3(location, "an answer that is not text"))?;
     quick_xml::de::from_str(text).map_err(|error| {
         let said = format!("an answer that is not understood: {error}");
-        not_s3(&client.place.location, &super::answer::escaped(&said))
+        not_s3(location, &super::answer::escaped(&said))
     })
 }
 
 /// When the server answered by its own clock; this machine's where it does not say.
 fn server_time(answer: &Answer) -> Timestamp {
-    answer
-        .header("date")
-        .and_then(Timestamp::parse_http_date)
-        .unwrap_or_else(Timestamp::now)
+    answer.server_time().unwrap_or_else(Timestamp::now)
 }

@@ -14,7 +14,7 @@ use super::answer::Operation;
 use super::body::Payload;
 use super::claim;
 use super::client::{Client, Request, Sink};
-use super::list::{self, document};
+use super::list::{self, ThinPages, disorder, document};
 use super::location::Checksum;
 use super::put::{
     self, Conditions, new_mark, new_probe_name, object_headers, put_request, withdraw_probe,
@@ -48,13 +48,13 @@ struct Part {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct InitiateMultipartUploadResult {
+pub(super) struct InitiateMultipartUploadResult {
     upload_id: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct ListPartsResult {
+pub(super) struct ListPartsResult {
     #[serde(default)]
     is_truncated: bool,
     #[serde(default)]
@@ -107,7 +107,7 @@ impl Parts {
             request = request.header("x-amz-checksum-algorithm", algorithm);
         }
         let answer = client.send_small(&request).await?;
-        let result: InitiateMultipartUploadResult = document(client, &answer)?;
+        let result: InitiateMultipartUploadResult = document(&client.place.location, &answer)?;
         Ok(Parts {
             name: name.to_owned(),
             id: result.upload_id,
@@ -231,13 +231,15 @@ async fn found_parts(client: &Client, name: &str, id: &str) -> Result<BTreeMap<u
     let checksum = client.place.location.checksum;
     let mut all = BTreeMap::new();
     let mut marker = 0;
+    let mut thin_pages = ThinPages::default();
     loop {
         let request = Request::new(Operation::Multipart, Method::GET, name.to_owned())
             .query("uploadId", id.to_owned())
             .query("max-parts", PAGE_PARTS_MAX.to_string())
             .query("part-number-marker", marker.to_string());
         let answer = client.send_small(&request).await?;
-        let result: ListPartsResult = document(client, &answer)?;
+        let result: ListPartsResult = document(&client.place.location, &answer)?;
+        let is_endless = thin_pages.are_too_many(result.part.len(), PAGE_PARTS_MAX);
         let summed = result.part.into_iter();
         let summed = summed.filter(|part| part.sum(checksum).is_some());
         all.extend(summed.map(|part| (part.number, part)));
@@ -245,6 +247,11 @@ async fn found_parts(client: &Client, name: &str, id: &str) -> Result<BTreeMap<u
         // Pages that do not go forward bring nothing more; what is not known is sent again.
         if !result.is_truncated || next <= marker || all.len() > PARTS_MAX {
             return Ok(all);
+        }
+        // Parts are numbered up to a limit, so full pages come to their end.
+        if is_endless || next > PARTS_MAX {
+            let message = "the store's listing of parts does not end";
+            return Err(disorder(&client.place.location, message, "ListParts"));
         }
         marker = next;
     }

@@ -215,10 +215,12 @@ pub(super) fn new_probe_name(client: &Client) -> Result<String> {
     Ok(format!("{prefix}{TEMPORARY_PART}/probe-{}", new_mark()?))
 }
 
-/// Deletes a probe. One that stays is small, hidden, and told by the leftovers.
+/// Deletes a probe. One that stays is small, hidden, and told by the leftovers; why it stays is kept for whoever tries the
+/// store out.
 pub(super) async fn withdraw_probe(client: &Client, name: &str) {
     if let Err(error) = delete(client, name).await {
         tracing::debug!(%error, "a probe was not deleted");
+        let _ = client.place.undeleted.set(error.to_string());
     }
 }
 

@@ -18,7 +18,7 @@ use crate::key::Key;
 const KEYS_MAX: usize = 1000;
 
 #[derive(Deserialize)]
-struct DeleteResult {
+pub(super) struct DeleteResult {
     #[serde(rename = "Deleted", default)]
     deleted: Vec<Deleted>,
     #[serde(rename = "Error", default)]
@@ -56,7 +56,7 @@ pub(super) async fn delete_all(client: &Client, keys: &[Key]) -> Result<()> {
             continue;
         }
         let answer = client.succeeded(&request, answer)?;
-        let result: DeleteResult = document(client, &answer)?;
+        let result: DeleteResult = document(&client.place.location, &answer)?;
         // What was absent is no object that stays.
         let mut refused = result.refused.iter();
         if let Some(refused) = refused.find(|one| one.code != "NoSuchKey") {
