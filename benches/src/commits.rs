@@ -202,9 +202,12 @@ impl Setting<'_> {
         let seconds = begun.elapsed().as_secs_f64();
         let summary =
             mover::detail(&printed).ok_or_else(|| failed("the backup printed no summary"))?;
-        let read_bytes = summary["bytes_read"].as_f64();
-        let read_bytes =
-            read_bytes.ok_or_else(|| failed("the backup does not say what it read"))?;
+        let figure = |name: &str| {
+            let unsaid = || failed("the backup does not say what it read");
+            summary[name].as_f64().ok_or_else(unsaid)
+        };
+        // Without the log that it looked through.
+        let read_bytes = figure("bytes_read")? - figure("log_bytes_read")?;
         Ok(Backup {
             seconds,
             read_bytes,

@@ -6,10 +6,13 @@
 pub mod chart;
 pub mod command;
 pub mod commits;
+pub mod cores;
 pub mod data;
 pub mod dedup;
 pub mod disk;
+pub mod extraction;
 pub mod machine;
+pub mod marking;
 pub mod report;
 pub mod results;
 pub mod rows;

@@ -1,8 +1,7 @@
-//! The block change tracker alone: how fast pages are marked, how fast it is rebuilt from a log, and what it costs a
-//! database.
+//! The block change tracker alone: how fast pages are marked, how fast an epoch is ended, and how fast marks are rebuilt from a
+//! log. What it costs a database is in `marking`.
 //!
-//! Invariants: every figure is of the code that a database links; what is marked is counted, so that nothing is left out;
-//! with and without the tracker the database runs the same transactions in turn.
+//! Invariants: every figure is of the code that a database links; what is marked is counted, so that nothing is left out.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +9,6 @@ use std::time::Instant;
 
 use mover_base::{Error, Kind, Lsn, LsnRange, Result, Timestamp};
 use mover_client::{Capacity, Tracker};
-use mover_pagedb::workload::accounts;
-use mover_pagedb::{Database, Options, Workload};
 use mover_source::delta::BUDGET_BYTES_DEFAULT;
 use mover_source::disk::{DirDisk, Disk};
 use mover_source::page::BODY_BYTES;
@@ -29,8 +26,6 @@ use crate::stats::Spread;
 const PAGES: u64 = 1 << 28;
 /// Pages that one transaction marks, where not each is one of its own.
 const TRANSACTION_PAGES: usize = 8;
-/// Transactions of one database before it is the other's turn.
-const SLICE: usize = 50;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +34,6 @@ pub struct Effort {
     pub marks: usize,
     /// Bytes of the log that a rebuild reads.
     pub log_bytes: u64,
-    /// Transactions of the database in one run.
-    pub transactions: usize,
     /// How often each is measured.
     pub repetitions: u32,
 }
@@ -77,14 +70,6 @@ pub struct TrackerFigures {
     pub switch_seconds: Vec<f64>,
     /// Pages in that answer.
     pub switch_pages: u64,
-    /// Transactions per second of the reference database without the tracker, by repetition.
-    pub database_without: Vec<f64>,
-    /// With it.
-    pub database_with: Vec<f64>,
-    /// Seconds of a transaction that are spent on marking, by repetition: by the clock around the calls, in place.
-    pub marking_seconds: Vec<f64>,
-    /// Two databases without the tracker, compared as those with and without: the ratio, by repetition.
-    pub database_alike: Vec<f64>,
 }
 
 fn cannot(what: &str, error: std::io::Error) -> Error {
@@ -113,25 +98,12 @@ pub fn measure(dir: &Path, root: &Path, effort: Effort) -> Result<TrackerFigures
         rebuild_bytes_per_second: Vec::new(),
         switch_seconds: Vec::new(),
         switch_pages: 0,
-        database_without: Vec::new(),
-        database_with: Vec::new(),
-        marking_seconds: Vec::new(),
-        database_alike: Vec::new(),
     };
     for repetition in 0..effort.repetitions as usize {
         let place = own("marks")?;
         marks(place.path(), effort, repetition, &mut figures)?;
         let place = own("rebuild")?;
         rebuild(place.path(), effort, &mut figures)?;
-        let (plain, tracked) = (own("plain")?, own("tracked")?);
-        let turns = transactions([(plain.path(), false), (tracked.path(), true)], effort)?;
-        figures.database_without.push(turns.per_second[0]);
-        figures.database_with.push(turns.per_second[1]);
-        figures.marking_seconds.push(turns.marking_seconds);
-        let (one, other) = (own("one")?, own("other")?);
-        let alike = transactions([(one.path(), false), (other.path(), false)], effort)?;
-        let ratio = alike.per_second[1] / alike.per_second[0];
-        figures.database_alike.push(ratio);
     }
     Ok(figures)
 }
@@ -298,60 +270,6 @@ fn rebuild(dir: &Path, effort: Effort, figures: &mut TrackerFigures) -> Result<(
     Ok(())
 }
 
-/// What two databases in turn did.
-struct Turns {
-    /// Transactions per second.
-    per_second: [f64; 2],
-    /// Seconds of a transaction of the second one that were spent on marking.
-    marking_seconds: f64,
-}
-
-/// Runs the same transactions in two reference databases, each with the tracker or without: one thread, all pages in memory,
-/// nothing waits for the disk but a full log buffer. They run in turn, a slice at a time, and each first as often as the
-/// other: a machine whose speed drifts slows both.
-fn transactions(places: [(&Path, bool); 2], effort: Effort) -> Result<Turns> {
-    let [one, other] = places.map(|(dir, tracked)| database(dir, tracked));
-    let databases = [one?, other?];
-    let marked_before = databases[1].marking_seconds();
-    let mut workload = Workload::new(3, 0);
-    let mut seconds = [0.0; 2];
-    for slice in 0..effort.transactions.div_ceil(SLICE) {
-        let ops: Vec<_> = (0..SLICE).map(|_| workload.next_transaction()).collect();
-        for turn in 0..2 {
-            let which = (slice + turn) % 2;
-            let begun = Instant::now();
-            for ops in &ops {
-                databases[which].append(ops)?;
-            }
-            seconds[which] += begun.elapsed().as_secs_f64();
-        }
-    }
-    let done = (effort.transactions.div_ceil(SLICE) * SLICE) as f64;
-    let marked = databases[1].marking_seconds() - marked_before;
-    for database in databases {
-        database.close()?;
-    }
-    Ok(Turns {
-        per_second: seconds.map(|seconds| done / seconds),
-        marking_seconds: marked / done,
-    })
-}
-
-fn database(dir: &Path, tracked: bool) -> Result<Database> {
-    let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(dir)?);
-    Store::create(Arc::clone(&disk), identity())?;
-    let options = Options {
-        pool_pages: 100_000,
-        journal: false,
-    };
-    let (mut database, _) = Database::open(disk, options)?;
-    if tracked {
-        database.track(dir, None)?;
-    }
-    database.commit(&accounts(3))?;
-    Ok(database)
-}
-
 fn spread(values: &[f64], unit: f64) -> String {
     Spread::of(values.iter().map(|value| value / unit)).map_or_else(String::new, |spread| {
         format!("{:.2} ({:.2}-{:.2})", spread.median, spread.min, spread.max)
@@ -390,28 +308,14 @@ pub fn markdown(figures: &TrackerFigures) -> String {
             spread(&each, 1.0)
         );
     }
-    let pairs = figures.database_with.iter().zip(&figures.database_without);
-    let ratio: Vec<f64> = pairs.map(|(with, without)| with / without).collect();
-    let both = figures.marking_seconds.iter().zip(&figures.database_with);
-    let share: Vec<f64> = both.map(|(marking, rate)| marking * rate).collect();
     let _ = write!(
         out,
         "\n| | |\n|---|---|\n| rebuilt from a log of {} MiB in the page cache, GB/s | {} |\n\
-         | switch and answer over {} marked pages, ms | {} |\n\
-         | reference database, transactions/s without | {} |\n\
-         | with the tracker | {} |\n| with / without, pair by pair | {} |\n\
-         | two databases without the tracker, compared alike | {} |\n\
-         | marking in place, by the clock, ns of a transaction | {} |\n| the same, % of a transaction | {} |\n",
+         | switch and answer over {} marked pages, ms | {} |\n",
         figures.log_bytes >> 20,
         spread(&figures.rebuild_bytes_per_second, 1e9),
         figures.switch_pages,
-        spread(&figures.switch_seconds, 1e-3),
-        spread(&figures.database_without, 1.0),
-        spread(&figures.database_with, 1.0),
-        spread(&ratio, 1.0),
-        spread(&figures.database_alike, 1.0),
-        spread(&figures.marking_seconds, 1e-9),
-        spread(&share, 0.01)
+        spread(&figures.switch_seconds, 1e-3)
     );
     out
 }
@@ -426,7 +330,6 @@ mod tests {
         let effort = Effort {
             marks: 2000,
             log_bytes: 1 << 20,
-            transactions: 40,
             repetitions: 1,
         };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -439,7 +342,6 @@ mod tests {
                 .all(|mark| mark.marks_per_second[0] > 0.0)
         );
         assert!(figures.switch_pages > 1900);
-        assert!(figures.marking_seconds[0] > 0.0);
         let text = markdown(&figures);
         assert!(text.contains("| random, set before | 1 | 2 |"), "{text}");
     }
