@@ -22,15 +22,9 @@ const END: Lsn = Lsn(8192);
 const HEADER_BYTES: usize = 80;
 const ENTRY_BYTES: usize = 520;
 
-/// A directory in memory, made once.
+/// A directory, made once. `fuzz/run` has temporary files in memory, and removes them.
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
-    let shared = PathBuf::from("/dev/shm");
-    let parent = if shared.is_dir() {
-        shared
-    } else {
-        std::env::temp_dir()
-    };
-    let dir = parent.join(format!("mover-fuzz-epoch-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("mover-fuzz-epoch-{}", std::process::id()));
     fs::create_dir_all(dir.join(TRACKER_DIR)).expect("a directory");
     dir
 });

@@ -37,15 +37,10 @@ const BITMAP_WORDS: usize = 64;
 const BITMAPS: usize = DIRECTORIES + 2 * ENTRIES;
 const WORDS: usize = BITMAPS + 2 * ENTRIES * BITMAP_WORDS;
 
-/// A store's directory in memory, whose live file is made once: its header names its inode.
+/// A store's directory, whose live file is made once: its header names its inode. `fuzz/run` has temporary files in memory, and
+/// removes them.
 static PLACE: LazyLock<(PathBuf, File)> = LazyLock::new(|| {
-    let shared = PathBuf::from("/dev/shm");
-    let parent = if shared.is_dir() {
-        shared
-    } else {
-        std::env::temp_dir()
-    };
-    let dir = parent.join(format!("mover-fuzz-live-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("mover-fuzz-live-{}", std::process::id()));
     fs::create_dir_all(dir.join(TRACKER_DIR)).expect("a directory");
     let file = make(&dir);
     (dir, file)
