@@ -7,7 +7,7 @@
 //! owner, by an `expire` that knows it to be over or dead, or by an operator. A writer that cannot know whether its
 //! manifest was created leaves its session object alone. Until then the repository remembers the session as open, from before its
 //! object is created: a job that fails or is cancelled anywhere in between can take it back ([`take_back`]). The id of a session
-//! that makes a backup says under which id ([`id_for`]).
+//! that makes a backup says under which id (`id_for`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;

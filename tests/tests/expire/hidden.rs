@@ -229,7 +229,8 @@ fn a_backup_without_packs_of_its_own_is_found_by_what_names_it() {
                 .expect("a reply"),
         )
     };
-    let named: [(&str, Box<dyn Fn() + '_>); 3] = [
+    type Naming<'a> = (&'a str, Box<dyn Fn() + 'a>);
+    let named: [Naming<'_>; 3] = [
         (
             "holds/",
             Box::new(|| run("hold add", &[&hidden, "--reason", "audit"])),
