@@ -46,8 +46,7 @@ struct Summary {
     ok: bool,
     first_backup: BackupSummary,
     second_backup: BackupSummary,
-    /// Transactions: beside the first backup, between the two, beside the second, and after the restore.
-    commits: [u64; 4],
+    commits: Commits,
     verify: VerifySummary,
     restore: RestoreSummary,
     comparison: Compared,
@@ -55,6 +54,15 @@ struct Summary {
     comparison_of_first: Compared,
     seconds: f64,
     kept_in: Option<PathBuf>,
+}
+
+/// How many transactions were committed, and when.
+#[derive(Serialize)]
+struct Commits {
+    beside_first_backup: u64,
+    between_backups: u64,
+    beside_second_backup: u64,
+    after_restore: u64,
 }
 
 /// What a restored database was compared in, and found equal.
@@ -153,12 +161,12 @@ impl Demo<'_, '_> {
         let access = self.make_repository(&repo)?;
         self.say("back it up, while its clients commit");
         let full = BackupType::Full;
-        let (first_backup, beside_first) = self.back_up(&access, &home, full, &mut shop)?;
+        let (first_backup, beside_first_backup) = self.back_up(&access, &home, full, &mut shop)?;
         self.say("let them work on");
-        let between = self.work(&mut shop)?;
+        let between_backups = self.work(&mut shop)?;
         self.say("back up what they changed, while they go on");
         let incremental = BackupType::Incremental;
-        let (second_backup, beside_second) =
+        let (second_backup, beside_second_backup) =
             self.back_up(&access, &home, incremental, &mut shop)?;
         let verify = self.verify(&access)?;
 
@@ -176,12 +184,17 @@ impl Demo<'_, '_> {
         drop(truth);
         self.say("start the restored database");
         let mut shop = Shop::start(&home, clients)?;
-        let after = self.work(&mut shop)?;
+        let after_restore = self.work(&mut shop)?;
         Ok(Summary {
             ok: true,
             first_backup,
             second_backup,
-            commits: [beside_first, between, beside_second, after],
+            commits: Commits {
+                beside_first_backup,
+                between_backups,
+                beside_second_backup,
+                after_restore,
+            },
             verify,
             restore,
             comparison,
@@ -431,7 +444,7 @@ fn tell_end(context: &mut Context<'_>, summary: &Summary) {
     let title = context.out.paint("everything came back", GREEN);
     let share = second.bytes_stored as f64 / first.bytes_stored.max(1) as f64;
     context.out.line(format!(
-        "{title}  in {}; the second backup took {} of the first one's space",
+        "{title} in {}; the second backup took {} of the first one's space",
         figures::duration(summary.seconds),
         figures::percent(share)
     ));
