@@ -26,9 +26,22 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     if summary.ok {
         return Ok(());
     }
+    let hint = match damaged_backups(&summary) {
+        0 => {
+            "every backup can be restored; put the objects named back from a copy, or make them anew: `helios-mover hold`, `annotate` and `key` do that"
+        }
+        _ => {
+            "put the objects named back from a copy, or back up into a new repository: here a new backup would build on the damaged blocks"
+        }
+    };
     Err(Error::new(Kind::VerifyFailed, "verification found damage")
         .object(figures::counted(summary.findings.len() as u64, "finding"))
-        .hint("put the objects named back from a copy, or back up into a new repository: here a new backup would build on the damaged blocks"))
+        .hint(hint))
+}
+
+fn damaged_backups(summary: &VerifySummary) -> u64 {
+    let damaged = summary.backups.iter().filter(|backup| !backup.ok);
+    damaged.count() as u64
 }
 
 fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
@@ -37,10 +50,12 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
     } else {
         context.out.paint("DAMAGED", RED)
     };
-    context.out.line(format!(
-        "{title}  {}",
-        figures::counted(summary.backups.len() as u64, "backup")
-    ));
+    let all = figures::counted(summary.backups.len() as u64, "backup");
+    let of = match summary.ok {
+        true => String::new(),
+        false => format!("{} of ", figures::count(damaged_backups(summary))),
+    };
+    context.out.line(format!("{title}  {of}{all}"));
     let mut table = Table::pairs().indent(2);
     for backup in &summary.backups {
         let state = if backup.ok {
