@@ -311,6 +311,31 @@ fn every_cut_swap_and_loss_is_noticed_with_encryption() {
 }
 
 #[test]
+fn a_damaged_hold_is_found_and_hits_no_backup() {
+    let sample = Sample::new("hold", Protection::Identity, 1);
+    let at = |(name, _): &&(PathBuf, Vec<u8>)| name.starts_with("holds");
+    let (name, bytes) = sample.objects.iter().find(at).expect("a hold");
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    fs::write(sample.repo.dir.join(name), damaged).expect("object");
+    let outcome = sample.repo.verify().expect(exit::VERIFY_FAILED);
+    let mut lines = outcome.lines().into_iter();
+    let summary = lines.find(|line| line["message_type"] == "summary");
+    let summary = summary.expect("a summary before the error");
+    assert_eq!(summary["backups"][0]["ok"], true, "{summary}");
+    let found = &summary["findings"][0];
+    assert_eq!(found["object"], name.to_str().expect("a name"), "{summary}");
+    assert_eq!(found["backups"], serde_json::json!([]), "{summary}");
+    let hint = outcome.error()["hint"].clone();
+    assert!(
+        hint.as_str()
+            .expect("a hint")
+            .contains("every backup can be restored"),
+        "{outcome}"
+    );
+}
+
+#[test]
 fn deleted_manifest_takes_its_backup_and_no_other() {
     let sample = Sample::new("manifest", Protection::Identity, 2);
     let (gone, kept) = (&sample.truth[1].0, &sample.truth[0]);
