@@ -15,6 +15,8 @@ use crate::random::Random;
 /// How often, and how many times, something that happens soon is looked for: a minute in all.
 const POLL: Duration = Duration::from_millis(10);
 const POLLS: u32 = 6000;
+/// How often something is looked for that must be met while it is so.
+const CLOSE_POLL: Duration = Duration::from_micros(500);
 
 /// A run of the tool. What it prints is read when it has ended, so it must be less than a pipe holds (64 KiB).
 #[derive(Debug)]
@@ -126,6 +128,23 @@ pub fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) 
     let ended = !job.is_running();
     drop(job);
     ended
+}
+
+/// Runs `command` and kills it as soon as `happened` says so; returns whether it had ended before.
+#[track_caller]
+pub fn kill_when(command: &mut Command, mut happened: impl FnMut() -> bool) -> bool {
+    let mut job = Job::start_into(command, Stdio::null(), Stdio::null());
+    let give_up = Instant::now() + POLL * POLLS;
+    while job.is_running() {
+        if happened() {
+            let ended = !job.is_running();
+            drop(job);
+            return ended;
+        }
+        assert!(Instant::now() < give_up, "waited in vain");
+        std::thread::sleep(CLOSE_POLL);
+    }
+    true
 }
 
 /// How long `job` takes.

@@ -7,9 +7,10 @@ use std::fs;
 use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use crate::job::{Job, kill_within};
+use crate::job::{Job, kill_when, kill_within};
 use crate::mover::{AnyRepo, exit};
 use crate::random::Random;
 use crate::scratch::Scratch;
@@ -91,13 +92,13 @@ impl Kills {
 }
 
 impl Kills {
-    /// Fails the test unless one kill in twenty came between packs, of backups that had several each. One in three does.
+    /// Fails the test unless half of the kills came between packs, where each was meant to.
     #[track_caller]
-    pub fn assert_enough_left_packs(&self) {
-        eprintln!("of several packs: {self:?}");
+    pub fn assert_most_left_packs(&self) {
+        eprintln!("between packs: {self:?}");
         let all = self.before_end + self.after_end;
         assert!(
-            self.between_packs >= all / 20,
+            self.between_packs >= all / 2,
             "too few kills came between packs: {self:?}"
         );
     }
@@ -116,12 +117,42 @@ impl AddAssign for Kills {
 pub struct KillPlan<'a> {
     /// How often.
     pub kills: u64,
-    /// What one takes that is left alone.
-    pub usual: Duration,
+    /// When.
+    pub at: KillAt<'a>,
     /// Gives the source something new to store before each.
     pub change: fn(&Path, &mut Random),
-    /// How many packs the repository has.
-    pub packs: &'a dyn Fn() -> u64,
+}
+
+/// When a backup is killed.
+#[derive(Clone, Copy)]
+pub enum KillAt<'a> {
+    /// At a random instant of what one takes that is left alone.
+    Within(Duration),
+    /// As soon as it has published its first packs, up to a random number of them below the first; the function tells
+    /// how many the repository has.
+    Pack(u64, &'a dyn Fn() -> u64),
+}
+
+impl KillAt<'_> {
+    /// Runs `backup` and kills it; returns whether it had ended before.
+    #[track_caller]
+    fn kill(self, backup: &mut Command, random: &mut Random) -> bool {
+        match self {
+            KillAt::Within(usual) => kill_within(backup, usual, random),
+            KillAt::Pack(bound, packs) => {
+                let enough = packs() + 1 + random.below(bound);
+                kill_when(backup, || packs() >= enough)
+            }
+        }
+    }
+
+    /// Packs of the repository, as far as it can tell.
+    fn packs(self) -> u64 {
+        match self {
+            KillAt::Within(_) => 0,
+            KillAt::Pack(_, packs) => packs(),
+        }
+    }
 }
 
 /// Kills a backup at a random instant of the `usual` time, again and again, with something new to store each time, as
@@ -137,9 +168,8 @@ pub fn killed_backups_harm_nothing(
 ) -> Kills {
     let plan = KillPlan {
         kills,
-        usual,
+        at: KillAt::Within(usual),
         change,
-        packs: &|| 0,
     };
     kill_backups(repo, source, &plan, random, scratch)
 }
@@ -163,8 +193,8 @@ pub fn kill_backups(
     for _ in 0..plan.kills {
         (plan.change)(source, random);
         let truth = Tree::read(source);
-        let packs = (plan.packs)();
-        let ended = kill_within(&mut repo.backup_command(source), plan.usual, random);
+        let packs = plan.at.packs();
+        let ended = plan.at.kill(&mut repo.backup_command(source), random);
         all.count(ended);
         let listed = repo.ids();
         let new: Vec<&String> = listed
@@ -186,7 +216,7 @@ pub fn kill_backups(
                 all.published += 1;
                 truths.insert((*id).clone(), truth);
             }
-            None => all.between_packs += u64::from((plan.packs)() > packs),
+            None => all.between_packs += u64::from(plan.at.packs() > packs),
         }
         repo.verify().expect(exit::OK);
     }
