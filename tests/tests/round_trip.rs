@@ -112,8 +112,30 @@ fn every_engine_setting_gives_the_same_bytes() {
             "a job whose disks are limited is gentle: {summary}"
         );
         let target = scratch.join(format!("target-{i}"));
-        Outcome::of(repo.restore_command("latest", &target).args(flags)).summary();
+        let restored = Outcome::of(repo.restore_command("latest", &target).args(flags)).summary();
         truth.assert_same(&Tree::read(&target), &format!("{flags:?}"));
+        stages_add_up(&summary, "compress");
+        stages_add_up(&restored, "decode");
+        assert!(summary["engine"]["link"].is_null(), "{summary}");
+    }
+}
+
+/// Each stage of a job is the sum of its shards', and no shard spent more than its time; in this one some time was spent.
+fn stages_add_up(summary: &Value, spent: &str) {
+    let seconds = |value: &Value| value.as_f64().expect("seconds");
+    let stages = summary["engine"]["stages"].as_object().expect("stages");
+    for (stage, whole) in stages {
+        let of_shards: f64 = shards(summary)
+            .map(|shard| seconds(&shard["stages"][stage]))
+            .sum();
+        let apart = (of_shards - seconds(whole)).abs();
+        assert!(apart < 1e-6, "{stage}: {summary}");
+    }
+    assert!(seconds(&stages[spent]) > 0.0, "{spent}: {summary}");
+    for shard in shards(summary) {
+        let stages = shard["stages"].as_object().expect("stages of a shard");
+        let spent: f64 = stages.values().map(seconds).sum();
+        assert!(spent <= seconds(&shard["wall_seconds"]), "{summary}");
     }
 }
 

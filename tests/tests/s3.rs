@@ -27,7 +27,10 @@ use mover_tests::proof::{
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
+use serde_json::Value;
 
+#[path = "s3/faulty.rs"]
+mod faulty;
 #[path = "s3/refused.rs"]
 mod refused;
 
@@ -115,6 +118,42 @@ fn every_verb_works_on_a_repository_in_s3() {
         objects(garage.access(), "verbs"),
         "a dry run stored something"
     );
+}
+
+#[test]
+fn what_goes_over_the_link_is_told_as_the_server_sees_it() {
+    let scratch = Scratch::new("s3-link");
+    let garage = Garage::start(scratch.path());
+    let proxy = FaultProxy::start(&garage.access().endpoint);
+    let access = garage.access().at(&proxy.endpoint());
+    let repo = repo_in(&access, &scratch, "link", Protection::None);
+    let source = scratch.dir("source");
+    plant::file(&source.join("table"), &mut Random::new(SEED), 16 << 20);
+    let told = |summary: &Value, name: &str| {
+        let figure = summary["engine"]["link"][name].as_u64();
+        figure.unwrap_or_else(|| panic!("no {name} in {summary}"))
+    };
+
+    let (before, stored) = (proxy.seen().len(), stored_bytes(&access, "link"));
+    let failing = Fault::new(Action::error(500, "InternalError")).chance(0.2, SEED);
+    let failing = proxy.inject(failing.times(5));
+    let made = repo.backup(&source).summary();
+    let seen = (proxy.seen().len() - before) as u64;
+    // The job's session is taken back after its end was told.
+    let told_late = seen - told(&made, "requests");
+    assert!(told_late <= 2, "of {seen} requests: {made}");
+    assert_eq!(told(&made, "retries"), proxy.hits(failing), "{made}");
+    assert!(proxy.hits(failing) > 0);
+    let grown = stored_bytes(&access, "link") - stored;
+    assert!(
+        grown > 16 << 20 && told(&made, "sent_bytes") >= grown,
+        "{made}"
+    );
+
+    let target = scratch.join("target");
+    let restored = repo.restore("latest", &target).summary();
+    assert!(told(&restored, "received_bytes") >= 16 << 20, "{restored}");
+    assert_eq!(told(&restored, "retries"), 0, "{restored}");
 }
 
 /// The lengths of the ranges that were asked for by way of `proxy`, from number `from` on, without those that only open

@@ -459,8 +459,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         outcomes,
         nodes,
         bytes_copied,
-        stages,
-        reports,
+        shards,
     } = copied.gathered;
     let committed = publish(
         engine,
@@ -483,7 +482,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         torn_pages: log.map_or(0, |log| log.torn_pages),
         warnings,
         repository: &repository,
-        engine: clock.report(stages, reports),
+        engine: clock.report(shards, repository.link_report()),
         totals: copied.totals,
     }))
 }

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mover_base::{Error, Kind, Result, SessionId, Timestamp};
 use mover_io::Shard;
-use mover_repo::{Repository, expire, sessions};
+use mover_repo::{Repository, StageSeconds, expire, sessions};
 use serde::Serialize;
 
 use crate::backup::only;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
-use crate::report::EngineReport;
+use crate::report::{EngineReport, ShardFigures};
 use crate::session::SessionGuard;
 use crate::settings::{Engine, RepoAccess, Tick};
 
@@ -135,9 +135,14 @@ pub fn execute(engine: &Engine, plan: ExpirePlan, tick: Tick<'_>) -> Result<Expi
             return Err(Error::new(Kind::Internal, "an expire was executed twice"));
         };
         let outcome = expire::execute(&shard, &repository, plan, &told).await?;
-        Ok((outcome, shard.report()))
+        let figures = ShardFigures {
+            report: shard.report(),
+            // None of the stages of backups and restores is part of it.
+            stages: StageSeconds::default(),
+        };
+        Ok((outcome, figures))
     };
-    let (outcome, report) = only(mover_io::run(&engine.single(), body, |stop| {
+    let (outcome, shard) = only(mover_io::run(&engine.single(), body, |stop| {
         tick(&progress, stop)
     })?)?;
     let mut summary = ExpireSummary {
@@ -145,7 +150,7 @@ pub fn execute(engine: &Engine, plan: ExpirePlan, tick: Tick<'_>) -> Result<Expi
         repository: plan.repository,
         backups: plan.backups,
         outcome,
-        engine: clock.report(Default::default(), vec![report]),
+        engine: clock.report(vec![shard], repository.link_report()),
     };
     // Those of the plan were told with it, or are told now.
     summary.outcome.warnings.splice(0..0, plan.warnings);

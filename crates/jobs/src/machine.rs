@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use mover_io::ShardReport;
-use mover_repo::StageSeconds;
+use mover_repo::{LinkReport, StageSeconds};
 
-use crate::report::EngineReport;
+use crate::report::{EngineReport, ShardFigures};
 
 /// Largest resident set of this process so far, in bytes (`VmHWM` of proc(5)); 0 where it is not told.
 pub fn peak_rss_bytes() -> u64 {
@@ -43,13 +42,16 @@ impl Clock {
     }
 
     /// The report of the job that ends now.
-    pub fn report(&self, stages: StageSeconds, shards: Vec<ShardReport>) -> EngineReport {
+    pub fn report(&self, shards: Vec<ShardFigures>, link: Option<LinkReport>) -> EngineReport {
+        let mut stages = StageSeconds::default();
+        shards.iter().for_each(|shard| stages.add(&shard.stages));
         EngineReport {
             seconds: self.seconds(),
             cpu_seconds: cpu_seconds() - self.cpu_seconds,
             peak_rss_bytes: peak_rss_bytes(),
             stages,
             shards,
+            link,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariants: figures are measured, never derived from a setting; a figure that was not measured is absent.
 
 use mover_io::ShardReport;
-use mover_repo::StageSeconds;
+use mover_repo::{LinkReport, StageSeconds};
 use serde::Serialize;
 
 /// What the machinery did for a job.
@@ -17,6 +17,19 @@ pub struct EngineReport {
     pub peak_rss_bytes: u64,
     /// Wall seconds in each stage, added over shards.
     pub stages: StageSeconds,
-    /// One report per shard: rung, buffers, bytes, busy share.
-    pub shards: Vec<ShardReport>,
+    /// What each shard did.
+    pub shards: Vec<ShardFigures>,
+    /// What went over the link to the repository; absent where it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkReport>,
+}
+
+/// What one shard did for a job.
+#[derive(Debug, Clone, Serialize)]
+pub struct ShardFigures {
+    /// Rung, buffers, bytes, busy share.
+    #[serde(flatten)]
+    pub report: ShardReport,
+    /// Its wall seconds in each stage.
+    pub stages: StageSeconds,
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mover_base::{BackupId, Result};
-use mover_io::{Shard, ShardReport};
-use mover_repo::{BackupView, StageSeconds, catalogue};
+use mover_io::Shard;
+use mover_repo::{BackupView, catalogue};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ use crate::fill::{FillCounts, Filler, Ready, Sought};
 use crate::log_work::watched;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
-use crate::report::EngineReport;
+use crate::report::{EngineReport, ShardFigures};
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
 use crate::settle::{Settled, is_page_store, settle};
 
@@ -237,12 +237,10 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     } = target.finish()?;
 
     let mut counts = FillCounts::default();
-    let mut stages = StageSeconds::default();
-    let mut reports = Vec::new();
+    let mut shards = Vec::new();
     for part in parts {
         counts.add(&part.counts);
-        stages.add(&part.stages);
-        reports.push(part.report);
+        shards.push(part.figures);
     }
     let mut warnings = plan.warnings;
     warnings.extend(not_removed);
@@ -250,7 +248,7 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     if warnings_more > 0 {
         warnings.push(format!("{warnings_more} warnings more"));
     }
-    let engine = clock.report(stages, reports);
+    let engine = clock.report(shards, view.link_report());
     Ok(RestoreSummary {
         backup_id: view.id,
         target: plan.target,
@@ -283,8 +281,7 @@ const READY_MAX: usize = 8;
 /// What one shard brings back.
 struct Part {
     counts: FillCounts,
-    stages: StageSeconds,
-    report: ShardReport,
+    figures: ShardFigures,
 }
 
 /// What the shards share.
@@ -365,8 +362,10 @@ async fn fill_shard(shard: &Shard, job: &FillJob<'_>) -> Result<Part> {
     let (counts, stages) = filler.finish();
     Ok(Part {
         counts,
-        stages,
-        report: shard.report(),
+        figures: ShardFigures {
+            report: shard.report(),
+            stages,
+        },
     })
 }
 

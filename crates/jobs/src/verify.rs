@@ -23,7 +23,7 @@ use serde::Serialize;
 use crate::backup::only;
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
-use crate::report::EngineReport;
+use crate::report::{EngineReport, ShardFigures};
 use crate::settings::{Engine, RepoAccess, Tick, pieces_ahead};
 
 /// How deeply to look.
@@ -130,7 +130,6 @@ impl Found {
         self.objects += other.objects;
         self.bytes += other.bytes;
         self.blocks += other.blocks;
-        self.stages.add(&other.stages);
     }
 }
 
@@ -161,10 +160,11 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
     let wide = engine.wide_to_read(&repository)?;
     let parts = mover_io::run(&wide, work, |stop| tick(&progress, stop))?;
-    let mut reports = Vec::new();
+    let mut shards = Vec::new();
     for (part, report) in parts {
+        let stages = part.stages;
+        shards.push(ShardFigures { report, stages });
         found.add(part);
-        reports.push(report);
     }
 
     let mut findings = merged(found.findings);
@@ -188,7 +188,7 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         unreferenced_bytes: unreferenced.as_ref().map(|found| found.bytes),
         strays,
         findings,
-        engine: clock.report(found.stages, reports),
+        engine: clock.report(shards, repository.link_report()),
     })
 }
 

@@ -50,7 +50,7 @@ pub use mover_format::manifest::{
     StorageInfo, VerificationInfo,
 };
 pub use mover_format::seal::Origin;
-pub use mover_store::LinkLimits;
+pub use mover_store::{LinkLimits, LinkReport};
 pub use process::{Life, host_name};
 pub use reader::READS_AHEAD;
 pub use records::is_unreadable;

@@ -13,7 +13,7 @@ use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, Origin, SessionKey};
 use mover_io::{Shard, random_bytes};
-use mover_store::{LinkLimits, Put, Store};
+use mover_store::{LinkLimits, LinkReport, Put, Store};
 
 use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
@@ -339,6 +339,11 @@ impl Repository {
     /// Whether it lies behind a link ([`Store::has_link`]).
     pub fn has_link(&self) -> bool {
         self.store.has_link()
+    }
+
+    /// What went over that link so far ([`Store::link_report`]).
+    pub fn link_report(&self) -> Option<LinkReport> {
+        self.store.link_report()
     }
 
     /// Sessions that this process began and may have to take back.

@@ -15,6 +15,7 @@ use mover_format::manifest::{BackupMetadata, PackInfo};
 use mover_format::node::Run;
 use mover_format::seal::Origin;
 use mover_io::Shard;
+use mover_store::LinkReport;
 use tokio::task::JoinHandle;
 
 use crate::catalogue;
@@ -103,6 +104,11 @@ impl Segment {
 }
 
 impl BackupView {
+    /// What went over the link to its repository so far.
+    pub fn link_report(&self) -> Option<LinkReport> {
+        self.repository.link_report()
+    }
+
     /// Opens a backup: manifest and entries.
     pub async fn open(shard: &Shard, repository: &Arc<Repository>, id: BackupId) -> Result<Self> {
         let open = catalogue::load(shard, repository, id).await?;

@@ -21,6 +21,7 @@ pub mod local;
 mod piece;
 pub mod s3;
 mod slice;
+mod traffic;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_P
 use piece::Memory;
 pub use piece::Piece;
 pub use slice::Slice;
+pub use traffic::LinkReport;
 
 /// Longest single [`Store::read`] in bytes: a buffer less a block at either end, so that a range of any
 /// alignment fits with the blocks around it.
@@ -201,6 +203,14 @@ impl Store {
         match self {
             Store::Local(_) => false,
             Store::S3(_) => true,
+        }
+    }
+
+    /// What went over its link so far, by all shards; none of a directory.
+    pub fn link_report(&self) -> Option<LinkReport> {
+        match self {
+            Store::Local(_) => None,
+            Store::S3(s3) => Some(s3.link_report()),
         }
     }
 

@@ -42,8 +42,10 @@ use self::location::{Checksum, Location, Signing, Surroundings};
 use self::put::Conditions;
 use crate::bounds::is_stale;
 use crate::key::{Key, TEMPORARY_PART};
+use crate::traffic::Traffic;
 use crate::{
-    LinkLimits, ObjectInfo, Page, Piece, Put, Rivals, Slice, TEMPORARIES_MAX, Temporary, Tried,
+    LinkLimits, LinkReport, ObjectInfo, Page, Piece, Put, Rivals, Slice, TEMPORARIES_MAX,
+    Temporary, Tried,
 };
 
 /// A repository's place in a bucket. Cheap to clone.
@@ -63,6 +65,7 @@ struct Place {
     /// Why the first probe that was not deleted stays.
     undeleted: OnceLock<String>,
     has_answered: AtomicBool,
+    traffic: Traffic,
 }
 
 impl Place {
@@ -91,11 +94,16 @@ impl S3Store {
             signing: OnceCell::new(),
             undeleted: OnceLock::new(),
             has_answered: AtomicBool::new(false),
+            traffic: Traffic::default(),
         })))
     }
 
     pub(crate) fn url(&self) -> &str {
         &self.0.location.url
+    }
+
+    pub(crate) fn link_report(&self) -> LinkReport {
+        self.0.traffic.report()
     }
 
     /// This shard's connections.

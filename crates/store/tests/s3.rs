@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 mod conformance;
+mod s3_claims;
 mod s3_hedging;
 mod s3_refusals;
 mod s3_runs;
@@ -52,16 +53,19 @@ conformance!(
 
 #[test]
 fn faults_that_pass_are_survived_and_nothing_is_lost_or_doubled() {
-    survive_faults(Behind::plain);
+    survive_faults(|| place(FilesystemOptions::default()), Behind::plain);
 }
 
 #[test]
 fn faults_are_survived_by_bodies_in_chunks() {
-    survive_faults(|kept| Behind::with(kept, "sign=chunks"));
+    survive_faults(
+        || place(FilesystemOptions::default()),
+        |kept| Behind::with(kept, "sign=chunks"),
+    );
 }
 
 /// What each fault does to a request, and that the work of a store goes on over it.
-fn survive_faults(before: impl Fn(&Place) -> Behind) {
+fn survive_faults(server: impl Fn() -> (Place, Subject), before: impl Fn(&Place) -> Behind) {
     let faults = [
         ("reset before", Action::ResetBeforeRequest),
         ("reset within", Action::ResetAfterRequestBytes(100_000)),
@@ -75,7 +79,7 @@ fn survive_faults(before: impl Fn(&Place) -> Behind) {
         ("late", Action::Delay(Duration::from_millis(300))),
     ];
     for (name, action) in faults {
-        let (kept, subject) = place(FilesystemOptions::default());
+        let (kept, subject) = server();
         let Behind { proxy, store } = before(&kept);
         // The probe has its own answer to a doubled request, so it runs without faults.
         subject.on_shard(async |shard| store.put_if_absent(&shard, &key("first"), b"x").await);

@@ -211,7 +211,7 @@ pub fn restored(summary: &RestoreSummary) -> String {
     timed(&bytes, &summary.engine, summary.bytes_per_second)
 }
 
-/// What the machinery did, in two rows.
+/// What the machinery did, in two rows, and what went over the link, in one.
 pub fn engine_rows(engine: &EngineReport, table: &mut Table) {
     table.pair("engine", engine_line(engine));
     table.pair(
@@ -222,17 +222,33 @@ pub fn engine_rows(engine: &EngineReport, table: &mut Table) {
             format_bytes(engine.peak_rss_bytes)
         ),
     );
+    if let Some(link) = &engine.link {
+        table.pair(
+            "link",
+            format!(
+                "{} sent, {} received, {}, {} of them again",
+                format_bytes(link.sent_bytes),
+                format_bytes(link.received_bytes),
+                figures::counted(link.requests, "request"),
+                link.retries
+            ),
+        );
+    }
 }
 
 /// Shards, rungs, buffers and files in one line.
 pub fn engine_line(engine: &EngineReport) -> String {
     let shards = &engine.shards;
-    let mut rungs: Vec<String> = shards.iter().map(|shard| name_of(&shard.rung)).collect();
+    let mut rungs: Vec<String> = shards
+        .iter()
+        .map(|shard| name_of(&shard.report.rung))
+        .collect();
     rungs.sort();
     rungs.dedup();
-    let registered = !shards.is_empty() && shards.iter().all(|shard| shard.buffers_registered);
-    let direct: u64 = shards.iter().map(|shard| shard.direct_files).sum();
-    let buffered: u64 = shards.iter().map(|shard| shard.buffered_files).sum();
+    let registered =
+        !shards.is_empty() && shards.iter().all(|shard| shard.report.buffers_registered);
+    let direct: u64 = shards.iter().map(|shard| shard.report.direct_files).sum();
+    let buffered: u64 = shards.iter().map(|shard| shard.report.buffered_files).sum();
     let files = match (direct, buffered) {
         (0, 0) => "no files".to_owned(),
         (_, 0) => "O_DIRECT".to_owned(),
@@ -242,7 +258,7 @@ pub fn engine_line(engine: &EngineReport) -> String {
             figures::counted(buffered, "file")
         ),
     };
-    let gentle = shards.iter().any(|shard| shard.gentle);
+    let gentle = shards.iter().any(|shard| shard.report.gentle);
     format!(
         "{}, {}, {} buffers, {files}{}",
         figures::counted(shards.len() as u64, "shard"),

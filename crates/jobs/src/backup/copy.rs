@@ -4,13 +4,14 @@
 //! the parent has it is read instead.
 
 use mover_base::{BLOCK_BYTES, Result};
-use mover_io::{Shard, ShardConfig, ShardReport, Stop};
-use mover_repo::{BackupRun, LeafPart, MapNode, ShardWriter, StageSeconds, WriterOutcome, lap};
+use mover_io::{Shard, ShardConfig, Stop};
+use mover_repo::{BackupRun, LeafPart, MapNode, ShardWriter, WriterOutcome, lap};
 
 use super::feed::{Event, Feed};
 use super::origin::{Origin, not_listed};
 use crate::extents::{ExtentId, ExtentQueue, Joiner, Share};
 use crate::progress::Progress;
+use crate::report::ShardFigures;
 use crate::settings::JobLimits;
 
 /// What one shard brings back.
@@ -18,8 +19,7 @@ struct Part {
     outcome: WriterOutcome,
     nodes: Vec<(ExtentId, MapNode)>,
     read_bytes: u64,
-    stages: StageSeconds,
-    report: ShardReport,
+    figures: ShardFigures,
 }
 
 /// What all shards bring back.
@@ -28,8 +28,7 @@ pub(crate) struct Gathered {
     pub outcomes: Vec<WriterOutcome>,
     pub nodes: Vec<(ExtentId, MapNode)>,
     pub bytes_copied: u64,
-    pub stages: StageSeconds,
-    pub reports: Vec<ShardReport>,
+    pub shards: Vec<ShardFigures>,
 }
 
 impl Gathered {
@@ -37,10 +36,11 @@ impl Gathered {
         self.outcomes.push(part.outcome);
         self.nodes.extend(part.nodes);
         self.bytes_copied += part.read_bytes;
-        self.stages.add(&part.stages);
         // What is copied after the bulk, by shards of its own, says nothing more of the machinery.
-        if part.report.shard == self.reports.len() {
-            self.reports.push(part.report);
+        let index = part.figures.report.shard;
+        match self.shards.get_mut(index) {
+            Some(shard) => shard.stages.add(&part.figures.stages),
+            None => self.shards.push(part.figures),
         }
     }
 }
@@ -140,12 +140,15 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
     let read_bytes = feed.read_bytes;
     let outcome = writer.finish().await?;
     job.progress.add_stored(outcome.counts.stored_bytes);
-    Ok(Part {
+    let figures = ShardFigures {
+        report: shard.report(),
         stages: outcome.stages,
+    };
+    Ok(Part {
         outcome,
         nodes,
         read_bytes,
-        report: shard.report(),
+        figures,
     })
 }
 

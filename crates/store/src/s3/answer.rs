@@ -237,7 +237,9 @@ impl Answer {
             .hint("try again later; what was committed is safe")
             .cause(said),
             _ if is_html(&self.headers) => not_s3(location, &said),
-            _ => told(Kind::Storage, format!("the store refused to {act}")).cause(said),
+            _ => told(Kind::Storage, format!("the store refused to {act}"))
+                .hint("if the store's own words do not tell what to change, run `check`, which tries out what the mover needs of it")
+                .cause(said),
         }
     }
 

@@ -20,6 +20,7 @@ use mover_base::hex;
 use mover_io::{RateBudget, Shard};
 use tokio::sync::mpsc;
 
+use super::Place;
 use super::chunked;
 use super::location::Checksum;
 
@@ -141,6 +142,7 @@ pub(super) struct PayloadBody {
     source: Source,
     bytes_left: u64,
     progress: Arc<Progress>,
+    place: Arc<Place>,
 }
 
 enum Source {
@@ -149,13 +151,14 @@ enum Source {
 }
 
 impl PayloadBody {
-    /// A body of `pieces`, slowed down to `budget` where that has a limit.
+    /// A body of `pieces`, slowed down to the place's limit where it has one.
     pub fn new(
         shard: &Shard,
         pieces: VecDeque<Bytes>,
-        budget: &Arc<RateBudget>,
+        place: &Arc<Place>,
         progress: &Arc<Progress>,
     ) -> Self {
+        let budget = &place.limits.upload;
         let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         let source = match budget.is_unlimited() {
             true => Source::Pieces(pieces),
@@ -168,6 +171,7 @@ impl PayloadBody {
             source,
             bytes_left: bytes,
             progress: Arc::clone(progress),
+            place: Arc::clone(place),
         }
     }
 }
@@ -223,6 +227,7 @@ impl Body for PayloadBody {
         let Some(step) = step else {
             return Poll::Ready(None);
         };
+        self.place.traffic.add_sent(step.len() as u64);
         self.bytes_left = self.bytes_left.saturating_sub(step.len() as u64);
         if self.bytes_left == 0 {
             self.progress.all_handed_over.store(true, Relaxed);

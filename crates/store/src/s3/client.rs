@@ -181,7 +181,7 @@ impl Client {
     /// Sends a request until it is answered. The answer may be a refusal, which the caller understands.
     pub async fn send(&self, request: &Request, sink: &mut Sink<'_>) -> Result<Answer> {
         let mut first_failure = None;
-        let mut retry = 0;
+        let (mut retry, mut is_again) = (0, false);
         let (mut may_be_slow, mut may_be_expired) = (request.may_be_doubled(), true);
         loop {
             self.shard.stop()?;
@@ -195,6 +195,8 @@ impl Client {
             }
             // Who is only late must not use up what others need who failed.
             let may_be_slow_now = may_be_slow && self.flow.has_tries_to_spare();
+            let again = std::mem::replace(&mut is_again, true);
+            self.place.traffic.count_request(again);
             let outcome = self.attempt(request, sink, may_be_slow_now).await;
             let now = Instant::now();
             let error = match outcome {
@@ -368,7 +370,7 @@ impl Client {
             (Some(hashes), Some(seal)) => chunked::framed(payload, hashes, seal),
             (Some(_), None) => return Err(failed(&"it has no seal")),
         };
-        let body = PayloadBody::new(&self.shard, pieces, &place.limits.upload, progress);
+        let body = PayloadBody::new(&self.shard, pieces, place, progress);
         let call = http::Request::from_parts(parts, reqwest::Body::wrap(body));
         let call =
             reqwest::Request::try_from(call).map_err(|error| failed(&error.without_url()))?;
@@ -663,11 +665,15 @@ impl Client {
     ) -> Result<Option<Bytes>, Failure> {
         let timeout = self.place.location.timeout;
         let next = tokio::time::timeout(timeout, response.chunk()).await;
-        next.map_err(|_| Failure::Passing {
-            error: self.no_answer(request, timeout),
-            is_overload: true,
-        })?
-        .map_err(|error| self.transport(request, error))
+        let chunk = next
+            .map_err(|_| Failure::Passing {
+                error: self.no_answer(request, timeout),
+                is_overload: true,
+            })?
+            .map_err(|error| self.transport(request, error))?;
+        let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        self.place.traffic.add_received(bytes);
+        Ok(chunk)
     }
 
     fn broken_off(&self, request: &Request) -> Failure {

@@ -15,7 +15,10 @@ use crate::{read, refusal, survive_faults};
 
 #[test]
 fn over_tls_faults_that_pass_are_survived_and_nothing_is_lost_or_doubled() {
-    survive_faults(|kept| Behind::tls(kept, ""));
+    survive_faults(
+        || place(FilesystemOptions::default()),
+        |kept| Behind::tls(kept, ""),
+    );
 }
 
 /// All that is asked for at the same time is refused, several times over; then the server is well again.
