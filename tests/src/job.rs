@@ -121,13 +121,17 @@ pub fn wait_until(mut happened: impl FnMut() -> bool) {
 
 /// Runs `command` and kills it after a random part of `usual`; returns whether it had ended before.
 pub fn kill_within(command: &mut Command, usual: Duration, random: &mut Random) -> bool {
-    let mut job = Job::start_into(command, Stdio::null(), Stdio::null());
+    let job = Job::start_into(command, Stdio::null(), Stdio::null());
     // A little more than usual, so that the very end is hit as well.
     let micros = random.below(usual.as_micros() as u64 * 5 / 4 + 1);
     std::thread::sleep(Duration::from_micros(micros));
-    let ended = !job.is_running();
-    drop(job);
-    ended
+    kill(job)
+}
+
+/// Kills a job; returns whether it had ended before.
+fn kill(mut job: Job) -> bool {
+    // Dropping it kills it.
+    !job.is_running()
 }
 
 /// Runs `command` and kills it as soon as `happened` says so; returns whether it had ended before.
@@ -137,9 +141,7 @@ pub fn kill_when(command: &mut Command, mut happened: impl FnMut() -> bool) -> b
     let give_up = Instant::now() + POLL * POLLS;
     while job.is_running() {
         if happened() {
-            let ended = !job.is_running();
-            drop(job);
-            return ended;
+            return kill(job);
         }
         assert!(Instant::now() < give_up, "waited in vain");
         std::thread::sleep(CLOSE_POLL);

@@ -89,9 +89,7 @@ impl Kills {
             "too many kills came too late to prove anything: {self:?}"
         );
     }
-}
 
-impl Kills {
     /// Fails the test unless half of the kills came between packs, where each was meant to.
     #[track_caller]
     pub fn assert_most_left_packs(&self) {

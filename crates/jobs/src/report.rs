@@ -30,6 +30,6 @@ pub struct ShardFigures {
     /// Rung, buffers, bytes, busy share.
     #[serde(flatten)]
     pub report: ShardReport,
-    /// Its wall seconds in each stage.
+    /// Its wall seconds in each stage, those after the bulk of a backup included, which the report does not cover.
     pub stages: StageSeconds,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mover_base::{BackupId, Result};
-use mover_io::{Shard, ShardReport};
+use mover_io::Shard;
 use mover_repo::verify::{
     Damage, Inventory, NextPack, PACKS_AHEAD, PiecesAhead, Unreferenced, begin_pack, check_map,
     check_pack, finding,
@@ -121,7 +121,6 @@ struct Found {
     objects: u64,
     bytes: u64,
     blocks: u64,
-    stages: StageSeconds,
 }
 
 impl Found {
@@ -161,10 +160,9 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     let wide = engine.wide_to_read(&repository)?;
     let parts = mover_io::run(&wide, work, |stop| tick(&progress, stop))?;
     let mut shards = Vec::new();
-    for (part, report) in parts {
-        let stages = part.stages;
-        shards.push(ShardFigures { report, stages });
+    for (part, figures) in parts {
         found.add(part);
+        shards.push(figures);
     }
 
     let mut findings = merged(found.findings);
@@ -313,8 +311,8 @@ async fn check(
     tasks: &[Task],
     next: &AtomicUsize,
     progress: &Progress,
-) -> Result<(Found, ShardReport)> {
-    let mut part = Found::default();
+) -> Result<(Found, ShardFigures)> {
+    let (mut part, mut stages) = (Found::default(), StageSeconds::default());
     let pieces = PiecesAhead::of(pieces_ahead(shard.buffers_total(), 0));
     let claim = || {
         let task = tasks.get(next.fetch_add(1, Relaxed))?;
@@ -352,7 +350,7 @@ async fn check(
                     Ok(checked) => {
                         part.bytes += checked.bytes;
                         part.blocks += checked.blocks;
-                        part.stages.add(&checked.stages);
+                        stages.add(&checked.stages);
                     }
                     Err(error) => part
                         .findings
@@ -363,7 +361,8 @@ async fn check(
             }
         }
     }
-    Ok((part, shard.report()))
+    let report = shard.report();
+    Ok((part, ShardFigures { report, stages }))
 }
 
 #[cfg(test)]

@@ -226,7 +226,7 @@ pub fn engine_rows(engine: &EngineReport, table: &mut Table) {
         table.pair(
             "link",
             format!(
-                "{} sent, {} received, {}, {} of them again",
+                "{} sent, {} received, {}, {} sent again",
                 format_bytes(link.sent_bytes),
                 format_bytes(link.received_bytes),
                 figures::counted(link.requests, "request"),

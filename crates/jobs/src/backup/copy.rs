@@ -36,7 +36,7 @@ impl Gathered {
         self.outcomes.push(part.outcome);
         self.nodes.extend(part.nodes);
         self.bytes_copied += part.read_bytes;
-        // What is copied after the bulk, by shards of its own, says nothing more of the machinery.
+        // What is copied after the bulk, by shards of its own, says nothing more of the machinery; its time counts.
         let index = part.figures.report.shard;
         match self.shards.get_mut(index) {
             Some(shard) => shard.stages.add(&part.figures.stages),
