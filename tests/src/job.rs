@@ -25,6 +25,15 @@ pub struct Job {
     child: Option<Child>,
 }
 
+/// The most that was seen of a job while it ran.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Peaks {
+    /// Its resident set, in bytes.
+    pub rss_bytes: u64,
+    /// Its open sockets.
+    pub sockets: usize,
+}
+
 impl Job {
     /// Starts `command`.
     pub fn start(command: &mut Command) -> Self {
@@ -63,17 +72,19 @@ impl Job {
         kill_process(Pid::from_child(self.child()), signal).expect("the tool still runs");
     }
 
-    /// Waits for its end; returns also the largest resident set that was seen from outside, in bytes.
-    pub fn outcome_and_peak(mut self) -> (Outcome, u64) {
+    /// Waits for its end; returns also the most that was seen of it from outside.
+    pub fn outcome_and_peaks(mut self) -> (Outcome, Peaks) {
         let id = self.id();
-        let mut peak = 0;
+        let mut peaks = Peaks::default();
         while self.is_running() {
             let line = status_of(id, "VmHWM:");
             let kib = line.as_deref().and_then(|line| line.strip_suffix(" kB"));
-            peak = peak.max(kib.map_or(0, |kib| kib.parse::<u64>().expect("a number") * 1024));
+            let rss_bytes = kib.map_or(0, |kib| kib.parse::<u64>().expect("a number") * 1024);
+            peaks.rss_bytes = peaks.rss_bytes.max(rss_bytes);
+            peaks.sockets = peaks.sockets.max(sockets_of(id));
             std::thread::sleep(POLL);
         }
-        (self.outcome(), peak)
+        (self.outcome(), peaks)
     }
 
     /// Waits for its end, which is near.
@@ -105,6 +116,17 @@ pub fn status_of(id: u32, field: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix(field))?;
     Some(value.trim().to_owned())
+}
+
+/// How many sockets a process has open; none if it has just ended.
+fn sockets_of(id: u32) -> usize {
+    let Ok(open) = fs::read_dir(format!("/proc/{id}/fd")) else {
+        return 0;
+    };
+    let leads = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    leads
+        .filter(|lead| lead.to_string_lossy().starts_with("socket:"))
+        .count()
 }
 
 /// Waits for something that happens soon; a minute of waiting means that it never will.

@@ -33,6 +33,10 @@ use serde_json::Value;
 mod faulty;
 #[path = "s3/refused.rs"]
 mod refused;
+#[path = "s3/rights.rs"]
+mod rights;
+#[path = "s3/verbs.rs"]
+mod verbs;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x7333;
@@ -40,6 +44,8 @@ const SEED: u64 = 0x7333;
 const RSS_MAX: u64 = 256 * MIB;
 /// Kills of backups into S3.
 const KILLS: u64 = 20;
+/// How much longer a far server takes to answer.
+const FAR: Duration = Duration::from_millis(200);
 /// How long a killed server stays away.
 const AWAY: Duration = Duration::from_millis(700);
 /// Two `init` at once, so many times.
@@ -68,56 +74,6 @@ fn every_shape(source: &Path) {
         fs::create_dir(&dir).expect("directory");
         planter(&dir, &mut Random::new(SEED));
     }
-}
-
-#[test]
-fn every_verb_works_on_a_repository_in_s3() {
-    let scratch = Scratch::new("s3-verbs");
-    let garage = Garage::start(scratch.path());
-    let source = scratch.dir("source");
-    every_shape(&source);
-    let truth = Tree::read(&source);
-    let repo = repo_in(garage.access(), &scratch, "verbs", Protection::Identity);
-    assert!(repo.ids().is_empty());
-    let check = Outcome::of(
-        repo.command("check")
-            .args(["--source", &dir_url(&source), "--json"]),
-    )
-    .expect(exit::OK);
-    assert_eq!(check.document()["ok"], true, "{check}");
-    assert!(
-        check.stdout.contains("ignores conditional writes"),
-        "what the store is weak in is told\n{check}"
-    );
-
-    let first = repo.backup(&source).summary();
-    let before = stored_bytes(garage.access(), "verbs");
-    let second = repo.backup(&source).summary();
-    let grown = stored_bytes(garage.access(), "verbs") - before;
-    assert_eq!(second["bytes_new"], 0, "{second}");
-    assert!(
-        grown * 20 < before,
-        "the second backup took {grown} bytes beside {before} of the first"
-    );
-    let ids = [&first, &second].map(|made| made["backup_id"].as_str().expect("id").to_owned());
-    assert_eq!(repo.ids(), ids);
-    for (set, id) in [("latest", &ids[1]), (&ids[0], &ids[0])] {
-        let shown = Outcome::of(repo.command("show").args(["--set", set, "--json"]));
-        let shown = shown.expect(exit::OK);
-        assert!(shown.stdout.contains(id.as_str()), "{shown}");
-    }
-    repo.verify().expect(exit::OK);
-    for id in &ids {
-        restores_to(&repo, id, &truth, &scratch);
-    }
-
-    let dry = objects(garage.access(), "verbs");
-    Outcome::of(repo.backup_command(&source).arg("--dry-run")).summary();
-    assert_eq!(
-        dry,
-        objects(garage.access(), "verbs"),
-        "a dry run stored something"
-    );
 }
 
 /// A new repository in a new Garage, by way of a proxy, and a source of one file.
@@ -799,34 +755,52 @@ fn a_flipped_byte_on_the_server_is_named_and_never_restored() {
     }
 }
 
+/// Answers are late, so that many requests are under way at a time: as many as there are connections, where there is work for
+/// so many.
 #[test]
 fn memory_stays_small_with_a_repository_in_s3() {
     let scratch = Scratch::new("s3-memory");
     let garage = Garage::start(scratch.path());
+    let far = FaultProxy::start(&garage.access().endpoint);
     let repo = repo_in(garage.access(), &scratch, "memory", Protection::Identity);
     let source = scratch.dir("source");
     let mut random = Random::new(SEED);
     for i in 0..4 {
         plant::file(&source.join(format!("table-{i}")), &mut random, 128 << 20);
     }
-    let target = scratch.join("target");
-    let mut verify = repo.command("verify");
-    verify.arg("--json");
-    for mut command in [
-        repo.backup_command(&source),
-        repo.restore_command("latest", &target),
-        // It reads furthest ahead.
-        verify,
-    ] {
-        let (outcome, seen) = Job::start(&mut command).outcome_and_peak();
-        let summary = outcome.summary();
-        let told = summary["engine"]["peak_rss_bytes"].as_u64();
-        let told = told.expect("peak_rss_bytes");
-        assert!(seen > 0, "it was never looked at");
-        assert!(
-            seen.max(told) < RSS_MAX,
-            "{told} bytes of memory are told, {seen} were seen\n{outcome}"
-        );
+    far.inject(Fault::new(Action::Delay(FAR)).path("/packs/"));
+    let access = garage.access().at(&far.endpoint());
+    let url = access.url("memory") + "&connections=64";
+    let wide = repo.at(&url, &variables(&access.key));
+    for (repo, sockets) in [(&repo, 2), (&wide, 20)] {
+        let target = scratch.join("target");
+        let mut verify = repo.command("verify");
+        verify.arg("--json");
+        let mut backup = repo.backup_command(&source);
+        for command in [
+            &mut backup,
+            &mut repo.restore_command("latest", &target),
+            // It reads furthest ahead.
+            &mut verify,
+        ] {
+            let (outcome, seen) = Job::start(command).outcome_and_peaks();
+            let summary = outcome.summary();
+            let told = summary["engine"]["peak_rss_bytes"].as_u64();
+            let told = told.expect("peak_rss_bytes");
+            eprintln!("{seen:?} {told}");
+            assert!(seen.rss_bytes > 0, "it was never looked at");
+            assert!(
+                seen.rss_bytes.max(told) < RSS_MAX,
+                "{told} bytes of memory are told, {seen:?}\n{outcome}"
+            );
+            assert!(seen.sockets >= sockets, "{seen:?}\n{outcome}");
+        }
+        Tree::read(&source).assert_same(&Tree::read(&target), "restored");
+        fs::remove_dir_all(&target).expect("target");
+        // The next has something to store.
+        for i in 0..4 {
+            let table = source.join(format!("table-{i}"));
+            plant::file(&table, &mut random, 128 << 20);
+        }
     }
-    Tree::read(&source).assert_same(&Tree::read(&target), "restored");
 }

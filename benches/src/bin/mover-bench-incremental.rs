@@ -203,36 +203,73 @@ fn backups(args: &Args, work: &Path, report: &mut Report) -> Result<()> {
     );
     report.line("|---|---|---|---|---|---|---|");
     row(report, "full", &full, &full_summary);
-    let mut last = None;
-    for _ in 0..3 {
-        let changed = bulk.change((args.changed_mb * 1_000_000 / page) as usize)?;
-        let (usage, summary) = bench.backup("incr")?;
-        row(report, "incremental", &usage, &summary);
-        let compressed = compressed(&bulk, &changed)?;
-        last = Some((usage, summary, compressed, changed.len()));
-    }
+    let ratios = changes(args, &bench, &mut bulk, "incremental", report)?;
+    // What was marked is known from the first backup on.
+    bulk.track(&store)?;
+    bench.backup("incr")?;
+    let tracked = changes(args, &bench, &mut bulk, "incremental, tracked", report)?;
     let (usage, summary) = bench.backup("diff")?;
-    row(report, "differential", &usage, &summary);
-    let Some((usage, summary, compressed, changed)) = last else {
-        return Ok(());
-    };
-    let changed_bytes = changed as f64 * PAGE_BYTES as f64;
-    report.line(format!(
-        "\nlast incremental: {:.3} of the full backup's time; read {:.3} of what changed;",
-        usage.wall_seconds / full.wall_seconds,
-        copied(&summary) / changed_bytes
-    ));
-    report.line(format!(
-        "stored {:.2} % of the source and {:.3} of what the changed blocks take at zstd 3 ({:.3} of their size)",
-        100.0 * number(&summary, "bytes_stored") / number(&summary, "bytes_source"),
-        number(&summary, "bytes_stored") / compressed as f64,
-        compressed as f64 / changed_bytes
-    ));
+    row(report, "differential, tracked", &usage, &summary);
+    for (name, last) in [("incremental", &ratios), ("incremental, tracked", &tracked)] {
+        last.tell(name, &full, report);
+    }
     drop(bulk);
     restore(&bench)?;
     report.line("restored and compared: the same");
     std::fs::remove_dir_all(&store)
         .map_err(|error| failed("the store cannot be removed").cause(error))
+}
+
+/// The last of several incremental backups, of which each follows a change.
+struct Last {
+    usage: Usage,
+    summary: Value,
+    changed_bytes: f64,
+    /// What the changed blocks take at zstd 3.
+    compressed_bytes: f64,
+}
+
+impl Last {
+    fn tell(&self, name: &str, full: &Usage, report: &mut Report) {
+        report.line(format!(
+            "\nlast {name}: {:.3} of the full backup's time; read {:.3} of what changed;",
+            self.usage.wall_seconds / full.wall_seconds,
+            copied(&self.summary) / self.changed_bytes
+        ));
+        let stored = number(&self.summary, "bytes_stored");
+        report.line(format!(
+            "stored {:.2} % of the source and {:.3} of what the changed blocks take at zstd 3 ({:.3} of their size)",
+            100.0 * stored / number(&self.summary, "bytes_source"),
+            stored / self.compressed_bytes,
+            self.compressed_bytes / self.changed_bytes
+        ));
+    }
+}
+
+/// Changes the store and backs up what changed, three times.
+fn changes(
+    args: &Args,
+    bench: &Bench<'_>,
+    bulk: &mut Bulk,
+    name: &str,
+    report: &mut Report,
+) -> Result<Last> {
+    let pages = (args.changed_mb * 1_000_000 / PAGE_BYTES as u64) as usize;
+    let change = |bulk: &mut Bulk, report: &mut Report| {
+        let changed = bulk.change(pages)?;
+        let (usage, summary) = bench.backup("incr")?;
+        row(report, name, &usage, &summary);
+        Ok(Last {
+            usage,
+            summary,
+            changed_bytes: changed.len() as f64 * PAGE_BYTES as f64,
+            compressed_bytes: compressed(bulk, &changed)? as f64,
+        })
+    };
+    for _ in 0..2 {
+        change(bulk, report)?;
+    }
+    change(bulk, report)
 }
 
 fn row(report: &mut Report, name: &str, usage: &Usage, summary: &Value) {

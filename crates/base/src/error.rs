@@ -137,6 +137,12 @@ impl Error {
         self
     }
 
+    /// Whether this says that the object which was asked for, and nothing else, is missing. What names a remedy is about more,
+    /// such as a bucket or a disk that is not there: then nothing is known of the object.
+    pub fn is_absence(&self) -> bool {
+        self.0.kind == Kind::NotFound && self.0.hint.is_none()
+    }
+
     /// The same error seen as another kind, where a caller knows better what can be done.
     pub fn with_kind(mut self, kind: Kind) -> Self {
         self.0.kind = kind;

@@ -17,23 +17,26 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
     let number: f64 = text[..split].parse().map_err(|_| wrong())?;
-    let unit: f64 = match text[split..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "kb" => 1e3,
-        "m" | "mib" => 1024.0 * 1024.0,
-        "mb" => 1e6,
-        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
-        "gb" => 1e9,
-        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        "tb" => 1e12,
-        _ => return Err(wrong()),
-    };
+    let unit = unit_bytes(&text[split..].trim().to_ascii_lowercase()).ok_or_else(wrong)?;
     let bytes = number * unit;
     if !(0.0..9e18).contains(&bytes) {
         return Err(wrong());
     }
     Ok(bytes.round() as u64)
+}
+
+/// Bytes of a unit in lower case: `kib` and `k` are binary, `kb` is decimal.
+fn unit_bytes(unit: &str) -> Option<f64> {
+    const PREFIXES: &str = "kmgtpe";
+    if matches!(unit, "" | "b") {
+        return Some(1.0);
+    }
+    let power = PREFIXES.find(unit.chars().next()?)? as i32 + 1;
+    match &unit[1..] {
+        "" | "ib" => Some(1024_f64.powi(power)),
+        "b" => Some(1000_f64.powi(power)),
+        _ => None,
+    }
 }
 
 /// Formats bytes with a binary unit and three significant digits: `1.50 GiB`.
@@ -77,10 +80,15 @@ mod tests {
             ("1.5GiB", 1_610_612_736),
             ("10MB", 10_000_000),
             ("2t", 2_199_023_255_552),
+            ("1PiB", 1 << 50),
+            ("3PB", 3_000_000_000_000_000),
+            ("7 EiB", 7 << 60),
         ] {
             assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
         }
-        for text in ["", "-1", "1x", "1..2", "MiB", "1e3", "99999999999TiB"] {
+        for text in [
+            "", "-1", "1x", "1..2", "MiB", "1e3", "8EiB", "9EB", "1kk", "1ki", "1é",
+        ] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
@@ -92,6 +100,14 @@ mod tests {
         assert_eq!(format_bytes(1536), "1.50 KiB");
         assert_eq!(format_bytes(1024 * 1024 - 1), "1.00 MiB");
         assert_eq!(format_bytes(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn what_is_printed_parses() {
+        for bytes in (0..63).flat_map(|power| [1_u64 << power, (1 << power) - 1]) {
+            let (read, wanted) = (parse_bytes(&format_bytes(bytes)).unwrap(), bytes);
+            assert!(read.abs_diff(wanted) <= wanted / 200, "{bytes}: {read}");
+        }
     }
 
     #[test]

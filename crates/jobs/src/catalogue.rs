@@ -125,7 +125,7 @@ async fn item(
         Err(error) if is_unreadable(&error) => {
             item.problem = Some(error.to_string());
         }
-        Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+        Err(error) if error.is_absence() => return Ok(None),
         Err(error) => return Err(error),
     }
     Ok(Some(item))

@@ -5,13 +5,15 @@
 //! depend on the size.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use mover_base::{Lsn, Result, Timestamp};
+use mover_client::Tracker;
 use mover_source::disk::Disk;
 use mover_source::page::{BODY_BYTES, PAGE_BYTES, PAGE_HEADER_BYTES, PageBytes};
 use mover_source::pages::{Catalogue, Store, TableFile};
-use mover_source::wal::{Group, LogIdentity, Record, TableKind, Writer};
+use mover_source::wal::{Appended, Group, LogIdentity, Record, TableKind, Writer};
 
 use crate::heap;
 use crate::random::Random;
@@ -33,6 +35,7 @@ pub struct Bulk {
     pages: u32,
     random: Random,
     transaction: u64,
+    tracker: Option<Tracker>,
 }
 
 impl Bulk {
@@ -70,6 +73,7 @@ impl Bulk {
             pages,
             random: Random::new(seed),
             transaction: 1,
+            tracker: None,
         };
         fill(&bulk.file, &mut bulk.random, pages, appended.records[1])?;
         bulk.checkpoint()?;
@@ -89,7 +93,16 @@ impl Bulk {
             catalogue,
             random: Random::new(seed),
             transaction: recovered.next_transaction,
+            tracker: None,
         })
+    }
+
+    /// Takes up the block change tracker of the store, which is in `directory`. From now on it is told what changes.
+    pub fn track(&mut self, directory: &Path) -> Result<()> {
+        let (identity, end) = (*self.writer.identity(), self.writer.end());
+        let (tracker, _) = Tracker::open(directory, identity, end, &self.catalogue)?;
+        self.tracker = Some(tracker);
+        Ok(())
     }
 
     /// Changes a row in each of `count` pages at random, and makes a checkpoint. Returns the pages.
@@ -114,15 +127,32 @@ impl Bulk {
                 pages.push(page);
             }
             self.transaction += 1;
-            let time = time(self.transaction);
-            let appended = self.writer.append(&group, self.transaction, time)?;
-            self.writer.flush_to(appended.end)?;
+            let appended = self.append(&group, numbers)?;
             for ((number, page), lsn) in numbers.iter().zip(&mut pages).zip(&appended.records) {
                 self.file.write(*number, *lsn, page)?;
             }
         }
         self.checkpoint()?;
         Ok(changed)
+    }
+
+    /// Commits `group`, which changes these pages.
+    fn append(&self, group: &Group, pages: &[u32]) -> Result<Appended> {
+        let marking = self.tracker.as_ref().map(|tracker| {
+            let mut marking = tracker.begin();
+            marking.mark_many(pages.iter().map(|page| (TABLE, *page)));
+            marking
+        });
+        let time = time(self.transaction);
+        let appended = self.writer.append(group, self.transaction, time)?;
+        if let Some(marking) = marking {
+            marking.end(appended.end);
+        }
+        self.writer.flush_to(appended.end)?;
+        if let Some(tracker) = &self.tracker {
+            tracker.durable(appended.end);
+        }
+        Ok(appended)
     }
 
     fn checkpoint(&mut self) -> Result<()> {

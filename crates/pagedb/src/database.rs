@@ -393,6 +393,10 @@ impl Database {
             file.sync()?;
         }
         let at = store.checkpoint(&self.writer, catalogue, next, time)?;
+        // What it says may go from the log is known without the log.
+        if let Some(tracker) = &self.tracker {
+            tracker.durable(self.writer.durable());
+        }
         for table in dropped {
             let path = table_path(table);
             self.disk

@@ -108,7 +108,7 @@ pub async fn apply(
                 problems.push(error.to_string());
             }
             // The backup was deleted meanwhile.
-            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) if error.is_absence() => {}
             Err(error) => return Err(error),
         }
     }

@@ -146,7 +146,7 @@ async fn search(
                 warnings.push(no_parent(id, &error));
             }
             // It was deleted since it was listed.
-            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) if error.is_absence() => {}
             Err(error) => return Err(error),
         }
     }

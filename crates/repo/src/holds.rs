@@ -155,7 +155,7 @@ async fn read(
                 }
                 _ => hold.problem = Some("the hold was made for another backup".to_owned()),
             },
-            Err(error) if error.kind() == Kind::NotFound => continue,
+            Err(error) if error.is_absence() => continue,
             Err(error) if records::is_unreadable(&error) => {
                 hold.problem = Some(error.to_string());
             }

@@ -688,7 +688,7 @@ fn no_block(pack: &OpenPack) -> Error {
 }
 
 fn missing(key: &Key, error: Error) -> Error {
-    if error.kind() == Kind::NotFound {
+    if error.is_absence() {
         return damaged(
             key,
             Error::new(Kind::Corrupt, "an object that the backup needs is missing"),

@@ -20,6 +20,9 @@ const LIST_LIMIT: usize = 1000;
 const LOOKUPS_AT_ONCE: usize = 16;
 /// Most records of one kind that are listed at once; some 100 bytes each.
 const RECORDS_MAX: usize = 500_000;
+/// Most objects that a listing passes over because they do not belong there: a directory that was copied to the wrong place has
+/// fewer, and a listing that never ends more.
+const FOREIGN_MAX: usize = 100_000;
 
 /// A record that was read.
 pub(crate) struct OpenRecord {
@@ -120,13 +123,16 @@ pub(crate) async fn names(shard: &Shard, repository: &Repository, prefix: &str) 
 
 /// Gives every object below `prefix` to `each`, which says whether it is one of those that belong there. Returns the names
 /// of those that do not, and names that no object can have, [`STRAYS_MAX`] at most.
+///
+/// # Errors
+/// Those of the store and of `each`; `Limit` for over [`FOREIGN_MAX`] objects that do not belong there.
 pub(crate) async fn each_object(
     shard: &Shard,
     repository: &Repository,
     prefix: &str,
     mut each: impl FnMut(&ObjectInfo) -> Result<bool>,
 ) -> Result<Vec<String>> {
-    let (mut strays, mut after) = (Vec::new(), None);
+    let (mut strays, mut foreign, mut after) = (Vec::new(), 0, None);
     loop {
         shard.stop()?;
         let store = repository.store();
@@ -136,10 +142,18 @@ pub(crate) async fn each_object(
         strays.extend(page.strays);
         for object in page.objects {
             if !each(&object)? {
+                foreign += 1;
                 strays.push(object.key.as_str().to_owned());
             }
         }
         strays.truncate(STRAYS_MAX);
+        if foreign > FOREIGN_MAX {
+            let what =
+                format!("over {FOREIGN_MAX} objects stand there that are none of a repository");
+            return Err(Error::new(Kind::Limit, what).object(prefix).hint(
+                "move them elsewhere; if they are not there, the repository's storage, or a proxy before it, lists what it has not",
+            ));
+        }
         match page.next {
             Some(next) => after = Some(next),
             None => return Ok(strays),

@@ -174,8 +174,7 @@ impl Repository {
             .get(shard, &key, CONFIG_BYTES_MAX as u64)
             .await
             .map_err(|error| {
-                // An error with a remedy of its own is about more than this object, such as a bucket that is missing.
-                if error.kind() != Kind::NotFound || error.hint_text().is_some() {
+                if !error.is_absence() {
                     return error;
                 }
                 Error::new(Kind::NotFound, "there is no repository")

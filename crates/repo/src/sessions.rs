@@ -129,7 +129,7 @@ impl Registration {
             Err(error) => Err(error),
         };
         match ended {
-            Err(error) if error.kind() != Kind::NotFound => {
+            Err(error) if !error.is_absence() => {
                 tracing::debug!(%error, "the session object stays; the next expire takes it away");
             }
             _ => self.close(),
@@ -231,7 +231,7 @@ pub(crate) async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<S
         let open = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {
             Ok(open) => open,
             // It ended since it was listed.
-            Err(error) if error.kind() == Kind::NotFound => continue,
+            Err(error) if error.is_absence() => continue,
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
                 let what = format!("a session cannot be read: {}", error.message());
                 return Err(Error::new(error.kind(), what).object(key.as_str()).hint(format!(

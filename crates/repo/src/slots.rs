@@ -119,7 +119,7 @@ impl Repository {
                     (bytes, slot)
                 }
                 // It was removed since it was listed.
-                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) if error.is_absence() => continue,
                 Err(error) if error.kind() == Kind::Cancelled => return Err(error),
                 Err(error) => (Vec::new(), Err(error)),
             };

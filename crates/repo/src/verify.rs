@@ -77,13 +77,13 @@ pub struct Inventory {
 
 /// A finding from an error about content; any other error ends the run.
 pub fn finding(error: Error) -> Result<Damage> {
-    match error.kind() {
-        // An object over its cap is damaged too.
-        Kind::Corrupt | Kind::NotFound | Kind::Limit => Ok(Damage {
+    // An object over its cap is damaged too.
+    match matches!(error.kind(), Kind::Corrupt | Kind::Limit) || error.is_absence() {
+        true => Ok(Damage {
             object: error.object_name().unwrap_or("repository").to_owned(),
             what: told(&error),
         }),
-        _ => Err(error),
+        false => Err(error),
     }
 }
 
@@ -260,7 +260,7 @@ impl RecordName {
         match records::get(shard, repository, key, object_type, id).await {
             Ok(open) if self.is_of(&open.record) => Ok(None),
             Ok(_) => Ok(Some(damage("the record was made for another one".into()))),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) if error.is_absence() => Ok(None),
             Err(error) if records::is_unreadable(&error) => Ok(Some(damage(told(&error)))),
             Err(error) => Err(error),
         }

@@ -195,8 +195,12 @@ impl Service {
         let locks = self.locks.as_ref().filter(|_| writes_object(&request));
         let Some(locks) = locks else {
             if self.names_directory(&request) {
-                let answer = Response::builder().status(404).body(s3s::Body::empty());
-                return answer.map_err(io::Error::other);
+                let reply = Reply::s3_error(404, "NoSuchKey", "There is no such object.");
+                let body = match *request.method() {
+                    Method::HEAD => s3s::Body::empty(),
+                    _ => s3s::Body::from(reply.body.clone()),
+                };
+                return Ok(reply.into_response().map(|_| body));
             }
             return self.call(request.map(s3s::Body::from)).await;
         };

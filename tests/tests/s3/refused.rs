@@ -138,8 +138,8 @@ fn field<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
     pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
 
-/// A page of as many backups as are asked for, which promises more.
-fn page_of_backups(head: &RequestHead) -> Reply {
+/// A page of as many objects as are asked for, which promises more. Their names are `stem` and a number.
+fn page_without_end(head: &RequestHead, stem: &str) -> Reply {
     let number = |text: &str| u64::from_str_radix(text, 16).expect("a number");
     let first = match (
         field(head, "continuation-token"),
@@ -156,7 +156,7 @@ fn page_of_backups(head: &RequestHead) -> Reply {
     );
     for at in first..next {
         text.push_str(&format!(
-            "<Contents><Key>endless/backups/20260101-000000-{at:08x}</Key>\
+            "<Contents><Key>endless/{stem}{at:08x}</Key>\
              <LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>"
         ));
     }
@@ -164,29 +164,50 @@ fn page_of_backups(head: &RequestHead) -> Reply {
 }
 
 #[test]
-fn a_listing_of_backups_without_end_comes_to_an_end_with_a_remedy() {
+fn a_listing_without_end_comes_to_an_end_with_a_remedy() {
     const LIMIT: i32 = 60;
     let scratch = Scratch::new("s3-endless");
     let files = FilesystemS3::start(scratch.path());
     let repo = repo_in(files.access(), &scratch, "endless", Protection::None);
     let config = files.access().client().get("endless/config");
     let config = config.expect("the header").body;
-    let endless = Scripted::start(move |head, _| match field(head, "prefix") {
-        None => Reply::new(200, config.clone()).with("etag", "\"x\""),
-        Some(prefix) if prefix.ends_with("backups%2F") => page_of_backups(head),
-        Some(_) => Reply::new(
-            200,
-            "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>",
+    let list: fn(&AnyRepo) -> Outcome = AnyRepo::list;
+    for (directory, stem, verb, message, hint) in [
+        (
+            "backups%2F",
+            "backups/20260101-000000-",
+            list,
+            "over 100000 backups",
+            "begin another repository",
         ),
-    });
-    let access = files.access().at(&endless.endpoint());
-    let there = repo.at(&access.url("endless"), &variables(&access.key));
-    told(
-        there.list(),
-        LIMIT,
-        "over 100000 backups",
-        "begin another repository",
-    );
-    // Pages of a thousand, and one more after each to see whether there are more.
-    assert!(endless.requests().len() < 300);
+        (
+            "backups%2F",
+            "backups/copy-",
+            list,
+            "over 100000 objects stand there that are none",
+            "move them elsewhere",
+        ),
+        (
+            "packs%2F",
+            "packs/copy-",
+            AnyRepo::verify,
+            "over 100000 objects stand there that are none",
+            "move them elsewhere",
+        ),
+    ] {
+        let config = config.clone();
+        let endless = Scripted::start(move |head, _| match field(head, "prefix") {
+            None => Reply::new(200, config.clone()).with("etag", "\"x\""),
+            Some(prefix) if prefix.ends_with(directory) => page_without_end(head, stem),
+            Some(_) => Reply::new(
+                200,
+                "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>",
+            ),
+        });
+        let access = files.access().at(&endless.endpoint());
+        let there = repo.at(&access.url("endless"), &variables(&access.key));
+        told(verb(&there), LIMIT, message, hint);
+        // Pages of a thousand, and one more after each to see whether there are more.
+        assert!(endless.requests().len() < 300, "{stem}");
+    }
 }

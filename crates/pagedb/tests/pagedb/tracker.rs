@@ -206,6 +206,32 @@ fn random_histories_agree_with_the_extractor() {
 }
 
 #[test]
+fn what_a_checkpoint_made_durable_is_known_without_its_log() {
+    let dir = directory();
+    let path = dir.path();
+    let database = make(path, 9, 14);
+    let start = database.writer().durable();
+    epochs(path).switch(start, BUDGET_BYTES_DEFAULT).unwrap();
+    let mut workload = Workload::new(9, 0);
+    // Nobody waits for these; it is the checkpoint that makes them durable.
+    for _ in 0..200 {
+        database.append(&workload.next_transaction()).unwrap();
+    }
+    let end = database.writer().end();
+    database.checkpoint().unwrap();
+    let delta = extracted(path, LsnRange { start, end });
+    assert!(database.trim().unwrap() > 2);
+    let done = epochs(path).switch(end, BUDGET_BYTES_DEFAULT).unwrap();
+    assert_eq!(
+        (done.reset, done.read),
+        (None, None),
+        "the log was not asked"
+    );
+    let changed = epochs(path).changed(LsnRange { start, end }, BUDGET_BYTES_DEFAULT);
+    assert_holds(&changed.unwrap(), &delta, "after the log is gone");
+}
+
+#[test]
 fn nothing_is_lost_while_transactions_and_switches_race() {
     let dir = directory();
     let path = dir.path();

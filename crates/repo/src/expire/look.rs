@@ -168,7 +168,7 @@ impl Survey {
             shard.stop()?;
             match catalogue::load(shard, repository, id).await {
                 Ok(open) => self.add(open)?,
-                Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+                Err(error) if error.is_absence() => return Ok(false),
                 Err(error) => return Err(error),
             }
         }

@@ -118,7 +118,7 @@ async fn maker_of(shard: &Shard, repository: &Repository, id: PackId, bytes: u64
     let len = PREAMBLE_BYTES_MAX.min(usize::try_from(bytes).unwrap_or(PREAMBLE_BYTES_MAX));
     let head = match repository.store().read(shard, &key, 0, len).await {
         Ok(head) => head,
-        Err(error) if error.kind() == Kind::NotFound => return Ok(Maker::Gone),
+        Err(error) if error.is_absence() => return Ok(Maker::Gone),
         Err(error) if error.kind() == Kind::Corrupt => return Ok(Maker::Unreadable),
         Err(error) => return Err(error),
     };

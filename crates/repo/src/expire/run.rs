@@ -197,7 +197,7 @@ impl Run<'_> {
         }
         let open = match catalogue::load(self.shard, self.repository, backup).await {
             Ok(open) => open,
-            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+            Err(error) if error.is_absence() => return Ok(false),
             Err(error) => return Err(error),
         };
         self.survey.packs.add(&open.manifest.packs)?;
@@ -232,12 +232,12 @@ impl Run<'_> {
             match self.repository.store().delete(self.shard, &key).await {
                 Ok(()) => {}
                 // Another expire was faster.
-                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) if error.is_absence() => {}
                 Err(error) if error.kind() == Kind::Storage => {
                     self.refused(&key, &error);
                     // It may be gone all the same; while it may be there, its packs stay.
                     let open = match catalogue::load(self.shard, self.repository, backup).await {
-                        Err(gone) if gone.kind() == Kind::NotFound => return Err(error),
+                        Err(gone) if gone.is_absence() => return Err(error),
                         open => open?,
                     };
                     self.survey.packs.add(&open.manifest.packs)?;
@@ -412,7 +412,7 @@ impl Run<'_> {
             self.shard.stop()?;
             match store.remove_temporary(self.shard, &upload).await {
                 Ok(()) => self.out.uploads_removed += 1,
-                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {}
+                Err(error) if error.is_absence() || error.kind() == Kind::Conflict => {}
                 Err(error) => {
                     let warning = format!("an unfinished upload stays: {error}");
                     self.out.warnings.push(warning);

@@ -71,7 +71,9 @@ impl Root {
             .map_err(|errno| explain(errno, "examine the repository's directory", &path))?;
         if stat.st_nlink == 0 {
             return Err(
-                Error::new(Kind::NotFound, "the repository's directory was removed").object(path),
+                Error::new(Kind::NotFound, "the repository's directory was removed")
+                    .object(path)
+                    .hint("copy it back, or check that its disk is mounted"),
             );
         }
         Ok(())

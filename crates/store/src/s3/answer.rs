@@ -103,9 +103,10 @@ impl Answer {
     }
 
     /// Whether the same request may succeed later.
-    pub fn may_pass(&self) -> bool {
+    pub fn may_pass(&self, operation: Operation) -> bool {
         let code = self.error_code();
         match self.status.as_u16() {
+            404 => self.is_nobodys_absence(operation) && !self.is_page(),
             408 | 429 | 500 | 502 | 503 | 504 | 507 | 509 => true,
             409 => matches!(code, "ConditionalRequestConflict" | "OperationAborted"),
             400 => matches!(
@@ -118,6 +119,14 @@ impl Answer {
             ),
             _ => false,
         }
+    }
+
+    /// Whether it says that something is missing without S3's words for it: a proxy whose server is being restarted answers so
+    /// too, and it must not be taken for an object that was deleted. An answer to HEAD has no room for words.
+    fn is_nobodys_absence(&self, operation: Operation) -> bool {
+        self.status == StatusCode::NOT_FOUND
+            && operation != Operation::Head
+            && self.error_code().is_empty()
     }
 
     /// Whether the server asks for fewer requests.
@@ -224,6 +233,7 @@ impl Answer {
                     operation.permission()
                 ))
                 .cause(said),
+            _ if self.is_nobodys_absence(operation) => not_s3(location, &said),
             (404, _) => told(Kind::NotFound, "no such object".into()).cause(said),
             (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage") => {
                 told(Kind::Storage, "the store is full".into())
@@ -533,13 +543,21 @@ mod tests {
             (400, "InvalidRequest", false),
             (403, "AccessDenied", false),
             (412, "PreconditionFailed", false),
+            (404, "NoSuchKey", false),
             (200, "InternalError", true),
         ] {
             assert_eq!(
-                answer(status, &document(code)).may_pass(),
+                answer(status, &document(code)).may_pass(Operation::Get),
                 passes,
                 "{status} {code}"
             );
+        }
+        // Whoever says so without a code is no S3 server; HEAD has no room for one.
+        for body in ["", "404 page not found"] {
+            assert!(answer(404, body).may_pass(Operation::Delete), "{body}");
+            assert!(!answer(404, body).may_pass(Operation::Head), "{body}");
+            let error = answer(404, body).into_error(Operation::Get, "key", &location());
+            assert_eq!((error.kind(), error.is_absence()), (Kind::Storage, false));
         }
         assert!(answer(200, &document("InternalError")).is_hidden_error());
         assert!(!answer(200, "").is_hidden_error());

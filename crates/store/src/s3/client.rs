@@ -306,7 +306,7 @@ impl Client {
         if answer.is_expired() {
             return Err(Failure::Expired(self.refusal(request, answer), signed_by));
         }
-        if answer.may_pass() {
+        if answer.may_pass(request.operation) {
             let is_overload = answer.asks_to_slow_down();
             return Err(Failure::Passing {
                 error: self.refusal(request, answer),
@@ -612,7 +612,7 @@ impl Client {
 
     /// A success that does not bear what every object has: an error in disguise, or no S3 server's.
     fn without_tag(&self, request: &Request, answer: Answer) -> Result<Answer, Failure> {
-        if answer.may_pass() {
+        if answer.may_pass(request.operation) {
             return Ok(answer);
         }
         let said = format!("HTTP {} without an ETag", answer.status.as_u16());

@@ -264,7 +264,7 @@ pub(super) async fn abort(client: &Client, name: &str, id: &str) -> Result<()> {
     let answer = client.send(&request, &mut Sink::Answer).await?;
     match client.succeeded(&request, answer) {
         Ok(_) => Ok(()),
-        Err(error) if put::is_absent(&error) => Ok(()),
+        Err(error) if error.is_absence() => Ok(()),
         Err(error) => Err(error),
     }
 }

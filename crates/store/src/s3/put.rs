@@ -178,14 +178,9 @@ pub(super) async fn head(client: &Client, name: &str) -> Result<Option<Answer>> 
     match client.succeeded(&request, answer) {
         // It came into being between the two, or the answer to HEAD was a fault that has passed.
         Ok(answer) => Ok(Some(answer)),
-        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) if error.is_absence() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Whether an error says that an object, and nothing else, is missing.
-pub(super) fn is_absent(error: &Error) -> bool {
-    error.kind() == Kind::NotFound && error.hint_text().is_none()
 }
 
 /// Whether the server keeps conditional writes; asked once per job, by writing an object of our own twice.
@@ -248,7 +243,7 @@ pub(super) async fn delete(client: &Client, name: &str) -> Result<()> {
     let answer = client.send(&request, &mut Sink::Answer).await?;
     match client.succeeded(&request, answer) {
         Ok(_) => Ok(()),
-        Err(error) if is_absent(&error) => Ok(()),
+        Err(error) if error.is_absence() => Ok(()),
         Err(error) => Err(error),
     }
 }

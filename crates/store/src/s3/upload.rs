@@ -1,8 +1,9 @@
 //! An object being written piece by piece: gathered in memory, sent in one request, or in parts where it is long.
 //!
-//! Invariants: what is gathered is bounded per shard; an upload begins only while the shard is below that bound
-//! and then never waits for memory again, so uploads that are half gathered cannot wait for each other; no buffer of
-//! the arena is held; the bytes of a request stay until it is answered, for another try.
+//! Invariants: what is gathered is bounded per shard; an upload that has begun never waits for memory again, and one that
+//! begins waits only for uploads that are being committed, which end by themselves: so neither uploads that are half gathered
+//! nor two of one task can wait for each other; no buffer of the arena is held; the bytes of a request stay until it is
+//! answered, for another try.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -22,8 +23,8 @@ use crate::key::Key;
 use crate::piece::{Memory, OwnMemory, Piece, Pool};
 use crate::{Put, Rivals};
 
-/// Memory of objects being sent, all shards together, above which no further upload begins. Each that has begun
-/// may go on to gather [`PART_BYTES`].
+/// Memory of objects being sent, all shards together, above which no further upload begins before one that is committed has
+/// ended. Each that has begun may go on to gather [`PART_BYTES`].
 const GATHERED_BYTES_MAX: u64 = 48 << 20;
 
 /// The memory of a shard's uploads.
@@ -35,7 +36,16 @@ pub(super) struct UploadMemory {
 struct Gate {
     bytes_max: u64,
     bytes: Cell<u64>,
+    /// Those of `bytes` whose uploads are being committed.
+    committed_bytes: Cell<u64>,
     freed: Notify,
+}
+
+impl Gate {
+    /// Whether there is too much, and less of it soon.
+    fn is_closed(&self) -> bool {
+        self.bytes.get() >= self.bytes_max && self.committed_bytes.get() > 0
+    }
 }
 
 impl UploadMemory {
@@ -45,6 +55,7 @@ impl UploadMemory {
             gate: Rc::new(Gate {
                 bytes_max,
                 bytes: Cell::new(0),
+                committed_bytes: Cell::new(0),
                 freed: Notify::new(),
             }),
             pool: Pool::new(bytes_max.div_ceil(BUF_BYTES as u64) as usize),
@@ -58,7 +69,7 @@ impl UploadMemory {
 
     /// Waits until another upload may begin.
     async fn enter(&self) -> Held {
-        while self.gate.bytes.get() >= self.gate.bytes_max {
+        while self.gate.is_closed() {
             self.gate.freed.notified().await;
         }
         // Others who wait may find room too.
@@ -66,6 +77,7 @@ impl UploadMemory {
         Held {
             gate: Rc::clone(&self.gate),
             bytes: 0,
+            is_committed: false,
         }
     }
 }
@@ -74,6 +86,8 @@ impl UploadMemory {
 struct Held {
     gate: Rc<Gate>,
     bytes: u64,
+    /// Whether nothing is added any more, and all of it is freed without anybody's doing.
+    is_committed: bool,
 }
 
 impl Held {
@@ -82,9 +96,19 @@ impl Held {
         self.gate.bytes.set(self.gate.bytes.get() + bytes);
     }
 
+    fn commit(&mut self) {
+        let committed = &self.gate.committed_bytes;
+        committed.set(committed.get() + self.bytes);
+        self.is_committed = true;
+    }
+
     fn release(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         self.gate.bytes.set(self.gate.bytes.get() - bytes);
+        if self.is_committed {
+            let committed = &self.gate.committed_bytes;
+            committed.set(committed.get() - bytes);
+        }
         self.gate.freed.notify_one();
     }
 }
@@ -153,6 +177,7 @@ impl S3Upload {
     }
 
     pub(crate) async fn commit(mut self) -> Result<Put> {
+        self.held.commit();
         if self.parts.is_some() {
             self.send_part().await?;
         }
@@ -223,5 +248,62 @@ impl Drop for S3Upload {
         if self.rivals != Rivals::OwnTries {
             self.abandon_parts();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Runs `body`, which must not stand still.
+    fn ends(body: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let ended = runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(60), body)
+                .await
+                .is_ok()
+        });
+        assert!(ended, "it stands still");
+    }
+
+    /// A shard's writer has a pack of data and one of nodes open at a time, and waits for either.
+    #[test]
+    fn two_uploads_of_one_task_never_wait_for_each_other() {
+        for shards in [1, 5, 8, 64] {
+            let memory = UploadMemory::new(shards);
+            ends(async {
+                let mut data = memory.enter().await;
+                data.add(PART_BYTES as u64);
+                let mut nodes = memory.enter().await;
+                nodes.add(PART_BYTES as u64);
+                drop(data);
+                memory.enter().await.add(1);
+            });
+        }
+    }
+
+    #[test]
+    fn an_upload_begins_when_those_that_are_committed_leave_room() {
+        let memory = UploadMemory::new(8);
+        ends(async {
+            let mut open = memory.enter().await;
+            open.add(4 << 20);
+            let mut committed = memory.enter().await;
+            committed.add(4 << 20);
+            committed.commit();
+            let (_, ()) = tokio::join!(memory.enter(), async {
+                tokio::task::yield_now().await;
+                assert!(memory.gate.is_closed());
+                drop(committed);
+            });
+            assert_eq!(memory.gate.committed_bytes.get(), 0);
+            assert_eq!(memory.gate.bytes.get(), 4 << 20);
+        });
     }
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, Shard};
 use mover_store::{LinkLimits, Put, Store};
-use mover_test_servers::{Action, Fault, FilesystemOptions, Reply, RequestHead, Scripted};
+use mover_test_servers::{
+    Action, Fault, FaultProxy, FilesystemOptions, Reply, RequestHead, Scripted,
+};
 
 use crate::conformance::{key, pattern, push_all, upload_all};
 use crate::s3_servers::{Behind, place};
@@ -59,17 +61,51 @@ fn a_web_page_with_an_error_is_told_as_one() {
 }
 
 #[test]
-fn what_is_absent_in_plain_words_is_no_web_page() {
+fn only_what_is_told_in_the_words_of_s3_is_absent() {
+    let scripted = Scripted::start(|_, _| Reply::s3_error(404, "NoSuchKey", "no"));
+    assert!(asked(&scripted, read).is_absence());
+    // A proxy whose server is being restarted.
     for reply in [
         Reply::new(404, ""),
-        Reply::new(404, "").with("content-type", "text/html"),
-        Reply::s3_error(404, "NoSuchKey", "no"),
+        Reply::new(404, "404 page not found\n").with("content-type", "text/plain"),
     ] {
         let scripted = Scripted::start(move |_, _| reply.clone());
         let error = asked(&scripted, read);
-        assert_eq!(error.kind(), Kind::NotFound, "{error}");
-        assert_eq!(error.hint_text(), None, "{error}");
+        assert_eq!(error.kind(), Kind::Storage, "{error}");
+        let hint = error.hint_text().expect("a hint");
+        assert!(hint.contains("check the endpoint"), "{hint}");
+        assert!(scripted.requests().len() > 1, "it may pass");
     }
+}
+
+/// While a proxy says of everything that it is not there, an object is neither read as absent nor deleted as if it were.
+#[test]
+fn an_object_that_a_proxy_does_not_find_for_a_moment_is_found() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    let proxy = FaultProxy::start(&kept.endpoint());
+    let store = kept.store_at(&proxy.endpoint(), "", &LinkLimits::default());
+    subject.on_shard(async |shard| {
+        assert_eq!(
+            store.put_if_absent(&shard, &key("x"), b"y").await?,
+            Put::Created
+        );
+        for method in ["GET", "HEAD", "DELETE"] {
+            let lost = Fault::new(Action::Answer(Reply::new(404, "404 page not found")));
+            let fault = proxy.inject(lost.path("/x").times(2));
+            match method {
+                "GET" => assert_eq!(store.get(&shard, &key("x"), 10).await?, b"y"),
+                "HEAD" => assert!(store.head(&shard, &key("x")).await?.is_some()),
+                _ => store.delete(&shard, &key("x")).await?,
+            }
+            assert_eq!(proxy.hits(fault), 2, "{method}");
+        }
+        Ok(())
+    });
+    assert_eq!(
+        kept.client().get("x").expect("a reply").status,
+        404,
+        "it was deleted"
+    );
 }
 
 #[test]

@@ -1,0 +1,102 @@
+//! What each verb needs to be allowed to do: where a server denies one kind of request, a verb works without it, or says which
+//! permission it lacks, and nothing is lost.
+
+use mover_test_servers::{Action, Fault, FaultProxy};
+use mover_tests::mover::{AnyRepo, Outcome, exit};
+use mover_tests::proof::restores_to;
+use mover_tests::tree::Tree;
+
+use super::Reached;
+
+/// Kinds of requests: their name, the permission that lets them pass, and what they are recognised by.
+struct Right {
+    permission: &'static str,
+    /// Method, part of the path and part of the query.
+    requests: &'static [(&'static str, &'static str, &'static str)],
+    /// Verbs that do without.
+    spares: &'static [&'static str],
+}
+
+/// The part of a path that only objects have.
+const OBJECT: &str = "/reached/";
+
+const RIGHTS: [Right; 4] = [
+    Right {
+        permission: "s3:ListBucket",
+        requests: &[("GET", "", "list-type=2")],
+        spares: &[],
+    },
+    Right {
+        permission: "s3:GetObject",
+        requests: &[("GET", OBJECT, ""), ("HEAD", OBJECT, "")],
+        spares: &[],
+    },
+    Right {
+        permission: "s3:PutObject",
+        requests: &[("PUT", OBJECT, "")],
+        spares: &[],
+    },
+    Right {
+        permission: "s3:DeleteObject",
+        requests: &[("DELETE", OBJECT, ""), ("POST", "", "delete")],
+        spares: &[],
+    },
+];
+
+/// Every verb that asks a store.
+fn verbs(reached: &Reached, repo: &AnyRepo) -> Vec<(&'static str, Outcome)> {
+    let run = |verb: &str, arguments: &[&str]| {
+        Outcome::of(repo.command(verb).args(arguments).arg("--json"))
+    };
+    let target = reached.scratch.join("target");
+    let _ = std::fs::remove_dir_all(&target);
+    vec![
+        ("list", repo.list()),
+        ("show", run("show", &["latest"])),
+        ("check", run("check", &[])),
+        ("verify", repo.verify()),
+        ("restore", repo.restore("latest", &target)),
+        ("backup", repo.backup(&reached.source)),
+        ("annotate", run("annotate", &["latest", "ticket=1"])),
+        (
+            "hold add",
+            run("hold add", &["latest", "--reason", "audit"]),
+        ),
+        ("hold list", run("hold list", &[])),
+        ("expire", run("expire", &["--keep-last", "1"])),
+        (
+            "expire --confirm",
+            run("expire", &["--keep-last", "1", "--confirm"]),
+        ),
+    ]
+}
+
+#[test]
+fn a_verb_works_without_a_permission_or_names_it() {
+    let reached = Reached::new("s3-rights");
+    let access = reached.garage.access();
+    let truth = Tree::read(&reached.source);
+    for right in &RIGHTS {
+        let proxy = FaultProxy::start(&access.endpoint);
+        let repo = reached.by(&access.at(&proxy.endpoint()));
+        for (method, path, query) in right.requests {
+            let denied = Fault::new(Action::error(403, "AccessDenied")).method(method);
+            proxy.inject(denied.path(path).query(query));
+        }
+        let mut spared = Vec::new();
+        for (verb, outcome) in verbs(&reached, &repo) {
+            eprintln!(
+                "{} {verb} {:?} {}",
+                right.permission,
+                outcome.code,
+                outcome.stdout.lines().last().unwrap_or_default()
+            );
+            if outcome.code == Some(exit::OK) {
+                spared.push(verb);
+            }
+        }
+        eprintln!("{} spared {spared:?}", right.permission);
+        restores_to(&reached.repo, "latest", &truth, &reached.scratch);
+        reached.repo.verify().expect(exit::OK);
+    }
+}
