@@ -545,3 +545,75 @@ fn init_never_overwrites() {
         "a directory that is in use became a repository"
     );
 }
+
+/// A backup would copy itself, and a restore with `--delta` remove every backup before it reads the first.
+#[test]
+fn a_repository_in_its_source_or_target_is_refused_and_stays_whole() {
+    let scratch = Scratch::new("overlap");
+    let source = random_source(&scratch, "source", MIB);
+    let repo = Repo::create_at(&scratch, &source.join("backups"), Protection::None);
+    let error = repo.backup(&source).expect(exit::USAGE).error();
+    assert_eq!(
+        error["hint"]
+            .as_str()
+            .map(|hint| hint.contains("--exclude 'backups'")),
+        Some(true),
+        "{error}"
+    );
+    let mut backup = repo.backup_command(&source);
+    Outcome::of(backup.args(["--exclude", "backups"])).summary();
+
+    let before = Tree::read(&repo.dir);
+    // By its path, and by one that leads elsewhere.
+    let alias = scratch.join("alias");
+    std::os::unix::fs::symlink(&source, &alias).expect("a link");
+    for target in [&source, &alias] {
+        let mut restore = repo.restore_command("latest", target);
+        let error = Outcome::of(restore.arg("--delta"))
+            .expect(exit::USAGE)
+            .error();
+        assert!(
+            error["message"]
+                .to_string()
+                .contains("the repository lies in the target"),
+            "{error}"
+        );
+    }
+    let inside = repo.dir.join("packs/restored");
+    let error = repo.restore("latest", &inside).expect(exit::USAGE).error();
+    assert!(
+        error["message"]
+            .to_string()
+            .contains("the target lies in the repository"),
+        "{error}"
+    );
+    before.assert_same(&Tree::read(&repo.dir), "the repository");
+    repo.verify().expect(exit::OK);
+    repo.restore("latest", &scratch.join("elsewhere")).summary();
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_told_and_kills_nothing() {
+    let scratch = Scratch::new("file-size");
+    let source = random_source(&scratch, "source", 8 * MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let limited = |command: &std::process::Command| {
+        let mut limited =
+            mover::isolated(std::process::Command::new("prlimit"), &scratch.dir("home"));
+        limited
+            .args(["--fsize=1048576", "--"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        Outcome::of(&mut limited)
+    };
+    limited(&repo.backup_command(&source))
+        .expect(exit::STORAGE)
+        .error();
+    assert!(repo.ids().is_empty());
+    repo.backup(&source).summary();
+    let target = scratch.join("target");
+    limited(&repo.restore_command("latest", &target))
+        .expect(exit::TARGET)
+        .error();
+    assert!(!target.exists());
+}

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 
 use mover_test_servers::Garage;
 use mover_tests::bucket::repo_in;
+use mover_tests::clock;
 use mover_tests::job::wait_until;
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit};
 use mover_tests::scratch::Scratch;
@@ -217,4 +218,65 @@ fn a_database_at_work_is_backed_up_into_s3() {
     let garage = Garage::start(scratch.path());
     let repo = repo_in(garage.access(), &scratch, "pages", Protection::Identity);
     chain(&repo, &scratch);
+}
+
+/// The incremental backup was made by a clock that was half an hour ahead.
+#[test]
+fn after_a_clock_went_back_a_differential_backup_is_the_latest() {
+    let scratch = Scratch::new("page-store-clock");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let site = Site {
+        repo: &repo,
+        store: scratch.dir("store"),
+    };
+    let load = Load::start(&site.store);
+    load.go_on(10);
+    site.backup("full", "full");
+    let mut ahead = site.command("incr");
+    clock::off_by(ahead.arg("--json"), "+30m");
+    let ahead = Outcome::of(&mut ahead).summary();
+    assert_eq!(ahead["backup_type"], "incremental", "{ahead}");
+    load.go_on(10);
+    let last = Outcome::of(site.command("diff").arg("--json")).summary();
+    load.kill();
+    assert_eq!(last["backup_type"], "differential", "{last}");
+    assert!(
+        last["warnings"].to_string().contains("the clock went back"),
+        "{last}"
+    );
+    let ids = repo.ids();
+    assert_eq!(ids.last(), Some(&id_of(&last)), "{ids:?}");
+    let expire = ["--keep-last", "1", "--json"];
+    let plan = Outcome::of(repo.command("expire").args(expire)).summary();
+    let kept: Vec<&Value> = plan["backups"]
+        .as_array()
+        .expect("backups")
+        .iter()
+        .filter(|verdict| verdict["reasons"].to_string().contains("last"))
+        .map(|verdict| &verdict["backup_id"])
+        .collect();
+    assert_eq!(kept, [&last["backup_id"]], "{plan}");
+}
+
+/// As many others back up between two backups of a store as a fleet does that shares a repository.
+#[test]
+fn a_store_finds_its_own_backups_among_those_of_many_others() {
+    const OTHERS: usize = 70;
+    let scratch = Scratch::new("page-store-fleet");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let site = Site {
+        repo: &repo,
+        store: scratch.dir("store"),
+    };
+    let load = Load::start(&site.store);
+    load.go_on(1);
+    load.kill();
+    site.backup("full", "full");
+    let other = scratch.dir("other");
+    fs::write(other.join("file"), "rows").expect("a file");
+    for _ in 0..OTHERS {
+        repo.backup(&other).summary();
+    }
+    site.backup("incr", "incremental");
+    site.backup("diff", "differential");
 }

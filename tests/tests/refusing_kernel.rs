@@ -4,7 +4,7 @@
 //! The refusals are real returns of real system calls, put in their place by strace, or come from the limit itself.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use mover_tests::mover::{Outcome, Protection, Repo, exit, isolated};
@@ -149,20 +149,24 @@ fn a_ring_that_cannot_do_what_is_needed_is_none() {
     hindered.assert_works(&repo, |shard| is(shard, "threads", TOO_OLD));
 }
 
-/// Without the capability to pass over it, so that the limit counts for root too.
-const LOW_LIMIT: [&str; 7] = [
-    "setpriv",
-    "--bounding-set=-ipc_lock",
-    "--inh-caps=-ipc_lock",
-    "--",
-    "prlimit",
-    "--memlock=65536:65536",
-    "--",
-];
+/// What runs the tool with a limit on locked memory, and without the capability to pass over it.
+fn memlock(limit: &str) -> [&str; 7] {
+    [
+        "setpriv",
+        "--bounding-set=-ipc_lock",
+        "--inh-caps=-ipc_lock",
+        "--",
+        "prlimit",
+        limit,
+        "--",
+    ]
+}
 
+/// What systemd gives a service that asks for nothing: the rings have room, the buffers have not.
 #[test]
 fn a_low_limit_on_locked_memory_leaves_plain_buffers_and_is_told() {
-    let hindered = Hindered::new("kernel-memlock", &LOW_LIMIT);
+    let by = memlock("--memlock=8388608:8388608");
+    let hindered = Hindered::new("kernel-memlock", &by);
     let repo = repo_of(&hindered);
     hindered.assert_works(&repo, |shard| {
         is(shard, "defer_taskrun", "") && shard["buffers_registered"] == false
@@ -172,4 +176,20 @@ fn a_low_limit_on_locked_memory_leaves_plain_buffers_and_is_told() {
     assert_eq!(told, (Some("warn"), Some("no")), "{item}");
     let hint = item["hint"].as_str().unwrap_or_default();
     assert!(hint.contains("memlock"), "{item}");
+}
+
+#[test]
+fn without_locked_memory_for_rings_threads_do_the_work_and_the_remedy_is_told() {
+    let by = memlock("--memlock=0:0");
+    let hindered = Hindered::new("kernel-no-memlock", &by);
+    let repo = repo_of(&hindered);
+    hindered.assert_works(&repo, |shard| {
+        is(shard, "threads", "raise the memlock limit")
+    });
+    let item = hindered.check(&repo, "I/O rung");
+    let hint = item["hint"].as_str().unwrap_or_default();
+    assert!(
+        item["status"] == "warn" && hint.contains("memlock"),
+        "{item}"
+    );
 }

@@ -502,3 +502,54 @@ fn frames_that_small_files_share_are_kept() {
     );
     truth.assert_same(&Tree::read(&target), "shared frames");
 }
+
+#[test]
+fn a_target_whose_name_is_no_text_is_restored_to_and_told() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new("no-text");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    let target = scratch
+        .path()
+        .join(std::ffi::OsStr::from_bytes(b"target-\xff"));
+    let restored = repo.restore("latest", &target).summary();
+    let told = restored["target"].as_str().expect("the target");
+    assert!(told.ends_with("target-\u{fffd}"), "{told}");
+    Tree::read(&source).assert_same(&Tree::read(&target), "restored");
+}
+
+/// Whoever knows the public key and may write can make a backup that names any source, of packs that do not hold what they say.
+#[test]
+fn what_was_made_without_the_key_is_told_and_nothing_is_built_on_it() {
+    let scratch = Scratch::new("unvouched");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 4 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    let vouched = repo.backup(&source).summary();
+    let open = repo.opened_with(&[]).backup(&source).summary();
+    let again = repo.backup(&source).summary();
+    assert_eq!(again["parent"], vouched["backup_id"], "{again}");
+    assert_eq!(again["bytes_new"], 0, "{again}");
+    let warnings = again["warnings"].to_string();
+    let id = open["backup_id"].as_str().expect("id");
+    assert!(
+        warnings.contains(id) && warnings.contains("nobody vouches"),
+        "{warnings}"
+    );
+
+    let truth = Tree::read(&source);
+    for (made, is_told) in [(&open, true), (&again, false)] {
+        let id = made["backup_id"].as_str().expect("id");
+        let target = scratch.join(format!("restored-{is_told}"));
+        let restored = repo.restore(id, &target).summary();
+        let warnings = restored["warnings"].to_string();
+        assert_eq!(
+            warnings.contains("without the repository's key"),
+            is_told,
+            "{warnings}"
+        );
+        truth.assert_same(&Tree::read(&target), "restored");
+    }
+}

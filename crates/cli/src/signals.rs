@@ -1,13 +1,14 @@
 //! SIGINT and SIGTERM, which end, and SIGUSR2, which has the limits read again.
 //!
 //! Invariants: during a job the first signal asks it to end in order and the second ends the process at once;
-//! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`].
+//! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`]. A file that becomes larger
+//! than `ulimit -f` allows is an error of the write, and kills nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mover_base::{Error, Kind, Result};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
 
 /// Whether a signal has come.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ impl Signals {
         // SIGHUP stays with terminals that go away; SIGUSR1 is asked elsewhere for a line about the progress.
         let reread = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(SIGUSR2, reread.clone()).map_err(cannot)?;
+        // Where it is handled at all, the write itself fails and says why.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(cannot)?;
         Ok(Signals {
             raised,
             at_once,

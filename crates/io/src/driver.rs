@@ -418,12 +418,22 @@ fn climb(
                 return Ok((Engine::Ring(Box::new(ring)), rung, reason));
             }
             Err(error) => {
-                reason.get_or_insert_with(|| format!("{rung:?}: {error}"));
+                reason.get_or_insert_with(|| refusal(rung, &error));
             }
         }
     }
     let pool = Pool::new(shard)?;
     Ok((Engine::Pool(pool), Rung::Threads, reason))
+}
+
+/// Why a rung is not taken, for people.
+fn refusal(rung: Rung, error: &io::Error) -> String {
+    // Rings count as locked memory.
+    let remedy = match error.raw_os_error() {
+        Some(libc::ENOMEM) => "; raise the memlock limit: `helios-mover tune` shows how",
+        _ => "",
+    };
+    format!("{rung:?}: {error}{remedy}")
 }
 
 /// Future of a request: its result as the kernel gave it (negative errno or a count), and what it held.

@@ -85,12 +85,12 @@ impl File {
     ) -> impl Future<Output = (io::Result<usize>, Buf)> + use<> {
         let file = self.clone();
         let first = match file.check_read(&buf, offset, len) {
-            Ok(()) => Ok(file.op(file.read_action(0, len, offset), Some(buf))),
+            Ok(()) => Ok(file.attempt(file.read_action(0, len, offset), buf)),
             Err(error) => Err((error, buf)),
         };
         async move {
             match first {
-                Ok(op) => file.finish_read(op, offset, len).await,
+                Ok(first) => file.finish_read(first, offset, len).await,
                 Err((error, buf)) => (Err(error), buf),
             }
         }
@@ -111,13 +111,13 @@ impl File {
             Ok(whole) => {
                 buf[len..whole].fill(0);
                 let action = file.write_action(0, whole, offset);
-                Ok((file.op(action, Some(buf)), whole))
+                Ok((file.attempt(action, buf), whole))
             }
             Err(error) => Err((error, buf)),
         };
         async move {
             match first {
-                Ok((op, whole)) => file.finish_write(op, offset, whole).await,
+                Ok((first, whole)) => file.finish_write(first, offset, whole).await,
                 Err((error, buf)) => (Err(error), buf),
             }
         }
@@ -203,37 +203,57 @@ impl File {
         Ok(len.next_multiple_of(BLOCK_BYTES))
     }
 
-    async fn finish_read(&self, mut op: Op, offset: u64, len: usize) -> (io::Result<usize>, Buf) {
+    /// A read or write, and whether it goes past the page cache.
+    fn attempt(&self, action: Action, buf: Buf) -> Attempt {
+        Attempt {
+            is_direct: self.is_direct(),
+            op: self.op(action, Some(buf)),
+        }
+    }
+
+    async fn finish_read(
+        &self,
+        mut attempt: Attempt,
+        offset: u64,
+        len: usize,
+    ) -> (io::Result<usize>, Buf) {
         let mut done = 0;
         let mut retries = Retries::default();
         loop {
-            let (result, request) = op.await;
+            let is_direct = attempt.is_direct;
+            let (result, request) = attempt.op.await;
             let buf = held_buf(request);
             match outcome(result) {
                 Ok(bytes) => {
                     done += bytes;
                     // Direct reads end inside a block only at the end of the file.
-                    let torn = self.is_direct() && !bytes.is_multiple_of(BLOCK_BYTES);
+                    let torn = is_direct && !bytes.is_multiple_of(BLOCK_BYTES);
                     if done >= len || bytes == 0 || torn {
                         return (Ok(done), buf);
                     }
                     retries = Retries::default();
                 }
                 Err(error) => {
-                    if let Err(error) = self.retry(error, &mut retries).await {
+                    if let Err(error) = self.retry(error, is_direct, &mut retries).await {
                         return (Err(error), buf);
                     }
                 }
             }
-            op = self.op(self.read_action(done, len, offset), Some(buf));
+            attempt = self.attempt(self.read_action(done, len, offset), buf);
         }
     }
 
-    async fn finish_write(&self, mut op: Op, offset: u64, len: usize) -> (io::Result<()>, Buf) {
+    async fn finish_write(
+        &self,
+        mut attempt: Attempt,
+        offset: u64,
+        len: usize,
+    ) -> (io::Result<()>, Buf) {
         let mut done = 0;
         let mut retries = Retries::default();
         loop {
-            let (result, request) = op.await;
+            let is_direct = attempt.is_direct;
+            let (result, request) = attempt.op.await;
             let buf = held_buf(request);
             match outcome(result) {
                 Ok(0) if done < len => return (Err(io::ErrorKind::WriteZero.into()), buf),
@@ -255,13 +275,12 @@ impl File {
                     }
                 }
                 Err(error) => {
-                    if let Err(error) = self.retry(error, &mut retries).await {
+                    if let Err(error) = self.retry(error, is_direct, &mut retries).await {
                         return (Err(error), buf);
                     }
                 }
             }
-            let action = self.write_action(done, len, offset);
-            op = self.op(action, Some(buf));
+            attempt = self.attempt(self.write_action(done, len, offset), buf);
         }
     }
 
@@ -288,10 +307,19 @@ impl File {
         outcome(result).map(|_| ())
     }
 
-    /// Decides whether a failed read or write may be made again.
-    async fn retry(&self, error: io::Error, retries: &mut Retries) -> io::Result<()> {
+    /// Decides whether a failed read or write, which went past the page cache or not, may be made again.
+    async fn retry(
+        &self,
+        error: io::Error,
+        was_direct: bool,
+        retries: &mut Retries,
+    ) -> io::Result<()> {
         // Some file systems accept the flag and refuse the requests. All of ours are aligned, so EINVAL says so.
-        if error.kind() == io::ErrorKind::InvalidInput && self.is_direct() {
+        if error.kind() == io::ErrorKind::InvalidInput && was_direct {
+            // Another request that was under way at the same time has found it out already.
+            if !self.is_direct() {
+                return Ok(());
+            }
             set_direct_flag(&self.open.fd, false)?;
             self.open.direct.set(false);
             let stats = &self.driver.stats;
@@ -301,6 +329,13 @@ impl File {
         }
         retries.allow(error).await
     }
+}
+
+/// A read or write under way.
+struct Attempt {
+    op: Op,
+    /// Whether the file went past the page cache when it was begun.
+    is_direct: bool,
 }
 
 /// Counts retries of one request without progress.

@@ -185,6 +185,25 @@ fn a_file_system_that_refuses_direct_requests_is_used_buffered() {
         assert!(!file.is_direct());
         let report = shard.report();
         assert_eq!((report.direct_files, report.buffered_files), (0, 1));
+        // Those that were under way at the same time are refused as well.
+        let file = open(&shard, &want, Access::Direct);
+        let mut refused = 0;
+        bend(&shard, move |_, result| {
+            refused += 1;
+            if refused <= 2 { EINVAL } else { result }
+        });
+        let two = [0, BLOCK_BYTES].map(|at| (at, shard.buffer()));
+        let mut reads = Vec::new();
+        for (at, buffer) in two {
+            reads.push((at, file.read_at(buffer.await, at as u64, BLOCK_BYTES)));
+        }
+        for (at, read) in reads {
+            let (result, buf) = read.await;
+            assert_eq!(result.expect("read"), BLOCK_BYTES);
+            assert!(buf[..BLOCK_BYTES] == want[at..at + BLOCK_BYTES]);
+        }
+        let report = shard.report();
+        assert_eq!((report.direct_files, report.buffered_files), (0, 2));
         // Buffered, EINVAL is an error like any other.
         bend(&shard, |_, _| EINVAL);
         assert!(read(&shard, &file, 100).await.is_err());

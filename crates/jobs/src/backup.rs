@@ -19,8 +19,8 @@ use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result, Time
 use mover_io::Shard;
 use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
-    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, LogMark, MapNode, Repository,
-    WriterOutcome, find_parent,
+    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, Earlier, LogMark, MapNode,
+    Repository, SourceName, WriterOutcome, find_parent,
 };
 use mover_source::delta::PageSet;
 use mover_source::disk::BytesRead;
@@ -39,6 +39,7 @@ use crate::estimate::{self, Estimate};
 use crate::extents::ExtentId;
 use crate::log_work;
 use crate::machine::{Clock, host_name};
+use crate::overlap::refuse_in_source;
 use crate::progress::{Phase, Progress};
 use crate::session::SessionGuard;
 use crate::settings::{Engine, RepoAccess, Tick};
@@ -122,6 +123,7 @@ struct Prepared {
     /// Opening it costs a passphrase's key derivation, so it is opened once.
     repository: Arc<Repository>,
     parent: Option<OpenManifest>,
+    latest: Option<BackupId>,
     source: Source,
     started: Timestamp,
 }
@@ -182,12 +184,17 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     let look = async |shard: Shard| look(&shard, options, &origin).await;
     let Outlook {
         repository,
-        parent,
+        earlier,
         estimate,
-        mut warnings,
     } = only(mover_io::run(&engine.single(), look, |stop| {
         tick(&progress, stop)
     })?)?;
+    refuse_in_source(&repository, &origin.tree)?;
+    let Earlier {
+        parent,
+        latest,
+        mut warnings,
+    } = earlier;
     warnings.extend(skipped_warnings(&origin.tree));
     warnings.extend(key_warning(&repository));
     let Totals {
@@ -224,6 +231,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             options: options.clone(),
             repository,
             parent,
+            latest,
             source: Source::Tree(origin),
             started,
         },
@@ -271,25 +279,27 @@ fn require_whole(options: &BackupOptions) -> Result<()> {
 /// What the repository holds already, and what a sample of the source says.
 struct Outlook {
     repository: Arc<Repository>,
-    parent: Option<OpenManifest>,
+    earlier: Earlier,
     estimate: Estimate,
-    warnings: Vec<String>,
 }
 
 async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Result<Outlook> {
     let access = &options.repo;
     let repository = Arc::new(access.open(shard).await?);
-    let (url, host) = (origin.source.url(), host_name());
-    let (parent, warnings) = find_parent(shard, &repository, url, TREE_KIND, &host).await?;
+    let source = SourceName {
+        url: origin.source.url(),
+        kind: TREE_KIND,
+        host: &host_name(),
+    };
+    let earlier = find_parent(shard, &repository, source).await?;
     let estimate = match options.estimate {
         true => estimate::sample(shard, &origin.source, &origin.tree, options.level).await?,
         false => Estimate::default(),
     };
     Ok(Outlook {
         repository,
-        parent,
+        earlier,
         estimate,
-        warnings,
     })
 }
 
@@ -323,6 +333,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         backup_type,
         reason,
         parent,
+        latest,
         changed,
         mut warnings,
     } = footing;
@@ -358,6 +369,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
             options: options.clone(),
             repository,
             parent,
+            latest,
             source: Source::Pages(Box::new(PageSource {
                 store,
                 checkpoint,
@@ -397,6 +409,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         options,
         repository,
         parent,
+        latest,
         source,
         started,
     } = plan.prepared;
@@ -405,6 +418,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
     let source_blocks = plan.source_bytes / BLOCK_BYTES as u64 + plan.files;
     let request = BackupRequest {
         parent: parent.as_ref(),
+        latest,
         started,
         level: options.level,
         index_bytes: engine.index_bytes,

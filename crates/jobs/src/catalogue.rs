@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mover_base::{BackupId, Kind, Result};
+use mover_base::{BackupId, Result};
 use mover_io::Shard;
 use mover_repo::annotations::{self, Changes};
 use mover_repo::holds::{self, Hold};

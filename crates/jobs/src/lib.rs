@@ -16,6 +16,7 @@ pub mod init;
 pub mod key;
 mod log_work;
 pub mod machine;
+mod overlap;
 pub mod progress;
 pub mod report;
 pub mod restore;

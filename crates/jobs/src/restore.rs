@@ -8,15 +8,15 @@
 mod names;
 
 use std::collections::{HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mover_base::{BackupId, Result};
 use mover_io::Shard;
-use mover_repo::{BackupView, catalogue};
+use mover_repo::{BackupView, Origin, catalogue};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use self::names::Names;
 use crate::backup::only;
@@ -24,6 +24,7 @@ use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready, Sought};
 use crate::log_work::watched;
 use crate::machine::Clock;
+use crate::overlap::refuse_in_target;
 use crate::progress::{Phase, Progress};
 use crate::report::{EngineReport, ShardFigures};
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
@@ -50,6 +51,7 @@ pub struct RestorePlan {
     /// URL of the repository.
     pub repository: String,
     /// The directory that will hold it.
+    #[serde(serialize_with = "as_text")]
     pub target: PathBuf,
     /// `fresh` or `delta`.
     pub mode: &'static str,
@@ -90,6 +92,7 @@ pub struct RestoreSummary {
     /// The backup.
     pub backup_id: BackupId,
     /// The directory.
+    #[serde(serialize_with = "as_text")]
     pub target: PathBuf,
     /// `fresh` or `delta`.
     pub mode: &'static str,
@@ -123,6 +126,11 @@ pub struct RestoreSummary {
     pub engine: EngineReport,
 }
 
+/// A path as people read it: JSON has no room for bytes that are no UTF-8, and a finished restore must not fail for that.
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 /// Looks at backup and target and says what a restore would do. Changes nothing.
 pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result<RestorePlan> {
     let progress = Progress::default();
@@ -143,13 +151,15 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         tick(&progress, stop)
     })?)?;
     let target = DirTarget::plan(&options.to, mode)?;
+    refuse_in_target(view.repository(), target.path())?;
     let size = view.metadata.size_info.clone();
     // What a dead restore left takes space that comes free before it is needed.
     if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
         target.check_space(size.data_bytes)?;
     }
     let made_in = view.metadata.ended.seconds_since(view.metadata.started);
-    let warnings = leftover_warnings(&target);
+    let mut warnings = leftover_warnings(&target);
+    warnings.extend(authenticity_warning(&view));
     let (packs, pack_bytes) = view.pack_totals();
     Ok(RestorePlan {
         backup_id: view.id,
@@ -168,6 +178,17 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         estimated_seconds: (made_in > 0.0).then_some(made_in),
         warnings,
         prepared: Prepared { view, target },
+    })
+}
+
+/// What its seal says of who made a backup, if that is not who has its key.
+fn authenticity_warning(view: &BackupView) -> Option<String> {
+    let is_open = view.repository().is_encrypted() && view.origin == Origin::WriteOnly;
+    is_open.then(|| {
+        format!(
+            "backup {} was written without the repository's key: by a host that has only its public key, or by anybody else who knows that and may write to the storage",
+            view.id
+        )
     })
 }
 

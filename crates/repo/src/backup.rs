@@ -24,19 +24,18 @@ use crate::parent::Parent;
 use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
 use crate::repository::{Repository, Session};
+use crate::search::no_parent;
 use crate::sessions::{self, Registration, lost_parent};
-use crate::tombstones;
 use crate::tree::{FileMap, read_entries};
 use crate::verify::each_pack;
 use crate::writer::{MapNode, WriteCounts, WriteShared, WriterOutcome};
 
-/// How many of the latest backups are looked through for a parent.
-const PARENT_TRIES: usize = 64;
-
 /// What a backup is begun with.
 pub struct BackupRequest<'a> {
-    /// The backup whose blocks this one builds on, as [`find_parent`] found it.
+    /// The backup whose blocks this one builds on, as [`find_parent`](crate::find_parent) found it.
     pub parent: Option<&'a catalogue::OpenManifest>,
+    /// The latest backup of the same source, which may be another one: the new id is behind both.
+    pub latest: Option<BackupId>,
     /// When it began, which the backup's id says.
     pub started: Timestamp,
     /// zstd level.
@@ -76,86 +75,6 @@ pub struct Committed {
     pub metadata: BackupMetadata,
     /// What all shards did.
     pub counts: WriteCounts,
-}
-
-/// How well a backup serves as the parent of another one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fit {
-    /// As the latest of them it is the one.
-    Good,
-    /// The latest of these, if none is good.
-    Fair,
-    Not,
-}
-
-/// The backup to build on: the latest of the same source that can be read; without one the latest of another source of its
-/// kind and host, say of the database that this one is a copy of. With reasons why later ones cannot be read.
-pub async fn find_parent(
-    shard: &Shard,
-    repository: &Repository,
-    source: &str,
-    kind: &str,
-    host: &str,
-) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
-    let fit = |metadata: &BackupMetadata| {
-        let of = &metadata.source;
-        match (of.host == host, of.url == source, of.kind == kind) {
-            (true, true, _) => Fit::Good,
-            (true, false, true) => Fit::Fair,
-            _ => Fit::Not,
-        }
-    };
-    search(shard, repository, fit).await
-}
-
-/// The latest backup that can be read and is `wanted`, with reasons why later ones cannot be read.
-pub async fn find_latest(
-    shard: &Shard,
-    repository: &Repository,
-    wanted: impl Fn(&BackupMetadata) -> bool,
-) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
-    let fit = |metadata: &BackupMetadata| match wanted(metadata) {
-        true => Fit::Good,
-        false => Fit::Not,
-    };
-    search(shard, repository, fit).await
-}
-
-/// Looks through the latest [`PARENT_TRIES`] backups, each of which is read once.
-async fn search(
-    shard: &Shard,
-    repository: &Repository,
-    fit: impl Fn(&BackupMetadata) -> Fit,
-) -> Result<(Option<catalogue::OpenManifest>, Vec<String>)> {
-    let (mut fair, mut warnings) = (None, Vec::new());
-    if !repository.can_read() {
-        return Ok((None, warnings));
-    }
-    let ids = catalogue::list(shard, repository).await?;
-    let expiring = tombstones::list(shard, repository).await?;
-    let lasting = ids.into_iter().filter(|id| !expiring.contains_key(id));
-    for id in lasting.rev().take(PARENT_TRIES) {
-        match catalogue::load(shard, repository, id).await {
-            Ok(open) => match fit(&open.manifest.metadata) {
-                Fit::Good => return Ok((Some(open), warnings)),
-                Fit::Fair => fair = fair.or(Some(open)),
-                Fit::Not => {}
-            },
-            // Over its cap is damaged too.
-            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
-                warnings.push(no_parent(id, &error));
-            }
-            // It was deleted since it was listed.
-            Err(error) if error.is_absence() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((fair, warnings))
-}
-
-/// The warning that an earlier backup is damaged.
-fn no_parent(id: BackupId, error: &Error) -> String {
-    format!("backup {id} cannot serve as the parent: {error}")
 }
 
 impl ParentTree {
@@ -208,7 +127,7 @@ impl BackupRun {
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
         let parent = request.parent.map(|open| open.id);
-        let backup = catalogue::draw_id(request.started, parent)?;
+        let backup = catalogue::draw_id(request.started, parent.max(request.latest))?;
         let session = repository.begin_session_as(sessions::id_for(backup)?)?;
         let parents = parent.into_iter().collect();
         let purpose = Purpose::Backup;
@@ -257,7 +176,7 @@ impl BackupRun {
                     tree = read;
                     parent = Some(shared);
                 }
-                Err(error) if error.kind() == Kind::Corrupt => {
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
                     warning = Some(no_parent(open.id, &error));
                 }
                 Err(error) => return Err(error),

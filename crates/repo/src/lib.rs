@@ -33,6 +33,7 @@ mod records;
 mod repository;
 mod restore;
 mod sample;
+mod search;
 mod secret;
 pub mod sessions;
 mod slots;
@@ -42,7 +43,7 @@ mod tree;
 pub mod verify;
 mod writer;
 
-pub use backup::{BackupRequest, BackupRun, Committed, find_latest, find_parent};
+pub use backup::{BackupRequest, BackupRun, Committed};
 pub use keys::{SlotInfo, generate_identity};
 pub use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS};
 pub use mover_format::manifest::{
@@ -57,6 +58,7 @@ pub use records::is_unreadable;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, Sought, block_bytes};
 pub use sample::SampleEncoder;
+pub use search::{Earlier, SourceName, find_latest, find_parent};
 pub use secret::{Credentials, Secret};
 pub use slots::{ListedSlot, SlotListing};
 pub use timing::{StageSeconds, lap};

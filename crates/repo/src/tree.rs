@@ -5,7 +5,7 @@
 //! blocks of its extent.
 
 use mover_base::tree::{Entry, EntryKind};
-use mover_base::units::blocks_of;
+use mover_base::units::{blocks_of, format_bytes};
 use mover_base::{Error, Kind, Result};
 use mover_format::entry::EntryPage;
 use mover_format::node::{
@@ -131,13 +131,31 @@ async fn node_bytes(reader: &mut PackReader, child: &Child) -> Result<(Vec<u8>, 
     }
 }
 
+/// Most memory that the entries of a backup may take: half as much again as a scan allows, in bytes.
+const ENTRIES_BYTES_MAX: usize = 192 << 20;
+
+/// The memory that an entry takes, in bytes.
+fn entry_bytes(entry: &Entry) -> usize {
+    let target = match &entry.kind {
+        EntryKind::Symlink { target } => target.len(),
+        EntryKind::Hardlink { first } => first.len(),
+        _ => 0,
+    };
+    let xattrs = entry.xattrs.iter();
+    let xattrs = xattrs.map(|pair| size_of_val(pair) + pair.0.len() + pair.1.len());
+    size_of::<TreeItem>() + entry.path.len() + target + xattrs.sum::<usize>()
+}
+
 /// Every entry that `pages` list, in path order, and the names of the stored pages.
+///
+/// # Errors
+/// `Corrupt` for what no writer stores; `Limit` for entries that take over [`ENTRIES_BYTES_MAX`]; those of the reader.
 pub(crate) async fn read_entries(
     reader: &mut PackReader,
     pages: &[Child],
 ) -> Result<(Vec<TreeItem>, Vec<NodeRef>)> {
     let mut items: Vec<TreeItem> = Vec::new();
-    let mut names = Vec::new();
+    let (mut names, mut bytes_taken) = (Vec::new(), 0);
     for page in pages {
         let (bytes, name) = node_bytes(reader, page).await?;
         names.extend(name);
@@ -151,6 +169,14 @@ pub(crate) async fn read_entries(
                     "the entries of the backup are not in order",
                 )
                 .object(stored.entry.display_path()));
+            }
+            bytes_taken += entry_bytes(&stored.entry);
+            if bytes_taken > ENTRIES_BYTES_MAX {
+                let limit = format_bytes(ENTRIES_BYTES_MAX as u64);
+                let what = format!("the backup's list of files takes more than {limit}");
+                return Err(Error::new(Kind::Limit, what)
+                    .object(stored.entry.display_path())
+                    .hint("no backup of this program lists so much: the manifest may be forged"));
             }
             let blocks = blocks_of(stored.entry.content_bytes());
             let map = stored.map.map(|root| FileMap { root, blocks });

@@ -403,11 +403,13 @@ impl RealFile {
     /// then the file goes through the page cache from now on.
     ///
     /// # Errors
-    /// `error`, if it is another one.
-    fn refused(&self, error: io::Error) -> io::Result<()> {
-        if error.kind() != io::ErrorKind::InvalidInput || !self.direct.swap(false, Relaxed) {
+    /// `error`, if it is another one, or the request that it is about did not go past the page cache.
+    fn refused(&self, error: io::Error, was_direct: bool) -> io::Result<()> {
+        if error.kind() != io::ErrorKind::InvalidInput || !was_direct {
             return Err(error);
         }
+        // Others, too, may have found it out by now.
+        self.direct.store(false, Relaxed);
         let flags = rustix::fs::fcntl_getfl(&self.file)?;
         Ok(rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?)
     }
@@ -449,6 +451,7 @@ impl DiskFile for RealFile {
             let end = buffer
                 .len()
                 .min(done.saturating_add(self.request_bytes_max));
+            let was_direct = self.direct.load(Relaxed);
             match self
                 .file
                 .read_at(&mut buffer[done..end], offset + done as u64)
@@ -459,7 +462,7 @@ impl DiskFile for RealFile {
                     done += bytes;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.refused(error)?,
+                Err(error) => self.refused(error, was_direct)?,
             }
             // Direct reads end inside a block only at the end of the file.
             if self.direct.load(Relaxed) && !done.is_multiple_of(BLOCK_BYTES) {
@@ -470,9 +473,10 @@ impl DiskFile for RealFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let was_direct = self.direct.load(Relaxed);
         match self.file.write_all_at(bytes, offset) {
             Err(error) => {
-                self.refused(error)?;
+                self.refused(error, was_direct)?;
                 self.file.write_all_at(bytes, offset)
             }
             Ok(()) => Ok(()),
@@ -641,14 +645,16 @@ mod tests {
             counts: Arc::default(),
             is_log: false,
         };
-        file.refused(io::ErrorKind::InvalidInput.into()).unwrap();
+        let refusal = || io::ErrorKind::InvalidInput.into();
+        file.refused(refusal(), true).unwrap();
+        file.refused(refusal(), true).unwrap();
         assert!(!file.direct.load(Relaxed));
         file.write_at(b"odd", 4097).unwrap();
         let mut read = [0; 3];
         assert_eq!(file.read_at(&mut read, 4097).unwrap(), 3);
         assert_eq!(&read, b"odd");
         // What is wrong with it now is wrong without the flag, too.
-        let error = file.refused(io::ErrorKind::InvalidInput.into());
+        let error = file.refused(refusal(), false);
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

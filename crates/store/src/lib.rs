@@ -23,6 +23,7 @@ pub mod s3;
 mod slice;
 mod traffic;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use mover_base::{Error, Kind, Result, Timestamp};
@@ -199,6 +200,15 @@ impl Store {
 
     /// Whether it lies behind a link, where each request costs something: there [`Reader::read_run`] asks for more than a
     /// buffer at a time, and buffers make it faster.
+    /// The directory that holds the objects, if they are on this machine.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Store::Local(local) => Some(local.directory()),
+            Store::S3(_) => None,
+        }
+    }
+
+    /// Whether objects go over a link.
     pub fn has_link(&self) -> bool {
         match self {
             Store::Local(_) => false,

@@ -12,7 +12,7 @@ mod root;
 mod upload;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mover_base::{BLOCK_BYTES, Error, Kind, Result, Timestamp};
@@ -69,6 +69,10 @@ impl LocalStore {
 
     pub(crate) fn url(&self) -> &str {
         &self.0.url
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.root().path()
     }
 
     fn root(&self) -> &Root {

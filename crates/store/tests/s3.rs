@@ -809,6 +809,48 @@ fn names_that_no_object_can_have_are_strays_and_hide_nothing() {
     assert_eq!(page.strays, ["a/Not a key", "a/ümlaut+&<>"]);
 }
 
+/// Also where the objects before it fill the last page to the last place.
+#[test]
+fn a_stray_behind_the_last_object_is_told_on_the_last_page() {
+    let (kept, subject) = garage_place();
+    let client = kept.client();
+    for name in ["a/1", "a/2", "a/3", "a/4", "a/8 no key"] {
+        client.put(name, b"1").expect("stored");
+    }
+    let store = &subject.store;
+    for limit in [1, 2, 3, 4, 5] {
+        let (mut strays, mut count, mut after) = (Vec::new(), 0, None);
+        loop {
+            let page = subject
+                .on_shard(async |shard| store.list(&shard, "a/", after.as_ref(), limit).await);
+            strays.extend(page.strays);
+            count += page.objects.len();
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(
+            (count, strays),
+            (4, vec!["a/8 no key".to_owned()]),
+            "{limit}"
+        );
+    }
+}
+
+/// Jobs that many hosts begin at once meet a server that sheds load from their first request on: it is there, and is waited for.
+#[test]
+fn a_server_that_is_busy_from_the_first_request_on_is_waited_for() {
+    const BUSY: Duration = Duration::from_secs(10);
+    let began = std::time::Instant::now();
+    let scripted = Scripted::start(move |_, _| match began.elapsed() < BUSY {
+        true => Reply::s3_error(503, "SlowDown", "later"),
+        false => Reply::s3_error(404, "NoSuchKey", "it is not here"),
+    });
+    assert!(asked(&scripted, read).is_absence());
+    assert!(began.elapsed() >= BUSY);
+}
+
 /// A server that has `body` for whoever reads back what was sent in chunks, and keeps conditions.
 fn that_stores(body: &'static str) -> Scripted {
     let writes = AtomicUsize::new(0);

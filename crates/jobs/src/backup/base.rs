@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mover_base::{Error, Kind, Lsn, LsnRange, Result, hex};
+use mover_base::{BackupId, Error, Kind, Lsn, LsnRange, Result, hex};
 use mover_io::Shard;
 use mover_repo::catalogue::{self, OpenManifest};
 use mover_repo::{
-    BackupMetadata, BackupType, LogMark, Repository, expire, find_latest, find_parent,
+    BackupMetadata, BackupType, Earlier, LogMark, Repository, SourceName, expire, find_latest,
+    find_parent,
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore};
@@ -33,6 +34,8 @@ pub(crate) struct Footing {
     pub reason: Option<String>,
     /// The backup whose blocks this one builds on, whatever its type.
     pub parent: Option<OpenManifest>,
+    /// The latest backup of this store.
+    pub latest: Option<BackupId>,
     /// What changed since the parent, if the type is not full.
     pub changed: Option<Since>,
     /// What else there is to know.
@@ -82,6 +85,7 @@ pub(crate) async fn find(
 ) -> Result<Footing> {
     let Candidate {
         parent,
+        latest,
         serves,
         mut warnings,
     } = candidate(shard, repository, store, wanted).await?;
@@ -90,6 +94,7 @@ pub(crate) async fn find(
             backup_type: BackupType::Full,
             reason: None,
             parent,
+            latest,
             changed: None,
             warnings,
         });
@@ -119,6 +124,7 @@ pub(crate) async fn find(
         backup_type,
         reason,
         parent,
+        latest,
         changed,
         warnings,
     })
@@ -134,59 +140,67 @@ fn nothing_before(wanted: BackupType) -> &'static str {
 /// An earlier backup, before it is looked at closely.
 struct Candidate {
     parent: Option<OpenManifest>,
-    /// Whether it may be the base, too: it is of this source, and of the type that is asked for.
+    /// The latest backup of this store.
+    latest: Option<BackupId>,
+    /// Whether the parent may be the base, too: it is of this source, and of the type that is asked for.
     serves: bool,
     warnings: Vec<String>,
+}
+
+impl Candidate {
+    fn new(earlier: Earlier, serves: bool) -> Self {
+        let Earlier {
+            parent,
+            latest,
+            warnings,
+        } = earlier;
+        Candidate {
+            parent,
+            latest,
+            serves,
+            warnings,
+        }
+    }
 }
 
 /// The backup to build on.
 async fn candidate(
     shard: &Shard,
-    repository: &Repository,
+    repository: &Arc<Repository>,
     store: &LiveStore,
     wanted: &Wanted<'_>,
 ) -> Result<Candidate> {
-    let host = host_name();
-    let is_ours = |metadata: &BackupMetadata| {
-        let source = &metadata.source;
-        source.kind == SOURCE_KIND && source.url == store.url() && source.host == host
+    let source = SourceName {
+        url: store.url(),
+        kind: SOURCE_KIND,
+        host: &host_name(),
     };
     if let Some(named) = wanted.base {
         if wanted.backup_type == BackupType::Full {
             return Err(Error::new(Kind::Usage, "a full backup has no base")
                 .hint("leave out --base, or ask for --type incr or diff"));
         }
-        let open = named_base(shard, repository, named, is_ours).await?;
-        return Ok(Candidate {
+        let open = named_base(shard, repository, named, source).await?;
+        let latest = find_latest(shard, repository, source, |_| true).await?;
+        let earlier = Earlier {
             parent: Some(open),
-            serves: true,
+            latest: latest.latest,
             warnings: Vec::new(),
-        });
+        };
+        return Ok(Candidate::new(earlier, true));
     }
     if wanted.backup_type == BackupType::Differential {
-        let is_full = |metadata: &BackupMetadata| {
-            metadata.backup_type == BackupType::Full && is_ours(metadata)
-        };
-        let (parent, warnings) = find_latest(shard, repository, is_full).await?;
-        if parent.is_some() {
-            return Ok(Candidate {
-                parent,
-                serves: true,
-                warnings,
-            });
+        let is_full = |metadata: &BackupMetadata| metadata.backup_type == BackupType::Full;
+        let earlier = find_latest(shard, repository, source, is_full).await?;
+        if earlier.parent.is_some() {
+            return Ok(Candidate::new(earlier, true));
         }
     }
-    let (parent, warnings) =
-        find_parent(shard, repository, store.url(), SOURCE_KIND, &host).await?;
+    let earlier = find_parent(shard, repository, source).await?;
+    let parent = earlier.parent.as_ref();
     let serves = wanted.backup_type == BackupType::Incremental
-        && parent
-            .as_ref()
-            .is_some_and(|open| is_ours(&open.manifest.metadata));
-    Ok(Candidate {
-        parent,
-        serves,
-        warnings,
-    })
+        && parent.is_some_and(|open| source.is_of(&open.manifest.metadata));
+    Ok(Candidate::new(earlier, serves))
 }
 
 /// The backup that `--base` names.
@@ -194,7 +208,7 @@ async fn named_base(
     shard: &Shard,
     repository: &Repository,
     named: &str,
-    is_ours: impl Fn(&BackupMetadata) -> bool,
+    source: SourceName<'_>,
 ) -> Result<OpenManifest> {
     let id = catalogue::find(shard, repository, named).await?;
     if expire::is_expiring(shard, repository, id).await? {
@@ -205,7 +219,7 @@ async fn named_base(
         );
     }
     let open = catalogue::load(shard, repository, id).await?;
-    if !is_ours(&open.manifest.metadata) {
+    if !source.is_of(&open.manifest.metadata) {
         let of = &open.manifest.metadata.source;
         return Err(Error::new(
             Kind::Usage,

@@ -13,7 +13,7 @@ pub(super) fn explain(error: impl Into<io::Error>, action: &str, object: &str) -
     let error = error.into();
     let told = match Errno::from_io_error(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => Error::new(Kind::Storage, "the repository is full")
-            .hint("free space on the repository's file system, raise the quota, or expire old backups; then run again"),
+            .hint("free space on the repository's file system or raise the quota, then run again; `helios-mover expire` needs a few blocks of free space itself"),
         Some(Errno::ACCESS | Errno::PERM) => Error::new(Kind::Storage, format!("no permission to {action}"))
             .hint("run as the user who owns the repository, or correct the owner and mode of its directories"),
         Some(Errno::ROFS) => Error::new(Kind::Storage, format!("cannot {action}: the file system is read-only"))

@@ -129,7 +129,7 @@ pub(super) async fn list(
         format!("{place}{prefix}"),
         after.map(|after| format!("{place}{after}")),
     );
-    let (mut objects, mut strays) = (Vec::new(), Vec::new());
+    let (mut objects, mut strays, mut behind) = (Vec::new(), Vec::new(), Vec::new());
     let mut foreign = 0;
     // One more than asked for tells whether there are more.
     while objects.len() <= limit {
@@ -153,8 +153,13 @@ pub(super) async fn list(
                 }),
                 Err(_) => {
                     foreign += 1;
-                    if strays.len() < STRAYS_MAX && objects.len() < limit {
-                        strays.push(super::answer::escaped(name));
+                    // Those behind the last object are of this page if it is the last, and of the next otherwise.
+                    let list = match objects.len() < limit {
+                        true => &mut strays,
+                        false => &mut behind,
+                    };
+                    if list.len() < STRAYS_MAX {
+                        list.push(super::answer::escaped(name));
                     }
                 }
             }
@@ -168,6 +173,10 @@ pub(super) async fn list(
         }
     }
     let has_more = objects.len() > limit;
+    if !has_more {
+        strays.append(&mut behind);
+        strays.truncate(STRAYS_MAX);
+    }
     objects.truncate(limit);
     let next = objects
         .last()

@@ -1,0 +1,66 @@
+//! Whether a repository lies in what is backed up, or in what is restored to: a backup would copy itself, and a restore with
+//! `--delta` remove the repository as no part of the backup.
+//!
+//! Invariant: directories are told apart by device and inode, not by their paths, so that no link or mount hides one.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use mover_base::{Error, Kind, Result};
+use mover_repo::Repository;
+use mover_source::Tree;
+
+/// What tells a directory from all others.
+type Inode = (u64, u64);
+
+fn inode(path: &Path) -> Option<Inode> {
+    let found = path.metadata().ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// Whether `inner` is the directory `outer`, or below it. Where `inner` is not there yet, its parent counts.
+fn is_within(inner: &Path, outer: Inode) -> bool {
+    let path = inner.canonicalize();
+    let path = path.as_deref().unwrap_or(inner);
+    path.ancestors().any(|dir| inode(dir) == Some(outer))
+}
+
+/// Refuses a source whose tree, without what is excluded, holds the repository.
+pub(crate) fn refuse_in_source(repository: &Repository, tree: &Tree) -> Result<()> {
+    let Some(directory) = repository.store().directory().and_then(inode) else {
+        return Ok(());
+    };
+    let is_repository = |item: &&mover_source::Item| (item.stamp.dev, item.stamp.ino) == directory;
+    let Some(item) = tree.items.iter().find(is_repository) else {
+        return Ok(());
+    };
+    let path = item.entry.display_path();
+    Err(Error::new(
+        Kind::Usage,
+        "the repository lies in what is to be backed up",
+    )
+    .object(repository.url())
+    .hint(match item.entry.path.is_empty() {
+        true => "name the database's directory as the source".to_owned(),
+        false => format!("move it elsewhere, or leave it out with --exclude '{path}'"),
+    }))
+}
+
+/// Refuses a target that holds the repository, or lies in it.
+pub(crate) fn refuse_in_target(repository: &Repository, target: &Path) -> Result<()> {
+    let Some(directory) = repository.store().directory() else {
+        return Ok(());
+    };
+    let holds = inode(target).is_some_and(|target| is_within(directory, target));
+    let lies_in = inode(directory).is_some_and(|directory| is_within(target, directory));
+    let what = match (holds, lies_in) {
+        (false, false) => return Ok(()),
+        (true, _) => {
+            "the repository lies in the target: it is no part of the backup and would be removed"
+        }
+        (false, true) => "the target lies in the repository",
+    };
+    Err(Error::new(Kind::Usage, what)
+        .object(target.display().to_string())
+        .hint("restore to another directory, or move the repository away"))
+}

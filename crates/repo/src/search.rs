@@ -1,0 +1,194 @@
+//! Which earlier backup the next one builds on.
+//!
+//! Invariants: manifests are read from the latest on, a few at a time and [`LOADS_MAX`] at most; one that cannot be read, or
+//! for which nobody vouches, is passed over and told; what is about to be deleted is not looked at.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use mover_base::{BackupId, Kind, Result};
+use mover_format::manifest::BackupMetadata;
+use mover_format::seal::Origin;
+use mover_io::Shard;
+
+use crate::catalogue::{self, OpenManifest};
+use crate::records::at_once;
+use crate::repository::Repository;
+use crate::tombstones;
+
+/// How many of the latest backups, of whatever source, are looked through: those that a fleet of a thousand hosts makes between
+/// two of one host, in some seconds over a link.
+pub const LOADS_MAX: usize = 1024;
+/// Most backups of which is told that they cannot serve.
+const WARNINGS_MAX: usize = 10;
+const NOBODY_VOUCHES: &str =
+    "it was written without the repository's key, so nobody vouches for it";
+/// Manifests read at a time; one of a terabyte takes some 5 MB.
+const LOADS_AT_ONCE: usize = 4;
+
+/// A source, as manifests name it.
+#[derive(Debug, Clone, Copy)]
+pub struct SourceName<'a> {
+    /// Its URL.
+    pub url: &'a str,
+    /// What kind of source it is.
+    pub kind: &'a str,
+    /// The host that it is on.
+    pub host: &'a str,
+}
+
+impl SourceName<'_> {
+    /// Whether a backup is of this source.
+    pub fn is_of(&self, metadata: &BackupMetadata) -> bool {
+        let of = &metadata.source;
+        (of.url.as_str(), of.kind.as_str(), of.host.as_str()) == (self.url, self.kind, self.host)
+    }
+
+    /// Whether a backup is of a source that this one may be a copy of.
+    fn is_akin_to(&self, metadata: &BackupMetadata) -> bool {
+        let of = &metadata.source;
+        (of.kind.as_str(), of.host.as_str()) == (self.kind, self.host)
+    }
+}
+
+/// What came before a backup.
+#[derive(Default)]
+pub struct Earlier {
+    /// What it builds on.
+    pub parent: Option<OpenManifest>,
+    /// The latest backup of its source: its own id is to be behind this one, whatever it builds on.
+    pub latest: Option<BackupId>,
+    /// Why later backups cannot serve as the parent.
+    pub warnings: Vec<String>,
+}
+
+impl Earlier {
+    fn pass_over(&mut self, id: BackupId, why: &dyn Display) {
+        if self.warnings.len() < WARNINGS_MAX {
+            self.warnings.push(no_parent(id, why));
+        }
+    }
+}
+
+/// The warning that an earlier backup is no parent.
+pub(crate) fn no_parent(id: BackupId, why: &dyn Display) -> String {
+    format!("backup {id} cannot serve as the parent: {why}")
+}
+
+/// How well a backup serves as the parent of another one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// As the latest of them it is the one.
+    Good,
+    /// The latest of these, if none is good.
+    Fair,
+    Not,
+}
+
+/// The backup to build on: the latest of the same source that can be read; without one the latest of another source of its
+/// kind and host, say of the database that this one is a copy of.
+pub async fn find_parent(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    source: SourceName<'_>,
+) -> Result<Earlier> {
+    let fit =
+        |metadata: &BackupMetadata| match (source.is_of(metadata), source.is_akin_to(metadata)) {
+            (true, _) => Fit::Good,
+            (false, true) => Fit::Fair,
+            (false, false) => Fit::Not,
+        };
+    search(shard, repository, source, fit).await
+}
+
+/// The latest backup of this source that can be read and is `wanted`.
+pub async fn find_latest(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    source: SourceName<'_>,
+    wanted: impl Fn(&BackupMetadata) -> bool,
+) -> Result<Earlier> {
+    let fit = |metadata: &BackupMetadata| match source.is_of(metadata) && wanted(metadata) {
+        true => Fit::Good,
+        false => Fit::Not,
+    };
+    search(shard, repository, source, fit).await
+}
+
+async fn search(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    source: SourceName<'_>,
+    fit: impl Fn(&BackupMetadata) -> Fit,
+) -> Result<Earlier> {
+    let (mut earlier, mut fair) = (Earlier::default(), None);
+    if !repository.can_read() {
+        return Ok(earlier);
+    }
+    let ids = catalogue::list(shard, repository).await?;
+    let expiring = tombstones::list(shard, repository).await?;
+    let mut lasting = ids
+        .into_iter()
+        .rev()
+        .filter(|id| !expiring.contains_key(id))
+        .take(LOADS_MAX);
+    // Mostly the first is the one.
+    let mut count = 1;
+    loop {
+        let some: Vec<BackupId> = lasting.by_ref().take(count).collect();
+        if some.is_empty() {
+            earlier.parent = fair;
+            return Ok(earlier);
+        }
+        count = (2 * count).min(LOADS_AT_ONCE);
+        for (id, loaded) in load(shard, repository, some).await? {
+            let open = match loaded {
+                Ok(open) if is_vouched(repository, &open) => open,
+                Ok(open) => {
+                    if source.is_of(&open.manifest.metadata) {
+                        earlier.pass_over(id, &NOBODY_VOUCHES);
+                    }
+                    continue;
+                }
+                // It was deleted since it was listed.
+                Err(error) if error.is_absence() => continue,
+                // Over its cap is damaged too.
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
+                    earlier.pass_over(id, &error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let metadata = &open.manifest.metadata;
+            if source.is_of(metadata) {
+                earlier.latest.get_or_insert(id);
+            }
+            match fit(metadata) {
+                Fit::Good => {
+                    earlier.parent = Some(open);
+                    return Ok(earlier);
+                }
+                Fit::Fair => fair = fair.or(Some(open)),
+                Fit::Not => {}
+            }
+        }
+    }
+}
+
+async fn load(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    ids: Vec<BackupId>,
+) -> Result<Vec<(BackupId, Result<OpenManifest>)>> {
+    let load = |id| {
+        let (shard, repository) = (shard.clone(), Arc::clone(repository));
+        async move { Ok((id, catalogue::load(&shard, &repository, id).await)) }
+    };
+    at_once(shard, ids, load).await
+}
+
+/// Whoever knows no more than the public key can write a manifest that names another host, and packs that do not hold what they
+/// say: nothing is built on that unread.
+fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
+    !repository.is_encrypted() || open.origin == Origin::Vouched
+}
