@@ -7,7 +7,7 @@
 
 mod names;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -330,12 +330,12 @@ fn fill(
     let removed = match mode {
         TargetMode::Fresh => 0,
         TargetMode::Delta => {
-            let names: HashSet<&[u8]> = view
+            let names: BTreeSet<&[u8]> = view
                 .items
                 .iter()
                 .map(|item| item.entry.path.as_slice())
                 .collect();
-            target.remove_extra(&|path| names.contains(path))?
+            target.remove_extra(&names)?
         }
     };
     let names = Names::new(view, target, mode);

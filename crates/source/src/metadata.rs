@@ -20,23 +20,29 @@ use crate::failure::target_error;
 /// At most so many warnings are kept; a restore without root would otherwise have one per file.
 pub const WARNINGS_MAX: usize = 100;
 
-/// What could not be put back.
+/// What could not be put back, and what was left as it is.
 #[derive(Debug, Default)]
 pub(crate) struct Warnings {
     pub(crate) list: Vec<String>,
     pub(crate) more: u64,
 }
 
+impl Warnings {
+    /// Keeps one more, or counts it.
+    pub(crate) fn push(&mut self, warning: impl FnOnce() -> String) {
+        if self.list.len() < WARNINGS_MAX {
+            self.list.push(warning());
+        } else {
+            self.more = self.more.saturating_add(1);
+        }
+    }
+}
+
 /// Puts owner, extended attributes, mode and time of `entry` onto `node`.
 pub(crate) fn apply(node: Node<'_>, entry: &Entry, warnings: &Mutex<Warnings>) -> Result<()> {
     let warn = |what: &str, error: Errno| {
         let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        if warnings.list.len() < WARNINGS_MAX {
-            let path = entry.display_path();
-            warnings.list.push(format!("{path}: {what}: {error}"));
-        } else {
-            warnings.more = warnings.more.saturating_add(1);
-        }
+        warnings.push(|| format!("{}: {what}: {error}", entry.display_path()));
     };
     let failed = |error: Errno| target_error("metadata cannot be put back", &entry.path, error);
     let owned = chown(node, entry, &warn).map_err(failed)?;

@@ -15,6 +15,7 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 
 use crate::failure::target_error;
+use crate::remove::LOST_AND_FOUND;
 use crate::staging::{Place, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
 
@@ -289,7 +290,7 @@ fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
             return Ok(());
         }
         // A new ext4 file system has this directory and is empty to everyone.
-        if !(is_mount_root && found == b"lost+found") {
+        if !(is_mount_root && found == LOST_AND_FOUND) {
             others += 1;
         }
         marked |=

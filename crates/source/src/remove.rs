@@ -1,17 +1,21 @@
 //! Removing what is in a target and not in the backup.
 //!
-//! Invariants: symbolic links are removed and never followed; what is mounted inside is never emptied; the
-//! depth is bounded by the length of a path and not by the stack.
+//! Invariants: symbolic links are removed and never followed; what is mounted inside is never emptied, be it in what is
+//! extra or on a directory that is kept, unless the backup holds something below that; `lost+found` of a mounted file
+//! system is never entered. The depth is bounded by the length of a path and not by the stack.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mover_base::tree::{PATH_BYTES_MAX, display_path};
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::beneath;
 use crate::failure::target_error;
+
+/// The directory in an ext file system where fsck puts what it rescued.
+pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Removes `name` in `parent` with everything below it; `path` is for messages. Returns how many names.
 ///
@@ -71,7 +75,7 @@ fn empty_dir(base: BorrowedFd<'_>, dir: &[u8], removed: &mut u64) -> Result<Vec<
 }
 
 /// Opens a directory that will be emptied, unless another file system is mounted there.
-fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<std::os::fd::OwnedFd> {
+fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
     let resolve = beneath::RESOLVE | ResolveFlags::NO_XDEV;
     let open = |flags| beneath::open_with(base, dir, flags, resolve);
     let opened = open(beneath::DIR_FLAGS).or_else(|error| {
@@ -91,35 +95,79 @@ fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<std::os::fd::OwnedFd>
     })
 }
 
-/// Removes every name beneath `root` for which `keep` (given the relative path) is false, with everything
-/// below it. Returns how many names.
-pub(crate) fn remove_extra(root: BorrowedFd<'_>, keep: &dyn Fn(&[u8]) -> bool) -> Result<u64> {
+/// What becomes of a name that is in a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It goes, with everything below it.
+    Removed,
+    /// It stays, and so does what is in it.
+    Left,
+    /// It stays. The backup holds nothing below it, so that everything in it goes, unless something is mounted on it.
+    KeptEmpty,
+    /// It stays, and each name in it has a fate of its own.
+    Kept,
+}
+
+/// What came of a removal.
+#[derive(Debug, Default)]
+pub(crate) struct Removed {
+    /// How many names went.
+    pub names: u64,
+    /// Directories that were left with all that is in them, because another file system is mounted there.
+    pub left: Vec<Vec<u8>>,
+}
+
+/// Removes every name beneath `root` whose `fate` (given the relative path) is to go, with everything below it.
+pub(crate) fn remove_extra(root: BorrowedFd<'_>, fate: &dyn Fn(&[u8]) -> Fate) -> Result<Removed> {
     let mut pending = vec![Vec::new()];
-    let mut removed = 0;
+    let mut removed = Removed::default();
     while let Some(dir) = pending.pop() {
         let failed = |error: Errno| target_error("a directory cannot be listed", &dir, error);
         let here = beneath::open(root, &dir, beneath::DIR_FLAGS).map_err(failed)?;
+        let here_stat = rustix::fs::fstat(&here).map_err(failed)?;
         let mut extra_dirs = Vec::new();
         beneath::list(&here, |name| {
             let name = name.to_bytes();
+            // What fsck rescued is in no backup and may be all that is left of something.
+            if name == LOST_AND_FOUND && beneath::is_mount_root(here.as_fd()).unwrap_or(false) {
+                return Ok(());
+            }
             let path = beneath::join(&dir, name);
             let stat = beneath::stat(here.as_fd(), name)?;
             let is_dir = beneath::file_type(&stat) == FileType::Directory;
-            match (keep(&path), is_dir) {
-                (true, true) => pending.push(path),
-                (true, false) => {}
-                (false, true) => extra_dirs.push(name.to_vec()),
-                (false, false) => {
+            match (fate(&path), is_dir) {
+                (Fate::KeptEmpty, true) if is_mounted(&here, &here_stat, name, &stat)? => {
+                    removed.left.push(path);
+                }
+                (Fate::Kept | Fate::KeptEmpty, true) => pending.push(path),
+                (Fate::Kept | Fate::KeptEmpty, false) | (Fate::Left, _) => {}
+                (Fate::Removed, true) => extra_dirs.push(name.to_vec()),
+                (Fate::Removed, false) => {
                     rustix::fs::unlinkat(&here, name, AtFlags::empty())?;
-                    removed += 1;
+                    removed.names += 1;
                 }
             }
             Ok(())
         })
         .map_err(failed)?;
         for name in extra_dirs {
-            removed += remove_tree(here.as_fd(), &name, &beneath::join(&dir, &name))?;
+            removed.names += remove_tree(here.as_fd(), &name, &beneath::join(&dir, &name))?;
         }
     }
     Ok(removed)
+}
+
+/// Whether the directory `name` in `parent` is where another file system begins. By its device too, as a scan goes by:
+/// btrfs subvolumes differ in it without being mounted.
+fn is_mounted(
+    parent: &OwnedFd,
+    parent_stat: &Stat,
+    name: &[u8],
+    stat: &Stat,
+) -> rustix::io::Result<bool> {
+    if stat.st_dev != parent_stat.st_dev {
+        return Ok(true);
+    }
+    let held = beneath::open(parent.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY)?;
+    beneath::is_mount_root(held.as_fd())
 }

@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::failure::target_error;
-use crate::remove::remove_extra;
+use crate::remove::{Fate, remove_extra};
 use crate::{RESTORE_MARKER, beneath};
 
 /// Begins the content of a marker in a staging directory; the name of the target follows.
@@ -186,7 +186,13 @@ impl Place<'_> {
             return Ok(false);
         };
         // The marker last: a removal that is killed can be taken up again.
-        remove_extra(dir.as_fd(), &|path| path == RESTORE_MARKER.as_bytes())?;
+        remove_extra(
+            dir.as_fd(),
+            &|path| match path == RESTORE_MARKER.as_bytes() {
+                true => Fate::Left,
+                false => Fate::Removed,
+            },
+        )?;
         rustix::fs::unlinkat(&dir, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
         // Only an empty directory goes: whatever has the name by now.
         rustix::fs::unlinkat(self.parent, name, AtFlags::REMOVEDIR).map_err(failed)?;

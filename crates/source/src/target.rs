@@ -7,8 +7,9 @@
 //! last. Everything is writable by its owner alone until its metadata is applied. File contents are
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use crate::disk::DirDisk;
 use crate::failure::target_error;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
-use crate::remove::{remove_extra, remove_tree};
+use crate::remove::{Fate, remove_extra, remove_tree};
 use crate::staging::{Place, Staged, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
@@ -43,6 +44,8 @@ pub struct DirTarget {
     layout: Layout,
     /// Directories whose metadata is applied when nothing is written below them any more.
     dirs: Mutex<Vec<Entry>>,
+    /// Delta: directories that are left as they are, because another file system is mounted there.
+    left: Mutex<HashSet<Vec<u8>>>,
     warnings: Mutex<Warnings>,
     /// Whether dropping removes the staging directory.
     is_staged: bool,
@@ -69,7 +72,8 @@ enum Layout {
 /// What is to be told about a finished restore.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Finished {
-    /// Metadata that could not be put back (no permission, no support), at most [`WARNINGS_MAX`].
+    /// Metadata that could not be put back (no permission, no support) and file systems that were left as they are, at
+    /// most [`WARNINGS_MAX`].
     pub warnings: Vec<String>,
     /// How many more such warnings there were.
     pub warnings_more: u64,
@@ -140,6 +144,7 @@ impl DirTarget {
             is_staged: !matches!(layout, Layout::InPlace { .. }),
             layout,
             dirs: Mutex::new(Vec::new()),
+            left: Mutex::new(HashSet::new()),
             warnings: Mutex::new(Warnings::default()),
         })
     }
@@ -169,6 +174,9 @@ impl DirTarget {
             if root.st_mode & 0o700 != 0o700 {
                 rustix::fs::fchmod(&self.root, Mode::RWXU).map_err(&failed)?;
             }
+            return Ok(());
+        }
+        if self.is_left(entry) {
             return Ok(());
         }
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
@@ -311,19 +319,37 @@ impl DirTarget {
         rustix::fs::mkfifoat(&place.parent, place.name, Mode::RUSR | Mode::WUSR).map_err(failed)
     }
 
-    /// Delta: removes every name for which `keep` (given the relative path) is false, with everything below
-    /// it, and returns how many names went. The marker stays. To be called before files are written, so
-    /// that their space is free.
-    pub fn remove_extra(&self, keep: &dyn Fn(&[u8]) -> bool) -> Result<u64> {
+    /// Delta: removes every name that is not `wanted`, with everything below it, and returns how many names went.
+    /// The marker stays. To be called before files are written, so that their space is free.
+    ///
+    /// Where another file system is mounted on a directory below which nothing is wanted, it was most likely no part
+    /// of the source (or left out with `one_file_system`): it is left as it is, also by calls to come, with a warning.
+    pub fn remove_extra(&self, wanted: &BTreeSet<&[u8]>) -> Result<u64> {
         if self.mode == TargetMode::Fresh {
             return Ok(0);
         }
-        let is_mount_root = beneath::is_mount_root(self.root.as_fd()).unwrap_or(false);
-        remove_extra(self.root.as_fd(), &|path| {
-            path == RESTORE_MARKER.as_bytes()
-                || (is_mount_root && path == b"lost+found")
-                || keep(path)
-        })
+        let removed = remove_extra(self.root.as_fd(), &|path| match path {
+            _ if path == RESTORE_MARKER.as_bytes() => Fate::Left,
+            _ if !wanted.contains(path) => Fate::Removed,
+            _ if holds_below(wanted, path) => Fate::Kept,
+            _ => Fate::KeptEmpty,
+        })?;
+        let mut warnings = lock(&self.warnings);
+        for path in &removed.left {
+            warnings.push(|| {
+                let path = display_path(path);
+                format!(
+                    "{path} is another file system of which the backup holds nothing; it was left as it is"
+                )
+            });
+        }
+        lock(&self.left).extend(removed.left);
+        Ok(removed.names)
+    }
+
+    /// Whether the entry is a directory that [`DirTarget::remove_extra`] left as it is.
+    fn is_left(&self, entry: &Entry) -> bool {
+        matches!(entry.kind, EntryKind::Dir) && lock(&self.left).contains(&entry.path)
     }
 
     /// Puts back owner, extended attributes, mode and modification time, in this order: a change of owner
@@ -338,6 +364,7 @@ impl DirTarget {
         let failed = self.failed("metadata cannot be put back", entry);
         match &entry.kind {
             EntryKind::Hardlink { .. } => Ok(()),
+            EntryKind::Dir if self.is_left(entry) => Ok(()),
             EntryKind::Dir => {
                 lock(&self.dirs).push(entry.clone());
                 Ok(())
@@ -572,6 +599,14 @@ impl Drop for DirTarget {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether something below the directory is wanted.
+fn holds_below(wanted: &BTreeSet<&[u8]>, dir: &[u8]) -> bool {
+    let below = [dir, b"/"].concat();
+    let from = (Bound::Included(below.as_slice()), Bound::Unbounded);
+    let first = wanted.range::<[u8], _>(from).next();
+    first.is_some_and(|path| path.starts_with(&below))
 }
 
 fn wrong_kind(entry: &Entry, what: &str) -> Error {

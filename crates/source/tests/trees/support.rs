@@ -103,9 +103,8 @@ pub fn restore(from: &Path, to: &Path, mode: TargetMode) -> Finished {
     let target = DirTarget::begin(DirTarget::plan(to, mode).unwrap()).unwrap();
     if mode == TargetMode::Delta {
         let wanted = paths(&tree);
-        target
-            .remove_extra(&|path| wanted.binary_search_by(|p| p.as_slice().cmp(path)).is_ok())
-            .unwrap();
+        let wanted = wanted.iter().map(Vec::as_slice).collect();
+        target.remove_extra(&wanted).unwrap();
     }
     fill(&target, &tree, from);
     target.finish().unwrap()
@@ -141,6 +140,12 @@ impl Mounted {
     pub fn tmpfs(at: &Path) -> Mounted {
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("none", at, "tmpfs", flags, c"size=8m").unwrap();
+        Mounted(at.to_owned())
+    }
+
+    /// A directory at a second path.
+    pub fn bind(from: &Path, at: &Path) -> Mounted {
+        rustix::mount::mount_bind(from, at).unwrap();
         Mounted(at.to_owned())
     }
 }

@@ -1,5 +1,6 @@
 //! Targets: what is refused, what is staged, and that nothing outside is ever touched.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -380,10 +381,77 @@ fn a_mount_in_what_is_extra_is_never_emptied() {
     let mounted = Mounted::tmpfs(&inner);
     fs::write(mounted.0.join("precious"), b"x").unwrap();
     let target = begin(dir.path(), TargetMode::Delta);
-    let (kind, text, _) = failure(target.remove_extra(&|_| false));
+    let (kind, text, _) = failure(target.remove_extra(&BTreeSet::new()));
     assert_eq!(kind, Kind::Target);
     assert!(text.contains("mounted"), "{text}");
     assert_eq!(listing(&inner), ["precious"]);
+}
+
+#[test]
+fn a_mount_on_a_kept_directory_is_left_unless_the_backup_holds_something_below() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    // As --one-file-system keeps a directory where something is mounted. "data-x" sorts between "data" and "data/".
+    for name in ["data", "data-x", "bound", "full"] {
+        fs::create_dir_all(from.join(name)).unwrap();
+        fs::create_dir_all(to.join(name)).unwrap();
+    }
+    fs::write(from.join("full/wanted"), b"new").unwrap();
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let mounts = [
+        Mounted::tmpfs(&to.join("data")),
+        Mounted::bind(&other, &to.join("bound")),
+        Mounted::tmpfs(&to.join("full")),
+    ];
+    fs::set_permissions(&mounts[0].0, Permissions::from_mode(0o1777)).unwrap();
+    for at in [&mounts[0].0, &mounts[1].0, &mounts[2].0, &to.join("data-x")] {
+        fs::create_dir(at.join("deep")).unwrap();
+        fs::write(at.join("deep/precious"), b"x").unwrap();
+    }
+    let warnings = restore(&from, &to, TargetMode::Delta).warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for name in ["data", "bound"] {
+        assert_eq!(listing(&to.join(name).join("deep")), ["precious"]);
+        let told = format!("{name} is another file system of which the backup holds nothing");
+        assert!(
+            warnings.iter().any(|text| text.starts_with(&told)),
+            "{warnings:?}"
+        );
+    }
+    let mode = mounts[0].0.metadata().unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o1777, "its root was changed");
+    assert_eq!(listing(&to.join("full")), ["wanted"]);
+    assert!(listing(&to.join("data-x")).is_empty());
+    // Nor is it emptied for what must stand in its place.
+    fs::remove_dir(from.join("data")).unwrap();
+    fs::write(from.join("data"), b"file").unwrap();
+    let target = begin(&to, TargetMode::Delta);
+    let wanted = [&b"data"[..], b"data-x", b"bound", b"full", b"full/wanted"];
+    target.remove_extra(&BTreeSet::from(wanted)).unwrap();
+    let made = target.make_file(&entry(b"data", FILE), &[]);
+    assert!(failure(made).1.contains("mounted"));
+    assert_eq!(listing(&to.join("data/deep")), ["precious"]);
+}
+
+#[test]
+fn what_fsck_rescued_is_kept() {
+    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
+        return;
+    };
+    fs::create_dir_all(to.join("lost+found/#11")).unwrap();
+    fs::write(to.join("lost+found/#11/rescued"), b"x").unwrap();
+    // Also where the backup holds the directory, which is empty in most.
+    for is_kept in [false, true] {
+        if is_kept {
+            fs::create_dir(from.join("lost+found")).unwrap();
+        }
+        restore(from, to, TargetMode::Delta);
+        assert_eq!(listing(&to.join("lost+found/#11")), ["rescued"]);
+    }
 }
 
 /// Tries every way to make something at `path`.
