@@ -6,7 +6,7 @@
 //! Invariants: the marker names the target, and is written after it was locked and removed before anything is put
 //! into place. So a directory whose marker is complete and not locked is what a dead restore to that target left,
 //! and one without it may be anything, even a complete tree: nobody removes that. A leftover is emptied through the
-//! descriptor that was examined, the marker last.
+//! descriptor that was examined, the marker last, and so is one whose restore gives up.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -185,19 +185,39 @@ impl Place<'_> {
         let Examined::Dead { dir, _marker } = examined else {
             return Ok(false);
         };
-        // The marker last: a removal that is killed can be taken up again.
-        remove_extra(
-            dir.as_fd(),
-            &|path| match path == RESTORE_MARKER.as_bytes() {
-                true => Fate::Left,
-                false => Fate::Removed,
-            },
-        )?;
-        rustix::fs::unlinkat(&dir, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
-        // Only an empty directory goes: whatever has the name by now.
-        rustix::fs::unlinkat(self.parent, name, AtFlags::REMOVEDIR).map_err(failed)?;
+        remove_held(self.parent, name, dir.as_fd())?;
         Ok(true)
     }
+}
+
+/// Removes the staging directory `name` in `parent`, of which `dir` is held and the marker locked.
+///
+/// The marker last: a removal that fails or is killed half way can be taken up again.
+pub(crate) fn remove_held(parent: BorrowedFd<'_>, name: &OsStr, dir: BorrowedFd<'_>) -> Result<()> {
+    let failed = |error: Errno| {
+        let what = "a staging directory cannot be removed";
+        target_error(what, name.as_bytes(), error)
+    };
+    // What was moved elsewhere meanwhile belongs to who moved it.
+    let (there, held) = (
+        beneath::stat(parent, name.as_bytes()),
+        rustix::fs::fstat(dir),
+    );
+    let (there, held) = (there.map_err(failed)?, held.map_err(failed)?);
+    if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino) {
+        return Err(failed(Errno::NOENT));
+    }
+    remove_extra(dir, &|path| match path == RESTORE_MARKER.as_bytes() {
+        true => Fate::Left,
+        false => Fate::Removed,
+    })?;
+    match rustix::fs::unlinkat(dir, RESTORE_MARKER, AtFlags::empty()) {
+        // It is gone already if the last step of a restore failed.
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Only an empty directory goes: whatever has the name by now.
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(failed)
 }
 
 fn is_own(stat: &Stat) -> bool {

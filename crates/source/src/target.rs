@@ -26,7 +26,7 @@ use crate::failure::target_error;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
 use crate::remove::{Fate, remove_extra, remove_tree};
-use crate::staging::{Place, Staged, State};
+use crate::staging::{Place, Staged, State, remove_held};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
 pub use crate::metadata::WARNINGS_MAX;
@@ -536,7 +536,7 @@ impl DirTarget {
             } => (target, staging),
             Layout::InPlace { .. } => return Ok(()),
         };
-        remove_tree(parent.as_fd(), staging.as_bytes(), staging.as_bytes()).map(drop)
+        remove_held(parent.as_fd(), staging, self.root.as_fd())
     }
 
     fn shown(&self) -> &[u8] {
@@ -660,8 +660,7 @@ fn stage(place: &Place<'_>, path: &Path) -> Result<Staged> {
     let is_other =
         |(name, state): &(OsString, State)| *state == State::Live && *name != staged.name;
     if found.iter().any(is_other) {
-        let name = staged.name.as_bytes();
-        remove_tree(place.parent, name, name)?;
+        remove_held(place.parent, &staged.name, staged.dir.as_fd())?;
         return Err(is_running(path));
     }
     Ok(staged)

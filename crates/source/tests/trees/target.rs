@@ -249,6 +249,31 @@ fn a_restore_that_lives_is_never_taken_for_a_dead_one() {
 }
 
 #[test]
+fn a_restore_that_gives_up_half_way_leaves_what_the_next_one_removes() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    let target = begin(&to, TargetMode::Fresh);
+    for name in [&b"a"[..], b"b"] {
+        target.make_dir(&entry(name, EntryKind::Dir)).unwrap();
+    }
+    drop(target.make_file(&entry(b"f", FILE), &[]).unwrap());
+    let left = dir.path().join(&listing(dir.path())[0]);
+    // What is mounted is never emptied, so that the removal fails.
+    let mounted = Mounted::tmpfs(&left.join("b"));
+    assert!(failure(target.abandon()).1.contains("mounted"));
+    assert!(!left.join("f").exists());
+    assert!(left.join(RESTORE_MARKER).exists());
+    drop(mounted);
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
+    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    assert!(listing(dir.path()).is_empty());
+}
+
+#[test]
 fn a_directory_that_only_looks_like_a_leftover_stays() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
