@@ -15,6 +15,7 @@ pub mod disk;
 mod exclude;
 mod failure;
 mod holes;
+mod in_place;
 mod metadata;
 pub mod page;
 pub mod pages;

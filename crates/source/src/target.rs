@@ -4,7 +4,7 @@
 //! of it is created, changed or removed: names are resolved beneath its descriptor without following
 //! symbolic links. A fresh target appears complete or not at all; where that needs more than one rename, and
 //! in delta mode, [`RESTORE_MARKER`] is in it, on the disk, from before the first change until after the
-//! last. Everything is writable by its owner alone until its metadata is applied. File contents are
+//! last. In delta mode nothing is written through two names. Everything is writable by its owner alone until its metadata is applied. File contents are
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
 use std::collections::{BTreeSet, HashSet};
@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use crate::disk::DirDisk;
 use crate::failure::target_error;
+use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
 use crate::remove::{Fate, remove_extra, remove_tree};
@@ -44,8 +45,8 @@ pub struct DirTarget {
     layout: Layout,
     /// Directories whose metadata is applied when nothing is written below them any more.
     dirs: Mutex<Vec<Entry>>,
-    /// Delta: directories that are left as they are, because another file system is mounted there.
-    left: Mutex<HashSet<Vec<u8>>>,
+    /// Used in delta mode alone.
+    pub(crate) in_place: Mutex<InPlace>,
     warnings: Mutex<Warnings>,
     /// Whether dropping removes the staging directory.
     is_staged: bool,
@@ -137,6 +138,7 @@ impl DirTarget {
                 (root, Layout::InPlace { _marker: marker })
             }
         };
+        let root_stat = rustix::fs::fstat(&root).map_err(failed)?;
         Ok(DirTarget {
             path,
             mode: plan.mode,
@@ -144,7 +146,7 @@ impl DirTarget {
             is_staged: !matches!(layout, Layout::InPlace { .. }),
             layout,
             dirs: Mutex::new(Vec::new()),
-            left: Mutex::new(HashSet::new()),
+            in_place: Mutex::new(InPlace::new(&root_stat)),
             warnings: Mutex::new(Warnings::default()),
         })
     }
@@ -185,17 +187,25 @@ impl DirTarget {
         {
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             let held = beneath::open(place.parent.as_fd(), place.name, flags).map_err(&failed)?;
+            let stat = rustix::fs::fstat(&held).map_err(&failed)?;
+            lock(&self.in_place).keep(&stat, entry)?;
             // Names below it must be reachable even where the mode to come forbids it.
-            return beneath::chmod_held(held.as_fd(), 0o700).map_err(failed);
+            beneath::chmod_held(held.as_fd(), 0o700).map_err(failed)?;
+            let open = || beneath::open(held.as_fd(), b"", beneath::DIR_FLAGS);
+            return lock(&self.in_place).hold(&stat, entry, open);
         }
-        rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU).map_err(failed)
+        rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU)
+            .and_then(|()| self.made(&place))
+            .map_err(failed)
     }
 
     /// Makes a regular file that only its owner may touch and opens it for reading and writing.
     ///
     /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has names besides
     /// its own and `other_names` (they may be outside the target), in which case it is replaced, like anything
-    /// that is no regular file. Setting the length is up to the caller.
+    /// that is no regular file. Setting the length is up to the caller. To be called once per entry.
+    ///
+    /// Errors: `Target` if it stands under another entry already.
     pub fn make_file(&self, entry: &Entry, other_names: &[&[u8]]) -> Result<OwnedFd> {
         self.check(entry, "file", matches!(entry.kind, EntryKind::File { .. }))?;
         let failed = self.failed("a file cannot be made", entry);
@@ -206,12 +216,27 @@ impl DirTarget {
                 self.has_no_more_names(stat, &place, other_names)
             });
             if let Some(fd) = adopted.map_err(&failed)? {
+                let stat = rustix::fs::fstat(&fd).map_err(&failed)?;
+                let mut in_place = lock(&self.in_place);
+                in_place.keep(&stat, entry)?;
+                in_place.hold(&stat, entry, || rustix::io::fcntl_dupfd_cloexec(&fd, 0))?;
                 return Ok(fd);
             }
             self.clear_unless(&place, entry, |_| false)?;
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-        beneath::open(parent, place.name, flags).map_err(failed)
+        let fd = beneath::open(parent, place.name, flags).map_err(&failed)?;
+        self.made(&place).map_err(failed)?;
+        Ok(fd)
+    }
+
+    /// Delta: takes note of what was made at `place`.
+    fn made(&self, place: &beneath::Place<'_>) -> rustix::io::Result<()> {
+        if self.mode == TargetMode::Delta {
+            let stat = beneath::stat(place.parent.as_fd(), place.name)?;
+            lock(&self.in_place).made(&stat);
+        }
+        Ok(())
     }
 
     /// Whether the file at `place` has no names but that and some of `other_names`.
@@ -277,7 +302,9 @@ impl DirTarget {
         let failed = self.failed("a symbolic link cannot be made", entry);
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
         self.clear(&place, entry)?;
-        rustix::fs::symlinkat(target.as_slice(), &place.parent, place.name).map_err(failed)
+        rustix::fs::symlinkat(target.as_slice(), &place.parent, place.name)
+            .and_then(|()| self.made(&place))
+            .map_err(failed)
     }
 
     /// Makes another name of a file that was made before; delta: keeps one that is.
@@ -316,7 +343,9 @@ impl DirTarget {
         let failed = self.failed("a named pipe cannot be made", entry);
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
         self.clear(&place, entry)?;
-        rustix::fs::mkfifoat(&place.parent, place.name, Mode::RUSR | Mode::WUSR).map_err(failed)
+        rustix::fs::mkfifoat(&place.parent, place.name, Mode::RUSR | Mode::WUSR)
+            .and_then(|()| self.made(&place))
+            .map_err(failed)
     }
 
     /// Delta: removes every name that is not `wanted`, with everything below it, and returns how many names went.
@@ -343,13 +372,13 @@ impl DirTarget {
                 )
             });
         }
-        lock(&self.left).extend(removed.left);
+        lock(&self.in_place).left.extend(removed.left);
         Ok(removed.names)
     }
 
     /// Whether the entry is a directory that [`DirTarget::remove_extra`] left as it is.
     fn is_left(&self, entry: &Entry) -> bool {
-        matches!(entry.kind, EntryKind::Dir) && lock(&self.left).contains(&entry.path)
+        matches!(entry.kind, EntryKind::Dir) && lock(&self.in_place).left.contains(&entry.path)
     }
 
     /// Puts back owner, extended attributes, mode and modification time, in this order: a change of owner
@@ -501,6 +530,7 @@ impl DirTarget {
         self.apply_dirs(root, below)?;
         let failed = |error: Errno| target_error("the target cannot be synced", b"", error);
         rustix::fs::syncfs(root).map_err(failed)?;
+        lock(&self.in_place).sync_others()?;
         // Before the root's own metadata: its mode may forbid this, and its time would change.
         rustix::fs::unlinkat(root, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
         self.apply_dirs(root, root_entry.map_or(&[], std::slice::from_ref))?;
@@ -576,7 +606,8 @@ impl DirTarget {
     ) -> Result<bool> {
         match beneath::stat(place.parent.as_fd(), place.name) {
             Ok(stat) if is_fine(beneath::file_type(&stat)) => Ok(true),
-            Ok(_) => {
+            Ok(stat) => {
+                lock(&self.in_place).check_unused(&stat, entry)?;
                 remove_tree(place.parent.as_fd(), place.name, &entry.path)?;
                 Ok(false)
             }

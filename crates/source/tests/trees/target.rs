@@ -396,6 +396,50 @@ fn delta_keeps_the_content_of_a_file_to_compare_with() {
 }
 
 #[test]
+fn two_names_of_the_backup_are_never_one_in_the_target() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir_all(at("d1")).unwrap();
+    fs::create_dir_all(at("d2")).unwrap();
+    for name in ["f1", "f2"] {
+        fs::write(at(name), name).unwrap();
+    }
+    // As names are that differ in case only, where the file system does not tell them apart.
+    let _dirs = Mounted::bind(&at("d1"), &at("d2"));
+    let _files = Mounted::bind(&at("f1"), &at("f2"));
+    let symlink = |path: &[u8]| {
+        let target = b"x".to_vec();
+        entry(path, EntryKind::Symlink { target })
+    };
+    let target = begin(dir.path(), TargetMode::Delta);
+    target.make_dir(&entry(b"d1", EntryKind::Dir)).unwrap();
+    drop(target.make_file(&entry(b"d1/new", FILE), &[]).unwrap());
+    target.make_symlink(&symlink(b"d1/link")).unwrap();
+    drop(target.make_file(&entry(b"f1", FILE), &[]).unwrap());
+    for doubled in [
+        target.make_dir(&entry(b"d2", EntryKind::Dir)),
+        target.make_file(&entry(b"d2/new", FILE), &[]).map(drop),
+        target.make_symlink(&symlink(b"d2/new")),
+        target.make_fifo(&entry(b"d2/link", EntryKind::Fifo)),
+        target.make_file(&entry(b"f2", FILE), &[]).map(drop),
+        target.make_fifo(&entry(b"f2", EntryKind::Fifo)),
+    ] {
+        let (kind, text, error) = failure(doubled);
+        assert_eq!(kind, Kind::Target);
+        assert!(text.contains("two names of the backup are one"), "{text}");
+        assert!(error.hint_text().unwrap().contains("another directory"));
+    }
+    // What was made and each share of it is opened again as often as wanted.
+    for _ in 0..2 {
+        assert!(target.open_existing(b"f1").unwrap().is_some());
+    }
+    assert_eq!(listing(&at("d1")), ["link", "new"]);
+}
+
+#[test]
 fn a_mount_in_what_is_extra_is_never_emptied() {
     if !is_root() {
         return;
