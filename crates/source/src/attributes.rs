@@ -17,6 +17,9 @@ pub(crate) const XATTR_BYTES_MAX: usize = 64 << 10;
 /// Longest attribute name (XATTR_NAME_MAX).
 pub(crate) const XATTR_NAME_BYTES_MAX: usize = 255;
 
+/// Most attributes of one name that a backup holds.
+pub(crate) const XATTRS_MAX: usize = 1024;
+
 /// The access ACL, which the permission bits of the group class depend on.
 pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 

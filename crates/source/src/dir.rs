@@ -16,10 +16,11 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::attributes::{Attributes, Node};
+use crate::attributes::{Attributes, Node, XATTRS_MAX};
 use crate::exclude::Excludes;
 use crate::failure::{changed, source_error};
 use crate::scan::{Item, ScanOptions, SkipReason, Stamp, Tree, TreeBuilder};
+use crate::staging::is_staging_name;
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
 
 /// The scheme of this source, with the separator.
@@ -94,7 +95,8 @@ impl DirSource {
 
     /// Lists the whole tree. No file is opened.
     ///
-    /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.tree_bytes_max`, `Source` if
+    /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.tree_bytes_max` or with too
+    /// many extended attributes, `Source` if
     /// something cannot be read or the tree is an unfinished restore.
     pub fn scan(&self, options: &ScanOptions) -> Result<Tree> {
         let excludes = Excludes::new(&options.exclude)?;
@@ -308,7 +310,7 @@ impl Found<'_> {
             FileType::Socket => Some(SkipReason::Socket),
             FileType::BlockDevice | FileType::CharacterDevice => Some(SkipReason::Device),
             FileType::Unknown => Some(SkipReason::Unknown),
-            FileType::Directory if self.path.starts_with(PARTIAL_PREFIX.as_bytes()) => {
+            FileType::Directory if is_staging_name(self.path, PARTIAL_PREFIX.as_bytes()) => {
                 Some(SkipReason::PartialRestore)
             }
             _ => None,
@@ -349,6 +351,15 @@ impl Found<'_> {
             .map_err(|error| {
                 source_error("extended attributes cannot be read", self.path, error)
             })?;
+        if xattrs.len() > XATTRS_MAX {
+            let found = xattrs.len();
+            return Err(Error::new(
+                Kind::Limit,
+                format!("a name has {found} extended attributes, more than {XATTRS_MAX}"),
+            )
+            .object(display_path(self.path))
+            .hint("remove those that nothing needs (setfattr -x), or exclude it"));
+        }
         let stamp = Stamp::of(&self.stat);
         Ok(Item {
             entry: Entry {

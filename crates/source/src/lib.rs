@@ -42,5 +42,6 @@ pub use target::{DirTarget, Finished, WARNINGS_MAX};
 /// that tree fail and a restore into it ask for delta mode. While the restore lives it is locked.
 pub const RESTORE_MARKER: &str = ".helios-mover-restore-in-progress";
 
-/// Begins the name of a staging directory made inside the target, and is part of one made beside it.
+/// Begins the name of a staging directory made inside the target, and is part of one made beside it. 16 hexadecimal
+/// digits follow; a directory of such a name at the top of a tree is neither backed up nor restored.
 pub const PARTIAL_PREFIX: &str = ".helios-mover-partial-";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 
 use crate::failure::target_error;
 use crate::remove::LOST_AND_FOUND;
@@ -293,8 +293,12 @@ fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
         if !(is_mount_root && found == LOST_AND_FOUND) {
             others += 1;
         }
-        marked |=
-            found == RESTORE_MARKER.as_bytes() || found.starts_with(PARTIAL_PREFIX.as_bytes());
+        // A backup may hold anything but a directory under the name of one that is staged.
+        let is_staged = || {
+            let stat = beneath::stat(dir.as_fd(), found)?;
+            Ok(beneath::file_type(&stat) == FileType::Directory)
+        };
+        marked |= found == RESTORE_MARKER.as_bytes() || (of_restore.is_some() && is_staged()?);
         Ok::<(), rustix::io::Errno>(())
     })
     .map_err(|e| failed(e.into()))?;

@@ -217,7 +217,7 @@ impl TreeBuilder {
             Kind::Limit,
             format!("the list of files takes more than {limit} of memory after {found} names"),
         )
-        .hint("exclude what is no part of the database, split the source, or raise the limit"))
+        .hint("exclude what is no part of the database, or split the source"))
     }
 
     pub(crate) fn finish(mut self) -> Result<Tree> {

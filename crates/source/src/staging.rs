@@ -108,9 +108,7 @@ impl Place<'_> {
 
     /// Whether a staging directory of this target may have the name.
     fn is_ours(&self, name: &[u8]) -> bool {
-        let random = name.strip_prefix(self.prefix.as_bytes());
-        let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-        random.is_some_and(|random| random.len() == RANDOM_DIGITS && random.iter().all(is_hex))
+        is_staging_name(name, self.prefix.as_bytes())
     }
 
     /// Directories of such names and what became of their restores, at most `max`.
@@ -188,6 +186,13 @@ impl Place<'_> {
         remove_held(self.parent, name, dir.as_fd())?;
         Ok(true)
     }
+}
+
+/// Whether a name is the prefix and the digits that [`Place::make`] puts behind it.
+pub(crate) fn is_staging_name(name: &[u8], prefix: &[u8]) -> bool {
+    let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    let random = name.strip_prefix(prefix);
+    random.is_some_and(|random| random.len() == RANDOM_DIGITS && random.iter().all(is_hex))
 }
 
 /// Removes the staging directory `name` in `parent`, of which `dir` is held and the marker locked.

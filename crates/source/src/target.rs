@@ -27,7 +27,7 @@ use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
 use crate::remove::{Fate, remove_extra, remove_tree};
-use crate::staging::{Place, Staged, State, remove_held};
+use crate::staging::{Place, Staged, State, is_staging_name, remove_held};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
 pub use crate::metadata::WARNINGS_MAX;
@@ -271,7 +271,7 @@ impl DirTarget {
     /// Opens a file that was made before for reading and writing; none if there is no regular file.
     pub fn open_existing(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         let failed = |error: Errno| target_error("a file cannot be opened", path, error);
-        check_path(path)?;
+        check_path(path, false)?;
         if path.is_empty() {
             return Ok(None);
         }
@@ -313,7 +313,7 @@ impl DirTarget {
             return Err(wrong_kind(entry, "hard link"));
         };
         self.check(entry, "hard link", true)?;
-        check_path(first)?;
+        check_path(first, false)?;
         let failed = self.failed("a hard link cannot be made", entry);
         if first.is_empty() || *first >= entry.path {
             return Err(unusable("a hard link does not follow its file", entry));
@@ -579,7 +579,7 @@ impl DirTarget {
 
     /// Checks what came from outside, before anything is done with it.
     fn check(&self, entry: &Entry, what: &str, is_kind: bool) -> Result<()> {
-        check_path(&entry.path)?;
+        check_path(&entry.path, matches!(entry.kind, EntryKind::Dir))?;
         if !is_kind {
             return Err(wrong_kind(entry, what));
         }
@@ -648,11 +648,13 @@ fn unusable(what: &str, entry: &Entry) -> Error {
     Error::new(Kind::Corrupt, what).object(entry.display_path())
 }
 
-/// Whether a path may be made: it stays beneath the root and is none of our own names.
-fn check_path(path: &[u8]) -> Result<()> {
+/// Whether a path may be made: it stays beneath the root and is none of our own names. Those of staging directories are
+/// reserved for directories, as in a scan.
+fn check_path(path: &[u8], is_dir: bool) -> Result<()> {
     let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
-    let is_reserved =
-        top == RESTORE_MARKER.as_bytes() || top.starts_with(PARTIAL_PREFIX.as_bytes());
+    let is_top_dir = is_dir || top.len() < path.len();
+    let is_reserved = top == RESTORE_MARKER.as_bytes()
+        || (is_top_dir && is_staging_name(top, PARTIAL_PREFIX.as_bytes()));
     if is_safe_path(path) && !is_reserved {
         return Ok(());
     }

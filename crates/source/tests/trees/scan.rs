@@ -192,7 +192,34 @@ fn a_tree_that_takes_too_much_memory_is_refused() {
         tree_bytes_max: 1_000,
         ..ScanOptions::default()
     };
-    assert_eq!(failure(open(dir.path()).scan(&options)).0, Kind::Limit);
+    let (kind, _, error) = failure(open(dir.path()).scan(&options));
+    assert_eq!(kind, Kind::Limit);
+    // There is no option for this limit.
+    assert!(!error.hint_text().unwrap().contains("raise"));
+}
+
+#[test]
+fn more_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::tmpfs(dir.path());
+    let path = mounted.0.join("f");
+    fs::write(&path, b"x").unwrap();
+    let fd = File::open(&path).unwrap();
+    let set = |number: usize| {
+        let name = format!("trusted.{number:04}");
+        rustix::fs::fsetxattr(&fd, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    (0..1024).for_each(set);
+    assert_eq!(item(&scan(dir.path()), "f").entry.xattrs.len(), 1024);
+    set(1024);
+    let (kind, text, error) = failure(open(dir.path()).scan(&ScanOptions::default()));
+    assert_eq!(kind, Kind::Limit);
+    assert!(text.contains("1025 extended attributes"), "{text}");
+    assert_eq!(error.object_name(), Some("f"));
+    assert!(error.hint_text().unwrap().contains("exclude"));
 }
 
 #[test]

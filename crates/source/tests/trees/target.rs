@@ -559,7 +559,7 @@ fn hostile_paths_write_nothing_outside() {
             b"x\0y",
             &absolute,
             RESTORE_MARKER.as_bytes(),
-            b".helios-mover-partial-1/x",
+            b".helios-mover-partial-0123456789abcdef/x",
         ] {
             let errors = make_all(&target, path);
             assert_eq!(errors.len(), 6);
@@ -574,6 +574,39 @@ fn hostile_paths_write_nothing_outside() {
         }
     }
     assert!(listing(&outside).is_empty());
+}
+
+#[test]
+fn names_like_those_of_staging_directories_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    small_tree(&from);
+    let name = |digits: &str| format!(".helios-mover-partial-{digits}");
+    let staged = name("0123456789abcdef");
+    for digits in ["", "1", "0123456789abcdefg", "0123456789ABCDEF"] {
+        fs::create_dir(from.join(name(digits))).unwrap();
+        fs::write(from.join(name(digits)).join("f"), digits).unwrap();
+    }
+    fs::write(from.join(name("file")), b"file").unwrap();
+    symlink("x", from.join(name("link"))).unwrap();
+    // What has exactly such a name and is no directory is no leftover.
+    fs::write(from.join(name("fedcba9876543210")), b"file").unwrap();
+    symlink("x", from.join(name("0000000000000000"))).unwrap();
+    let tree = scan(&from);
+    assert!(tree.skipped.is_empty());
+    for mode in [TargetMode::Fresh, TargetMode::Delta] {
+        restore(&from, &to, mode);
+        assert_same(&from, &to);
+        assert_eq!(listing(&to), listing(&from));
+        let (_, text, _) = failure(DirTarget::plan(&to, TargetMode::Fresh));
+        assert!(text.contains("not empty"), "{text}");
+    }
+    // A directory of exactly such a name is skipped, and never made.
+    fs::create_dir(from.join(&staged)).unwrap();
+    assert_eq!(scan(&from).skipped[0].path, staged);
+    let target = begin(&to, TargetMode::Delta);
+    let made = target.make_dir(&entry(staged.as_bytes(), EntryKind::Dir));
+    assert_eq!(failure(made).0, Kind::Corrupt);
 }
 
 #[test]
