@@ -2,7 +2,7 @@
 //!
 //! Fresh: space is allocated first, then every block that is not in a hole is written. Delta: what lies there is
 //! read and hashed, and only what differs is fetched and written; data where the backup has a hole is punched
-//! out.
+//! out, or overwritten with zeros where the file system makes no holes.
 //!
 //! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
 //! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
@@ -25,6 +25,7 @@ use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
 use mover_repo::{BackupView, Content, ExtentReader, Segment, StageSeconds, block_bytes, lap};
 use mover_source::{DirTarget, HOLES_UNKNOWN, TargetMode, data_ranges, target_error};
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::extents::Share;
 use crate::progress::Progress;
@@ -328,8 +329,9 @@ impl Filler {
         };
         let mut wanted: Vec<Segment> = Vec::new();
         for segment in segments {
-            if segment.content == Content::Hole {
-                self.punch(file, path, base, &segment, &is_allocated)?;
+            if segment.content == Content::Hole
+                && self.punch(file, path, base, &segment, &is_allocated)?
+            {
                 continue;
             }
             let mut from = segment.first_block;
@@ -345,6 +347,7 @@ impl Filler {
         Ok(wanted)
     }
 
+    /// Makes a hole of what the target holds where the backup has one. Returns false where the file system cannot.
     fn punch(
         &self,
         file: &File,
@@ -352,14 +355,17 @@ impl Filler {
         base: u64,
         hole: &Segment,
         is_allocated: &dyn Fn(u64) -> bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if !(hole.first_block..hole.end()).any(is_allocated) {
-            return Ok(());
+            return Ok(true);
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let offset = base + block_bytes(hole.first_block);
-        rustix::fs::fallocate(file.as_fd(), flags, offset, block_bytes(hole.count))
-            .map_err(|error| target_error("a hole cannot be made", path, error))
+        match rustix::fs::fallocate(file.as_fd(), flags, offset, block_bytes(hole.count)) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(target_error("a hole cannot be made", path, error)),
+        }
     }
 
     /// Compares at most 1 MiB of the target with what the backup has there.
@@ -393,9 +399,12 @@ impl Filler {
         };
         for (i, block) in blocks.iter().enumerate() {
             let at = part.first_block + i as u64;
-            let same = match &expected {
-                Some(hashes) => hashes[i] == digests[i],
-                None => is_allocated(at) && block.iter().all(|byte| *byte == 0),
+            let is_zero = || block.iter().all(|byte| *byte == 0);
+            let same = match (&expected, part.content) {
+                (Some(hashes), _) => hashes[i] == digests[i],
+                // Zeros do for a hole that cannot be made, and what is zero already need not be written for it.
+                (None, Content::Hole) if is_zero() => continue,
+                (None, _) => is_allocated(at) && is_zero(),
             };
             if same && i * BLOCK_BYTES < read {
                 self.counts.unchanged_bytes += BLOCK_BYTES as u64;

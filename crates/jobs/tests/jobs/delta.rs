@@ -217,3 +217,50 @@ fn a_target_that_exists_is_refused_without_delta() {
     );
     assert_same_trees(&place.path("source"), &place.path("out"));
 }
+
+#[test]
+fn where_no_holes_can_be_made_zeros_are_written() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("this test needs root and is left out");
+        return;
+    }
+    let place = restored();
+    // This file system knows no holes.
+    let mounted = Mounted::ramfs(&place.path("ram"));
+    let file = mounted.0.join("holes");
+    fs::write(&file, vec![9; 5 * MIB]).unwrap();
+    let options = place.restore_options("latest", "ram", true);
+    place.try_restore(&engine(), &options).unwrap();
+    assert_same_trees(&place.path("source"), &mounted.0);
+    // Blocks that are zero already are left alone.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .write_all_at(&[9], 3 * MIB as u64)
+        .unwrap();
+    let summary = place.try_restore(&engine(), &options).unwrap();
+    assert_eq!(summary.bytes_written, BLOCK as u64);
+    assert_same_trees(&place.path("source"), &mounted.0);
+}
+
+/// A ramfs that is unmounted when it goes out of scope.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn ramfs(at: &std::path::Path) -> Mounted {
+        fs::create_dir(at).unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "ramfs", "none"])
+            .arg(at)
+            .status();
+        assert!(mount.unwrap().success());
+        Mounted(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
