@@ -589,14 +589,14 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let PageSource {
         store,
         checkpoint,
-        changed,
+        mut changed,
         base,
         hold,
     } = source;
     let base_end = base.map(|base| base.end);
     let origin = PageOrigin::new(&store, checkpoint, base_end, |table, path| {
         let base = work.run.parent_map(path).map(|map| map.blocks() as u32);
-        match &changed {
+        match &mut changed {
             Some(changed) => pages::changes_since(changed, table, base),
             None => Changes::All,
         }

@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
-use mover_source::delta::{BUDGET_BYTES_DEFAULT, PageSet, extract};
+use mover_source::delta::PageSet;
 use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
     CATALOGUE_FILE, CONTROL_FILE, Checkpoint, LiveStore, TABLES_DIR, TableFile, table_path,
 };
-use mover_source::wal::SegmentSize;
 use mover_source::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
+use mover_source::wal::{LogReader, Record, SegmentSize, Verify};
 use mover_source::{Totals, source_error, wal};
 use rustix::fs::MemfdFlags;
 
@@ -72,10 +72,28 @@ struct PageItem {
 }
 
 /// What was found while reading that the log has to make good.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Odd {
     torn: BTreeSet<(u32, u32)>,
     gone: BTreeSet<u32>,
+}
+
+impl Odd {
+    /// Strikes out what `record` makes good. Only what is listed is asked for, so that memory does not depend on how much
+    /// the log changed elsewhere.
+    fn mend(&mut self, record: &Record<'_>) {
+        match *record {
+            // The first change of a page behind the redo position is an image of it.
+            Record::Image { table, page, .. } | Record::Delta { table, page, .. } => {
+                self.torn.remove(&(table, page));
+            }
+            Record::Drop { table } => {
+                self.gone.remove(&table);
+                self.torn.retain(|(of, _)| *of != table);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A page store that is being copied.
@@ -399,37 +417,32 @@ impl PageOrigin {
 
     /// Whether the log from `range` makes good what was found torn or gone.
     fn check_odd(&self, range: LsnRange) -> Result<()> {
-        let odd = self.odd();
-        if odd.torn.is_empty() && odd.gone.is_empty() {
+        // A copy: what was torn is told later, however it was mended.
+        let mut left = self.odd().clone();
+        if left.torn.is_empty() && left.gone.is_empty() {
             return Ok(());
         }
+        let tables = self.checkpoint.catalogue.tables();
+        left.gone
+            .retain(|table| tables.get(table).is_none_or(|kept| kept.pages > 0));
         let identity = self.checkpoint.control.identity;
-        let delta = extract(self.store.disk(), identity, range, BUDGET_BYTES_DEFAULT)?;
-        let dropped = |table: &u32| delta.tables.get(table).is_some_and(|t| t.dropped);
-        for (table, page) in &odd.torn {
-            let pages = delta.tables.get(table).map(|table| &table.pages);
-            // The first change of a page behind the redo position is an image of it.
-            if !dropped(table) && !pages.is_some_and(|pages| pages.contains(*page)) {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    "a page does not match its checksum, and the log holds no image of it",
-                )
-                .object(format!("table {table:08x}, page {page}"))
-                .hint("the database is damaged there; restore it from a backup"));
-            }
+        let reader = LogReader::new(self.store.disk(), identity, Verify::Records);
+        reader.read(range, |_, _, record| {
+            left.mend(record);
+            Ok(())
+        })?;
+        if let Some((table, page)) = left.torn.first() {
+            return Err(Error::new(
+                Kind::Corrupt,
+                "a page does not match its checksum, and the log holds no image of it",
+            )
+            .object(format!("table {table:08x}, page {page}"))
+            .hint("the database is damaged there; restore it from a backup"));
         }
-        for table in &odd.gone {
-            let is_empty = self
-                .checkpoint
-                .catalogue
-                .tables()
-                .get(table)
-                .is_some_and(|t| t.pages == 0);
-            if !dropped(table) && !is_empty {
-                return Err(Error::new(Kind::Corrupt, "a table's file is missing")
-                    .object(table_path(*table))
-                    .hint("the database is damaged; restore it from a backup"));
-            }
+        if let Some(table) = left.gone.first() {
+            return Err(Error::new(Kind::Corrupt, "a table's file is missing")
+                .object(table_path(*table))
+                .hint("the database is damaged; restore it from a backup"));
         }
         Ok(())
     }
@@ -551,10 +564,11 @@ pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
 }
 
 /// What of a table is read, by what changed since a base that has so many pages of it.
-pub(crate) fn changes_since(since: &Since, table: u32, base_pages: Option<u32>) -> Changes {
-    let pages = since.pages.tables.get(&table);
+/// The set of the table's pages is taken out of `since`: all sets together may be as large as the budget for them.
+pub(crate) fn changes_since(since: &mut Since, table: u32, base_pages: Option<u32>) -> Changes {
+    let pages = since.pages.tables.remove(&table);
     base_pages.map_or(Changes::All, |base_pages| Changes::Since {
-        pages: pages.cloned().unwrap_or_default(),
+        pages: pages.unwrap_or_default(),
         base_pages,
         is_exact: since.is_exact,
     })
@@ -562,9 +576,47 @@ pub(crate) fn changes_since(since: &Since, table: u32, base_pages: Option<u32>) 
 
 #[cfg(test)]
 mod tests {
+    use mover_source::tracker::Changed;
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn other_tables_of_the_log_do_not_matter_to_what_it_has_to_make_good() {
+        let mut odd = Odd {
+            torn: BTreeSet::from([(1, 4), (1, 5), (2, 7), (3, 9)]),
+            gone: BTreeSet::from([3, 4]),
+        };
+        let body = &[0; page::BODY_BYTES];
+        // More tables and pages than any budget of a whole extraction allows.
+        for table in 10..1_000_000 {
+            let page = table * 4096;
+            odd.mend(&Record::Image { table, page, body });
+        }
+        odd.mend(&Record::Drop { table: 10 });
+        assert_eq!((odd.torn.len(), odd.gone.len()), (4, 2));
+
+        let (table, page) = (1, 5);
+        odd.mend(&Record::Image { table, page, body });
+        odd.mend(&Record::Drop { table: 3 });
+        assert_eq!(odd.torn, BTreeSet::from([(1, 4), (2, 7)]));
+        assert_eq!(odd.gone, BTreeSet::from([4]));
+    }
+
+    #[test]
+    fn page_sets_are_moved_and_not_copied() {
+        let set: PageSet = [3, 5].into_iter().collect();
+        let mut since = Since {
+            pages: Changed {
+                tables: [(1, set.clone()), (2, set.clone())].into(),
+            },
+            is_exact: true,
+        };
+        let changes = changes_since(&mut since, 1, Some(9));
+        assert!(matches!(changes, Changes::Since { pages, .. } if pages == set));
+        assert!(matches!(changes_since(&mut since, 2, None), Changes::All));
+        assert!(since.pages.tables.is_empty());
+    }
 
     #[test]
     fn of_the_log_a_backup_takes_its_range_and_no_more() {
