@@ -120,8 +120,11 @@ pub struct ReplicationInfo {
 /// A fingerprint of a log at a position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogMark {
-    /// SHA-256 of the log's last block up to the position, as hex digits.
+    /// SHA-256 of the log's last blocks up to the position, as hex digits.
     pub sha256: String,
+    /// How many blocks; one in manifests that do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<u64>,
 }
 
 /// What a manifest says of its backup.

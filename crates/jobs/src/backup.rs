@@ -24,7 +24,7 @@ use mover_repo::{
 };
 use mover_source::delta::PageSet;
 use mover_source::disk::BytesRead;
-use mover_source::pages::{Checkpoint, LiveStore, SCHEME as PAGES_SCHEME};
+use mover_source::pages::{Checkpoint, LiveStore, MARK_BLOCKS, SCHEME as PAGES_SCHEME};
 use mover_source::tracker::LogHold;
 use mover_source::wal::LogIdentity;
 use mover_source::{DirSource, ScanOptions, Totals};
@@ -623,7 +623,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         store: store.clone(),
         range,
         identity: checkpoint.control.identity,
-        mark: base::mark(&store, checkpoint, range.end)?,
+        mark: base::mark(&store, checkpoint, range.end, MARK_BLOCKS)?,
         base_id: base.map(|base| base.id),
         torn_pages: pages.torn_pages(),
     };

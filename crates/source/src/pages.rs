@@ -23,7 +23,7 @@ use mover_base::{BLOCK_BYTES, Error, HistoryId, Kind, Lsn, LsnRange, Result, Tim
 
 pub use catalogue::{CATALOGUE_BYTES_MAX, Catalogue, TABLES_MAX, Table};
 pub use control::Control;
-pub use live::{Checkpoint, LiveStore, SCHEME};
+pub use live::{Checkpoint, LiveStore, MARK_BLOCKS, SCHEME};
 pub use table::{TABLES_DIR, TableFile, table_path};
 
 use crate::disk::{Access, Disk, remove_if_there};

@@ -405,7 +405,10 @@ fn any_metadata() -> impl Strategy<Value = BackupMetadata> {
                         end: Lsn(end),
                     }),
                     history: log.1,
-                    log_mark: log.2.map(|sha256| LogMark { sha256 }),
+                    log_mark: log.2.map(|sha256| LogMark {
+                        blocks: log.0.map(|[start, _]| start),
+                        sha256,
+                    }),
                     started: times.0,
                     ended: times.1,
                     source: SourceInfo {

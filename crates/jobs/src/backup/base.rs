@@ -15,9 +15,10 @@ use mover_repo::{
     find_parent,
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
-use mover_source::pages::{Checkpoint, LiveStore};
+use mover_source::pages::{Checkpoint, LiveStore, MARK_BLOCKS};
 use mover_source::tracker::{Changed, LogHold, Switched, Witness};
 use mover_source::wal::LogIdentity;
+use mover_source::wal::segment::LOG_BLOCK_BYTES;
 
 use super::pages::history_text;
 use super::{Base, LogPart};
@@ -25,6 +26,8 @@ use crate::machine::host_name;
 
 /// How manifests name this kind of source.
 pub(crate) const SOURCE_KIND: &str = "pages";
+/// No record that ends a group is longer: a named point has 272 bytes, with a name of 255.
+const LAST_RECORD_BYTES_MAX: u64 = 512;
 
 /// How the backup will be made.
 pub(crate) struct Footing {
@@ -278,8 +281,12 @@ fn changed_since(
             "it is of history {history}, and the database is in history {ours} now"
         )));
     }
-    match mark(store, checkpoint, range.end) {
-        Ok(marked) if base.log_mark.as_ref() == Some(&marked) => {}
+    let blocks = match marked_blocks(base.log_mark.as_ref(), range.end) {
+        Ok(blocks) => blocks,
+        Err(why) => return Ok(Err(why)),
+    };
+    match mark(store, checkpoint, range.end, blocks) {
+        Ok(marked) if is_same(base.log_mark.as_ref(), &marked) => {}
         Ok(_) => {
             return Ok(Err(format!(
                 "the log at {} is not the one that it was made of: the database was put back to an earlier state without \
@@ -422,10 +429,65 @@ pub(crate) fn testify(log: &LogPart) -> Option<String> {
     said.err().map(failed)
 }
 
-/// The fingerprint of the log up to `end`, as manifests have it.
-pub(crate) fn mark(store: &LiveStore, checkpoint: &Checkpoint, end: Lsn) -> Result<LogMark> {
-    let sha256 = store.mark(&checkpoint.control.identity, end)?;
+/// How many blocks of the log the fingerprint of a base that ends at `end` is made of, or why it tells nothing.
+fn marked_blocks(mark: Option<&LogMark>, end: Lsn) -> Result<u64, String> {
+    match mark.map(|mark| mark.blocks.unwrap_or(1)) {
+        None | Some(MARK_BLOCKS) => Ok(MARK_BLOCKS),
+        // As earlier versions made it: of what little of a block lies before the end, another log may have the same.
+        Some(1) if end.0.saturating_sub(1) % LOG_BLOCK_BYTES + 1 >= LAST_RECORD_BYTES_MAX => Ok(1),
+        Some(1) => Err(format!(
+            "its fingerprint of the log at {end} is that of an earlier version, and covers too little there to know the log \
+             again"
+        )),
+        Some(blocks) => Err(format!(
+            "its fingerprint of the log at {end} is of {blocks} blocks, as no version makes it that is known to this one"
+        )),
+    }
+}
+
+/// Whether the base's fingerprint is the one that was found.
+fn is_same(base: Option<&LogMark>, found: &LogMark) -> bool {
+    base.is_some_and(|base| base.sha256 == found.sha256)
+}
+
+/// The fingerprint of the log up to `end`, as manifests have it: of its last `blocks` blocks.
+pub(crate) fn mark(
+    store: &LiveStore,
+    checkpoint: &Checkpoint,
+    end: Lsn,
+    blocks: u64,
+) -> Result<LogMark> {
+    let sha256 = store.mark(&checkpoint.control.identity, end, blocks)?;
     Ok(LogMark {
         sha256: hex::encode(&sha256),
+        blocks: Some(blocks),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_covers_no_whole_record_makes_a_full_backup() {
+        let of = |blocks| LogMark {
+            sha256: hex::encode(&[7; 32]),
+            blocks,
+        };
+        let blocks = |mark: Option<u64>, end| marked_blocks(Some(&of(mark)), Lsn(end));
+        for end in [8192, 8200, 8448, 8704] {
+            assert_eq!(blocks(Some(2), end), Ok(2));
+        }
+        // Earlier manifests.
+        assert_eq!((blocks(None, 8192), blocks(None, 8704)), (Ok(1), Ok(1)));
+        for end in [8200, 8224, 8696] {
+            let why = blocks(None, end).unwrap_err();
+            assert!(why.contains("an earlier version"), "{why}");
+        }
+        // Later ones.
+        for unknown in [0, 3, u64::MAX] {
+            assert!(blocks(Some(unknown), 8192).is_err());
+        }
+        assert_eq!(marked_blocks(None, Lsn(8200)), Ok(2));
+    }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use mover_base::checksum::{Sha256, sha256};
 use mover_base::tree::{Entry, EntryKind};
-use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, Result};
+use mover_base::{Error, Kind, Lsn, Result};
 use mover_io::RateBudget;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -31,6 +31,9 @@ use crate::{RESTORE_MARKER, beneath};
 
 /// The scheme of this source, with the separator.
 pub const SCHEME: &str = "pages://";
+/// Blocks of the log that a fingerprint is made of. No record is longer than one, and one alone may hold no more of the last
+/// record than eight bytes that every log of this layout has there.
+pub const MARK_BLOCKS: u64 = 2;
 /// How often something is looked at that may be in the middle of a change, and how long each time is waited.
 const TRIES: usize = 500;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -282,15 +285,20 @@ impl LiveStore {
             .map_err(|error| source_error("the log cannot be synced", LOG_DIR.as_bytes(), error))
     }
 
-    /// A fingerprint of the log's end: SHA-256 of its last block up to `end`. Another log that went through `end`, say
-    /// of a copy that was started from a snapshot, has another one there.
+    /// A fingerprint of the log's end: SHA-256 of its last `blocks` blocks up to `end`, the segment's header with them where
+    /// they reach it, and nothing of the segment before. Another log that went through `end`, say of a copy that was started from
+    /// a snapshot, has another one there if [`MARK_BLOCKS`] are asked for: they hold the last record as a whole, whatever
+    /// little of the last block lies before `end`.
     ///
     /// # Errors
     /// `NotFound` if the segment is gone; `Source` if it cannot be read.
-    pub fn mark(&self, identity: &LogIdentity, end: Lsn) -> Result<Sha256> {
+    pub fn mark(&self, identity: &LogIdentity, end: Lsn, blocks: u64) -> Result<Sha256> {
         let last = Lsn(end.0.saturating_sub(1));
         let block = last.0 / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
         let start = identity.size.start_of(last);
+        let from = block
+            .saturating_sub((blocks.max(1) - 1) * LOG_BLOCK_BYTES)
+            .max(start.0);
         let path = identity.path(start);
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => {
@@ -299,10 +307,10 @@ impl LiveStore {
             _ => source_error("the log cannot be read", path.as_bytes(), error),
         };
         let file = self.disk.open(&path, Access::Read).map_err(failed)?;
-        let mut bytes = [0; BLOCK_BYTES];
-        let bytes = &mut bytes[..(end.0 - block) as usize];
-        file.read_at(bytes, block - start.0).map_err(failed)?;
-        Ok(sha256(bytes))
+        let mut bytes = vec![0; (end.0 - from) as usize];
+        let read = file.read_at(&mut bytes, from - start.0).map_err(failed)?;
+        // Of a file that is shorter nothing is made up.
+        Ok(sha256(&bytes[..read]))
     }
 }
 
@@ -312,4 +320,54 @@ fn unreadable(path: &str, error: Errno) -> Error {
         path.as_bytes(),
         error,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::Timestamp;
+
+    use super::*;
+    use crate::pages::{Store, new_identity};
+    use crate::wal::{Group, SegmentSize, Writer, find_end};
+
+    /// A log of one transaction that changes `bytes` of a page; where it ends.
+    fn log_of(directory: &Path, identity: LogIdentity, bytes: &[u8], micros: i64) -> Lsn {
+        let disk: Arc<dyn Disk> = Arc::new(DirDisk::open_locked(directory).unwrap());
+        Store::create(disk.clone(), identity).unwrap();
+        let begin = identity.size.data_of(identity.first_segment());
+        let found = find_end(&*disk, &identity, begin).unwrap();
+        let writer = Writer::open(disk, identity, &found).unwrap();
+        let mut group = Group::new();
+        group.delta(1, 7, &[(24, bytes)]).unwrap();
+        let time = Timestamp::from_micros(micros);
+        let end = writer.append(&group, 1, time).unwrap().end;
+        writer.flush_to(end).unwrap();
+        end
+    }
+
+    #[test]
+    fn two_lines_of_one_layout_have_different_marks() {
+        let identity = new_identity([7; 32], SegmentSize::new(14).unwrap());
+        // A flush record, a delta of 4,056 bytes, and of the commit all but eight bytes fill the first block; or less.
+        for bytes in [4036, 4028, 100] {
+            let mark = |fill: u8, micros: i64, blocks: u64| {
+                let dir = tempfile::tempdir().unwrap();
+                let end = log_of(dir.path(), identity, &vec![fill; bytes], micros);
+                let url = format!("{SCHEME}{}", dir.path().display());
+                let store = LiveStore::open(&url).unwrap();
+                (end, store.mark(&identity, end, blocks).unwrap())
+            };
+            let (end, first) = mark(1, 1_000_000, MARK_BLOCKS);
+            assert_eq!(end.0 % LOG_BLOCK_BYTES == 8, bytes == 4036, "{end}");
+            for (fill, micros) in [(2, 1_000_000), (1, 2_000_000)] {
+                let other = mark(fill, micros, MARK_BLOCKS);
+                assert_eq!(other.0, end);
+                assert_ne!(other.1, first, "{bytes} bytes of {fill} at {micros}");
+            }
+            assert_eq!(mark(1, 1_000_000, MARK_BLOCKS), (end, first));
+            // Which one block alone does not tell.
+            let one = |fill, micros| mark(fill, micros, 1).1;
+            assert_eq!(one(1, 1) == one(2, 2), bytes == 4036);
+        }
+    }
 }

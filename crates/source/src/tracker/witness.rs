@@ -1,7 +1,7 @@
 //! Which backups were taken of this line of the log: end positions, each with the fingerprint of the log there. The layout is
 //! in docs/tracker-format.md, section 8.
 //!
-//! A backup knows the log that it was made of by the log's last block. When that block is gone, the store itself must say that
+//! A backup knows the log that it was made of by the log's last blocks. When they are gone, the store itself must say that
 //! its log went through it: a copy or snapshot that was taken before and put back does not have the backup's entry.
 //!
 //! Invariants: an entry is made by the backup itself, in the store that it read, after it was published; it is of the store's
@@ -36,7 +36,7 @@ pub struct Witness {
     pub system: SystemId,
     /// The history that all positions are of.
     pub history: HistoryId,
-    /// Ends of backups, in the order in which they were made, with the SHA-256 of the log's last block up to there.
+    /// Ends of backups, in the order in which they were made, with the fingerprint of the log up to there.
     pub ends: Vec<(Lsn, Sha256)>,
 }
 
