@@ -1,6 +1,7 @@
 //! Log, page store, database and tracker against the model: damage, crashes, kills, extraction, marks.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
+mod beside_writer;
 mod crash;
 mod damage;
 mod extract;

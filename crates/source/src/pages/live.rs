@@ -26,7 +26,7 @@ use crate::failure::source_error;
 use crate::scan::Stamp;
 use crate::tracker::{Epochs, LogHold};
 use crate::wal::segment::{LOG_BLOCK_BYTES, LOG_DIR};
-use crate::wal::{LogIdentity, find_end_behind, segments};
+use crate::wal::{LogIdentity, find_end_beside_writer, segments};
 use crate::{RESTORE_MARKER, beneath};
 
 /// The scheme of this source, with the separator.
@@ -37,8 +37,6 @@ pub const MARK_BLOCKS: u64 = 2;
 /// How often something is looked at that may be in the middle of a change, and how long each time is waited.
 const TRIES: usize = 500;
 const PAUSE: Duration = Duration::from_millis(10);
-/// How often the same damage must be found: another flush under way looks like damage elsewhere.
-const DAMAGE_TRIES: usize = 10;
 
 /// A page store that is read while it may be written.
 #[derive(Debug)]
@@ -224,50 +222,9 @@ impl LiveStore {
     /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing; `Cancelled` if it was
     /// [stopped](LogWatch::stop).
     pub fn end(&self, identity: &LogIdentity, from: Lsn, newest: Lsn) -> Result<Lsn> {
-        let last = segments(&*self.disk, identity)?.last().copied();
-        let size = identity.size;
-        let enough = last.map_or(from, |start| size.data_of(size.next_of(start)));
-        let enough = enough.max(Lsn(newest.0.saturating_add(1)));
-        let mut from = from;
-        let mut damage = (String::new(), 0);
-        for _ in 0..TRIES {
-            match find_end_behind(&*self.disk, identity, from, enough) {
-                Ok(found) => {
-                    // Behind a flush that is under way nothing is certain; before it everything is. One that is written
-                    // and whose segments are not sealed yet is under way, too.
-                    let sealed = found.is_sealed_before(identity.size.start_of(found.end));
-                    let end = match found.torn {
-                        None if sealed => found.end,
-                        _ => found.before_flush,
-                    };
-                    if end > newest {
-                        self.sync_log(identity, from, end)?;
-                        return Ok(end);
-                    }
-                    from = found.before_flush;
-                }
-                // A flush that was under way when it was read may have been followed by another one since. What is
-                // damaged stays so.
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
-                    let what = error.to_string();
-                    damage = match damage {
-                        (before, times) if before == what => (before, times + 1),
-                        _ => (what, 1),
-                    };
-                    if damage.1 == DAMAGE_TRIES {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-            sleep(PAUSE);
-        }
-        Err(Error::new(
-            Kind::Corrupt,
-            format!("a page of position {newest} was found, and the log ends before that"),
-        )
-        .object(identity.path(identity.size.start_of(newest)))
-        .hint("part of the log is lost; restore from a backup"))
+        let end = find_end_beside_writer(&*self.disk, identity, from, newest)?;
+        self.sync_log(identity, from, end)?;
+        Ok(end)
     }
 
     /// Makes the log durable: what was seen of it must not be lost by a power cut while the backup has it.

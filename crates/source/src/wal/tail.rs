@@ -51,7 +51,7 @@ pub struct LogEnd {
     /// Groups that were seen.
     pub groups: u64,
     /// Segments that are complete but not sealed yet.
-    unsealed: Vec<SegmentFooter>,
+    unsealed: Vec<Unsealed>,
     rest: Rest,
     /// Whether nobody wrote behind it: else it is the end of a flush, and not of the log.
     is_last: bool,
@@ -79,6 +79,16 @@ impl LogEnd {
             )),
         }
     }
+}
+
+/// A segment that is complete but not sealed yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Unsealed {
+    start: Lsn,
+    /// Where its last record stands.
+    end: Lsn,
+    /// Of its bytes up to the footer, if they were all looked at.
+    sha256: Option<Sha256>,
 }
 
 /// What becomes of the segment that the last whole group ends in.
@@ -112,29 +122,28 @@ pub fn find_end_behind(
     from: Lsn,
     enough: Lsn,
 ) -> Result<LogEnd> {
-    let starts = segments(disk, identity)?;
-    Search {
-        disk,
-        identity,
-        starts,
-        from,
-        enough,
-        found: LogEnd {
-            end: from,
-            before_flush: from,
-            next: Lsn(0),
-            torn: None,
-            next_transaction: 0,
-            groups: 0,
-            unsealed: Vec::new(),
-            rest: Rest::Free,
-            is_last: true,
-        },
-        whole_to: None,
-        after_sealed: true,
-        pace: Pace::begin(disk, from)?,
-    }
-    .run()
+    let mut search = Search::begin(disk, identity, from, enough, true)?;
+    search.run()?;
+    Ok(search.finish())
+}
+
+/// The same for whoever does not write there: it reads nothing that lies before `from` to seal a segment by. Also gives what was
+/// found if the search failed: `before_flush` is where another one may begin, and `torn` says whether it failed because
+/// something did not look sound, which a flush that was under way does not, or one that came meanwhile.
+///
+/// # Errors
+/// Those of [`find_end`] before there is anything to look at.
+pub(crate) fn look_for_end(
+    disk: &dyn Disk,
+    identity: &LogIdentity,
+    from: Lsn,
+    enough: Lsn,
+) -> Result<(LogEnd, Result<()>)> {
+    let mut search = Search::begin(disk, identity, from, enough, false)?;
+    let outcome = search.run();
+    let mut found = search.finish();
+    found.is_last = false;
+    Ok((found, outcome))
 }
 
 /// Where the segments of the history begin that are there, in order.
@@ -161,11 +170,44 @@ struct Search<'d> {
     whole_to: Option<Lsn>,
     /// Whether the segment before the one that is looked at is sealed: then this one was made, durably, before that.
     after_sealed: bool,
+    /// Whether segments are to be sealed by what is found: then those that are not are hashed from their beginning on.
+    seals: bool,
     pace: Pace<'d>,
 }
 
-impl Search<'_> {
-    fn run(mut self) -> Result<LogEnd> {
+impl<'d> Search<'d> {
+    fn begin(
+        disk: &'d dyn Disk,
+        identity: &'d LogIdentity,
+        from: Lsn,
+        enough: Lsn,
+        seals: bool,
+    ) -> Result<Self> {
+        Ok(Search {
+            disk,
+            identity,
+            starts: segments(disk, identity)?,
+            from,
+            enough,
+            found: LogEnd {
+                end: from,
+                before_flush: from,
+                next: Lsn(0),
+                torn: None,
+                next_transaction: 0,
+                groups: 0,
+                unsealed: Vec::new(),
+                rest: Rest::Free,
+                is_last: true,
+            },
+            whole_to: None,
+            after_sealed: true,
+            seals,
+            pace: Pace::begin(disk, from)?,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
         let size = self.identity.size;
         if !self.identity.holds_records_at(self.from) {
             return Err(corrupt(format!(
@@ -181,9 +223,9 @@ impl Search<'_> {
             match Segment::try_open(self.disk, self.identity, start) {
                 Ok(segment) => {
                     segment.follows(previous)?;
-                    previous = self.segment(segment, &mut walker)?;
-                    if previous.is_none() {
-                        return Ok(self.finish());
+                    match self.segment(segment, &mut walker)? {
+                        ControlFlow::Continue(sha256) => previous = sha256,
+                        ControlFlow::Break(()) => return Ok(()),
                     }
                     walker.next_segment();
                 }
@@ -194,23 +236,26 @@ impl Search<'_> {
                     if self.starts.range(start..).next().is_some() {
                         return Err(error);
                     }
-                    return Ok(self.finish());
+                    return Ok(());
                 }
                 Err(NoSegment::Unmade(error)) => {
                     let why = error.message().to_owned();
-                    self.torn(walker.at(), &why, false)?;
-                    return Ok(self.finish());
+                    return self.torn(walker.at(), &why, false);
                 }
                 Err(NoSegment::Other(error)) => return Err(error),
             }
         }
     }
 
-    /// Walks through a segment. Returns its SHA-256 if the log may go on after it.
-    fn segment(&mut self, mut segment: Segment, walker: &mut Walker) -> Result<Option<Sha256>> {
+    /// Walks through a segment. Goes on, with its SHA-256 if that is known, if the log may go on after it.
+    fn segment(
+        &mut self,
+        mut segment: Segment,
+        walker: &mut Walker,
+    ) -> Result<ControlFlow<(), Option<Sha256>>> {
         // Of the first one, what lies before the beginning need not be there.
         let whole = walker.at() == self.identity.size.data_of(segment.start());
-        let mut window = segment.window(whole || !segment.is_sealed())?;
+        let mut window = segment.window(whole || self.seals && !segment.is_sealed())?;
         let failed = |error| segment.failed(error);
         let ended = walker.walk(&mut window, None, failed, |lsn, end, record| {
             self.record(lsn, end, record)
@@ -218,19 +263,23 @@ impl Search<'_> {
         match ended {
             Ended::SegmentEnd { at } => {
                 let sha256 = if segment.is_sealed() {
-                    if !self.found.unsealed.is_empty() {
-                        return Err(segment.bad(at, "it is sealed, and the segment before is not"));
-                    }
-                    segment.check_seal(at, window.finish())?
+                    self.require_sealed()?;
+                    Some(segment.check_seal(at, window.finish())?)
                 } else {
-                    self.unsealed(&segment, at, window.finish())?
+                    let sha256 = window.finish();
+                    self.found.unsealed.push(Unsealed {
+                        start: segment.start(),
+                        end: at,
+                        sha256,
+                    });
+                    sha256
                 };
                 self.after_sealed = segment.is_sealed();
                 if !walker.in_group() {
                     let next = self.identity.size.next_of(segment.start());
                     self.whole_to = Some(self.identity.size.data_of(next));
                 }
-                Ok(Some(sha256))
+                Ok(ControlFlow::Continue(sha256))
             }
             Ended::Nothing { at } => {
                 let sealed = segment.is_sealed() || self.was_durable(walker, &segment, true);
@@ -239,34 +288,35 @@ impl Search<'_> {
                 if !walker.in_group() && self.starts.range(segment.start()..).count() == 1 {
                     self.found.torn = None;
                 }
-                Ok(None)
+                Ok(ControlFlow::Break(()))
             }
             Ended::Bad { at, why } => {
                 let may_begin = at.0.is_multiple_of(LOG_BLOCK_BYTES);
                 let sealed = segment.is_sealed() || self.was_durable(walker, &segment, may_begin);
                 self.torn(at, why, sealed)?;
-                Ok(None)
+                Ok(ControlFlow::Break(()))
             }
             Ended::Reached => {
                 self.found.is_last = false;
-                Ok(None)
+                Ok(ControlFlow::Break(()))
             }
         }
     }
 
-    /// Notes a segment that is complete and not sealed yet.
-    fn unsealed(&mut self, segment: &Segment, end: Lsn, sha256: Option<Sha256>) -> Result<Sha256> {
-        let sha256 = sha256
-            .ok_or_else(|| Error::new(Kind::Internal, "a segment was not hashed to its end"))?;
-        self.found.unsealed.push(SegmentFooter {
-            system: self.identity.system,
-            history: self.identity.history,
-            size: self.identity.size,
-            start: segment.start(),
-            end,
-            sha256,
-        });
-        Ok(sha256)
+    /// What is sealed, or begins a flush, behind segments that are complete proves that they were sealed before that: if not when
+    /// they were opened, then meanwhile, and their footers say so now.
+    fn require_sealed(&mut self) -> Result<()> {
+        for left in std::mem::take(&mut self.found.unsealed) {
+            let segment = Segment::open(self.disk, self.identity, left.start)?;
+            if !segment.is_sealed() {
+                return Err(corrupt(
+                    "a log segment is not sealed, though a later flush was written",
+                )
+                .object(self.identity.path(left.start)));
+            }
+            segment.check_seal(left.end, left.sha256)?;
+        }
+        Ok(())
     }
 
     /// Whether what the walk stopped in was durable once: a flush that began in a segment which was sealed after it.
@@ -280,12 +330,7 @@ impl Search<'_> {
         self.pace.at(end)?;
         match *record {
             Record::Flush { begin } if begin == lsn => {
-                if let Some(left) = self.found.unsealed.first() {
-                    return Err(corrupt(
-                        "a log segment is not sealed, though a later flush was written",
-                    )
-                    .object(self.identity.path(left.start)));
-                }
+                self.require_sealed()?;
                 self.found.before_flush = self.found.end;
                 if self.found.end >= self.enough {
                     return Ok(ControlFlow::Break(()));
@@ -311,6 +356,7 @@ impl Search<'_> {
 
     /// What stands at `at` is not sound: a torn tail, or an error if durable bytes follow.
     fn torn(&mut self, at: Lsn, why: &str, sealed: bool) -> Result<()> {
+        self.found.torn = Some((at, why.to_owned()));
         let start = self.identity.size.start_of(at);
         let damaged = |found: String| {
             Err(
@@ -327,7 +373,6 @@ impl Search<'_> {
                 return damaged(format!("a later flush stands at {flush}"));
             }
         }
-        self.found.torn = Some((at, why.to_owned()));
         Ok(())
     }
 
@@ -428,7 +473,13 @@ pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<
         Rest::Free | Rest::Ended => (last, Some(found.end)),
         Rest::Complete => (next, (kept == next).then_some(found.next)),
     };
-    let mut unsealed = found.unsealed.clone();
+    let mut unsealed = Vec::new();
+    for left in &found.unsealed {
+        let sha256 = left
+            .sha256
+            .ok_or_else(|| Error::new(Kind::Internal, "a segment was not hashed to its end"))?;
+        unsealed.push(footer_of(identity, left.start, left.end, sha256));
+    }
     if let Some(from) = from {
         let path = identity.path(start);
         let mut clear = || {
@@ -436,14 +487,7 @@ pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<
             clear_rest(&*file, identity, from, found.rest == Rest::Ended)?;
             if found.rest == Rest::Ended {
                 let sha256 = hash_to(&*file, size.footer_of(start).0 - start.0)?.finish();
-                unsealed.push(SegmentFooter {
-                    system: identity.system,
-                    history: identity.history,
-                    size,
-                    start,
-                    end: found.end,
-                    sha256,
-                });
+                unsealed.push(footer_of(identity, start, found.end, sha256));
             }
             Ok(())
         };
@@ -462,6 +506,17 @@ pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<
         seal(disk, &path, footer).map_err(|error| failed(&path, error))?;
     }
     Ok(())
+}
+
+fn footer_of(identity: &LogIdentity, start: Lsn, end: Lsn, sha256: Sha256) -> SegmentFooter {
+    SegmentFooter {
+        system: identity.system,
+        history: identity.history,
+        size: identity.size,
+        start,
+        end,
+        sha256,
+    }
 }
 
 /// Writes the footer of a segment whose records are all there.
