@@ -985,6 +985,9 @@ fn that_takes_all() -> Scripted {
                 xml("<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
             }
             ("DELETE", _) => Reply::new(204, ""),
+            ("GET", Some("uploads")) => xml(
+                "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>",
+            ),
             ("GET" | "HEAD", _) => Reply::s3_error(404, "NoSuchKey", "nothing is here"),
             // The second write of the probe is refused.
             _ if written.fetch_add(1, Ordering::Relaxed) == 1 => {

@@ -92,7 +92,7 @@ impl Place<'_> {
 /// Every verb, once, below `prefix` in a server. Of what the store is weak in, `check` says `weakness`.
 fn every_verb_works(access: &Access, prefix: &str, weakness: Option<&str>, scratch: &Scratch) {
     let name = format!("place-{}", prefix.len());
-    let source = scratch.dir(&format!("{name}-source"));
+    let source = scratch.dir(format!("{name}-source"));
     every_shape(&source);
     let truth = Tree::read(&source);
     let ca = access.ca_file.as_ref();

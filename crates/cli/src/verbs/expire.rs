@@ -145,7 +145,7 @@ fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
     let objects = figures::counted(outcome.refused, "object");
     Err(Error::new(Kind::Storage, "the storage refused to delete")
         .object(objects)
-        .hint("if they are locked, run this again when the locks have ended; every backup that is listed can be restored"))
+        .hint("if they are locked, run this again when the locks have ended; otherwise the mover lacks the permission to delete (s3:DeleteObject); every backup that is listed can be restored"))
 }
 
 fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {

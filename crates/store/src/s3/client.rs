@@ -307,7 +307,7 @@ impl Client {
             return Err(Failure::Expired(self.refusal(request, answer), signed_by));
         }
         // A server of S3 that is busy has answered; a proxy whose server is gone has not.
-        if !answer.error_code().is_empty() {
+        if answer.asks_to_slow_down() && !answer.error_code().is_empty() {
             self.place.has_answered.store(true, Relaxed);
         }
         if answer.may_pass(request.operation) {
