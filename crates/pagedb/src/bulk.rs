@@ -15,6 +15,7 @@ use mover_source::page::{BODY_BYTES, PAGE_BYTES, PAGE_HEADER_BYTES, PageBytes};
 use mover_source::pages::{Catalogue, Store, TableFile};
 use mover_source::wal::{Appended, Group, LogIdentity, Record, TableKind, Writer};
 
+use crate::database::remove_log;
 use crate::heap;
 use crate::random::Random;
 use crate::workload::row;
@@ -28,6 +29,7 @@ const FRESH_BYTES: usize = 16;
 
 /// A store with one large table, open for changes.
 pub struct Bulk {
+    disk: Arc<dyn Disk>,
     store: Store,
     writer: Writer,
     file: TableFile,
@@ -66,6 +68,7 @@ impl Bulk {
         catalogue.apply(appended.records[1], &extend)?;
         recovered.writer.flush_to(appended.end)?;
         let mut bulk = Bulk {
+            disk: Arc::clone(disk),
             file: TableFile::open_write(&**disk, TABLE)?,
             store,
             writer: recovered.writer,
@@ -86,6 +89,7 @@ impl Bulk {
         let recovered = store.recover(16)?;
         let catalogue = store.catalogue().clone();
         Ok(Bulk {
+            disk: Arc::clone(disk),
             file: TableFile::open_write(&**disk, TABLE)?,
             store,
             writer: recovered.writer,
@@ -97,7 +101,8 @@ impl Bulk {
         })
     }
 
-    /// Takes up the block change tracker of the store, which is in `directory`. From now on it is told what changes.
+    /// Takes up the block change tracker of the store, which is in `directory`. From now on it is told what changes, and the log
+    /// goes after each checkpoint as far as nobody holds it.
     pub fn track(&mut self, directory: &Path) -> Result<()> {
         let (identity, end) = (*self.writer.identity(), self.writer.end());
         let (tracker, _) = Tracker::open(directory, identity, end, &self.catalogue)?;
@@ -161,6 +166,12 @@ impl Bulk {
         let next = self.transaction + 1;
         self.store
             .checkpoint(&self.writer, self.catalogue.clone(), next, time(next))?;
+        if let Some(tracker) = &self.tracker {
+            let control = self.store.control();
+            let held = tracker.log_held_from()?;
+            let needed = held.map_or(control.redo, |held| held.min(control.redo));
+            remove_log(&*self.disk, &control.identity, needed)?;
+        }
         Ok(())
     }
 

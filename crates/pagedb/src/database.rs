@@ -18,7 +18,7 @@ use mover_source::disk::Disk;
 use mover_source::page::{BODY_BYTES, PAGE_HEADER_BYTES, PageBytes};
 use mover_source::pages::{Catalogue, Recovered, Store, TABLES_DIR, TableFile, table_path};
 use mover_source::wal::record::delta_fits;
-use mover_source::wal::{Group, Record, TableKind, Writer, segments};
+use mover_source::wal::{Group, LogIdentity, Record, TableKind, Writer, segments};
 
 use crate::bulk;
 use crate::heap;
@@ -118,6 +118,18 @@ struct Transaction {
     created: Vec<u32>,
     extended: Vec<(u32, u32)>,
     dropped: Vec<u32>,
+}
+
+/// Removes the segments of the log that end before `needed`, and returns how many.
+pub(crate) fn remove_log(disk: &dyn Disk, identity: &LogIdentity, needed: Lsn) -> Result<usize> {
+    let all = segments(disk, identity)?;
+    let gone = all.range(..identity.size.start_of(needed));
+    for start in gone.clone() {
+        let path = identity.path(*start);
+        disk.remove(&path)
+            .map_err(|error| mover_source::target_error("trim", path.as_bytes(), error))?;
+    }
+    Ok(gone.count())
 }
 
 impl Database {
@@ -455,15 +467,7 @@ impl Database {
             None => None,
         };
         let needed = held.map_or(control.redo, |held| held.min(control.redo));
-        let identity = control.identity;
-        let all = segments(&*self.disk, &identity)?;
-        let gone = all.range(..identity.size.start_of(needed));
-        for start in gone.clone() {
-            let path = identity.path(*start);
-            let removed = self.disk.remove(&path);
-            removed.map_err(|error| mover_source::target_error("trim", path.as_bytes(), error))?;
-        }
-        Ok(gone.count())
+        remove_log(&*self.disk, &control.identity, needed)
     }
 
     /// All rows, as they are in memory and on disk now.
