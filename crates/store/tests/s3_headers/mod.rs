@@ -24,7 +24,7 @@ const WISHES: [(&str, Option<&str>); 5] = [
 /// The wishes that hold for what is taken back soon as well.
 const ENCRYPTION: std::ops::Range<usize> = 1..3;
 
-/// A server that keeps conditions, takes uploads in parts, and has nothing.
+/// A server that keeps conditions and takes uploads in parts.
 fn that_takes_all() -> Scripted {
     let written = AtomicUsize::new(0);
     let xml = |text: &str| Reply::new(200, text).with("etag", "\"x\"");
@@ -33,16 +33,18 @@ fn that_takes_all() -> Scripted {
             ("POST", Some("uploads")) => xml(
                 "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>",
             ),
+            // The end of the probe's upload is refused, and its second write: it is there.
+            ("POST", _) if head.path.contains("/probe-") => {
+                Reply::s3_error(412, "PreconditionFailed", "it exists")
+            }
             ("POST", _) => {
                 xml("<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
             }
             ("DELETE", _) => Reply::new(204, ""),
-            ("GET", Some("uploads")) => xml(
-                "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>",
-            ),
-            ("GET" | "HEAD", _) => Reply::s3_error(404, "NoSuchKey", "nothing is here"),
-            // The second write of the probe is refused.
-            _ if written.fetch_add(1, Ordering::Relaxed) == 1 => {
+            ("GET" | "HEAD", _) if head.path.ends_with("/x") || head.path.ends_with("/long") => {
+                Reply::s3_error(404, "NoSuchKey", "nothing is here")
+            }
+            ("PUT", _) if written.fetch_add(1, Ordering::Relaxed) == 1 => {
                 Reply::s3_error(412, "PreconditionFailed", "it exists")
             }
             _ => xml(""),
@@ -72,7 +74,9 @@ fn objects_are_put_into_a_class_encrypted_and_locked_and_what_is_taken_back_is_e
         let head = request.head;
         let wished = match (head.method.as_str(), head.query.split('=').next()) {
             ("PUT", Some("partNumber")) => (&mut parts, 0..0),
-            ("PUT", _) if !head.path.ends_with("/x") => (&mut temporary, ENCRYPTION),
+            ("PUT", _) | ("POST", Some("uploads")) if head.path.contains("/probe-") => {
+                (&mut temporary, ENCRYPTION)
+            }
             ("PUT", _) | ("POST", Some("uploads")) => (&mut kept, 0..WISHES.len()),
             _ => continue,
         };
@@ -92,6 +96,6 @@ fn objects_are_put_into_a_class_encrypted_and_locked_and_what_is_taken_back_is_e
             );
         }
     }
-    assert_eq!((temporary, kept), (2, 2));
+    assert_eq!((temporary, kept), (4, 2));
     assert!(parts >= 2, "{parts}");
 }
