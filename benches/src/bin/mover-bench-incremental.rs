@@ -204,9 +204,10 @@ fn backups(args: &Args, work: &Path, report: &mut Report) -> Result<()> {
     report.line("|---|---|---|---|---|---|---|");
     row(report, "full", &full, &full_summary);
     let ratios = changes(args, &bench, &mut bulk, "incremental", report)?;
-    // What was marked is known from the first backup on.
+    // What was marked is known from the first checkpoint on, and the log before it is gone.
     bulk.track(&store)?;
-    bench.backup("incr")?;
+    bulk.change(1)?;
+    bench.backup("full")?;
     let tracked = changes(args, &bench, &mut bulk, "incremental, tracked", report)?;
     let (usage, summary) = bench.backup("diff")?;
     row(report, "differential, tracked", &usage, &summary);
