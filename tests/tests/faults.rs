@@ -560,6 +560,12 @@ fn a_repository_in_its_source_or_target_is_refused_and_stays_whole() {
         Some(true),
         "{error}"
     );
+    let mut check = repo.command("check");
+    let checked = Outcome::of(check.args(["--json", "--source", &dir_url(&source)])).summary();
+    let items = checked["items"].as_array().expect("items");
+    let told = items.iter().find(|item| item["name"] == "repository in it");
+    let told = told.unwrap_or_else(|| panic!("{checked}"));
+    assert_eq!(told["status"], "warn", "{told}");
     let mut backup = repo.backup_command(&source);
     Outcome::of(backup.args(["--exclude", "backups"])).summary();
 

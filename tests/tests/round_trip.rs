@@ -369,13 +369,18 @@ fn a_dry_run_changes_nothing() {
     assert!(!target.exists(), "a dry restore made its target");
     let existing = scratch.dir("existing");
     fs::write(existing.join("kept"), "kept").expect("file");
+    fs::create_dir_all(existing.join("more/of/it")).expect("directories");
+    fs::write(existing.join("more/of/file"), "more").expect("file");
     let kept = Tree::read(&existing);
-    Outcome::of(
+    let plan = Outcome::of(
         repo.restore_command("latest", &existing)
             .args(["--dry-run", "--delta"]),
     )
     .summary();
+    assert_eq!(plan["removes"], 5, "{plan}");
     kept.assert_same(&Tree::read(&existing), "target after a dry delta restore");
+    let delta = Outcome::of(repo.restore_command("latest", &existing).args(["--delta"])).summary();
+    assert_eq!(delta["removed"], 5, "{delta}");
 
     before
         .0
@@ -536,6 +541,23 @@ fn what_was_made_without_the_key_is_told_and_nothing_is_built_on_it() {
     let id = open["backup_id"].as_str().expect("id");
     assert!(
         warnings.contains(id) && warnings.contains("nobody vouches"),
+        "{warnings}"
+    );
+
+    let verified = repo.verify().summary();
+    let backups = verified["backups"].as_array().expect("backups");
+    let told: Vec<&str> = backups
+        .iter()
+        .filter_map(|backup| backup["authenticity"].as_str())
+        .collect();
+    assert_eq!(
+        told,
+        ["master_key", "recipient_only", "master_key"],
+        "{verified}"
+    );
+    let warnings = verified["warnings"].to_string();
+    assert!(
+        warnings.contains(id) && warnings.contains("written without"),
         "{warnings}"
     );
 

@@ -15,6 +15,9 @@ use serde::Serialize;
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
 
+/// [`ShowDetails::authenticity`] of what a writer without the master key made.
+pub const RECIPIENT_ONLY: &str = "recipient_only";
+
 /// A backup in a listing.
 #[derive(Debug, Serialize)]
 pub struct ListItem {
@@ -131,6 +134,15 @@ async fn item(
     Ok(Some(item))
 }
 
+/// What a backup's seal says of who wrote it: `master_key`, `recipient_only`, or `none` in a repository without encryption.
+pub(crate) fn authenticity(repository: &Repository, origin: Origin) -> &'static str {
+    match origin {
+        _ if !repository.is_encrypted() => "none",
+        Origin::Vouched => "master_key",
+        Origin::WriteOnly => RECIPIENT_ONLY,
+    }
+}
+
 /// One backup: an id, the beginning of one, or `latest`.
 pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails> {
     let body = async |shard: Shard| {
@@ -138,11 +150,7 @@ pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails
         let id = catalogue::find(&shard, &repository, set).await?;
         let view = BackupView::open(&shard, &repository, id).await?;
         let (packs, pack_bytes) = view.pack_totals();
-        let authenticity = match view.origin {
-            _ if !repository.is_encrypted() => "none",
-            Origin::Vouched => "master_key",
-            Origin::WriteOnly => "recipient_only",
-        };
+        let authenticity = authenticity(&repository, view.origin);
         let mut metadata = view.metadata;
         let changes = annotations::of(&shard, &repository, id).await?;
         let of = &mut metadata.annotations;

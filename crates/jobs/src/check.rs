@@ -16,6 +16,7 @@ use mover_source::{DirSource, Item, ScanOptions, Tree};
 use serde::Serialize;
 
 use crate::backup::only;
+use crate::overlap::refuse_in_source;
 use crate::settings::{Engine, RepoAccess};
 
 /// What to do about names that none of a repository's objects has.
@@ -82,12 +83,16 @@ pub struct CheckReport {
 /// Looks at everything; a problem is an item, not an error.
 pub fn run(engine: &Engine, options: &CheckOptions) -> Result<CheckReport> {
     let mut items = environment(engine);
+    let (mut of_source, tree) = match &options.source {
+        Some(url) => source(url),
+        None => (Vec::new(), None),
+    };
     if let Some(repo) = &options.repo {
-        items.extend(repository(engine, repo));
+        let found = repository(engine, repo, tree.as_ref());
+        items.extend(found.items);
+        of_source.extend(found.overlap);
     }
-    if let Some(url) = &options.source {
-        items.push(source(url));
-    }
+    items.append(&mut of_source);
     let ok = items.iter().all(|item| item.status != Status::Fail);
     Ok(CheckReport { ok, items })
 }
@@ -171,7 +176,14 @@ fn rung_name(rung: Rung) -> &'static str {
     }
 }
 
-fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
+/// What was found of a repository.
+struct RepositoryFound {
+    items: Vec<CheckItem>,
+    /// That it lies in the source.
+    overlap: Option<CheckItem>,
+}
+
+fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> RepositoryFound {
     const AREA: &str = "repository";
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
@@ -232,11 +244,20 @@ fn repository(engine: &Engine, repo: &RepoAccess) -> Vec<CheckItem> {
             }
             Err(error) => items.push(failed(AREA, "writable", &error)),
         }
-        Ok(items)
+        let overlap = tree.and_then(|tree| refuse_in_source(&repository, tree).err());
+        // No failure: a backup may leave it out.
+        let overlap = overlap.map(|error| CheckItem {
+            status: Status::Warn,
+            ..failed("source", "repository in it", &error)
+        });
+        Ok(RepositoryFound { items, overlap })
     };
     match mover_io::run(&engine.single(), body, |_| {}).and_then(only) {
-        Ok(items) => items,
-        Err(error) => vec![failed(AREA, "header and key", &error)],
+        Ok(found) => found,
+        Err(error) => RepositoryFound {
+            items: vec![failed(AREA, "header and key", &error)],
+            overlap: None,
+        },
     }
 }
 
@@ -248,10 +269,11 @@ fn stray_names(strays: &[String]) -> Option<CheckItem> {
     })
 }
 
-fn source(url: &str) -> CheckItem {
+/// The items of a source, and the tree of a directory.
+fn source(url: &str) -> (Vec<CheckItem>, Option<Tree>) {
     const AREA: &str = "source";
     if url.starts_with(SCHEME) {
-        return page_store(AREA, url);
+        return (vec![page_store(AREA, url)], None);
     }
     let opened = DirSource::open(url).and_then(|source| {
         let tree = source.scan(&ScanOptions::default())?;
@@ -259,8 +281,8 @@ fn source(url: &str) -> CheckItem {
         Ok((tree, opened))
     });
     match opened {
-        Ok((tree, opened)) => readable(AREA, &tree, &opened),
-        Err(error) => failed(AREA, READABLE, &error),
+        Ok((tree, opened)) => (vec![readable(AREA, &tree, &opened)], Some(tree)),
+        Err(error) => (vec![failed(AREA, READABLE, &error)], None),
     }
 }
 

@@ -73,6 +73,8 @@ pub struct RestorePlan {
     pub pack_bytes: u64,
     /// Free bytes at the target.
     pub free_bytes: u64,
+    /// Names that are not in the backup and will be removed (delta only), once [`RestorePlan::count_removals`] looked.
+    pub removes: Option<u64>,
     /// How long it will take, if it goes as fast as the backup went.
     pub estimated_seconds: Option<f64>,
     /// Things to know.
@@ -175,10 +177,28 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         packs,
         pack_bytes,
         free_bytes: target.free_bytes()?,
+        removes: None,
         estimated_seconds: (made_in > 0.0).then_some(made_in),
         warnings,
         prepared: Prepared { view, target },
     })
+}
+
+impl RestorePlan {
+    /// Counts what would be removed: the whole target is listed for it, so that only who wants to know has to wait.
+    pub fn count_removals(&mut self) -> Result<()> {
+        let Prepared { view, target } = &self.prepared;
+        if target.mode() == TargetMode::Delta {
+            self.removes = Some(target.count_extra(&wanted(view))?);
+        }
+        Ok(())
+    }
+}
+
+/// The paths that a target is to have.
+fn wanted(view: &BackupView) -> BTreeSet<&[u8]> {
+    let items = view.items.iter();
+    items.map(|item| item.entry.path.as_slice()).collect()
 }
 
 /// What its seal says of who made a backup, if that is not who has its key.
@@ -329,14 +349,7 @@ fn fill(
 ) -> Result<(Vec<Part>, u64)> {
     let removed = match mode {
         TargetMode::Fresh => 0,
-        TargetMode::Delta => {
-            let names: BTreeSet<&[u8]> = view
-                .items
-                .iter()
-                .map(|item| item.entry.path.as_slice())
-                .collect();
-            target.remove_extra(&names)?
-        }
+        TargetMode::Delta => target.remove_extra(&wanted(view))?,
     };
     let names = Names::new(view, target, mode);
     names.make_first(engine, progress, &mut *tick)?;

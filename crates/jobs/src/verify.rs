@@ -21,6 +21,7 @@ use mover_repo::{PackInfo, Repository, StageSeconds, catalogue};
 use serde::Serialize;
 
 use crate::backup::only;
+use crate::catalogue::{RECIPIENT_ONLY, authenticity};
 use crate::machine::Clock;
 use crate::progress::{Phase, Progress};
 use crate::report::{EngineReport, ShardFigures};
@@ -63,6 +64,10 @@ pub struct BackupVerdict {
     pub backup_id: BackupId,
     /// No finding concerns it.
     pub ok: bool,
+    /// What its seal says of who wrote it, like [`ShowDetails::authenticity`]; none where its manifest cannot be read.
+    ///
+    /// [`ShowDetails::authenticity`]: crate::catalogue::ShowDetails::authenticity
+    pub authenticity: Option<&'static str>,
 }
 
 /// What a verification found.
@@ -89,6 +94,8 @@ pub struct VerifySummary {
     pub strays: Vec<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What is no damage and should be known.
+    pub warnings: Vec<String>,
     /// The machinery.
     pub engine: EngineReport,
 }
@@ -154,7 +161,8 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     if let Some(found) = &mut unreferenced {
         strays.append(&mut found.strays);
     }
-    let (mut found, tasks) = begin(inventory);
+    let origins = std::mem::take(&mut inventory.backups);
+    let (mut found, tasks) = begin(inventory, origins.keys());
     let next = AtomicUsize::new(0);
     let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
     let wide = engine.wide_to_read(&repository)?;
@@ -175,10 +183,15 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         leave_out(&mut findings, &deleted);
         ids.retain(|id| !deleted.contains(id));
     }
+    let backups = verdicts(&ids, &findings, |id| {
+        let origin = origins.get(&id)?;
+        Some(authenticity(&repository, *origin))
+    });
     Ok(VerifySummary {
         level: options.level,
         ok: findings.is_empty(),
-        backups: verdicts(&ids, &findings),
+        warnings: unproven_warning(&backups).into_iter().collect(),
+        backups,
         objects: found.objects,
         bytes: found.bytes,
         blocks: found.blocks,
@@ -220,7 +233,10 @@ async fn survey(shard: &Shard, options: &VerifyOptions) -> Result<Scope> {
 }
 
 /// What taking the inventory already found, and what is left to check.
-fn begin(inventory: Inventory) -> (Found, Vec<Task>) {
+fn begin<'a>(
+    inventory: Inventory,
+    backups: impl Iterator<Item = &'a BackupId>,
+) -> (Found, Vec<Task>) {
     let findings = inventory.findings.into_iter();
     let found = Found {
         findings: findings
@@ -231,7 +247,7 @@ fn begin(inventory: Inventory) -> (Found, Vec<Task>) {
         ..Found::default()
     };
     // Maps first: they are few, and each is one task however large.
-    let maps = inventory.backups.into_iter().map(Task::Map);
+    let maps = backups.copied().map(Task::Map);
     let packs = inventory
         .packs
         .into_values()
@@ -265,7 +281,11 @@ fn leave_out(findings: &mut Vec<Finding>, deleted: &BTreeSet<BackupId>) {
 }
 
 /// One verdict per backup, from all findings.
-fn verdicts(ids: &[BackupId], findings: &[Finding]) -> Vec<BackupVerdict> {
+fn verdicts(
+    ids: &[BackupId],
+    findings: &[Finding],
+    authenticity: impl Fn(BackupId) -> Option<&'static str>,
+) -> Vec<BackupVerdict> {
     let damaged: BTreeSet<BackupId> = findings
         .iter()
         .flat_map(|finding| finding.backups.iter().copied())
@@ -274,8 +294,31 @@ fn verdicts(ids: &[BackupId], findings: &[Finding]) -> Vec<BackupVerdict> {
         .map(|id| BackupVerdict {
             backup_id: *id,
             ok: !damaged.contains(id),
+            authenticity: authenticity(*id),
         })
         .collect()
+}
+
+/// How many backups whose writer is not proven are named.
+const NAMED_MAX: usize = 3;
+
+/// What to say of backups that may be sound and that anybody could have put there.
+fn unproven_warning(backups: &[BackupVerdict]) -> Option<String> {
+    let is_unproven = |backup: &&BackupVerdict| backup.authenticity == Some(RECIPIENT_ONLY);
+    let mut unproven = backups.iter().filter(is_unproven);
+    let named: Vec<String> = (unproven.by_ref().take(NAMED_MAX))
+        .map(|backup| backup.backup_id.to_string())
+        .collect();
+    let more = match unproven.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!named.is_empty()).then(|| {
+        format!(
+            "written without the repository's key, by a host that has only its public key, or by anybody else who knows that and may write to the storage: {}{more}",
+            named.join(", ")
+        )
+    })
 }
 
 impl Finding {
@@ -387,6 +430,6 @@ mod tests {
         leave_out(&mut findings, &[id(1)].into());
         let left = [finding("shared", &[id(2)]), finding("a key slot", &[])];
         assert_eq!(findings, left);
-        assert!(!verdicts(&[id(2)], &findings)[0].ok);
+        assert!(!verdicts(&[id(2)], &findings, |_| None)[0].ok);
     }
 }

@@ -12,6 +12,7 @@ use mover_format::manifest::PackInfo;
 use mover_format::node::Run;
 use mover_format::preamble::ObjectType;
 use mover_format::record::{AnnotationRecord, Record};
+use mover_format::seal::Origin;
 use mover_io::Shard;
 use mover_store::Key;
 use tokio::task::JoinHandle;
@@ -61,8 +62,8 @@ pub struct Unreferenced {
 /// What the catalogue promises: the backups, and the packs that they need.
 #[derive(Default)]
 pub struct Inventory {
-    /// Backups that could be read.
-    pub backups: Vec<BackupId>,
+    /// Backups whose manifests could be read, and who wrote them.
+    pub backups: BTreeMap<BackupId, Origin>,
     /// Packs by id, with the backups that need them.
     pub packs: BTreeMap<PackId, (PackInfo, Vec<BackupId>)>,
     /// What is wrong already, with the backups concerned.
@@ -116,7 +117,7 @@ impl Inventory {
                     continue;
                 }
             };
-            inventory.backups.push(id);
+            inventory.backups.insert(id, open.origin);
             inventory.bytes += open.bytes;
             for pack in open.manifest.packs {
                 inventory.need(id, pack)?;

@@ -4,6 +4,7 @@
 //! interrupted is recognised, and one that runs is not disturbed. The path that the operator gave may contain
 //! symbolic links; it is resolved here, once.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +16,7 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 
 use crate::failure::target_error;
-use crate::remove::LOST_AND_FOUND;
+use crate::remove::{Extra, Fate, LOST_AND_FOUND, each_extra};
 use crate::staging::{Place, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
 
@@ -175,6 +176,22 @@ impl TargetPlan {
     /// complete tree of a restore that was stopped at its last step; nothing removes it.
     pub fn unknown_leftovers(&self) -> &[PathBuf] {
         &self.leftovers.unknown
+    }
+
+    /// Delta: how many names are in the target and not `wanted`: what [`DirTarget::remove_extra`] will remove.
+    ///
+    /// [`DirTarget::remove_extra`]: crate::DirTarget::remove_extra
+    pub fn count_extra(&self, wanted: &BTreeSet<&[u8]>) -> Result<u64> {
+        if self.mode == TargetMode::Fresh {
+            return Ok(0);
+        }
+        let failed =
+            |error| target_error("the target cannot be examined", bytes(&self.path), error);
+        let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(failed)?;
+        let fate = |path: &[u8]| Fate::of(path, wanted);
+        let found = each_extra(root.as_fd(), &fate, Extra::Count)?;
+        Ok(found.names)
     }
 
     /// What the target file system can still take, in bytes, without what is reserved for root.

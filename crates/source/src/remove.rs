@@ -1,9 +1,11 @@
-//! Removing what is in a target and not in the backup.
+//! Removing what is in a target and not in the backup, or counting it.
 //!
 //! Invariants: symbolic links are removed and never followed; what is mounted inside is never emptied, be it in what is
 //! extra or on a directory that is kept, unless the backup holds something below that; `lost+found` of a mounted file
 //! system is never entered. The depth is bounded by the length of a path and not by the stack.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mover_base::tree::{PATH_BYTES_MAX, display_path};
@@ -11,8 +13,8 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use crate::beneath;
 use crate::failure::target_error;
+use crate::{RESTORE_MARKER, beneath};
 
 /// The directory in an ext file system where fsck puts what it rescued.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -48,11 +50,7 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> R
 /// Removes everything but directories from `dir` beneath `base`, and returns the paths of those.
 fn empty_dir(base: BorrowedFd<'_>, dir: &[u8], removed: &mut u64) -> Result<Vec<Vec<u8>>> {
     let failed = |error: Errno| target_error("a directory cannot be emptied", dir, error);
-    if dir.len() > PATH_BYTES_MAX {
-        return Err(Error::new(Kind::Target, "a path in the target is too long")
-            .object(display_path(dir))
-            .hint("remove it by hand"));
-    }
+    check_depth(dir)?;
     let here = open_listed(base, dir)?;
     let mut subdirs = Vec::new();
     beneath::list(&here, |name| {
@@ -74,10 +72,47 @@ fn empty_dir(base: BorrowedFd<'_>, dir: &[u8], removed: &mut u64) -> Result<Vec<
     Ok(subdirs)
 }
 
-/// Opens a directory that will be emptied, unless another file system is mounted there.
+/// How many names there are at `name` in `parent` and below it: what [`remove_tree`] would remove. Nothing is changed.
+///
+/// Errors: like those of [`remove_tree`]; `Target` too if a directory may not be listed.
+fn count_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<u64> {
+    let mut pending = vec![name.to_vec()];
+    let mut counted = 0;
+    while let Some(dir) = pending.pop() {
+        check_depth(&dir)?;
+        counted += 1;
+        let here = open_extra(parent, &dir, beneath::DIR_FLAGS)
+            .map_err(|error| not_emptied(&dir, error))?;
+        beneath::list(&here, |name| {
+            let stat = beneath::stat(here.as_fd(), name.to_bytes())?;
+            match beneath::file_type(&stat) {
+                FileType::Directory => pending.push(beneath::join(&dir, name.to_bytes())),
+                _ => counted += 1,
+            }
+            Ok(())
+        })
+        .map_err(|error: Errno| not_emptied(&dir, error))?;
+    }
+    Ok(counted)
+}
+
+fn check_depth(dir: &[u8]) -> Result<()> {
+    if dir.len() <= PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Target, "a path in the target is too long")
+        .object(display_path(dir))
+        .hint("remove it by hand"))
+}
+
+/// Opens a directory of what is extra, unless another file system is mounted there.
+fn open_extra(base: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    beneath::open_with(base, dir, flags, beneath::RESOLVE | ResolveFlags::NO_XDEV)
+}
+
+/// Opens a directory that will be emptied.
 fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
-    let resolve = beneath::RESOLVE | ResolveFlags::NO_XDEV;
-    let open = |flags| beneath::open_with(base, dir, flags, resolve);
+    let open = |flags| open_extra(base, dir, flags);
     let opened = open(beneath::DIR_FLAGS).or_else(|error| {
         if error != Errno::ACCESS {
             return Err(error);
@@ -86,13 +121,17 @@ fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
         beneath::chmod_held(held.as_fd(), 0o700)?;
         open(beneath::DIR_FLAGS)
     });
-    opened.map_err(|error| match error {
+    opened.map_err(|error| not_emptied(dir, error))
+}
+
+fn not_emptied(dir: &[u8], error: Errno) -> Error {
+    match error {
         Errno::XDEV => Error::new(Kind::Target, "a file system is mounted in the way")
             .object(display_path(dir))
             .hint("unmount it: what is not in the backup would have to be removed")
             .cause(error),
         _ => target_error("a directory cannot be emptied", dir, error),
-    })
+    }
 }
 
 /// What becomes of a name that is in a target.
@@ -108,17 +147,50 @@ pub(crate) enum Fate {
     Kept,
 }
 
-/// What came of a removal.
+impl Fate {
+    /// What becomes of `path` in a target where `wanted` is to be. The restore's marker stays.
+    pub(crate) fn of(path: &[u8], wanted: &BTreeSet<&[u8]>) -> Fate {
+        match path {
+            _ if path == RESTORE_MARKER.as_bytes() => Fate::Left,
+            _ if !wanted.contains(path) => Fate::Removed,
+            _ if holds_below(wanted, path) => Fate::Kept,
+            _ => Fate::KeptEmpty,
+        }
+    }
+}
+
+/// Whether something that is wanted lies below `dir`.
+fn holds_below(wanted: &BTreeSet<&[u8]>, dir: &[u8]) -> bool {
+    let below = [dir, b"/"].concat();
+    let from = (Bound::Included(below.as_slice()), Bound::Unbounded);
+    let first = wanted.range::<[u8], _>(from).next();
+    first.is_some_and(|path| path.starts_with(&below))
+}
+
+/// What to do with what is extra.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extra {
+    /// Remove it.
+    Remove,
+    /// Change nothing.
+    Count,
+}
+
+/// What came of a removal, or would.
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
-    /// How many names went.
+    /// How many names go.
     pub names: u64,
     /// Directories that were left with all that is in them, because another file system is mounted there.
     pub left: Vec<Vec<u8>>,
 }
 
-/// Removes every name beneath `root` whose `fate` (given the relative path) is to go, with everything below it.
-pub(crate) fn remove_extra(root: BorrowedFd<'_>, fate: &dyn Fn(&[u8]) -> Fate) -> Result<Removed> {
+/// Removes or counts every name beneath `root` whose `fate` (given the relative path) is to go, with everything below it.
+pub(crate) fn each_extra(
+    root: BorrowedFd<'_>,
+    fate: &dyn Fn(&[u8]) -> Fate,
+    extra: Extra,
+) -> Result<Removed> {
     let mut pending = vec![Vec::new()];
     let mut removed = Removed::default();
     while let Some(dir) = pending.pop() {
@@ -143,7 +215,9 @@ pub(crate) fn remove_extra(root: BorrowedFd<'_>, fate: &dyn Fn(&[u8]) -> Fate) -
                 (Fate::Kept | Fate::KeptEmpty, false) | (Fate::Left, _) => {}
                 (Fate::Removed, true) => extra_dirs.push(name.to_vec()),
                 (Fate::Removed, false) => {
-                    rustix::fs::unlinkat(&here, name, AtFlags::empty())?;
+                    if extra == Extra::Remove {
+                        rustix::fs::unlinkat(&here, name, AtFlags::empty())?;
+                    }
                     removed.names += 1;
                 }
             }
@@ -151,7 +225,10 @@ pub(crate) fn remove_extra(root: BorrowedFd<'_>, fate: &dyn Fn(&[u8]) -> Fate) -
         })
         .map_err(failed)?;
         for name in extra_dirs {
-            removed.names += remove_tree(here.as_fd(), &name, &beneath::join(&dir, &name))?;
+            removed.names += match extra {
+                Extra::Remove => remove_tree(here.as_fd(), &name, &beneath::join(&dir, &name))?,
+                Extra::Count => count_tree(here.as_fd(), &name)?,
+            };
         }
     }
     Ok(removed)

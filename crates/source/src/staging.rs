@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::failure::target_error;
-use crate::remove::{Fate, remove_extra};
+use crate::remove::{Extra, Fate, each_extra};
 use crate::{RESTORE_MARKER, beneath};
 
 /// Begins the content of a marker in a staging directory; the name of the target follows.
@@ -212,10 +212,11 @@ pub(crate) fn remove_held(parent: BorrowedFd<'_>, name: &OsStr, dir: BorrowedFd<
     if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino) {
         return Err(failed(Errno::NOENT));
     }
-    remove_extra(dir, &|path| match path == RESTORE_MARKER.as_bytes() {
+    let fate = |path: &[u8]| match path == RESTORE_MARKER.as_bytes() {
         true => Fate::Left,
         false => Fate::Removed,
-    })?;
+    };
+    each_extra(dir, &fate, Extra::Remove)?;
     match rustix::fs::unlinkat(dir, RESTORE_MARKER, AtFlags::empty()) {
         // It is gone already if the last step of a restore failed.
         Ok(()) | Err(Errno::NOENT) => {}

@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +25,7 @@ use crate::failure::target_error;
 use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
-use crate::remove::{Fate, remove_extra, remove_tree};
+use crate::remove::{Extra, Fate, each_extra, remove_tree};
 use crate::staging::{Place, Staged, State, is_staging_name, remove_held};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
@@ -357,12 +356,8 @@ impl DirTarget {
         if self.mode == TargetMode::Fresh {
             return Ok(0);
         }
-        let removed = remove_extra(self.root.as_fd(), &|path| match path {
-            _ if path == RESTORE_MARKER.as_bytes() => Fate::Left,
-            _ if !wanted.contains(path) => Fate::Removed,
-            _ if holds_below(wanted, path) => Fate::Kept,
-            _ => Fate::KeptEmpty,
-        })?;
+        let root = self.root.as_fd();
+        let removed = each_extra(root, &|path| Fate::of(path, wanted), Extra::Remove)?;
         let mut warnings = lock(&self.warnings);
         for path in &removed.left {
             warnings.push(|| {
@@ -633,13 +628,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whether something below the directory is wanted.
-fn holds_below(wanted: &BTreeSet<&[u8]>, dir: &[u8]) -> bool {
-    let below = [dir, b"/"].concat();
-    let from = (Bound::Included(below.as_slice()), Bound::Unbounded);
-    let first = wanted.range::<[u8], _>(from).next();
-    first.is_some_and(|path| path.starts_with(&below))
-}
-
 fn wrong_kind(entry: &Entry, what: &str) -> Error {
     Error::new(Kind::Internal, format!("an entry is no {what}")).object(entry.display_path())
 }

@@ -24,8 +24,9 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         delta: args.delta,
     };
     let ended = context.watch(None, |engine, tick| {
-        let plan = restore::plan(engine, &options, &mut *tick)?;
+        let mut plan = restore::plan(engine, &options, &mut *tick)?;
         if args.dry_run {
+            plan.count_removals()?;
             return Ok(Ended::Planned(plan));
         }
         restore::execute(engine, plan, tick).map(Ended::Done)
@@ -64,6 +65,13 @@ fn plan_table(plan: &RestorePlan) -> Table {
             figures::counted(plan.packs, "pack")
         ),
     );
+    if let Some(removes) = plan.removes {
+        let removes = match removes {
+            0 => "nothing".to_owned(),
+            removes => format!("{}, not in the backup", figures::counted(removes, "name")),
+        };
+        table.pair("to remove", removes);
+    }
     table.pair("free", format_bytes(plan.free_bytes));
     let estimate = plan
         .estimated_seconds

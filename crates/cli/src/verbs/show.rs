@@ -3,7 +3,7 @@
 use mover_base::Result;
 use mover_base::units::format_bytes;
 use mover_jobs::BackupMetadata;
-use mover_jobs::catalogue::{self, ShowDetails};
+use mover_jobs::catalogue::{self, RECIPIENT_ONLY, ShowDetails};
 
 use super::{Context, figures_of};
 use crate::args::ShowArgs;
@@ -119,7 +119,7 @@ fn size_rows(metadata: &BackupMetadata, table: &mut Table) {
 fn authenticity(details: &ShowDetails) -> &'static str {
     match details.authenticity {
         "master_key" => "written by a holder of the master key",
-        "recipient_only" => "encrypted to the repository, but its writer is not proven",
+        RECIPIENT_ONLY => "encrypted to the repository, but its writer is not proven",
         _ => "none: not encrypted",
     }
 }
