@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mover_base::units::format_bytes;
 use mover_base::{BackupId, Error, Kind, Result, Timestamp};
+use mover_format::manifest::METADATA_BYTES_MAX;
 use mover_format::preamble::ObjectType;
 use mover_format::record::{ANNOTATIONS_MAX, AnnotationRecord, Record};
 use mover_io::Shard;
@@ -85,8 +87,13 @@ async fn below(shard: &Shard, repository: &Repository, prefix: &str) -> Result<C
     Ok(changes)
 }
 
+fn bytes_of(annotations: &BTreeMap<String, String>) -> usize {
+    let texts = annotations.iter();
+    texts.map(|(key, text)| key.len() + text.len()).sum()
+}
+
 /// Applies the changes of a backup to the annotations of its manifest. Gives what could not be read; the other changes
-/// are applied all the same.
+/// are applied all the same, as long as all together are no longer than what a manifest may hold.
 pub async fn apply(
     shard: &Shard,
     repository: &Repository,
@@ -100,9 +107,20 @@ pub async fn apply(
         let id = AnnotationRecord::object_id(backup, number);
         match records::get(shard, repository, &key, ObjectType::Annotation, id).await {
             Ok(open) => {
-                if let Record::Annotation(change) = open.record {
-                    change.apply(annotations);
+                let Record::Annotation(change) = open.record else {
+                    continue;
+                };
+                let mut changed = annotations.clone();
+                change.apply(&mut changed);
+                if bytes_of(&changed) > METADATA_BYTES_MAX {
+                    problems.push(format!(
+                        "{}: with it the annotations would take over {}; it and the changes behind it are left out",
+                        key.as_str(),
+                        format_bytes(METADATA_BYTES_MAX as u64)
+                    ));
+                    break;
                 }
+                *annotations = changed;
             }
             Err(error) if records::is_unreadable(&error) => {
                 problems.push(error.to_string());
@@ -113,4 +131,69 @@ pub async fn apply(
         }
     }
     Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_io::ShardConfig;
+
+    use super::*;
+    use crate::{Credentials, InitRequest, LinkLimits};
+
+    /// Whoever may write can make as many as there are numbers.
+    #[test]
+    fn changes_of_annotations_do_not_grow_beyond_what_a_manifest_may_hold() {
+        const CHANGES: u32 = 20;
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}/repo", dir.path().display());
+        let link = LinkLimits::default();
+        let run = async |shard: Shard| {
+            let request = InitRequest {
+                encryption: false,
+                passphrase: None,
+                recipients: &[],
+                label: "",
+            };
+            Repository::init(&shard, &url, &link, &request).await?;
+            let repository = Repository::open(&shard, &url, &link, &Credentials::None).await?;
+            let backup_id = BackupId::new(Timestamp::from_micros(1_000_000), 7);
+            let text = "x".repeat(60_000);
+            for number in 1..=CHANGES {
+                let record = Record::Annotation(AnnotationRecord {
+                    backup_id,
+                    number,
+                    remove: BTreeSet::new(),
+                    set: [(format!("key-{number}"), text.clone())].into(),
+                    host: process::host_name(),
+                    created: Timestamp::now(),
+                });
+                let session = repository.begin_session()?;
+                let id = AnnotationRecord::object_id(backup_id, number);
+                let bytes = records::encode(&repository, &session, id, &record)?;
+                let key = layout::annotation(backup_id, number)?;
+                repository
+                    .store()
+                    .put_if_absent(&shard, &key, &bytes)
+                    .await?;
+            }
+            let changes = of(&shard, &repository, backup_id).await?;
+            assert_eq!(changes[&backup_id].len(), CHANGES as usize);
+            let mut annotations = BTreeMap::new();
+            let problems =
+                apply(&shard, &repository, backup_id, &changes, &mut annotations).await?;
+            let fit = METADATA_BYTES_MAX / text.len();
+            assert_eq!(
+                (annotations.len(), problems.len()),
+                (fit, 1),
+                "{problems:?}"
+            );
+            Ok(())
+        };
+        let config = ShardConfig {
+            shards: 1,
+            pin: false,
+            ..ShardConfig::default()
+        };
+        mover_io::run(&config, run, |_| {}).expect("a run");
+    }
 }

@@ -23,8 +23,9 @@ use crate::map::TreeWriter;
 use crate::parent::Parent;
 use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
+use crate::records::at_once;
 use crate::repository::{Repository, Session};
-use crate::search::no_parent;
+use crate::search::{NOBODY_VOUCHES, is_vouched, no_parent};
 use crate::sessions::{self, Registration, lost_parent};
 use crate::tree::{FileMap, read_entries};
 use crate::verify::each_pack;
@@ -34,7 +35,7 @@ use crate::writer::{MapNode, WriteCounts, WriteShared, WriterOutcome};
 pub struct BackupRequest<'a> {
     /// The backup whose blocks this one builds on, as [`find_parent`](crate::find_parent) found it.
     pub parent: Option<&'a catalogue::OpenManifest>,
-    /// The latest backup of the same source, which may be another one: the new id is behind both.
+    /// The latest backup of the same source, which the new id is behind. The parent is not later, or of another source.
     pub latest: Option<BackupId>,
     /// When it began, which the backup's id says.
     pub started: Timestamp,
@@ -127,7 +128,7 @@ impl BackupRun {
         write_limit: Arc<RateBudget>,
     ) -> Result<Self> {
         let parent = request.parent.map(|open| open.id);
-        let backup = catalogue::draw_id(request.started, parent.max(request.latest))?;
+        let backup = catalogue::draw_id(request.started, request.latest)?;
         let session = repository.begin_session_as(sessions::id_for(backup)?)?;
         let parents = parent.into_iter().collect();
         let purpose = Purpose::Backup;
@@ -162,14 +163,15 @@ impl BackupRun {
         let mut parent = None;
         let mut warning = None;
         let lost = match request.parent {
-            Some(open) => lost_parent(shard, repository, open.id).await?,
+            Some(open) if !is_vouched(repository, open) => Some(NOBODY_VOUCHES.to_owned()),
+            Some(open) => {
+                let lost = lost_parent(shard, repository, open.id).await?;
+                lost.map(|lost| format!("it {lost}"))
+            }
             None => None,
         };
         if let (Some(open), Some(lost)) = (request.parent, lost) {
-            warning = Some(format!(
-                "backup {} cannot serve as the parent: it {lost}",
-                open.id
-            ));
+            warning = Some(no_parent(open.id, &lost));
         } else if let Some(open) = request.parent {
             match ParentTree::read(shard, repository, open, &packs).await {
                 Ok((read, shared)) => {
@@ -337,7 +339,17 @@ impl BackupRun {
             missing.remove(&id);
         })
         .await?;
-        Ok(missing.first().copied())
+        // A manifest is deleted for it, and a listing may lag behind: only its name tells that a pack is gone.
+        let unlisted = missing.into_iter().collect();
+        let look = |id: PackId| {
+            let (shard, repository) = (shard.clone(), repository.clone());
+            async move {
+                let found = repository.store().head(&shard, &layout::pack(id)?).await?;
+                Ok(found.is_none().then_some(id))
+            }
+        };
+        let gone = at_once(shard, unlisted, look).await?;
+        Ok(gone.into_iter().flatten().next())
     }
 
     /// Lets the tree refer to the nodes that a file's old map has above its leaves. They are read first: an

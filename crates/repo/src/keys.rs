@@ -79,10 +79,23 @@ fn parse_identity(text: &str) -> Result<age::x25519::Identity> {
 }
 
 fn parse_recipient(text: &str) -> Result<age::x25519::Recipient> {
-    age::x25519::Recipient::from_str(text.trim()).map_err(|_| {
-        Error::new(Kind::Usage, "not an age X25519 recipient")
-            .object(text)
-            .hint("a recipient begins with age1; `helios-mover key generate` makes one")
+    let text = text.trim();
+    age::x25519::Recipient::from_str(text).map_err(|_| {
+        let is_begun_with = |start: &str| {
+            let begun = text.get(..start.len());
+            begun.is_some_and(|begun| begun.eq_ignore_ascii_case(start))
+        };
+        if is_begun_with("AGE-SECRET-KEY-") || is_begun_with("AGE-PLUGIN-") {
+            return Error::new(Kind::Usage, "a secret identity was given as the recipient")
+                .hint("give the line that begins with age1; this identity stood on a command line or in a setting, so make another one: `helios-mover key generate`");
+        }
+        let error = Error::new(Kind::Usage, "not an age X25519 recipient");
+        // Anything else may be a secret too.
+        let error = match is_begun_with("age1") {
+            true => error.object(text),
+            false => error,
+        };
+        error.hint("a recipient begins with age1; `helios-mover key generate` makes one")
     })
 }
 
@@ -256,5 +269,30 @@ pub(crate) fn slot_info(slot: &KeySlot) -> SlotInfo {
         },
         label: slot.label.clone(),
         created: slot.created,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_given_as_the_recipient_is_in_no_error() {
+        let (identity, recipient) = generate_identity();
+        let secret = identity.expose().to_owned();
+        for text in [
+            secret.clone(),
+            secret.to_lowercase(),
+            format!(" {secret}"),
+            "a passphrase".into(),
+        ] {
+            let error = check_recipient(&text).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            let told = format!("{error:?} {error} {:?}", error.hint_text());
+            assert!(!told.contains(text.trim()), "{told}");
+        }
+        let mistyped = recipient.replace('q', "p");
+        let error = check_recipient(&mistyped[..20]).unwrap_err();
+        assert_eq!(error.object_name(), Some(&mistyped[..20]));
     }
 }

@@ -4,6 +4,7 @@
 //! here is a stray: whoever lists passes it over, tells it, and never deletes it.
 
 use mover_base::{BackupId, HoldId, PackId, Result, SessionId, SlotId};
+use mover_format::record::ANNOTATIONS_MAX;
 use mover_store::Key;
 
 /// Prefix of the key slots.
@@ -116,7 +117,9 @@ pub fn annotations(backup: BackupId) -> String {
 pub fn annotation_of(key: &Key) -> Option<(BackupId, u32)> {
     let (backup, number) = key.as_str().strip_prefix(ANNOTATIONS)?.split_once('/')?;
     let (backup, number) = (backup.parse().ok()?, number.parse().ok()?);
-    (annotation(backup, number).ok()? == *key).then_some((backup, number))
+    let is_one =
+        (1..=ANNOTATIONS_MAX).contains(&number) && annotation(backup, number).ok()? == *key;
+    is_one.then_some((backup, number))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub use records::is_unreadable;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, Sought, block_bytes};
 pub use sample::SampleEncoder;
-pub use search::{Earlier, SourceName, find_latest, find_parent};
+pub use search::{Earlier, SourceName, find_latest, find_parent, is_vouched};
 pub use secret::{Credentials, Secret};
 pub use slots::{ListedSlot, SlotListing};
 pub use timing::{StageSeconds, lap};

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use mover_base::checksum::Sha256;
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{Error, Kind, ObjectId, RepoId, Result, SessionId, Timestamp};
 use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
 use mover_format::preamble::{ObjectType, Preamble};
@@ -19,7 +19,6 @@ use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
 use crate::secret::{Credentials, Secret};
 use crate::sessions::OpenSessions;
-use crate::slots::StoredSlot;
 
 /// Most session keys kept open at once, some 100 bytes each.
 const SESSIONS_MAX: usize = 4096;
@@ -42,8 +41,8 @@ pub struct Repository {
     config: RepositoryConfig,
     config_sha256: Sha256,
     secret: Option<RepoSecret>,
-    /// Keys of sessions that were unwrapped.
-    sessions: Mutex<HashMap<SessionId, (SessionKey, Origin)>>,
+    /// Keys of sessions that were unwrapped, by id and wrapped key: others may make objects that name a session of ours.
+    sessions: Mutex<HashMap<(SessionId, Sha256), (SessionKey, Origin)>>,
     open_sessions: OpenSessions,
 }
 
@@ -210,48 +209,6 @@ impl Repository {
         Ok(repository)
     }
 
-    async fn unlock(&self, shard: &Shard, credentials: &Credentials) -> Result<RepoSecret> {
-        let mut damaged = None;
-        let mut tried = 0;
-        for StoredSlot { key, slot, .. } in self.read_slots(shard).await?.slots {
-            tried += 1;
-            let opened =
-                slot.and_then(|slot| RepoSecret::open_slot(&slot, self.binding(), credentials));
-            match opened {
-                Ok(Some(secret)) if Some(secret.recipient()) == self.config.recipient => {
-                    return Ok(secret);
-                }
-                Ok(Some(_)) => {
-                    damaged = Some(
-                        Error::new(
-                            Kind::Corrupt,
-                            "the key slot's identity is not the header's recipient",
-                        )
-                        .object(key.as_str()),
-                    );
-                }
-                Ok(None) => {}
-                Err(error) => damaged = Some(error.object(key.as_str())),
-            }
-        }
-        if let Some(error) = damaged {
-            return Err(match error.hint_text() {
-                Some(_) => error,
-                None => error.hint(
-                    "copy the slot back, or open the repository with another key: `helios-mover key list` shows the slots",
-                ),
-            });
-        }
-        Err(Error::new(
-            Kind::Key,
-            format!("the key opens none of the repository's {tried} key slots"),
-        )
-        .object(self.store.url())
-        .hint(
-            "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
-        ))
-    }
-
     /// Begins a writing session.
     pub fn begin_session(&self) -> Result<Session> {
         self.begin_session_as(SessionId(random_bytes()?))
@@ -300,7 +257,8 @@ impl Repository {
 
     fn session_key(&self, preamble: &Preamble) -> Result<(SessionKey, Origin)> {
         let lock = || self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&preamble.session_id) {
+        let known_by = (preamble.session_id, sha256(&preamble.wrapped_key));
+        if let Some(known) = lock().get(&known_by) {
             return Ok(known.clone());
         }
         let opened = self.require_secret()?.unwrap(
@@ -312,7 +270,7 @@ impl Repository {
         if sessions.len() >= SESSIONS_MAX {
             sessions.clear();
         }
-        sessions.insert(preamble.session_id, opened.clone());
+        sessions.insert(known_by, opened.clone());
         Ok(opened)
     }
 
@@ -414,4 +372,51 @@ fn exists(url: &str) -> Error {
     Error::new(Kind::Conflict, "a repository exists already")
         .object(url)
         .hint("use it as it is, or choose another place")
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_io::ShardConfig;
+
+    use super::*;
+    use crate::generate_identity;
+
+    /// Who knows the public key and the id of a session can name it in objects of their own.
+    #[test]
+    fn a_forged_object_does_not_change_what_a_genuine_one_of_its_session_says() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}/repo", dir.path().display());
+        let link = LinkLimits::default();
+        let run = async |shard: Shard| {
+            let (identity, recipient) = generate_identity();
+            let request = InitRequest {
+                encryption: true,
+                passphrase: None,
+                recipients: &[recipient],
+                label: "",
+            };
+            Repository::init(&shard, &url, &link, &request).await?;
+            let reader =
+                Repository::open(&shard, &url, &link, &Credentials::Identity(identity)).await?;
+            let stranger = Repository::open(&shard, &url, &link, &Credentials::None).await?;
+            let genuine = reader.begin_session()?;
+            let forged = stranger.begin_session_as(genuine.id())?;
+            let origin = |session: &Session, byte: u8| {
+                let id: ObjectId = [byte; 16];
+                let (preamble, _) = session.begin_object(ObjectType::Hold, id)?;
+                let (_, origin) = reader.open_object(&preamble, ObjectType::Hold, id)?;
+                Ok::<Origin, Error>(origin)
+            };
+            assert_eq!(origin(&forged, 1)?, Origin::WriteOnly);
+            assert_eq!(origin(&genuine, 2)?, Origin::Vouched);
+            assert_eq!(origin(&forged, 3)?, Origin::WriteOnly);
+            Ok(())
+        };
+        let config = ShardConfig {
+            shards: 1,
+            pin: false,
+            ..ShardConfig::default()
+        };
+        mover_io::run(&config, run, |_| {}).expect("a run");
+    }
 }

@@ -21,7 +21,8 @@ use crate::tombstones;
 pub const LOADS_MAX: usize = 1024;
 /// Most backups of which is told that they cannot serve.
 const WARNINGS_MAX: usize = 10;
-const NOBODY_VOUCHES: &str =
+/// Why a backup that was made without the key is no parent.
+pub(crate) const NOBODY_VOUCHES: &str =
     "it was written without the repository's key, so nobody vouches for it";
 /// Manifests read at a time; one of a terabyte takes some 5 MB.
 const LOADS_AT_ONCE: usize = 4;
@@ -189,6 +190,6 @@ async fn load(
 
 /// Whoever knows no more than the public key can write a manifest that names another host, and packs that do not hold what they
 /// say: nothing is built on that unread.
-fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
+pub fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
     !repository.is_encrypted() || open.origin == Origin::Vouched
 }

@@ -1,6 +1,7 @@
-//! The key slots of a repository: listing, adding and removing them.
+//! The key slots of a repository: opening, listing, adding and removing them.
 //!
-//! Invariants: a slot counts as intact only if its bytes, its place and the header it was made for agree; one
+//! Invariants: whatever else stands among the slots, be it ever so much like one, keeps nobody out as long as a slot that the
+//! key opens is among the first [`NAMES_MAX`] names; a slot counts as intact only if its bytes, its place and the header it was made for agree; one
 //! that does not is listed with its reason and stands in nobody's way. No removal leaves a repository without
 //! an intact slot: after a deletion the slots are looked at again, and if two removals took the last two, each
 //! puts its own back.
@@ -11,14 +12,14 @@ use mover_io::Shard;
 use mover_store::{Key, Put};
 use serde::Serialize;
 
-use crate::keys::{self, SlotInfo, SlotOwner};
+use crate::keys::{self, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
 use crate::repository::Repository;
-use crate::secret::Secret;
+use crate::secret::{Credentials, Secret};
 
-/// Most key slots that a repository may have; more than any team needs, and a bound for `open`.
+/// Most key slots that are made; more than any team needs.
 const SLOTS_MAX: usize = 64;
-/// Most names looked at below the prefix of the slots: strays must not crowd out slots.
+/// Most names looked at below the prefix of the slots, so that what is no slot crowds out none.
 const NAMES_MAX: usize = 1000;
 
 /// A key slot as it is stored.
@@ -27,10 +28,19 @@ pub(crate) struct StoredSlot {
     pub key: Key,
     /// The id in its name.
     pub id: SlotId,
-    /// Its bytes, as far as they could be read: what puts it back.
+    /// Its bytes, if they are intact: what puts it back.
     bytes: Vec<u8>,
     /// Its content, or why it cannot be used.
     pub slot: Result<KeySlot>,
+}
+
+/// The names among the key slots.
+struct SlotNames {
+    slots: Vec<(Key, SlotId)>,
+    /// Names that no slot has.
+    strays: Vec<String>,
+    /// There are more than are looked at.
+    more: bool,
 }
 
 /// Everything that stands among the key slots.
@@ -98,42 +108,112 @@ fn reason(error: &Error) -> String {
 impl Repository {
     /// Every key slot with its name; one that cannot be read or used carries its error.
     pub(crate) async fn read_slots(&self, shard: &Shard) -> Result<StoredSlots> {
+        let names = self.slot_names(shard).await?;
+        if names.more {
+            return Err(too_many_names());
+        }
+        let mut slots = Vec::new();
+        for (key, id) in names.slots {
+            slots.extend(self.read_slot(shard, key, id).await?);
+        }
+        let strays = names.strays;
+        Ok(StoredSlots { slots, strays })
+    }
+
+    async fn slot_names(&self, shard: &Shard) -> Result<SlotNames> {
         let page = self
             .store()
             .list(shard, layout::KEYS, None, NAMES_MAX)
             .await?;
-        let mut strays = page.strays;
-        let mut slots = Vec::new();
+        let (mut slots, mut strays) = (Vec::new(), page.strays);
         for object in page.objects {
-            let Some(id) = layout::slot_of(&object.key) else {
-                strays.push(object.key.as_str().to_owned());
+            match layout::slot_of(&object.key) {
+                Some(id) => slots.push((object.key, id)),
+                None => strays.push(object.key.as_str().to_owned()),
+            }
+        }
+        Ok(SlotNames {
+            slots,
+            strays,
+            more: page.next.is_some(),
+        })
+    }
+
+    /// One slot; none if it was removed since it was listed.
+    async fn read_slot(&self, shard: &Shard, key: Key, id: SlotId) -> Result<Option<StoredSlot>> {
+        shard.stop()?;
+        let (bytes, slot) = match self.store().get(shard, &key, SLOT_BYTES_MAX as u64).await {
+            Ok(bytes) => match self.decode_slot(&key, &bytes) {
+                Ok(slot) => (bytes, Ok(slot)),
+                Err(error) => (Vec::new(), Err(error)),
+            },
+            Err(error) if error.is_absence() => return Ok(None),
+            Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        Ok(Some(StoredSlot {
+            key,
+            id,
+            bytes,
+            slot,
+        }))
+    }
+
+    /// The secret, from the first slot that these credentials open. Whoever may write to the repository can put any number
+    /// of objects before it, so none of those ends the search.
+    pub(crate) async fn unlock(
+        &self,
+        shard: &Shard,
+        credentials: &Credentials,
+    ) -> Result<RepoSecret> {
+        let names = self.slot_names(shard).await?;
+        let mut damaged = None;
+        let mut tried = 0;
+        for (key, id) in names.slots {
+            let Some(StoredSlot { key, slot, .. }) = self.read_slot(shard, key, id).await? else {
                 continue;
             };
-            if slots.len() == SLOTS_MAX {
-                return Err(too_many());
-            }
-            let max = SLOT_BYTES_MAX as u64;
-            let (bytes, slot) = match self.store().get(shard, &object.key, max).await {
-                Ok(bytes) => {
-                    let slot = self.decode_slot(&object.key, &bytes);
-                    (bytes, slot)
+            tried += 1;
+            let opened =
+                slot.and_then(|slot| RepoSecret::open_slot(&slot, self.binding(), credentials));
+            match opened {
+                Ok(Some(secret)) if Some(secret.recipient().as_str()) == self.recipient() => {
+                    return Ok(secret);
                 }
-                // It was removed since it was listed.
-                Err(error) if error.is_absence() => continue,
-                Err(error) if error.kind() == Kind::Cancelled => return Err(error),
-                Err(error) => (Vec::new(), Err(error)),
+                Ok(Some(_)) => {
+                    damaged = Some(
+                        Error::new(
+                            Kind::Corrupt,
+                            "the key slot's identity is not the header's recipient",
+                        )
+                        .object(key.as_str()),
+                    );
+                }
+                Ok(None) => {}
+                Err(error) => damaged = Some(error.object(key.as_str())),
+            }
+        }
+        if names.more {
+            return Err(too_many_names());
+        }
+        Err(self.opened_by_none(tried, damaged))
+    }
+
+    fn opened_by_none(&self, tried: usize, damaged: Option<Error>) -> Error {
+        if let Some(error) = damaged {
+            return match error.hint_text() {
+                Some(_) => error,
+                None => error.hint(
+                    "copy the slot back, or open the repository with another key: `helios-mover key list` shows the slots",
+                ),
             };
-            slots.push(StoredSlot {
-                id,
-                bytes,
-                slot,
-                key: object.key,
-            });
         }
-        if page.next.is_some() {
-            return Err(too_many());
-        }
-        Ok(StoredSlots { slots, strays })
+        Error::new(
+            Kind::Key,
+            format!("the key opens none of the repository's {tried} key slots"),
+        )
+        .object(self.url())
+        .hint("check --passphrase-file or --identity-file; `helios-mover key list` shows the slots")
     }
 
     fn decode_slot(&self, key: &Key, bytes: &[u8]) -> Result<KeySlot> {
@@ -190,9 +270,14 @@ impl Repository {
         label: &str,
     ) -> Result<SlotInfo> {
         let secret = self.require_secret()?;
-        // One more than can be listed would lock everybody out.
-        if self.read_slots(shard).await?.slots.len() >= SLOTS_MAX {
-            return Err(too_many());
+        let found = self.read_slots(shard).await?.slots;
+        if found.iter().filter(|slot| slot.slot.is_ok()).count() >= SLOTS_MAX {
+            return Err(Error::new(
+                Kind::Limit,
+                format!("the repository has {SLOTS_MAX} key slots already"),
+            )
+            .object(layout::KEYS)
+            .hint("remove one that is not used: `helios-mover key list` shows them"));
         }
         let slot = secret.seal_slot(self.binding(), owner, label)?;
         let info = keys::slot_info(&slot);
@@ -278,13 +363,13 @@ impl Repository {
     }
 }
 
-fn too_many() -> Error {
+fn too_many_names() -> Error {
     Error::new(
         Kind::Limit,
-        format!("the repository has over {SLOTS_MAX} key slots or {NAMES_MAX} names among them"),
+        format!("over {NAMES_MAX} objects stand where the key slots are"),
     )
     .object(layout::KEYS)
-    .hint("remove slots that are not used, or move what is no slot out of there")
+    .hint("with the storage's own tools, delete those that `helios-mover key add` did not make")
 }
 
 #[cfg(test)]
@@ -292,7 +377,7 @@ mod tests {
     use mover_io::ShardConfig;
 
     use super::*;
-    use crate::{Credentials, InitRequest, LinkLimits, generate_identity};
+    use crate::{InitRequest, LinkLimits, generate_identity};
 
     /// Runs `body` on a shard with a repository that two recipients open.
     fn with_two_slots(body: impl AsyncFn(&Shard, &Repository, &[SlotInfo]) + Sync) {
@@ -361,6 +446,66 @@ mod tests {
             let refused = repository.take_slot(shard, &one).await.unwrap_err();
             assert_eq!(refused.kind(), Kind::Conflict);
             assert_eq!(ids(shard, repository).await, [one.id]);
+        });
+    }
+
+    /// Whoever may write and not read can make any of these.
+    #[test]
+    fn what_others_put_among_the_slots_locks_nobody_out() {
+        with_two_slots(async |shard, repository, slots| {
+            let store = repository.store();
+            let genuine = ids(shard, repository).await;
+            for at in 0..100u8 {
+                let key = layout::slot(SlotId([at; 16])).expect("a name");
+                store
+                    .put_if_absent(shard, &key, b"no slot")
+                    .await
+                    .expect("put");
+            }
+            let listed = repository.slots(shard).await.expect("a listing").slots;
+            let intact = listed.iter().filter(|slot| !slot.damaged);
+            let intact: Vec<SlotId> = intact.map(|slot| slot.slot_id).collect();
+            assert_eq!((listed.len(), &intact), (102, &genuine));
+
+            // Both identities are gone with the credentials that made them, so a third opens it again.
+            let (identity, recipient) = generate_identity();
+            repository
+                .add_recipient(shard, &recipient, "")
+                .await
+                .expect("a slot");
+            let credentials = Credentials::Identity(identity);
+            repository
+                .unlock(shard, &credentials)
+                .await
+                .expect("an open repository");
+            let garbage = SlotId([7; 16]).to_string();
+            let removed = repository.remove_slot(shard, &garbage).await;
+            assert!(removed.expect("removed").damaged);
+            let one = slots[0].slot_id.to_string();
+            repository.remove_slot(shard, &one).await.expect("removed");
+        });
+    }
+
+    #[test]
+    fn no_more_slots_are_made_than_a_team_needs() {
+        with_two_slots(async |shard, repository, slots| {
+            for _ in slots.len()..SLOTS_MAX {
+                let (_, recipient) = generate_identity();
+                let added = repository.add_recipient(shard, &recipient, "").await;
+                added.expect("a slot");
+            }
+            let (_, recipient) = generate_identity();
+            let refused = repository.add_recipient(shard, &recipient, "").await;
+            assert_eq!(refused.unwrap_err().kind(), Kind::Limit);
+            let removed = slots[0].slot_id.to_string();
+            repository
+                .remove_slot(shard, &removed)
+                .await
+                .expect("removed");
+            repository
+                .add_recipient(shard, &recipient, "")
+                .await
+                .expect("a slot");
         });
     }
 

@@ -12,7 +12,7 @@ use mover_io::Shard;
 use mover_repo::catalogue::{self, OpenManifest};
 use mover_repo::{
     BackupMetadata, BackupType, Earlier, LogMark, Repository, SourceName, expire, find_latest,
-    find_parent,
+    find_parent, is_vouched,
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore, MARK_BLOCKS};
@@ -222,6 +222,14 @@ async fn named_base(
         );
     }
     let open = catalogue::load(shard, repository, id).await?;
+    if !is_vouched(repository, &open) {
+        return Err(Error::new(
+            Kind::Usage,
+            "the base was written without the repository's key, so nobody vouches for it",
+        )
+        .object(id.to_string())
+        .hint("name a backup that was made with the key, or leave out --base"));
+    }
     if !source.is_of(&open.manifest.metadata) {
         let of = &open.manifest.metadata.source;
         return Err(Error::new(

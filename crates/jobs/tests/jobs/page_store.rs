@@ -12,7 +12,7 @@ use mover_base::{BackupId, Kind, Lsn, Result};
 use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::progress::Phase;
 use mover_jobs::restore::RestoreSummary;
-use mover_jobs::{BackupType, Engine, JobLimits, RateBudget};
+use mover_jobs::{BackupType, Credentials, Engine, JobLimits, RateBudget};
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
 use mover_pagedb::workload::accounts;
@@ -72,7 +72,10 @@ impl Site {
     }
 
     fn with(seed: u64, log2: u8, tracked: bool) -> Site {
-        let place = Place::plain();
+        Site::at(Place::plain(), seed, log2, tracked)
+    }
+
+    fn at(place: Place, seed: u64, log2: u8, tracked: bool) -> Site {
         let mut id = [9; 32];
         id[..8].copy_from_slice(&seed.to_le_bytes());
         id[16..24].copy_from_slice(&seed.to_le_bytes());
@@ -213,6 +216,30 @@ fn same(path: &Path, journal: &Journal, end: Lsn) {
             "table {table:08x}, page {page} of {lsn} at {end}"
         );
     }
+}
+
+/// Whoever knows the public key and may write can make one whose packs do not hold what they say.
+#[test]
+fn no_backup_builds_on_a_base_that_nobody_vouches_for() {
+    let mut site = Site::at(Place::sealed(), 4, 16, false);
+    site.run(50);
+    let vouched = site.backup(BackupType::Full);
+    let mut options = site.options(BackupType::Full);
+    options.repo = site.place.access_with(Credentials::None);
+    let open = site.place.try_backup(&engine(), &options).unwrap();
+    site.run(50);
+    let on = |base: BackupId| BackupOptions {
+        base: Some(base.to_string()),
+        ..site.options(BackupType::Incremental)
+    };
+    let refused = site.place.try_backup(&engine(), &on(open.backup_id));
+    let error = refused.map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    assert!(error.message().contains("nobody vouches"), "{error}");
+    let made = site
+        .place
+        .try_backup(&engine(), &on(vouched.summary.backup_id));
+    assert_eq!(made.unwrap().parent, Some(vouched.summary.backup_id));
 }
 
 #[test]
