@@ -63,8 +63,12 @@ impl Stopped {
     }
 
     fn range(&self) -> LsnRange {
+        self.range_from(self.starts[1])
+    }
+
+    fn range_from(&self, start: Lsn) -> LsnRange {
         LsnRange {
-            start: self.starts[1],
+            start,
             end: self.end,
         }
     }
@@ -657,6 +661,78 @@ fn a_switch_that_was_cut_off_is_finished() {
             &extracted(stopped.path(), stopped.range()),
             "finished",
         );
+    }
+}
+
+/// Leaves marks of groups that end behind `starts[2]` and that no transaction said to be appended. Each returns from where on
+/// they are.
+type Unsaid = (&'static str, fn(&mut Stopped) -> Lsn);
+const UNSAID: [Unsaid; 4] = [
+    ("rebuilt", |stopped| {
+        std::fs::remove_file(stopped.file(LIVE_FILE)).unwrap();
+        let (_, found) = open(stopped.path(), true);
+        assert_eq!(found.unwrap().doubt, Some(Doubt::Missing));
+        stopped.starts[2]
+    }),
+    ("untracked", |stopped| {
+        let start = stopped.end;
+        let (database, _) = open(stopped.path(), false);
+        stopped.end = database
+            .commit(&stopped.workload.next_transaction())
+            .unwrap();
+        drop(database);
+        let (_, found) = open(stopped.path(), true);
+        assert_eq!(found.unwrap().read.unwrap().start, start);
+        start
+    }),
+    ("killed", kill_unsaid),
+    ("killed, and opened again", |stopped| {
+        let start = kill_unsaid(stopped);
+        let (_, found) = open(stopped.path(), true);
+        assert_eq!(found.unwrap().read, None);
+        start
+    }),
+];
+
+/// The database is killed between its append and what it says of it, when another thread has flushed the log.
+fn kill_unsaid(stopped: &mut Stopped) -> Lsn {
+    let start = stopped.end;
+    let capacity = Capacity::new(10).unwrap();
+    let identity = read_control(&*real(stopped.path())).unwrap().identity;
+    let taken = Tracker::with_capacity(stopped.path(), identity, start, capacity);
+    let (tracker, _) = taken.unwrap();
+    let (database, _) = open(stopped.path(), false);
+    stopped.end = database
+        .commit(&stopped.workload.next_transaction())
+        .unwrap();
+    let delta = extracted(stopped.path(), stopped.range_from(start));
+    let mut marking = tracker.begin();
+    for (table, changed) in &delta.tables {
+        marking.mark_many(changed.pages.iter().map(|page| (*table, page)));
+    }
+    std::mem::forget(marking);
+    tracker.durable(stopped.end);
+    start
+}
+
+/// A backup switches where its redo begins, which is before the end of the log: the epoch that ends then still has the
+/// only marks of what lies between.
+#[test]
+fn an_epoch_does_not_end_before_what_is_marked_in_it_whoever_marked_it() {
+    for (what, leave) in UNSAID {
+        let mut stopped = Stopped::new();
+        let redo = leave(&mut stopped);
+        let (range, epochs) = (stopped.range_from(redo), epochs(stopped.path()));
+        let delta = extracted(stopped.path(), range);
+        assert!(!delta.tables.is_empty());
+        // Where the log is asked for no more.
+        for end in [redo, stopped.end] {
+            let done = epochs.switch(end, BUDGET).unwrap();
+            assert_eq!((done.reset, done.read), (None, None), "{what}");
+            assert!(done.end >= stopped.end, "{what}: {done:?}");
+            let changed = epochs.changed(range, BUDGET).unwrap();
+            assert_holds(&changed, &delta, what);
+        }
     }
 }
 

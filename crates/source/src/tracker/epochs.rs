@@ -489,8 +489,9 @@ impl Epochs {
         self.each_change(range, add).map_err(unread)
     }
 
-    /// Marks what a range of the log changed.
+    /// Marks what a range of the log changed. The epoch then does not end before the range does, wherever the next one begins.
     pub(super) fn mark_from_log(&self, live: &Live, epoch: u64, range: LsnRange) -> Result<()> {
+        live.raise_appended(range.end);
         let slot = live.slot(epoch);
         self.each_change(range, |table, page| {
             slot.mark(table, page);

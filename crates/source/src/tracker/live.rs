@@ -311,6 +311,14 @@ impl Live {
         Lsn(self.words[APPENDED].load(SeqCst))
     }
 
+    /// A group is marked that ends at `lsn` in the log.
+    pub(super) fn raise_appended(&self, lsn: Lsn) {
+        let appended = &self.words[APPENDED];
+        if appended.load(Relaxed) < lsn.0 {
+            appended.fetch_max(lsn.0, SeqCst);
+        }
+    }
+
     /// The log ends at `lsn`: what was appended behind it never became durable.
     pub(super) fn cut_appended(&self, lsn: Lsn) {
         self.words[APPENDED].fetch_min(lsn.0, SeqCst);
@@ -338,8 +346,15 @@ impl Live {
         }
     }
 
+    /// Says where transactions end whose process was killed behind their append. What of them is not durable by what was said
+    /// is read from the log by who comes next.
+    fn speak_for_dead(&self) {
+        self.raise_appended(self.durable());
+    }
+
     /// Forgets transactions under way: whoever began them is dead.
     pub(super) fn forget_under_way(&self) {
+        self.speak_for_dead();
         for counter in &self.words[COUNTERS..COUNTERS + SHARDS * LINE_WORDS] {
             counter.store(0, SeqCst);
         }
@@ -382,8 +397,8 @@ impl Live {
         self.words[CURRENT].store(next, SeqCst);
     }
 
-    /// Waits until no transaction is under way that began in `epoch`, which is over. If nobody has claimed the file, what
-    /// is counted belongs to the dead.
+    /// Waits until no transaction is under way that began in `epoch`, which is over, and all of them have said where they
+    /// end. If nobody has claimed the file, what is counted belongs to the dead.
     pub(super) fn wait_quiet(&self, disk: &DirDisk, epoch: u64) -> Result<()> {
         let deadline = Instant::now() + QUIET_WAIT;
         let quiet = || (0..SHARDS).all(|shard| self.counter(shard, epoch).load(SeqCst) == 0);
@@ -397,6 +412,9 @@ impl Live {
                 .hint("try again when the database's log can be written again"));
             }
             std::thread::sleep(QUIET_POLL);
+        }
+        if !quiet() {
+            self.speak_for_dead();
         }
         Ok(())
     }
@@ -565,10 +583,7 @@ impl Marking<'_> {
     /// The transaction was appended, and ends at `lsn` in the log.
     pub fn end(self, lsn: Lsn) {
         // Before the count goes: who finds nobody under way finds the last position too.
-        let appended = &self.live.words[APPENDED];
-        if appended.load(Relaxed) < lsn.0 {
-            appended.fetch_max(lsn.0, SeqCst);
-        }
+        self.live.raise_appended(lsn);
     }
 }
 

@@ -499,3 +499,37 @@ fn a_page_that_is_marked_and_was_never_written_is_no_damage() {
         made_as(&mut site, &made, &base, None, "marked alone");
     }
 }
+
+/// The machine is lost and with it the live file; the database recovers, marks anew what the log has, and is backed up before
+/// it commits anything, at the redo position of the backup before: between that and the end of the log lies what only the
+/// epoch knows that ends there.
+#[test]
+fn what_the_database_marked_from_its_log_is_in_the_backup_after_the_next() {
+    let mut site = Site::with(72, 14, true);
+    work(&mut site);
+    let base = site.backup(BackupType::Full);
+    let redo = site.redo_segment();
+    let ops: Vec<_> = (0..60).map(|_| site.workload.next_transaction()).collect();
+    let ends = ops.iter().map(|ops| site.database().commit(ops).unwrap());
+    let end = ends.last().unwrap();
+    site.kill();
+    fs::remove_file(site.place.source(LIVE_FILE)).unwrap();
+    site.start();
+    let first = site.backup(BackupType::Incremental);
+    assert_eq!((first.end(), site.redo_segment()), (end, redo));
+    made_as(&mut site, &first, &base, None, "nothing was committed");
+    // None of what was marked changes again, and its log goes.
+    let mut ops = vec![Op::Create("later".to_owned())];
+    for key in 0.. {
+        ops.push(Op::Insert("later".to_owned(), key, vec![1; 1000]));
+        site.database().commit(&ops).unwrap();
+        site.database().checkpoint().unwrap();
+        ops.clear();
+        if site.redo_segment() > end {
+            break;
+        }
+    }
+    site.trim(site.redo_segment());
+    let second = site.backup(BackupType::Incremental);
+    made_as(&mut site, &second, &first, None, "the log is gone");
+}
