@@ -28,7 +28,7 @@ use crate::overlap::refuse_in_target;
 use crate::progress::{Phase, Progress};
 use crate::report::{EngineReport, ShardFigures};
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
-use crate::settle::{Settled, is_page_store, settle};
+use crate::settle::{Settled, is_page_store, require_plain, settle};
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -152,6 +152,9 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     let (repository, view) = only(mover_io::run(&engine.single(), look, |stop| {
         tick(&progress, stop)
     })?)?;
+    if is_page_store(&view) {
+        require_plain(view.items.iter().map(|item| &item.entry))?;
+    }
     let target = DirTarget::plan(&options.to, mode)?;
     refuse_in_target(view.repository(), target.path())?;
     let size = view.metadata.size_info.clone();

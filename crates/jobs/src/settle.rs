@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use mover_base::tree::{Entry, EntryKind};
+use mover_base::tree::{Entry, EntryKind, display_path};
 use mover_base::{Error, HistoryId, Kind, Result};
 use mover_io::random_bytes;
 use mover_repo::BackupView;
@@ -37,6 +37,23 @@ pub struct Settled {
 /// Whether the backup is of a page store, so that its restore must be settled.
 pub(crate) fn is_page_store(view: &BackupView) -> bool {
     view.metadata.source.kind == SOURCE_KIND
+}
+
+/// Refuses a page store that has anything but directories and files among its entries: no backup of one is made so.
+///
+/// # Errors
+/// `Corrupt` naming the first of them.
+pub(crate) fn require_plain<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Result<()> {
+    let strange = |entry: &&Entry| !matches!(entry.kind, EntryKind::Dir | EntryKind::File { .. });
+    match entries.into_iter().find(strange) {
+        None => Ok(()),
+        Some(entry) => {
+            let what = "the backup of a page store has an entry that is neither directory nor file";
+            Err(Error::new(Kind::Corrupt, what)
+                .object(display_path(&entry.path))
+                .hint("verify the backup, and restore another one meanwhile"))
+        }
+    }
 }
 
 /// Recovers the page store in `target`, whose files are reached by `disk`, and begins a new history.
@@ -106,4 +123,41 @@ fn own(view: &BackupView, target: &DirTarget, disk: &dyn Disk) -> Result<()> {
         target.apply_metadata(&made, None)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::tree::FileTime;
+
+    use super::*;
+
+    #[test]
+    fn a_page_store_has_only_directories_and_files() {
+        let entry = |path: &str, kind| Entry {
+            path: path.as_bytes().to_vec(),
+            kind,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime: FileTime::default(),
+            xattrs: Vec::new(),
+        };
+        let mut entries = vec![
+            entry("", EntryKind::Dir),
+            entry("catalogue", EntryKind::File { bytes: 9 }),
+        ];
+        require_plain(&entries).unwrap();
+        let (target, first) = (b"x".to_vec(), b"catalogue".to_vec());
+        for kind in [
+            EntryKind::Fifo,
+            EntryKind::Symlink { target },
+            EntryKind::Hardlink { first },
+        ] {
+            entries.push(entry("control", kind));
+            let error = require_plain(&entries).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt);
+            assert_eq!(error.object_name(), Some("control"));
+            entries.pop();
+        }
+    }
 }

@@ -5,7 +5,8 @@
 //!
 //! Invariants: a write is durable after [`DiskFile::sync`] of its file, a name (made, renamed or removed) after
 //! [`Disk::sync_dir`] of its directory, and neither before. A failed sync is final: the kernel forgets what it lost, so
-//! nobody may sync again and go on. No lookup leaves the directory or follows a symbolic link. Whoever goes through a log says so
+//! nobody may sync again and go on. No lookup leaves the directory or follows a symbolic link, and nothing but a regular file is
+//! opened as a [`DiskFile`]. Whoever goes through a log says so
 //! about every MiB ([`Disk::advance`]), so that others can see how far it is, slow it down, and end it.
 
 use std::fmt;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{AlignedBytes, GENTLE_REQUEST_BYTES, RateBudget};
-use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath;
@@ -300,6 +301,17 @@ impl DirDisk {
     pub(crate) fn descriptor(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         Ok(beneath::open(self.root.as_fd(), path.as_bytes(), flags)?)
     }
+
+    /// Opens a regular file, and nothing else: whoever may write to the directory could hold up everybody with a pipe in its
+    /// place, which blocks an open for ever.
+    fn regular(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let fd = self.descriptor(path, flags | OFlags::NONBLOCK)?;
+        if beneath::file_type(&rustix::fs::fstat(&fd)?) != FileType::RegularFile {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        beneath::make_blocking(&fd)?;
+        Ok(fd)
+    }
 }
 
 impl Disk for DirDisk {
@@ -309,11 +321,11 @@ impl Disk for DirDisk {
             Access::Write | Access::WriteDirect => OFlags::RDWR,
             Access::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
-        let open = |flags| beneath::open(self.root.as_fd(), path.as_bytes(), flags);
+        let open = |flags| self.regular(path, flags);
         let (fd, direct) = match access {
             // Some file systems (tmpfs of older kernels) refuse the flag: then through the page cache.
             Access::ReadDirect | Access::WriteDirect => match open(flags | OFlags::DIRECT) {
-                Err(Errno::INVAL) => (open(flags)?, false),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => (open(flags)?, false),
                 opened => (opened?, true),
             },
             Access::Read | Access::Write | Access::Create => (open(flags)?, false),
@@ -551,6 +563,31 @@ mod tests {
         for behind in [len, len + 1, len.next_multiple_of(block), 2 * len] {
             assert_eq!(file.read_at(&mut [0; 10], behind as u64).unwrap(), 0);
         }
+    }
+
+    #[test]
+    fn nothing_but_a_regular_file_is_opened_and_nobody_waits_for_a_pipe() {
+        let (dir, disk) = file_of(BLOCK_BYTES);
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        disk.make_dir("dir").unwrap();
+        // Held at both ends, it would let itself be opened.
+        let held = File::options().read(true).write(true).open(&pipe).unwrap();
+        for (path, access) in ["pipe", "dir"].into_iter().flat_map(|path| {
+            let all = [Access::Read, Access::ReadDirect, Access::Write];
+            all.map(|access| (path, access))
+        }) {
+            let error = disk.open(path, access).unwrap_err();
+            let is_told = error.to_string() == "it is not a regular file";
+            let is_dir = error.kind() == io::ErrorKind::IsADirectory;
+            assert!(is_told || is_dir, "{path}, {access:?}: {error}");
+        }
+        drop(held);
+        disk.open("pipe", Access::Read).unwrap_err();
+        // What was opened waits for its bytes.
+        let fd = disk.regular("file", OFlags::RDONLY).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&fd).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use mover_source::tracker::{
     EpochHeader, Kept, LIVE_FILE, LiveHeader, STATE_FILE, TRACKER_DIR, TrackerState, WITNESS_FILE,
     Witness,
 };
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::*;
 
@@ -532,4 +533,37 @@ fn what_the_database_marked_from_its_log_is_in_the_backup_after_the_next() {
     site.trim(site.redo_segment());
     let second = site.backup(BackupType::Incremental);
     made_as(&mut site, &second, &first, None, "the log is gone");
+}
+
+/// Who may write to the store's directory can put a pipe in the place of a file. Nobody waits for who would write into it.
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_no_backup_up() {
+    let mut site = Site::with(73, 14, true);
+    work(&mut site);
+    let base = site.backup(BackupType::Full);
+    work(&mut site);
+    site.kill();
+    for name in ["control", "catalogue", STATE_FILE] {
+        let (path, aside) = (site.place.source(name), site.place.path("aside"));
+        fs::rename(&path, &aside).unwrap();
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let is_told = |text: String| text.contains("not a regular file");
+        match site.try_backup(BackupType::Incremental) {
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Source, "{error}");
+                assert_ne!(name, STATE_FILE, "{error}");
+                assert_eq!(error.object_name(), Some(name), "{error}");
+                assert!(is_told(error.to_string()), "{error}");
+            }
+            Ok(summary) => {
+                assert_eq!(name, STATE_FILE);
+                assert_eq!(summary.base, Some(base.summary.backup_id));
+                let warnings = &summary.warnings;
+                assert!(warnings.iter().cloned().any(is_told), "{warnings:?}");
+                let journal = site.journal.clone();
+                site.check(&Made { summary, journal });
+            }
+        }
+        fs::rename(&aside, &path).unwrap();
+    }
 }
