@@ -349,37 +349,58 @@ fn a_log_that_lost_its_end_is_noticed_by_control_and_pages() {
     assert!(error.message().contains(&wanted), "{error}");
 }
 
-/// A segment is sealed when the whole flush is durable that began in it: what of that stands in the next, active
-/// segment was acknowledged once, and its damage is no torn tail.
-#[test]
-fn what_goes_on_from_a_sealed_segment_is_never_cut() {
+/// A log of one flush that goes on through `segments` segments, all but the last sealed; where it ends.
+fn flushed_through(segments: u64) -> (SimDisk, Lsn) {
     let disk = SimDisk::new();
     let mut store = Store::create(arc(&disk), id()).unwrap();
     let writer = store.recover(4).unwrap().writer;
     let mut group = Group::new();
-    for page in 0..9 {
+    for page in 0..6 * segments as u32 - 4 {
         group.image(1, page, &[5; BODY_BYTES]).unwrap();
     }
     let end = writer.append(&group, 1, TIME).unwrap().end;
     writer.flush_to(end).unwrap();
-    let active = id().size.start_of(end);
-    assert_eq!(active, Lsn(id().size.bytes()), "the group crosses");
-    let path = id().path(active);
-    let flushed = end.0.next_multiple_of(4096);
-    for lsn in active.0..flushed {
-        let at = (lsn - active.0) as usize;
-        disk.flip(&path, at, 1 << (at % 8));
-        match find_end(&disk, &id(), Lsn(4096)) {
-            Ok(found) => panic!("a flip at {lsn} cuts the log at {}", found.end),
-            Err(error) => assert_eq!(error.kind(), Kind::Corrupt, "{error}"),
+    let active = Lsn((segments - 1) * id().size.bytes());
+    assert_eq!(id().size.start_of(end), active, "the group crosses");
+    (disk, end)
+}
+
+/// A segment is sealed when the whole flush is durable that began in it: what of that stands in later segments was
+/// acknowledged once, and its damage is no torn tail. Nor where the machine stopped when only the first of several was sealed.
+#[test]
+fn what_goes_on_from_a_sealed_segment_is_never_cut() {
+    for segments in [2, 3] {
+        let (disk, end) = flushed_through(segments);
+        let size = id().size;
+        for unsealed in 1..segments - 1 {
+            let path = id().path(Lsn(unsealed * size.bytes()));
+            let mut bytes = disk.bytes(&path);
+            bytes[(size.bytes() - 4096) as usize..].fill(0);
+            disk.set(&path, &bytes);
         }
-        disk.flip(&path, at, 1 << (at % 8));
+        let found = find_end(&disk, &id(), Lsn(4096)).unwrap();
+        assert_eq!((found.end, found.torn), (end, None));
+        let active = size.start_of(end);
+        let path = id().path(active);
+        let flushed = end.0.next_multiple_of(4096);
+        for lsn in active.0..flushed {
+            let at = (lsn - active.0) as usize;
+            disk.flip(&path, at, 1 << (at % 8));
+            match find_end(&disk, &id(), Lsn(4096)) {
+                Ok(found) => panic!("a flip at {lsn} cuts the log at {}", found.end),
+                Err(error) => assert_eq!(error.kind(), Kind::Corrupt, "{error}"),
+            }
+            disk.flip(&path, at, 1 << (at % 8));
+        }
+        // Behind it the next flush may have been torn.
+        disk.flip(&path, (flushed - active.0) as usize, 1);
+        let found = find_end(&disk, &id(), Lsn(4096)).unwrap();
+        assert_eq!(found.end, end);
+        assert!(found.torn.is_some());
+        disk.delete(&path);
+        let error = find_end(&disk, &id(), Lsn(4096)).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{error}");
     }
-    // Behind it the next flush may have been torn.
-    disk.flip(&path, (flushed - active.0) as usize, 1);
-    let found = find_end(&disk, &id(), Lsn(4096)).unwrap();
-    assert_eq!(found.end, end);
-    assert!(found.torn.is_some());
 }
 
 #[test]

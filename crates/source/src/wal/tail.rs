@@ -168,8 +168,9 @@ struct Search<'d> {
     found: LogEnd,
     /// The data of the segment after the last that ended without an open group.
     whole_to: Option<Lsn>,
-    /// Whether the segment before the one that is looked at is sealed: then this one was made, durably, before that.
-    after_sealed: bool,
+    /// Where the last sealed segment ends that was seen, or else where the first one begins. The segment here was made, durably,
+    /// before that was sealed, and so was the whole of any flush that began before.
+    sealed_to: Lsn,
     /// Whether segments are to be sealed by what is found: then those that are not are hashed from their beginning on.
     seals: bool,
     pace: Pace<'d>,
@@ -201,7 +202,7 @@ impl<'d> Search<'d> {
                 is_last: true,
             },
             whole_to: None,
-            after_sealed: true,
+            sealed_to: identity.size.start_of(from),
             seals,
             pace: Pace::begin(disk, from)?,
         })
@@ -229,7 +230,9 @@ impl<'d> Search<'d> {
                     }
                     walker.next_segment();
                 }
-                Err(NoSegment::Missing(error) | NoSegment::Unmade(error)) if self.after_sealed => {
+                Err(NoSegment::Missing(error) | NoSegment::Unmade(error))
+                    if self.sealed_to == start || self.was_durable(&walker, true) =>
+                {
                     return Err(error);
                 }
                 Err(NoSegment::Missing(error)) => {
@@ -274,15 +277,17 @@ impl<'d> Search<'d> {
                     });
                     sha256
                 };
-                self.after_sealed = segment.is_sealed();
+                let next = self.identity.size.next_of(segment.start());
+                if segment.is_sealed() {
+                    self.sealed_to = next;
+                }
                 if !walker.in_group() {
-                    let next = self.identity.size.next_of(segment.start());
                     self.whole_to = Some(self.identity.size.data_of(next));
                 }
                 Ok(ControlFlow::Continue(sha256))
             }
             Ended::Nothing { at } => {
-                let sealed = segment.is_sealed() || self.was_durable(walker, &segment, true);
+                let sealed = segment.is_sealed() || self.was_durable(walker, true);
                 self.torn(at, "the log ends", sealed)?;
                 // Zeros where the next flush would begin are how a log ends that was not torn.
                 if !walker.in_group() && self.starts.range(segment.start()..).count() == 1 {
@@ -292,7 +297,7 @@ impl<'d> Search<'d> {
             }
             Ended::Bad { at, why } => {
                 let may_begin = at.0.is_multiple_of(LOG_BLOCK_BYTES);
-                let sealed = segment.is_sealed() || self.was_durable(walker, &segment, may_begin);
+                let sealed = segment.is_sealed() || self.was_durable(walker, may_begin);
                 self.torn(at, why, sealed)?;
                 Ok(ControlFlow::Break(()))
             }
@@ -319,11 +324,10 @@ impl<'d> Search<'d> {
         Ok(())
     }
 
-    /// Whether what the walk stopped in was durable once: a flush that began in a segment which was sealed after it.
-    /// Where another flush `may_begin` and no group is open, the stop may be in that one.
-    fn was_durable(&self, walker: &Walker, segment: &Segment, may_begin: bool) -> bool {
-        let goes_on = walker.began_before(segment.start());
-        self.after_sealed && goes_on && (walker.in_group() || !may_begin)
+    /// Whether what the walk stopped in was durable once: a flush that began before the end of a segment which was sealed after
+    /// it. Where another flush `may_begin` and no group is open, the stop may be in that one.
+    fn was_durable(&self, walker: &Walker, may_begin: bool) -> bool {
+        walker.began_before(self.sealed_to) && (walker.in_group() || !may_begin)
     }
 
     fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<ControlFlow<()>> {
