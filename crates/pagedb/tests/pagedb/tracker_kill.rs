@@ -24,7 +24,7 @@ const CALLS: [&str; 8] = [
     "unlinkat",
     "pwrite64",
     "fdatasync",
-    "fchownat",
+    "fchown",
     "renameat",
     "fsync",
 ];

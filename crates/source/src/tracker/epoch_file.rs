@@ -6,6 +6,7 @@
 //! section 3.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use mover_base::checksum::{crc32, crc32_continue};
 use mover_base::{Error, HistoryId, Lsn, Result, SystemId};
@@ -153,8 +154,11 @@ impl<'d> EpochWriter<'d> {
         Ok(())
     }
 
-    /// Ends the file, makes it durable and gives it its name. `prepare` is called with its path before.
-    pub(super) fn finish(mut self, prepare: impl FnOnce(&str) -> io::Result<()>) -> Result<Kept> {
+    /// Ends the file, makes it durable and gives it its name. `prepare` is called with it before.
+    pub(super) fn finish(
+        mut self,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> Result<Kept> {
         self.crc = crc32_continue(self.crc, &self.window);
         self.window.extend_from_slice(&self.crc.to_le_bytes());
         self.write()?;
@@ -166,7 +170,7 @@ impl<'d> EpochWriter<'d> {
         };
         let end = || {
             self.file.sync()?;
-            prepare(EPOCH_NEW)?;
+            prepare(self.file.descriptor()?)?;
             self.disk.rename(EPOCH_NEW, &kept.path())?;
             self.disk.sync_dir(TRACKER_DIR)
         };
@@ -300,7 +304,7 @@ pub(super) fn merge(
     system: SystemId,
     history: HistoryId,
     kept: [&Kept; 2],
-    prepare: impl FnOnce(&str) -> io::Result<()>,
+    prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<Kept> {
     let open = |kept| EpochReader::open(disk, system, history, kept);
     let (mut a, mut b) = (open(kept[0])?, open(kept[1])?);

@@ -7,13 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mover_base::checksum::Sha256;
 use mover_base::{Error, HistoryId, Kind, Lsn, LsnRange, Result, SystemId};
-use rustix::fs::{AtFlags, FlockOperation, Gid, OFlags, Uid};
+use rustix::fs::{FlockOperation, Gid, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::TRACKER_DIR;
@@ -255,7 +255,7 @@ impl Epochs {
         let mut writer = EpochWriter::new(&*self.disk, self.header(state, end))?;
         live.slot(state.epoch)
             .each(|place, words| writer.push(place, words))?;
-        let kept = writer.finish(|path| self.give(path))?;
+        let kept = writer.finish(|made| self.give(made))?;
         self.ended(state, kept, start)?;
         Ok(Switched {
             end,
@@ -298,7 +298,7 @@ impl Epochs {
                 writer.push(place, words)?;
             }
         }
-        let kept = writer.finish(|path| self.give(path))?;
+        let kept = writer.finish(|made| self.give(made))?;
         state.live = live;
         self.ended(state, kept, end)?;
         Ok(Switched {
@@ -329,7 +329,7 @@ impl Epochs {
                 state.system,
                 state.history,
                 [&state.kept[0], &state.kept[1]],
-                |path| self.give(path),
+                |made| self.give(made),
             );
             match merged {
                 Ok(merged) => _ = state.kept.splice(..2, [merged]),
@@ -465,7 +465,7 @@ impl Epochs {
             found => found?,
         };
         witness.ends.push((end, sha256));
-        witness.save(&*self.disk, |path| self.give(path))
+        witness.save(&*self.disk, |made| self.give(made))
     }
 
     /// Holds the log for a backup: a database that asks removes nothing of it until the hold is told, or dropped.
@@ -473,7 +473,7 @@ impl Epochs {
     /// # Errors
     /// `Storage` if it cannot be written.
     pub fn hold_log(&self) -> Result<LogHold> {
-        LogHold::place(Arc::clone(&self.disk), |path| self.give(path))
+        LogHold::place(Arc::clone(&self.disk), |made| self.give(made))
     }
 
     fn add_from_log(
@@ -516,25 +516,18 @@ impl Epochs {
     }
 
     pub(super) fn save(&self, state: &TrackerState) -> Result<()> {
-        state.save(&*self.disk, |path| self.give(path))
+        state.save(&*self.disk, |made| self.give(made))
     }
 
-    /// Gives a file that root made to whom the directory belongs: the database must be able to read it.
-    fn give(&self, path: &str) -> io::Result<()> {
+    /// Gives a file that root made to whom the directory belongs: the database must be able to read it. Not by its name, in
+    /// whose place who owns the directory may have put another file.
+    fn give(&self, made: BorrowedFd<'_>) -> io::Result<()> {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
         let owner = rustix::fs::fstat(&self.lock)?;
-        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let (user, group) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::chownat(
-            &self.lock,
-            name,
-            Some(user),
-            Some(group),
-            flags,
-        )?)
+        Ok(rustix::fs::fchown(made, Some(user), Some(group))?)
     }
 
     /// Removes files that the state does not name. What cannot be removed now is removed next time.

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -33,11 +34,11 @@ pub struct LogHold {
 }
 
 impl LogHold {
-    /// Holds all of the log. To be called under the tracker's lock; `prepare` is called with the new file's path before it
-    /// gets its name.
+    /// Holds all of the log. To be called under the tracker's lock; `prepare` is called with the new file before it gets
+    /// its name.
     pub(super) fn place(
         disk: Arc<DirDisk>,
-        prepare: impl FnOnce(&str) -> io::Result<()>,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<LogHold> {
         let number: [u8; 8] = mover_io::random_bytes()?;
         let path = format!("{TRACKER_DIR}/{HOLD_PREFIX}{}", hex::encode(&number));
@@ -47,7 +48,7 @@ impl LogHold {
             let file = File::from(disk.descriptor(HOLD_NEW, flags)?);
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             file.write_all_at(&[0; 8], 0)?;
-            prepare(HOLD_NEW)?;
+            prepare(file.as_fd())?;
             disk.rename(HOLD_NEW, &path)?;
             Ok(file)
         };

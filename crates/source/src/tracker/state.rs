@@ -5,6 +5,7 @@
 //! whole and durably. The layout is in docs/tracker-format.md, section 2.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use mover_base::checksum::crc32;
 use mover_base::{BLOCK_BYTES, Error, HistoryId, Kind, Lsn, Result, SystemId};
@@ -161,14 +162,14 @@ impl TrackerState {
             .map_err(|error| error.object(STATE_FILE))
     }
 
-    /// Replaces the state as a whole, durably. `prepare` is called with the new file's path before it gets its name.
+    /// Replaces the state as a whole, durably. `prepare` is called with the new file before it gets its name.
     ///
     /// # Errors
     /// `Storage` if it cannot be written.
     pub(super) fn save(
         &self,
         disk: &dyn Disk,
-        prepare: impl FnOnce(&str) -> io::Result<()>,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<()> {
         replace(disk, STATE_NEW, STATE_FILE, &self.encode(), prepare)
     }
@@ -202,7 +203,7 @@ pub(super) fn read_block(disk: &dyn Disk, path: &str, what: &str) -> Result<Opti
     Ok(Some(bytes))
 }
 
-/// Makes a file anew as `new`, calls `prepare` with that, and puts it in the place of `path`, durably.
+/// Makes a file anew as `new`, calls `prepare` with it, and puts it in the place of `path`, durably.
 ///
 /// # Errors
 /// `Storage` if it cannot be written.
@@ -211,14 +212,14 @@ pub(super) fn replace(
     new: &str,
     path: &str,
     bytes: &[u8],
-    prepare: impl FnOnce(&str) -> io::Result<()>,
+    prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<()> {
     let save = || {
         remove_if_there(disk, new)?;
         let file = disk.open(new, Access::Create)?;
         file.write_at(bytes, 0)?;
         file.sync()?;
-        prepare(new)?;
+        prepare(file.descriptor()?)?;
         disk.rename(new, path)?;
         disk.sync_dir(TRACKER_DIR)
     };

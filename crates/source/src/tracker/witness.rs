@@ -9,6 +9,7 @@
 //! history's says nothing.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use mover_base::checksum::{Sha256, crc32};
 use mover_base::{BLOCK_BYTES, HistoryId, Lsn, Result, SystemId};
@@ -120,14 +121,14 @@ impl Witness {
         self.ends.contains(&(end, *sha256))
     }
 
-    /// Replaces the file as a whole, durably. `prepare` is called with the new file's path before it gets its name.
+    /// Replaces the file as a whole, durably. `prepare` is called with the new file before it gets its name.
     ///
     /// # Errors
     /// `Storage` if it cannot be written.
     pub(super) fn save(
         &self,
         disk: &dyn Disk,
-        prepare: impl FnOnce(&str) -> io::Result<()>,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<()> {
         replace(disk, WITNESS_NEW, WITNESS_FILE, &self.encode(), prepare)
     }
