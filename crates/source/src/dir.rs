@@ -44,7 +44,7 @@ impl DirSource {
             return Err(Error::new(Kind::Usage, "not a supported source")
                 .object(url)
                 .hint(
-                    "supported sources: dir:///absolute/path (a stopped database or a snapshot)",
+                    "supported sources: dir:///absolute/path (a stopped database or a snapshot), pages:///absolute/path (a page store, also at work)",
                 ));
         };
         if !path.starts_with('/') || path.contains('\0') {

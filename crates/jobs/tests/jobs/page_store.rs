@@ -732,6 +732,29 @@ fn a_named_base_must_exist_and_be_of_this_source() {
 }
 
 #[test]
+fn who_names_a_source_that_is_none_is_told_what_would_be_one() {
+    let place = Place::plain();
+    let refusal = |source: String| {
+        let options = BackupOptions {
+            source,
+            ..place.backup_options()
+        };
+        place.try_backup(&engine(), &options).unwrap_err()
+    };
+    let no_store = place.path("source");
+    let error = refusal(format!("pages://{}", no_store.display()));
+    assert_eq!(error.kind(), Kind::Source, "{error}");
+    let control = no_store.join("control").display().to_string();
+    assert_eq!(error.object_name(), Some(&control[..]));
+    assert!(error.hint_text().unwrap().contains("dir:///"), "{error:?}");
+    let error = refusal("s3://bucket".to_owned());
+    assert_eq!(error.kind(), Kind::Usage, "{error}");
+    for scheme in ["dir:///", "pages:///"] {
+        assert!(error.hint_text().unwrap().contains(scheme), "{error:?}");
+    }
+}
+
+#[test]
 fn damage_that_the_log_cannot_mend_is_an_error_and_nothing_is_published() {
     let mut site = Site::new(40, 18);
     site.run(200);

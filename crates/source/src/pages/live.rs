@@ -130,9 +130,10 @@ impl LiveStore {
     /// needed from there on is not removed meanwhile.
     ///
     /// # Errors
-    /// `Conflict` if another process holds the tracker; `Storage` if the hold cannot be written; those of reading the control file.
+    /// `Conflict` if another process holds the tracker; `Storage` if the hold cannot be written; those of reading the control
+    /// file, as for [`checkpoint`](Self::checkpoint).
     pub fn hold_log(&self) -> Result<Option<LogHold>> {
-        let identity = read_control(&*self.disk)?.identity;
+        let identity = self.control()?.identity;
         let epochs = self.epochs(identity)?;
         epochs.map(|epochs| epochs.hold_log()).transpose()
     }
@@ -141,15 +142,11 @@ impl LiveStore {
     /// later one, which redo copes with.
     ///
     /// # Errors
-    /// `NotFound` if there is no page store; `Corrupt` if one of the files is damaged; `Source` if it cannot be read, or if a
-    /// new history was begun and not finished.
+    /// `Corrupt` if one of the files is damaged; `Source` if there is no page store, if it cannot be read, or if a new history
+    /// was begun and not finished.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        let named = |error: Error| match error.kind() {
-            Kind::NotFound => error.object(self.path.join(CONTROL_FILE).display().to_string()),
-            _ => error,
-        };
         for _ in 0..TRIES {
-            let control = read_control(&*self.disk).map_err(named)?;
+            let control = self.control()?;
             let catalogue = read_catalogue(&*self.disk)?;
             if catalogue.system != control.identity.system {
                 return Err(
@@ -168,6 +165,16 @@ impl LiveStore {
         )
         .object(self.path.display().to_string())
         .hint("start the database once, so that it recovers, and run the backup again"))
+    }
+
+    /// What the control file says, by which a directory is a page store.
+    fn control(&self) -> Result<Control> {
+        read_control(&*self.disk).map_err(|error| match error.kind() {
+            Kind::NotFound => Error::new(Kind::Source, error.message())
+                .object(self.path.join(CONTROL_FILE).display().to_string())
+                .hint("check the path; a directory that is no page store is backed up as dir:///absolute/path"),
+            _ => error,
+        })
     }
 
     /// What a backup keeps of a file or directory beside its contents; `bytes` is the length it shall have. The empty
