@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -598,14 +599,62 @@ fn a_repository_in_its_source_or_target_is_refused_and_stays_whole() {
     repo.restore("latest", &scratch.join("elsewhere")).summary();
 }
 
+/// `command` where the directory `from` is mounted at `at` as well, for it alone.
+fn with_bind(scratch: &Scratch, from: &Path, at: &Path, command: &Command) -> Outcome {
+    run::require_root();
+    let mut bound = mover::isolated(Command::new("unshare"), &scratch.dir("home"));
+    let script = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+    bound
+        .args(["--mount", "--", "sh", "-ec", script, "sh"])
+        .args([from, at])
+        .arg(command.get_program())
+        .args(command.get_args());
+    Outcome::of(&mut bound)
+}
+
+/// By its path the repository is not in the target, and no parent of the one is the other's.
+#[test]
+fn a_repository_that_is_reached_through_a_bind_mount_is_not_removed_as_no_part_of_the_backup() {
+    let scratch = Scratch::new("overlap-bind");
+    let source = random_source(&scratch, "source", MIB);
+    fs::create_dir(source.join("kept")).expect("a directory");
+    let repo = Repo::create(&scratch, "backup", Protection::None);
+    repo.backup(&source).summary();
+    let target = scratch.join("data");
+    repo.restore("latest", &target).summary();
+    // Below what would go, where it would go itself, and in the place of a directory that would stay.
+    for place in ["deep/er", "backup", "kept"] {
+        let real = target.join(place);
+        fs::create_dir_all(real.parent().expect("a parent")).expect("a directory");
+        fs::rename(&repo.dir, &real).expect("the repository moves");
+        fs::create_dir(&repo.dir).expect("where it is mounted");
+        let before = Tree::read(&target);
+        for dry in [&["--dry-run"][..], &[]] {
+            let mut restore = repo.restore_command("latest", &target);
+            restore.arg("--delta").args(dry);
+            let outcome = with_bind(&scratch, &real, &repo.dir, &restore);
+            let error = outcome.expect(exit::USAGE).error();
+            assert!(
+                error["message"]
+                    .to_string()
+                    .contains("the repository lies in the target"),
+                "{error}"
+            );
+            before.assert_same(&Tree::read(&target), "the target");
+        }
+        fs::remove_dir(&repo.dir).expect("empty");
+        fs::rename(&real, &repo.dir).expect("the repository moves back");
+    }
+    repo.verify().expect(exit::OK);
+}
+
 #[test]
 fn a_limit_on_the_size_of_files_is_told_and_kills_nothing() {
     let scratch = Scratch::new("file-size");
     let source = random_source(&scratch, "source", 8 * MIB);
     let repo = Repo::create(&scratch, "repo", Protection::None);
-    let limited = |command: &std::process::Command| {
-        let mut limited =
-            mover::isolated(std::process::Command::new("prlimit"), &scratch.dir("home"));
+    let limited = |command: &Command| {
+        let mut limited = mover::isolated(Command::new("prlimit"), &scratch.dir("home"));
         limited
             .args(["--fsize=1048576", "--"])
             .arg(command.get_program())

@@ -1,17 +1,16 @@
 //! Whether a repository lies in what is backed up, or in what is restored to: a backup would copy itself, and a restore with
 //! `--delta` remove the repository as no part of the backup.
 //!
-//! Invariant: directories are told apart by device and inode, not by their paths, so that no link or mount hides one.
+//! Invariant: directories are told apart by device and inode, not by their paths, so that no link hides one. A mount may
+//! still: it gives a directory other parents. So what a restore would remove is looked through for the repository as well
+//! (see [`mover_source::TargetPlan::spare`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use mover_base::{Error, Kind, Result};
 use mover_repo::Repository;
-use mover_source::Tree;
-
-/// What tells a directory from all others.
-type Inode = (u64, u64);
+use mover_source::{Inode, Tree, holds_repository};
 
 fn inode(path: &Path) -> Option<Inode> {
     let found = path.metadata().ok()?;
@@ -27,7 +26,7 @@ fn is_within(inner: &Path, outer: Inode) -> bool {
 
 /// Refuses a source whose tree, without what is excluded, holds the repository.
 pub(crate) fn refuse_in_source(repository: &Repository, tree: &Tree) -> Result<()> {
-    let Some(directory) = repository.store().directory().and_then(inode) else {
+    let Some(directory) = directory(repository) else {
         return Ok(());
     };
     let is_repository = |item: &&mover_source::Item| (item.stamp.dev, item.stamp.ino) == directory;
@@ -46,21 +45,23 @@ pub(crate) fn refuse_in_source(repository: &Repository, tree: &Tree) -> Result<(
     }))
 }
 
-/// Refuses a target that holds the repository, or lies in it.
+/// The repository's directory, if it has one on this machine.
+pub(crate) fn directory(repository: &Repository) -> Option<Inode> {
+    repository.store().directory().and_then(inode)
+}
+
+/// Refuses a target that holds the repository, or lies in it, as far as their paths tell.
 pub(crate) fn refuse_in_target(repository: &Repository, target: &Path) -> Result<()> {
     let Some(directory) = repository.store().directory() else {
         return Ok(());
     };
-    let holds = inode(target).is_some_and(|target| is_within(directory, target));
-    let lies_in = inode(directory).is_some_and(|directory| is_within(target, directory));
-    let what = match (holds, lies_in) {
-        (false, false) => return Ok(()),
-        (true, _) => {
-            "the repository lies in the target: it is no part of the backup and would be removed"
-        }
-        (false, true) => "the target lies in the repository",
-    };
-    Err(Error::new(Kind::Usage, what)
-        .object(target.display().to_string())
-        .hint("restore to another directory, or move the repository away"))
+    if inode(target).is_some_and(|target| is_within(directory, target)) {
+        return Err(holds_repository(target.display().to_string()));
+    }
+    if inode(directory).is_some_and(|directory| is_within(target, directory)) {
+        return Err(Error::new(Kind::Usage, "the target lies in the repository")
+            .object(target.display().to_string())
+            .hint("restore to another directory, or move the repository away"));
+    }
+    Ok(())
 }

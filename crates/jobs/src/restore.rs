@@ -24,7 +24,7 @@ use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready, Sought};
 use crate::log_work::watched;
 use crate::machine::Clock;
-use crate::overlap::refuse_in_target;
+use crate::overlap::{self, refuse_in_target};
 use crate::progress::{Phase, Progress};
 use crate::report::{EngineReport, ShardFigures};
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
@@ -155,8 +155,9 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     if is_page_store(&view) {
         require_plain(view.items.iter().map(|item| &item.entry))?;
     }
-    let target = DirTarget::plan(&options.to, mode)?;
+    let mut target = DirTarget::plan(&options.to, mode)?;
     refuse_in_target(view.repository(), target.path())?;
+    target.spare(overlap::directory(view.repository()));
     let size = view.metadata.size_info.clone();
     // What a dead restore left takes space that comes free before it is needed.
     if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
@@ -250,6 +251,10 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     let Prepared { view, target } = plan.prepared;
     let mode = target.mode();
     progress.begin(Phase::Prepare, 0, 0);
+    // Before the first change: what would go is looked through for the repository.
+    if overlap::directory(view.repository()).is_some() {
+        target.count_extra(&wanted(&view))?;
+    }
     let not_removed = clear_leftovers(&target, plan.data_bytes)?;
     let target = DirTarget::begin(target)?;
     let filled = fill(engine, &view, &target, mode, &progress, &mut *tick).and_then(|filled| {

@@ -14,6 +14,7 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::Stat;
 
 use crate::failure::target_error;
+use crate::remove::{Inode, inode};
 
 /// File systems below the target at most; each takes a descriptor.
 const FILE_SYSTEMS_MAX: usize = 64;
@@ -22,7 +23,7 @@ const FILE_SYSTEMS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct InPlace {
     /// Device and inode of everything that stands under an entry.
-    used: HashSet<(u64, u64)>,
+    used: HashSet<Inode>,
     /// The file system of the target itself, which is held anyway.
     root_dev: u64,
     /// Other file systems below.
@@ -113,12 +114,6 @@ impl InPlace {
         }
         Ok(self.others.len())
     }
-}
-
-// The fields of `stat` have other types on other architectures.
-#[allow(clippy::unnecessary_cast)]
-fn inode(stat: &Stat) -> (u64, u64) {
-    (stat.st_dev as u64, stat.st_ino as u64)
 }
 
 fn doubled(entry: &Entry) -> Error {

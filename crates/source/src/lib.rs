@@ -33,6 +33,7 @@ pub use dir::DirSource;
 pub use failure::{source_error, target_error};
 pub use holes::{DataRanges, HOLES_UNKNOWN, RANGES_MAX, data_ranges};
 pub use plan::{TargetMode, TargetPlan};
+pub use remove::{Inode, holds_repository};
 pub use scan::{
     Item, ScanOptions, SkipReason, Skipped, Stamp, TREE_BYTES_MAX_DEFAULT, Totals, Tree,
 };

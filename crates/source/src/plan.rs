@@ -16,7 +16,7 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 
 use crate::failure::target_error;
-use crate::remove::{Extra, Fate, LOST_AND_FOUND, each_extra};
+use crate::remove::{Extra, Fate, Inode, LOST_AND_FOUND, each_extra};
 use crate::staging::{Place, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
 
@@ -49,6 +49,8 @@ pub struct TargetPlan {
     pub(crate) path: PathBuf,
     pub(crate) mode: TargetMode,
     pub(crate) staging: Staging,
+    /// The repository's directory, which is never removed or emptied.
+    pub(crate) repository: Option<Inode>,
     leftovers: Leftovers,
 }
 
@@ -88,6 +90,7 @@ impl TargetPlan {
             path,
             mode,
             staging,
+            repository: None,
             leftovers: Leftovers::default(),
         };
         plan.leftovers = plan.find_leftovers()?;
@@ -178,7 +181,14 @@ impl TargetPlan {
         &self.leftovers.unknown
     }
 
+    /// Names the directory that is restored from, which must not be in the target, by whatever path.
+    pub fn spare(&mut self, repository: Option<Inode>) {
+        self.repository = repository;
+    }
+
     /// Delta: how many names are in the target and not `wanted`: what [`DirTarget::remove_extra`] will remove.
+    ///
+    /// Errors: `Usage` if the repository that [`spare`](Self::spare) named is in the target.
     ///
     /// [`DirTarget::remove_extra`]: crate::DirTarget::remove_extra
     pub fn count_extra(&self, wanted: &BTreeSet<&[u8]>) -> Result<u64> {
@@ -190,7 +200,7 @@ impl TargetPlan {
         let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
         let root = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(failed)?;
         let fate = |path: &[u8]| Fate::of(path, wanted);
-        let found = each_extra(root.as_fd(), &fate, Extra::Count)?;
+        let found = each_extra(root.as_fd(), &fate, Extra::Count, self.repository)?;
         Ok(found.names)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants: symbolic links are removed and never followed; what is mounted inside is never emptied, be it in what is
 //! extra or on a directory that is kept, unless the backup holds something below that; `lost+found` of a mounted file
-//! system is never entered. The depth is bounded by the length of a path and not by the stack.
+//! system is never entered. A repository is never removed or emptied, by whatever path it comes up: it is told by device
+//! and inode. The depth is bounded by the length of a path and not by the stack.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -19,10 +20,70 @@ use crate::{RESTORE_MARKER, beneath};
 /// The directory in an ext file system where fsck puts what it rescued.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
+/// What tells a directory from all others: its device and inode.
+pub type Inode = (u64, u64);
+
+// The fields of `stat` have other types on other architectures.
+#[allow(clippy::unnecessary_cast)]
+pub(crate) fn inode(stat: &Stat) -> Inode {
+    (stat.st_dev as u64, stat.st_ino as u64)
+}
+
+/// The error for a target in which the repository was found; `object` is the target, or where in it.
+pub fn holds_repository(object: String) -> Error {
+    let what =
+        "the repository lies in the target: it is no part of the backup and would be removed";
+    Error::new(Kind::Usage, what)
+        .object(object)
+        .hint("restore to another directory, or move the repository away")
+}
+
+/// Checks that the directory at `path`, of which this is the `stat`, is not that of the repository.
+fn check_spared(stat: &Stat, path: &[u8], repository: Option<Inode>) -> Result<()> {
+    match repository {
+        Some(repository) if repository == inode(stat) => Err(holds_repository(display_path(path))),
+        _ => Ok(()),
+    }
+}
+
+/// Why a listing stopped.
+enum Stopped {
+    Call(Errno),
+    Refused(Error),
+}
+
+impl From<Errno> for Stopped {
+    fn from(errno: Errno) -> Self {
+        Stopped::Call(errno)
+    }
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        Stopped::Refused(error)
+    }
+}
+
+impl Stopped {
+    /// The error, where `failed` makes one of a failed call.
+    fn or(self, failed: impl Fn(Errno) -> Error) -> Error {
+        match self {
+            Stopped::Call(errno) => failed(errno),
+            Stopped::Refused(error) => error,
+        }
+    }
+}
+
 /// Removes `name` in `parent` with everything below it; `path` is for messages. Returns how many names.
 ///
-/// Errors: `Target` if something else is mounted below it, or new names keep appearing.
-pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<u64> {
+/// Errors: `Target` if something else is mounted below it, or new names keep appearing; `Usage` where it comes to the
+/// repository.
+pub(crate) fn remove_tree(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    repository: Option<Inode>,
+) -> Result<u64> {
     let failed = |error: Errno| target_error("a name cannot be removed", path, error);
     let stat = beneath::stat(parent, name).map_err(failed)?;
     if beneath::file_type(&stat) != FileType::Directory {
@@ -39,7 +100,7 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> R
             removed += 1;
             continue;
         }
-        let subdirs = empty_dir(parent, &dir, &mut removed)
+        let subdirs = empty_dir(parent, &dir, &mut removed, repository)
             .map_err(|error| error.object(display_path(path)))?;
         pending.push((dir, true));
         pending.extend(subdirs.into_iter().map(|subdir| (subdir, false)));
@@ -48,10 +109,18 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> R
 }
 
 /// Removes everything but directories from `dir` beneath `base`, and returns the paths of those.
-fn empty_dir(base: BorrowedFd<'_>, dir: &[u8], removed: &mut u64) -> Result<Vec<Vec<u8>>> {
+fn empty_dir(
+    base: BorrowedFd<'_>,
+    dir: &[u8],
+    removed: &mut u64,
+    repository: Option<Inode>,
+) -> Result<Vec<Vec<u8>>> {
     let failed = |error: Errno| target_error("a directory cannot be emptied", dir, error);
     check_depth(dir)?;
     let here = open_listed(base, dir)?;
+    // By what is open, which is what will be emptied, whatever has its name by now.
+    let stat = rustix::fs::fstat(&here).map_err(failed)?;
+    check_spared(&stat, dir, repository)?;
     let mut subdirs = Vec::new();
     beneath::list(&here, |name| {
         match rustix::fs::unlinkat(&here, name, AtFlags::empty()) {
@@ -75,7 +144,7 @@ fn empty_dir(base: BorrowedFd<'_>, dir: &[u8], removed: &mut u64) -> Result<Vec<
 /// How many names there are at `name` in `parent` and below it: what [`remove_tree`] would remove. Nothing is changed.
 ///
 /// Errors: like those of [`remove_tree`]; `Target` too if a directory may not be listed.
-fn count_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<u64> {
+fn count_tree(parent: BorrowedFd<'_>, name: &[u8], repository: Option<Inode>) -> Result<u64> {
     let mut pending = vec![name.to_vec()];
     let mut counted = 0;
     while let Some(dir) = pending.pop() {
@@ -83,6 +152,8 @@ fn count_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<u64> {
         counted += 1;
         let here = open_extra(parent, &dir, beneath::DIR_FLAGS)
             .map_err(|error| not_emptied(&dir, error))?;
+        let stat = rustix::fs::fstat(&here).map_err(|error| not_emptied(&dir, error))?;
+        check_spared(&stat, &dir, repository)?;
         beneath::list(&here, |name| {
             let stat = beneath::stat(here.as_fd(), name.to_bytes())?;
             match beneath::file_type(&stat) {
@@ -186,10 +257,13 @@ pub(crate) struct Removed {
 }
 
 /// Removes or counts every name beneath `root` whose `fate` (given the relative path) is to go, with everything below it.
+///
+/// Errors: `Usage` where it comes to the `repository`, be that to go or to stay: a directory that stays is written to.
 pub(crate) fn each_extra(
     root: BorrowedFd<'_>,
     fate: &dyn Fn(&[u8]) -> Fate,
     extra: Extra,
+    repository: Option<Inode>,
 ) -> Result<Removed> {
     let mut pending = vec![Vec::new()];
     let mut removed = Removed::default();
@@ -207,6 +281,9 @@ pub(crate) fn each_extra(
             let path = beneath::join(&dir, name);
             let stat = beneath::stat(here.as_fd(), name)?;
             let is_dir = beneath::file_type(&stat) == FileType::Directory;
+            if is_dir {
+                check_spared(&stat, &path, repository)?;
+            }
             match (fate(&path), is_dir) {
                 (Fate::KeptEmpty, true) if is_mounted(&here, &here_stat, name, &stat)? => {
                     removed.left.push(path);
@@ -221,13 +298,16 @@ pub(crate) fn each_extra(
                     removed.names += 1;
                 }
             }
-            Ok(())
+            Ok::<(), Stopped>(())
         })
-        .map_err(failed)?;
+        .map_err(|stopped| stopped.or(failed))?;
         for name in extra_dirs {
             removed.names += match extra {
-                Extra::Remove => remove_tree(here.as_fd(), &name, &beneath::join(&dir, &name))?,
-                Extra::Count => count_tree(here.as_fd(), &name)?,
+                Extra::Remove => {
+                    let path = beneath::join(&dir, &name);
+                    remove_tree(here.as_fd(), &name, &path, repository)?
+                }
+                Extra::Count => count_tree(here.as_fd(), &name, repository)?,
             };
         }
     }

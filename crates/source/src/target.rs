@@ -25,7 +25,7 @@ use crate::failure::target_error;
 use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
-use crate::remove::{Extra, Fate, each_extra, remove_tree};
+use crate::remove::{Extra, Fate, Inode, each_extra, remove_tree};
 use crate::staging::{Place, Staged, State, is_staging_name, remove_held};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
@@ -42,6 +42,8 @@ pub struct DirTarget {
     /// Where entries are made.
     root: OwnedFd,
     layout: Layout,
+    /// The repository's directory, which is never removed or emptied.
+    repository: Option<Inode>,
     /// Directories whose metadata is applied when nothing is written below them any more.
     dirs: Mutex<Vec<Entry>>,
     /// Used in delta mode alone.
@@ -144,6 +146,7 @@ impl DirTarget {
             root,
             is_staged: !matches!(layout, Layout::InPlace { .. }),
             layout,
+            repository: plan.repository,
             dirs: Mutex::new(Vec::new()),
             in_place: Mutex::new(InPlace::new(&root_stat)),
             warnings: Mutex::new(Warnings::default()),
@@ -357,7 +360,8 @@ impl DirTarget {
             return Ok(0);
         }
         let root = self.root.as_fd();
-        let removed = each_extra(root, &|path| Fate::of(path, wanted), Extra::Remove)?;
+        let fate = |path: &[u8]| Fate::of(path, wanted);
+        let removed = each_extra(root, &fate, Extra::Remove, self.repository)?;
         let mut warnings = lock(&self.warnings);
         for path in &removed.left {
             warnings.push(|| {
@@ -603,7 +607,8 @@ impl DirTarget {
             Ok(stat) if is_fine(beneath::file_type(&stat)) => Ok(true),
             Ok(stat) => {
                 lock(&self.in_place).check_unused(&stat, entry)?;
-                remove_tree(place.parent.as_fd(), place.name, &entry.path)?;
+                let parent = place.parent.as_fd();
+                remove_tree(parent, place.name, &entry.path, self.repository)?;
                 Ok(false)
             }
             Err(Errno::NOENT) => Ok(false),
@@ -627,7 +632,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether something below the directory is wanted.
 fn wrong_kind(entry: &Entry, what: &str) -> Error {
     Error::new(Kind::Internal, format!("an entry is no {what}")).object(entry.display_path())
 }
