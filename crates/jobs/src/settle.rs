@@ -67,7 +67,7 @@ pub(crate) fn settle(
     disk: Arc<dyn Disk>,
 ) -> Result<Settled> {
     let metadata = &view.metadata;
-    let mut store = Store::open(disk.clone())?;
+    let mut store = Store::open_unfinished(disk.clone())?;
     let recovered = store.recover(CACHE_PAGES)?;
     let end = recovered.log.end;
     if metadata.lsn_range.is_none_or(|range| range.end != end) {

@@ -17,6 +17,7 @@ mod failure;
 mod holes;
 mod in_place;
 mod metadata;
+mod occupied;
 pub mod page;
 pub mod pages;
 mod plan;

@@ -26,6 +26,7 @@ pub use control::Control;
 pub use live::{Checkpoint, LiveStore, MARK_BLOCKS, SCHEME};
 pub use table::{TABLES_DIR, TableFile, table_path};
 
+use crate::RESTORE_MARKER;
 use crate::disk::{Access, Disk, remove_if_there};
 use crate::failure::source_error;
 use crate::redo::{Redo, Redone};
@@ -107,8 +108,25 @@ impl Store {
     /// Opens a store; [`recover`](Self::recover) it before anything is written.
     ///
     /// # Errors
-    /// `NotFound` if there is none; `Corrupt` if control file or catalogue are damaged; `Source` if they cannot be read.
+    /// `NotFound` if there is none; `Corrupt` if control file or catalogue are damaged; `Source` if they cannot be read, or if
+    /// it is the target of a restore that was not finished: part of it may be of one time and part of another.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Store> {
+        match disk.open(RESTORE_MARKER, Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Store::open_unfinished(disk),
+            Err(error) => Err(failed(RESTORE_MARKER, error)),
+            Ok(_) => Err(
+                Error::new(Kind::Source, "the page store is an unfinished restore")
+                    .object(RESTORE_MARKER)
+                    .hint("run the restore again with --delta, or open another one"),
+            ),
+        }
+    }
+
+    /// Like [`open`](Self::open), for the restore itself, which opens what it brought back while the marker is there.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open) but for the marker.
+    pub fn open_unfinished(disk: Arc<dyn Disk>) -> Result<Store> {
         let control = read_control(&*disk)?;
         let catalogue = read_catalogue(&*disk)?;
         let (ours, theirs) = (&control.identity, &catalogue);

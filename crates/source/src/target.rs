@@ -24,6 +24,7 @@ use crate::disk::DirDisk;
 use crate::failure::target_error;
 use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
+use crate::occupied::lock_in_place;
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
 use crate::remove::{Extra, Fate, Inode, each_extra, remove_tree};
 use crate::staging::{Place, Staged, State, is_staging_name, remove_held};
@@ -67,7 +68,7 @@ enum Layout {
         staging: OsString,
         _marker: OwnedFd,
     },
-    /// The marker is held open and locked.
+    /// The marker is held open and locked, and so is the target.
     InPlace { _marker: OwnedFd },
 }
 
@@ -92,7 +93,7 @@ impl DirTarget {
 
     /// Makes the staging directory, or in delta mode the marker.
     ///
-    /// Errors: `Conflict` if another restore to the target runs.
+    /// Errors: `Conflict` if another restore to the target runs, or in delta mode a database in it.
     pub fn begin(plan: TargetPlan) -> Result<DirTarget> {
         let path = plan.path;
         let shown = path.as_os_str().as_bytes().to_vec();
@@ -135,6 +136,7 @@ impl DirTarget {
             }
             Staging::InPlace => {
                 let root = open_dir(&path)?;
+                lock_in_place(root.as_fd(), &path)?;
                 let marker = mark(root.as_fd(), &path)?;
                 (root, Layout::InPlace { _marker: marker })
             }

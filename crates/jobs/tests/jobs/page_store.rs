@@ -28,6 +28,7 @@ use mover_source::wal::{Group, Record, SegmentSize, TableKind, segments};
 use crate::fixture::*;
 
 mod histories;
+mod in_place;
 mod size;
 mod torn;
 mod tracker;

@@ -5,9 +5,11 @@ use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use mover_base::Kind;
 use mover_base::tree::{Entry, EntryKind};
+use mover_source::disk::DirDisk;
 use mover_source::{DirTarget, RESTORE_MARKER, TargetMode, target_error};
 
 use crate::support::{Mounted, assert_same, entry, failure, fill, is_root, listing, restore, scan};
@@ -327,6 +329,64 @@ fn a_directory_that_only_looks_like_a_leftover_stays() {
         );
     }
     assert!(other.join("deep/file").exists());
+}
+
+#[test]
+fn a_delta_restore_gives_way_to_whoever_has_the_directory_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    small_tree(&to);
+    let database = DirDisk::open_locked(&to).unwrap();
+    let begun = DirTarget::begin(DirTarget::plan(&to, TargetMode::Delta).unwrap());
+    let (kind, text, error) = failure(begun);
+    assert_eq!(kind, Kind::Conflict, "{text}");
+    assert_eq!(
+        error.hint_text(),
+        Some("stop the database that runs in it"),
+        "{text}"
+    );
+    assert_eq!(listing(&to), ["d", "l"]);
+    drop(database);
+    let target = begin(&to, TargetMode::Delta);
+    assert_eq!(failure(DirDisk::open_locked(&to)).0, Kind::Conflict);
+    // Also while what it brought back is recovered.
+    let disk = target.disk().unwrap();
+    assert_eq!(failure(DirDisk::open_locked(&to)).0, Kind::Conflict);
+    drop((disk, target));
+    DirDisk::open_locked(&to).unwrap();
+}
+
+#[test]
+fn a_delta_restore_gives_way_to_a_postgresql_server_and_not_to_a_stale_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    small_tree(&to);
+    let mut server = Command::new("sleep")
+        .arg("600")
+        .current_dir(&to)
+        .spawn()
+        .unwrap();
+    let write = |process: i64| {
+        let text = format!("{process}\n{}\n1790000000\n5432\n", to.display());
+        fs::write(to.join("postmaster.pid"), text).unwrap();
+    };
+    let plan = || DirTarget::plan(&to, TargetMode::Delta).unwrap();
+    let process = i64::from(server.id());
+    for written in [process, -process] {
+        write(written);
+        let (kind, text, error) = failure(DirTarget::begin(plan()));
+        assert_eq!(kind, Kind::Conflict, "{text}");
+        assert!(text.contains("PostgreSQL"), "{text}");
+        assert!(error.hint_text().unwrap().contains("stop the database"));
+        assert_eq!(listing(&to), ["d", "l", "postmaster.pid"]);
+    }
+    // The number is another process's by now.
+    write(i64::from(std::process::id()));
+    drop(DirTarget::begin(plan()).unwrap());
+    write(process);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    drop(DirTarget::begin(plan()).unwrap());
 }
 
 #[test]
