@@ -2,21 +2,23 @@
 //!
 //! Invariants: a fresh restore never touches a directory that holds something; a restore that was
 //! interrupted is recognised, and one that runs is not disturbed. The path that the operator gave may contain
-//! symbolic links; it is resolved here, once.
+//! symbolic links; it is resolved here, once, and what it led to is held open: whoever owns a directory on the way may put
+//! something else there meanwhile, and nothing is looked at, removed or made by that path again.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::failure::target_error;
-use crate::remove::{Extra, Fate, Inode, LOST_AND_FOUND, each_extra};
+use crate::remove::{Extra, Fate, Inode, LOST_AND_FOUND, each_extra, inode};
 use crate::staging::{Place, State};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
 
@@ -33,14 +35,17 @@ pub enum TargetMode {
 }
 
 /// Where the files are put until the restore is complete.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Staging {
     /// In a hidden directory beside the target, which then is renamed.
-    Beside { parent: PathBuf, name: OsString },
+    Beside {
+        parent: Arc<OwnedFd>,
+        name: OsString,
+    },
     /// In a hidden directory inside the target, which cannot be replaced by a rename.
-    Inside,
+    Inside { target: Arc<OwnedFd> },
     /// Nowhere else.
-    InPlace,
+    InPlace { target: Arc<OwnedFd> },
 }
 
 /// A target that was checked and not yet changed.
@@ -49,6 +54,8 @@ pub struct TargetPlan {
     pub(crate) path: PathBuf,
     pub(crate) mode: TargetMode,
     pub(crate) staging: Staging,
+    /// The target, if it was there.
+    pub(crate) dir: Option<Arc<OwnedFd>>,
     /// The repository's directory, which is never removed or emptied.
     pub(crate) repository: Option<Inode>,
     leftovers: Leftovers,
@@ -70,26 +77,35 @@ impl TargetPlan {
             return Err(refused("the root directory cannot be a target", &path)
                 .hint("name a directory below it"));
         };
-        let staging = match (mode, exists) {
-            (TargetMode::Delta, false) => {
+        let dir = match exists {
+            true => Some(Arc::new(open_target(&path)?)),
+            false => None,
+        };
+        let staging = match (mode, &dir) {
+            (TargetMode::Delta, None) => {
                 return Err(refused("there is nothing to restore over", &path)
                     .hint("restore without --delta, or name the directory to update"));
             }
-            (TargetMode::Delta, true) => {
-                check_dir(&path)?;
-                check_writable(&path)?;
-                Staging::InPlace
+            (TargetMode::Delta, Some(target)) => {
+                check_writable(target, &path)?;
+                let target = Arc::clone(target);
+                Staging::InPlace { target }
             }
-            (TargetMode::Fresh, false) => {
-                check_writable(parent)?;
-                beside(parent, name)
+            (TargetMode::Fresh, None) => {
+                let above = open_dir(parent).map_err(|error| {
+                    let what = "the parent of the target cannot be opened";
+                    target_error(what, bytes(parent), error)
+                })?;
+                check_writable(&above, parent)?;
+                beside(above, name)
             }
-            (TargetMode::Fresh, true) => fresh_over(&path, parent, name)?,
+            (TargetMode::Fresh, Some(target)) => fresh_over(target, &path, parent, name)?,
         };
         let mut plan = TargetPlan {
             path,
             mode,
             staging,
+            dir,
             repository: None,
             leftovers: Leftovers::default(),
         };
@@ -100,14 +116,11 @@ impl TargetPlan {
     /// Errors: `Conflict` if one of them is a restore's that runs.
     fn find_leftovers(&self) -> Result<Leftovers> {
         let mut found = Leftovers::default();
-        if let Staging::Beside { parent, .. } = &self.staging {
-            self.look_in(parent, &mut found)?;
-        }
-        if self.path.is_dir() {
-            self.look_in(&self.path, &mut found)?;
+        for dir in self.path.parent().into_iter().chain([&*self.path]) {
+            self.look_in(dir, &mut found)?;
         }
         // In place, what is left inside goes with everything else that is not in the backup.
-        if self.staging == Staging::InPlace {
+        if matches!(self.staging, Staging::InPlace { .. }) {
             found = Leftovers::default();
         }
         Ok(found)
@@ -115,8 +128,8 @@ impl TargetPlan {
 
     fn look_in(&self, dir: &Path, leftovers: &mut Leftovers) -> Result<()> {
         // A directory that may be written and not listed hides what is in it; that is no reason to refuse.
-        let listed = self.in_place(dir, |place| place.find(LEFTOVERS_MAX));
-        for (name, state) in listed.and_then(|found| found).unwrap_or_default() {
+        let found = self.place_in(dir, |place| place.find(LEFTOVERS_MAX).unwrap_or_default());
+        for (name, state) in found.unwrap_or_default() {
             match state {
                 State::Live => return Err(is_running(&self.path)),
                 State::Dead => leftovers.dead.push(dir.join(name)),
@@ -126,20 +139,17 @@ impl TargetPlan {
         Ok(())
     }
 
-    /// Calls `each` with the place of staging directories in `dir`, which is the target or its parent.
-    fn in_place<T>(&self, dir: &Path, each: impl FnOnce(&Place<'_>) -> T) -> rustix::io::Result<T> {
-        let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(dir, flags, Mode::empty())?;
-        let parent = opened.as_fd();
-        let (prefix, target) = match self.path.file_name() {
-            Some(name) if dir != self.path => (beside_prefix(name), name),
-            _ => (OsString::from(PARTIAL_PREFIX), OsStr::new("")),
-        };
-        Ok(each(&Place {
-            parent,
-            prefix: &prefix,
-            target,
-        }))
+    /// Calls `each` with the place of staging directories in `dir`, which is the target or its parent, if there may be any.
+    fn place_in<T>(&self, dir: &Path, each: impl FnOnce(&Place<'_>) -> T) -> Option<T> {
+        match (&self.staging, &self.dir) {
+            (_, Some(target)) if dir == self.path => Some(each(&inside(target.as_fd()))),
+            (Staging::Beside { parent, name }, _) if dir != self.path => Some(each(&Place {
+                parent: parent.as_fd(),
+                prefix: &beside_prefix(name),
+                target: name,
+            })),
+            _ => None,
+        }
     }
 
     /// Removes what dead restores to this target left, and returns what could not be removed and why.
@@ -149,15 +159,40 @@ impl TargetPlan {
             let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
                 continue;
             };
-            let removed = self
-                .in_place(dir, |place| place.remove_dead(name))
-                .map_err(|error| target_error("a directory cannot be opened", bytes(dir), error))
-                .and_then(|removed| removed);
-            if let Err(error) = removed {
+            if let Some(Err(error)) = self.place_in(dir, |place| place.remove_dead(name)) {
                 failures.push(format!("{error} ({})", path.display()));
             }
         }
         failures
+    }
+
+    /// Checks that the paths still lead to what was planned with, and that a fresh target still is empty. What is made then
+    /// goes by what is held: this is for the operator, who would look for it in vain.
+    ///
+    /// Errors: `Target` if they do not, or it is not.
+    pub(crate) fn check_again(&self) -> Result<()> {
+        let (path, held) = match (&self.dir, &self.staging) {
+            (Some(dir), _) => (Some(&*self.path), dir),
+            (None, Staging::Beside { parent, .. }) => (self.path.parent(), parent),
+            (None, Staging::Inside { target } | Staging::InPlace { target }) => {
+                (Some(&*self.path), target)
+            }
+        };
+        let failed =
+            |error| target_error("the target cannot be examined", bytes(&self.path), error);
+        let held = rustix::fs::fstat(held).map_err(failed)?;
+        let there = path.and_then(|path| open_dir(path).ok());
+        let there = there.and_then(|there| rustix::fs::fstat(there).ok());
+        if there.is_none_or(|there| inode(&there) != inode(&held)) {
+            return Err(
+                refused("the target was moved or replaced meanwhile", &self.path)
+                    .hint("look who may rename it; then run the restore again"),
+            );
+        }
+        match (&self.dir, self.mode) {
+            (Some(dir), TargetMode::Fresh) => check_empty(dir.as_fd(), &self.path),
+            _ => Ok(()),
+        }
     }
 
     /// The directory that will hold the restored tree, absolute and without symbolic links.
@@ -192,26 +227,22 @@ impl TargetPlan {
     ///
     /// [`DirTarget::remove_extra`]: crate::DirTarget::remove_extra
     pub fn count_extra(&self, wanted: &BTreeSet<&[u8]>) -> Result<u64> {
-        if self.mode == TargetMode::Fresh {
+        let Staging::InPlace { target } = &self.staging else {
             return Ok(0);
-        }
-        let failed =
-            |error| target_error("the target cannot be examined", bytes(&self.path), error);
-        let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(failed)?;
+        };
         let fate = |path: &[u8]| Fate::of(path, wanted);
-        let found = each_extra(root.as_fd(), &fate, Extra::Count, self.repository)?;
+        let found = each_extra(target.as_fd(), &fate, Extra::Count, self.repository)?;
         Ok(found.names)
     }
 
     /// What the target file system can still take, in bytes, without what is reserved for root.
     pub fn free_bytes(&self) -> Result<u64> {
-        let dir = match &self.staging {
-            Staging::Beside { parent, .. } => parent,
-            Staging::Inside | Staging::InPlace => &self.path,
-        };
-        let found = rustix::fs::statvfs(dir).map_err(|error| {
-            target_error("the free space of the target is unknown", bytes(dir), error)
+        let (Staging::Beside { parent: held, .. }
+        | Staging::Inside { target: held }
+        | Staging::InPlace { target: held }) = &self.staging;
+        let found = rustix::fs::fstatvfs(held).map_err(|error| {
+            let what = "the free space of the target is unknown";
+            target_error(what, bytes(&self.path), error)
         })?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
@@ -236,9 +267,9 @@ fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }
 
-fn beside(parent: &Path, name: &OsStr) -> Staging {
+fn beside(parent: OwnedFd, name: &OsStr) -> Staging {
     Staging::Beside {
-        parent: parent.to_owned(),
+        parent: Arc::new(parent),
         name: name.to_owned(),
     }
 }
@@ -274,39 +305,65 @@ fn resolve(path: &Path) -> Result<(PathBuf, bool)> {
     }
 }
 
-fn check_dir(path: &Path) -> Result<()> {
-    let found = path
-        .symlink_metadata()
-        .map_err(|error| target_error("the target cannot be examined", bytes(path), error))?;
-    if found.is_dir() {
-        return Ok(());
-    }
-    Err(refused("the target is not a directory", path).hint("name a directory, or a new name"))
+/// Opens a directory by its path without symbolic links: one that is met was put there since.
+fn open_dir(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
 }
 
-fn check_writable(path: &Path) -> Result<()> {
-    rustix::fs::accessat(
-        CWD,
-        path,
-        Access::WRITE_OK | Access::EXEC_OK,
-        AtFlags::EACCESS,
-    )
-    .map_err(|error| target_error("the target cannot be written", bytes(path), error))
+fn open_target(path: &Path) -> Result<OwnedFd> {
+    open_dir(path).map_err(|error| match error {
+        Errno::NOTDIR => {
+            refused("the target is not a directory", path).hint("name a directory, or a new name")
+        }
+        _ => target_error("the target cannot be examined", bytes(path), error),
+    })
+}
+
+fn check_writable(dir: &OwnedFd, path: &Path) -> Result<()> {
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::accessat(dir, c".", access, AtFlags::EACCESS)
+        .map_err(|error| target_error("the target cannot be written", bytes(path), error))
+}
+
+/// Where staging directories inside `target` stand.
+fn inside(target: BorrowedFd<'_>) -> Place<'_> {
+    Place {
+        parent: target,
+        prefix: OsStr::new(PARTIAL_PREFIX),
+        target: OsStr::new(""),
+    }
 }
 
 /// How to restore into a directory that is there, if it is empty.
-fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
-    check_dir(path)?;
+fn fresh_over(target: &Arc<OwnedFd>, path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
+    check_empty(target.as_fd(), path)?;
     let failed = |error| target_error("the target cannot be examined", bytes(path), error);
-    let flags = beneath::DIR_FLAGS | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-    let is_mount_root = beneath::is_mount_root(dir.as_fd()).map_err(|e| failed(e.into()))?;
-    let staged = Place {
-        parent: dir.as_fd(),
-        prefix: OsStr::new(PARTIAL_PREFIX),
-        target: OsStr::new(""),
-    };
-    let staged = staged.find(LEFTOVERS_MAX).map_err(|e| failed(e.into()))?;
+    let is_mount_root = beneath::is_mount_root(target.as_fd()).map_err(failed)?;
+    // Devices differ without a mount between btrfs subvolumes, which no rename replaces either.
+    let dev = |dir: &OwnedFd| rustix::fs::fstat(dir).map(|found| inode(&found).0);
+    if !is_mount_root
+        && let Ok(above) = open_dir(parent)
+        && dev(&above).map_err(failed)? == dev(target).map_err(failed)?
+        && check_writable(&above, parent).is_ok()
+    {
+        return Ok(beside(above, name));
+    }
+    check_writable(target, path)?;
+    let target = Arc::clone(target);
+    Ok(Staging::Inside { target })
+}
+
+/// Checks that a fresh restore may go into `dir`: what others of its kind staged there is no matter, nor is `lost+found`.
+///
+/// Errors: `Target` if it holds anything else.
+pub(crate) fn check_empty(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let failed = |error: Errno| target_error("the target cannot be examined", bytes(path), error);
+    // Opened anew, because listing uses up the descriptor's position.
+    let dir = beneath::open(dir, b"", beneath::DIR_FLAGS).map_err(failed)?;
+    let is_mount_root = beneath::is_mount_root(dir.as_fd()).map_err(failed)?;
+    let staged = inside(dir.as_fd()).find(LEFTOVERS_MAX).map_err(failed)?;
     let mut marked = false;
     let mut others = 0_u64;
     beneath::list(&dir, |found| {
@@ -326,9 +383,9 @@ fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
             Ok(beneath::file_type(&stat) == FileType::Directory)
         };
         marked |= found == RESTORE_MARKER.as_bytes() || (of_restore.is_some() && is_staged()?);
-        Ok::<(), rustix::io::Errno>(())
+        Ok::<(), Errno>(())
     })
-    .map_err(|e| failed(e.into()))?;
+    .map_err(failed)?;
     if marked {
         return Err(
             refused("an earlier restore to the target was interrupted", path)
@@ -339,14 +396,7 @@ fn fresh_over(path: &Path, parent: &Path, name: &OsStr) -> Result<Staging> {
         return Err(refused("the target is not empty", path)
             .hint("choose another directory, or --delta to restore over this one"));
     }
-    // Devices differ without a mount between btrfs subvolumes, which no rename replaces either.
-    let dev = |path: &Path| path.metadata().map(|found| found.dev());
-    let same_dev = dev(path).map_err(failed)? == dev(parent).map_err(failed)?;
-    if !is_mount_root && same_dev && check_writable(parent).is_ok() {
-        return Ok(beside(parent, name));
-    }
-    check_writable(path)?;
-    Ok(Staging::Inside)
+    Ok(())
 }
 
 /// What the name of a staging directory beside `name` begins with.

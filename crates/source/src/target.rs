@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mover_base::tree::{Entry, EntryKind, display_path, is_safe_path};
 use mover_base::{Error, Kind, Result};
@@ -58,13 +58,13 @@ pub struct DirTarget {
 enum Layout {
     /// The staging directory's marker is held open and locked, as below.
     Beside {
-        parent: OwnedFd,
+        parent: Arc<OwnedFd>,
         staging: OsString,
         name: OsString,
         _marker: OwnedFd,
     },
     Inside {
-        target: OwnedFd,
+        target: Arc<OwnedFd>,
         staging: OsString,
         _marker: OwnedFd,
     },
@@ -93,18 +93,15 @@ impl DirTarget {
 
     /// Makes the staging directory, or in delta mode the marker.
     ///
-    /// Errors: `Conflict` if another restore to the target runs, or in delta mode a database in it.
+    /// Errors: `Conflict` if another restore to the target runs, or in delta mode a database in it; `Target` if it is not
+    /// what was planned with any more.
     pub fn begin(plan: TargetPlan) -> Result<DirTarget> {
+        plan.check_again()?;
         let path = plan.path;
         let shown = path.as_os_str().as_bytes().to_vec();
         let failed = |error: Errno| target_error("the restore cannot begin", &shown, error);
-        let open_dir = |path: &Path| {
-            rustix::fs::open(path, beneath::DIR_FLAGS | OFlags::CLOEXEC, Mode::empty())
-                .map_err(failed)
-        };
         let (root, layout) = match plan.staging {
             Staging::Beside { parent, name } => {
-                let parent = open_dir(&parent)?;
                 let place = Place {
                     parent: parent.as_fd(),
                     prefix: &beside_prefix(&name),
@@ -119,8 +116,7 @@ impl DirTarget {
                 };
                 (staged.dir, layout)
             }
-            Staging::Inside => {
-                let target = open_dir(&path)?;
+            Staging::Inside { target } => {
                 let place = Place {
                     parent: target.as_fd(),
                     prefix: OsStr::new(PARTIAL_PREFIX),
@@ -134,8 +130,10 @@ impl DirTarget {
                 };
                 (staged.dir, layout)
             }
-            Staging::InPlace => {
-                let root = open_dir(&path)?;
+            Staging::InPlace { target } => {
+                // Opened anew: the lock goes with this restore and not with the plan.
+                let root =
+                    beneath::open(target.as_fd(), b"", beneath::DIR_FLAGS).map_err(failed)?;
                 lock_in_place(root.as_fd(), &path)?;
                 let marker = mark(root.as_fd(), &path)?;
                 (root, Layout::InPlace { _marker: marker })

@@ -718,6 +718,60 @@ fn a_symlink_in_the_backup_or_planted_leads_nowhere() {
     assert_eq!(outside.join("f").metadata().unwrap().mode() & 0o777, 0o644);
 }
 
+/// Whoever owns the parent may put anything in the target's place.
+#[test]
+fn a_target_that_is_swapped_for_a_link_after_it_was_planned_leads_nowhere() {
+    for (mode, swapped) in [
+        (TargetMode::Delta, "above/to"),
+        (TargetMode::Delta, "above"),
+        (TargetMode::Fresh, "above/to"),
+        (TargetMode::Fresh, "above"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let (to, outside) = (root.join("above/to"), root.join("outside"));
+        fs::create_dir_all(&to).unwrap();
+        if mode == TargetMode::Delta {
+            fs::write(to.join("f"), b"old").unwrap();
+        }
+        // As much as would be there to be removed, or to be restored into.
+        fs::create_dir_all(outside.join("to")).unwrap();
+        if swapped == "above/to" || mode == TargetMode::Delta {
+            fs::write(outside.join("precious"), b"theirs").unwrap();
+            fs::write(outside.join("to/precious"), b"theirs").unwrap();
+        }
+        let before = (listing(&outside), listing(&outside.join("to")));
+        let plan = DirTarget::plan(&to, mode).unwrap();
+        fs::rename(root.join(swapped), root.join("aside")).unwrap();
+        symlink(&outside, root.join(swapped)).unwrap();
+        let extra = u64::from(mode == TargetMode::Delta);
+        assert_eq!(plan.count_extra(&BTreeSet::new()).unwrap(), extra);
+        assert_eq!(plan.remove_leftovers(), [""; 0]);
+        let (kind, text, _) = failure(DirTarget::begin(plan));
+        assert_eq!(kind, Kind::Target);
+        assert!(text.contains("replaced meanwhile"), "{text}");
+        assert_eq!(
+            (listing(&outside), listing(&outside.join("to"))),
+            before,
+            "{mode:?} {swapped}"
+        );
+    }
+}
+
+#[test]
+fn a_fresh_target_that_came_to_hold_something_after_it_was_planned_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    fs::create_dir(&to).unwrap();
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    fs::write(to.join("theirs"), b"theirs").unwrap();
+    let (kind, text, _) = failure(DirTarget::begin(plan));
+    assert_eq!(kind, Kind::Target);
+    assert!(text.contains("not empty"), "{text}");
+    assert_eq!(listing(dir.path()), ["to"]);
+    assert_eq!(listing(&to), ["theirs"]);
+}
+
 #[test]
 fn a_planted_marker_link_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
