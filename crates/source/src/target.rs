@@ -8,7 +8,7 @@
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mover_base::tree::{Entry, EntryKind, display_path, is_safe_path};
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
@@ -25,8 +25,8 @@ use crate::failure::target_error;
 use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
 use crate::occupied::lock_in_place;
-use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, is_running};
-use crate::remove::{Extra, Fate, Inode, each_extra, remove_tree};
+use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, check_empty, is_running};
+use crate::remove::{Extra, Fate, Inode, LOST_AND_FOUND, each_extra, remove_tree};
 use crate::staging::{Place, Staged, State, is_staging_name, remove_held};
 use crate::{PARTIAL_PREFIX, RESTORE_MARKER, TargetMode, TargetPlan, beneath};
 
@@ -34,6 +34,9 @@ pub use crate::metadata::WARNINGS_MAX;
 
 /// Longest target of a symbolic link that Linux takes, in bytes.
 const SYMLINK_BYTES_MAX: usize = 4095;
+
+/// What is wrong where others put something into a fresh target.
+const FILLED_MEANWHILE: &str = "the target came to hold something during the restore";
 
 /// A restore target that is being written. It may be used from several threads.
 #[derive(Debug)]
@@ -466,9 +469,7 @@ impl DirTarget {
         let renamed = rustix::fs::renameat(parent, staging, parent, name);
         let result = renamed.map_err(|error| {
             let what = match error {
-                Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR => {
-                    "the target came to hold something during the restore"
-                }
+                Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR => FILLED_MEANWHILE,
                 _ => "the restored tree cannot be put into place",
             };
             let kept = self.path.with_file_name(staging);
@@ -494,15 +495,25 @@ impl DirTarget {
         else {
             return Ok(());
         };
+        if let Err(error) = check_empty(target.as_fd(), &self.path) {
+            // As beside the target: what is complete is not thrown away, and goes to no place where others are.
+            self.finish_marked(self.root.as_fd(), dirs)?;
+            let kept = self.path.join(staging);
+            self.is_staged = false;
+            return Err(Error::new(Kind::Target, FILLED_MEANWHILE)
+                .object(self.path.display().to_string())
+                .hint(format!(
+                    "the restored tree is complete in {}: move it by hand",
+                    kept.display()
+                ))
+                .cause(error));
+        }
         let _marker = mark(target.as_fd(), &self.path)?;
         // From here on the target holds parts of the tree; the marker tells so.
         self.is_staged = false;
         let failed = |error: Errno| {
-            target_error(
-                "the restored tree cannot be put into place",
-                self.shown(),
-                error,
-            )
+            let what = "the restored tree cannot be put into place";
+            target_error(what, self.shown(), error)
         };
         let from = beneath::open(target.as_fd(), staging.as_bytes(), beneath::DIR_FLAGS)
             .map_err(failed)?;
@@ -514,7 +525,13 @@ impl DirTarget {
         })
         .map_err(failed)?;
         for name in &names {
-            rustix::fs::renameat(&from, name, target, name).map_err(failed)?;
+            move_up(&from, name, target).map_err(|error| match error {
+                Errno::EXIST | Errno::NOTEMPTY => {
+                    target_error(FILLED_MEANWHILE, name.to_bytes(), error)
+                        .hint("move away what is there; then run the restore again with --delta")
+                }
+                _ => failed(error),
+            })?;
         }
         rustix::fs::unlinkat(target, staging, AtFlags::REMOVEDIR).map_err(failed)?;
         self.finish_marked(target.as_fd(), dirs)
@@ -714,6 +731,23 @@ fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     Ok(marker)
 }
 
+/// Moves `name` from a staging directory up into the target, in the place of nothing. But an empty `lost+found` of a mounted
+/// file system gives way to the backup's.
+fn move_up(from: &OwnedFd, name: &CStr, target: &OwnedFd) -> rustix::io::Result<()> {
+    if name.to_bytes() == LOST_AND_FOUND && beneath::is_mount_root(target.as_fd())? {
+        return rustix::fs::renameat(from, name, target, name);
+    }
+    match rustix::fs::renameat_with(from, name, target, name, RenameFlags::NOREPLACE) {
+        // Of a file system that cannot tell (NFS, some of FUSE) it is asked before, which leaves others a moment.
+        Err(Errno::INVAL | Errno::NOSYS) => match beneath::stat(target.as_fd(), name.to_bytes()) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => rustix::fs::renameat(from, name, target, name),
+            Err(error) => Err(error),
+        },
+        moved => moved,
+    }
+}
+
 fn is_same_inode(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
@@ -745,4 +779,36 @@ fn adopt(
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
     Ok(Some(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_appears_at_the_last_moment_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        for side in [&from, &to] {
+            fs::create_dir(side).unwrap();
+        }
+        for (name, theirs) in [("taken", true), ("free", false)] {
+            fs::write(from.join(name), b"ours").unwrap();
+            if theirs {
+                fs::write(to.join(name), b"theirs").unwrap();
+            }
+        }
+        fs::create_dir(from.join("dir")).unwrap();
+        fs::create_dir(to.join("dir")).unwrap();
+        let [source, target] = [&from, &to].map(|dir| OwnedFd::from(fs::File::open(dir).unwrap()));
+        for name in [c"taken", c"dir"] {
+            assert_eq!(move_up(&source, name, &target), Err(Errno::EXIST));
+        }
+        move_up(&source, c"free", &target).unwrap();
+        assert_eq!(fs::read(to.join("taken")).unwrap(), b"theirs");
+        assert_eq!(fs::read(from.join("taken")).unwrap(), b"ours");
+        assert_eq!(fs::read(to.join("free")).unwrap(), b"ours");
+    }
 }

@@ -165,6 +165,40 @@ fn a_mount_point_is_filled_from_inside() {
 }
 
 #[test]
+fn a_mount_point_that_came_to_hold_something_keeps_that_and_the_restored_tree() {
+    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
+        return;
+    };
+    let target = begin(to, TargetMode::Fresh);
+    fill(&target, &scan(from), from);
+    // Of a name that the backup has, too.
+    fs::write(to.join("l"), b"theirs").unwrap();
+    let (kind, text, error) = failure(target.finish());
+    assert_eq!(kind, Kind::Target);
+    assert!(text.contains("came to hold something"), "{text}");
+    let names = listing(to);
+    assert_eq!(names.len(), 2, "{names:?}");
+    let kept = to.join(&names[0]);
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains(&names[0]), "{hint}");
+    assert_eq!(names[1], "l");
+    assert_eq!(fs::read(to.join("l")).unwrap(), b"theirs");
+    assert_same(from, &kept);
+}
+
+#[test]
+fn an_empty_lost_and_found_gives_way_to_that_of_the_backup() {
+    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
+        return;
+    };
+    fs::create_dir(to.join("lost+found")).unwrap();
+    fs::create_dir(from.join("lost+found")).unwrap();
+    fs::write(from.join("lost+found/#12"), b"rescued").unwrap();
+    restore(from, to, TargetMode::Fresh);
+    assert_same(from, to);
+}
+
+#[test]
 fn what_a_dead_restore_left_inside_a_mount_point_is_removed() {
     let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
         return;
