@@ -2,10 +2,11 @@
 //!
 //! Invariants: the order is owner, extended attributes, mode, modification time. Where something cannot be
 //! put back, nobody gets more rights than the backup gave: setuid and setgid bits go when the owner is not
-//! theirs, and the group class loses its rights when the ACL that limited them is missing.
+//! theirs, and the group class loses its rights when the ACL that limited them is missing. Owner and mode of what is not
+//! opened go onto what is held and was found to be of the entry's kind, whatever its name leads to by then.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use mover_base::Result;
@@ -45,11 +46,36 @@ pub(crate) fn apply(node: Node<'_>, entry: &Entry, warnings: &Mutex<Warnings>) -
         warnings.push(|| format!("{}: {what}: {error}", entry.display_path()));
     };
     let failed = |error: Errno| target_error("metadata cannot be put back", &entry.path, error);
-    let owned = chown(node, entry, &warn).map_err(failed)?;
+    let held;
+    let fd = match node {
+        Node::Open(fd) => fd,
+        Node::Named(dir, name) => {
+            held = hold(dir, name, entry).map_err(failed)?;
+            held.as_fd()
+        }
+    };
+    let owned = chown(fd, entry, &warn).map_err(failed)?;
     let has_acl = set_attributes(node, entry, &warn).map_err(failed)?;
     let mode = allowed_mode(entry, owned, has_acl);
-    chmod(node, entry, mode).map_err(failed)?;
+    chmod(node, fd, entry, mode).map_err(failed)?;
     set_time(node, entry.mtime).map_err(failed)
+}
+
+/// Holds what is named without opening it, if it is of the entry's kind: who owns the directory may have put something else
+/// there, even a further name of a file of somebody else's.
+fn hold(dir: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<OwnedFd, Errno> {
+    let held = beneath::open(dir, name, OFlags::PATH | OFlags::NOFOLLOW)?;
+    let kind = beneath::file_type(&rustix::fs::fstat(&held)?);
+    let is_kind = match entry.kind {
+        EntryKind::Symlink { .. } => kind == FileType::Symlink,
+        EntryKind::Fifo => kind == FileType::Fifo,
+        // Those are opened.
+        EntryKind::Dir | EntryKind::File { .. } | EntryKind::Hardlink { .. } => false,
+    };
+    match is_kind {
+        true => Ok(held),
+        false => Err(Errno::BUSY),
+    }
 }
 
 /// Whether user and group are those of the entry.
@@ -59,16 +85,12 @@ struct Owned {
     group: bool,
 }
 
-fn chown(node: Node<'_>, entry: &Entry, warn: &dyn Fn(&str, Errno)) -> Result<Owned, Errno> {
+fn chown(fd: BorrowedFd<'_>, entry: &Entry, warn: &dyn Fn(&str, Errno)) -> Result<Owned, Errno> {
     // u32::MAX is the kernel's "leave it"; no file is owned by it.
     let user = (entry.uid != u32::MAX).then(|| Uid::from_raw(entry.uid));
     let group = (entry.gid != u32::MAX).then(|| Gid::from_raw(entry.gid));
-    let set = |user, group| match node {
-        Node::Open(fd) => rustix::fs::fchown(fd, user, group),
-        Node::Named(dir, name) => {
-            rustix::fs::chownat(dir, name, user, group, AtFlags::SYMLINK_NOFOLLOW)
-        }
-    };
+    // Not `fchown`, which refuses what is held without being opened.
+    let set = |user, group| rustix::fs::chownat(fd, c"", user, group, AtFlags::EMPTY_PATH);
     match set(user, group) {
         Ok(()) => {
             return Ok(Owned {
@@ -84,10 +106,7 @@ fn chown(node: Node<'_>, entry: &Entry, warn: &dyn Fn(&str, Errno)) -> Result<Ow
     }
     // A user may give a file to another of their groups.
     let group = set(None, group).is_ok();
-    let stat = match node {
-        Node::Open(fd) => rustix::fs::fstat(fd)?,
-        Node::Named(dir, name) => beneath::stat(dir, name)?,
-    };
+    let stat = rustix::fs::fstat(fd)?;
     let user = stat.st_uid == entry.uid;
     Ok(Owned { user, group })
 }
@@ -152,19 +171,13 @@ fn allowed_mode(entry: &Entry, owned: Owned, has_acl: bool) -> u32 {
     mode
 }
 
-fn chmod(node: Node<'_>, entry: &Entry, mode: u32) -> Result<(), Errno> {
+/// Sets the mode of `node`, which is held as `fd`.
+fn chmod(node: Node<'_>, fd: BorrowedFd<'_>, entry: &Entry, mode: u32) -> Result<(), Errno> {
     match node {
         Node::Open(fd) => rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)),
         // Linux has no modes of symbolic links.
         Node::Named(..) if matches!(entry.kind, EntryKind::Symlink { .. }) => Ok(()),
-        Node::Named(dir, name) => {
-            let held = beneath::open(dir, name, OFlags::PATH | OFlags::NOFOLLOW)?;
-            let stat = rustix::fs::fstat(&held)?;
-            if beneath::file_type(&stat) == FileType::Symlink {
-                return Err(Errno::LOOP);
-            }
-            beneath::chmod_held(held.as_fd(), mode)
-        }
+        Node::Named(..) => beneath::chmod_held(fd, mode),
     }
 }
 

@@ -807,6 +807,42 @@ fn a_fresh_target_that_came_to_hold_something_after_it_was_planned_is_refused() 
 }
 
 #[test]
+fn owner_and_mode_of_a_pipe_or_link_never_go_onto_what_took_its_place() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (to, theirs) = (dir.path().join("to"), dir.path().join("theirs"));
+    fs::create_dir(&to).unwrap();
+    fs::write(&theirs, b"precious").unwrap();
+    fs::set_permissions(&theirs, Permissions::from_mode(0o600)).unwrap();
+    let target = begin(&to, TargetMode::Delta);
+    let link = EntryKind::Symlink {
+        target: b"nowhere".to_vec(),
+    };
+    for (name, kind) in [("pipe", EntryKind::Fifo), ("link", link)] {
+        let mut made = entry(name.as_bytes(), kind);
+        (made.uid, made.gid, made.mode) = (65_534, 65_534, 0o666);
+        match &made.kind {
+            EntryKind::Fifo => target.make_fifo(&made).unwrap(),
+            _ => target.make_symlink(&made).unwrap(),
+        }
+        target.apply_metadata(&made, None).unwrap();
+        let found = to.join(name).symlink_metadata().unwrap();
+        assert_eq!((found.uid(), found.gid()), (65_534, 65_534));
+        // Who may write to the directory gives it a further name of a file that is not theirs.
+        fs::remove_file(to.join(name)).unwrap();
+        fs::hard_link(&theirs, to.join(name)).unwrap();
+        assert_eq!(failure(target.apply_metadata(&made, None)).0, Kind::Target);
+        let found = theirs.metadata().unwrap();
+        assert_eq!(
+            (found.uid(), found.gid(), found.mode() & 0o7777),
+            (0, 0, 0o600)
+        );
+    }
+}
+
+#[test]
 fn a_planted_marker_link_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let (to, outside) = (dir.path().join("to"), dir.path().join("outside"));
