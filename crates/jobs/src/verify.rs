@@ -2,22 +2,23 @@
 //!
 //! Level `checksum` reads every byte that the backups need: preambles, seals, CRC-32 of frames, SHA-256 of every
 //! block and node, that every map names blocks that exist, and the records (holds, annotations, sessions, tombstones). What a backup lacks that was deleted meanwhile is no
-//! damage.
+//! damage; whether it was is asked for under its own name.
 //!
 //! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
-//! pack is read once, however many backups share it.
+//! pack is read once, however many backups share it; of all maps one at a time is read, since the list of a backup's files takes
+//! up to 192 MiB.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_set};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec;
 
-use mover_base::{BackupId, Result};
+use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
 use mover_repo::verify::{
-    Damage, Inventory, NextPack, PACKS_AHEAD, PiecesAhead, Unreferenced, begin_pack, check_map,
-    check_pack, finding,
+    self, Damage, Inventory, PACKS_AHEAD, PiecesAhead, StatedPack, Unreferenced, begin_pack,
+    check_map, check_pack, finding,
 };
-use mover_repo::{PackInfo, Repository, StageSeconds, catalogue};
+use mover_repo::{Origin, Repository, StageSeconds, catalogue};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -100,16 +101,52 @@ pub struct VerifySummary {
     pub engine: EngineReport,
 }
 
-/// One thing to check.
-enum Task {
-    Pack(PackInfo, Vec<BackupId>),
-    Map(BackupId),
+/// What is left to check. The maps come first: each is one task however large.
+struct Tasks {
+    maps: Mutex<Maps>,
+    packs: Mutex<btree_set::IntoIter<StatedPack>>,
 }
 
-/// The same, with the pack being opened.
-enum Begun<'a> {
-    Pack(&'a PackInfo, &'a [BackupId], NextPack),
-    Map(BackupId),
+struct Maps {
+    left: vec::IntoIter<BackupId>,
+    /// Whether a shard is at one.
+    is_busy: bool,
+}
+
+impl Tasks {
+    fn new(maps: Vec<BackupId>, packs: BTreeSet<StatedPack>) -> Self {
+        Tasks {
+            maps: Mutex::new(Maps {
+                left: maps.into_iter(),
+                is_busy: false,
+            }),
+            packs: Mutex::new(packs.into_iter()),
+        }
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next map, for whoever is to say when it is done; none while another one is read.
+    fn claim_map(&self) -> Option<BackupId> {
+        let mut maps = self.maps();
+        if maps.is_busy {
+            return None;
+        }
+        let map = maps.left.next();
+        maps.is_busy = map.is_some();
+        map
+    }
+
+    fn end_map(&self) {
+        self.maps().is_busy = false;
+    }
+
+    fn claim_pack(&self) -> Option<StatedPack> {
+        let packs = self.packs.lock();
+        packs.unwrap_or_else(PoisonError::into_inner).next()
+    }
 }
 
 /// What the run works on.
@@ -125,14 +162,30 @@ struct Scope {
 #[derive(Default)]
 struct Found {
     findings: Vec<Finding>,
+    /// Packs that are not as they are stated to be.
+    damaged: Vec<(StatedPack, Damage)>,
     objects: u64,
     bytes: u64,
     blocks: u64,
 }
 
 impl Found {
+    /// What taking the inventory already found.
+    fn by(inventory: &mut Inventory) -> Self {
+        let findings = std::mem::take(&mut inventory.findings).into_iter();
+        Found {
+            findings: findings
+                .map(|(damage, backups)| Finding::new(damage, backups))
+                .collect(),
+            objects: inventory.objects,
+            bytes: inventory.bytes,
+            ..Found::default()
+        }
+    }
+
     fn add(&mut self, other: Found) {
         self.findings.extend(other.findings);
+        self.damaged.extend(other.damaged);
         self.objects += other.objects;
         self.bytes += other.bytes;
         self.blocks += other.blocks;
@@ -154,17 +207,17 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         tick(&progress, stop)
     })?)?;
 
-    let bytes = inventory.packs.values().map(|(pack, _)| pack.bytes).sum();
+    let bytes = inventory.packs.iter().map(|pack| pack.0.bytes).sum();
     progress.begin(Phase::Verify, bytes, inventory.packs.len() as u64);
     let mut strays = listed.strays;
     strays.append(&mut inventory.strays);
     if let Some(found) = &mut unreferenced {
         strays.append(&mut found.strays);
     }
-    let origins = std::mem::take(&mut inventory.backups);
-    let (mut found, tasks) = begin(inventory, origins.keys());
-    let next = AtomicUsize::new(0);
-    let work = async |shard: Shard| check(&shard, &repository, &tasks, &next, &progress).await;
+    let mut found = Found::by(&mut inventory);
+    let origins = inventory.backups;
+    let tasks = Tasks::new(origins.keys().copied().collect(), inventory.packs);
+    let work = async |shard: Shard| check(&shard, &repository, &tasks, &progress).await;
     let wide = engine.wide_to_read(&repository)?;
     let parts = mover_io::run(&wide, work, |stop| tick(&progress, stop))?;
     let mut shards = Vec::new();
@@ -173,16 +226,14 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
         shards.push(figures);
     }
 
-    let mut findings = merged(found.findings);
-    let mut ids = listed.ids;
-    if !findings.is_empty() {
-        let look = async |shard: Shard| deleted(&shard, &repository, &findings).await;
-        let deleted = only(mover_io::run(&engine.single(), look, |stop| {
+    let look = async |shard: Shard| conclude(&shard, &repository, &origins, &found).await;
+    let (findings, gone) = match found.findings.is_empty() && found.damaged.is_empty() {
+        true => Default::default(),
+        false => only(mover_io::run(&engine.single(), look, |stop| {
             tick(&progress, stop)
-        })?)?;
-        leave_out(&mut findings, &deleted);
-        ids.retain(|id| !deleted.contains(id));
-    }
+        })?)?,
+    };
+    let ids = remaining(listed.ids, &gone, options.set.is_some())?;
     let backups = verdicts(&ids, &findings, |id| {
         let origin = origins.get(&id)?;
         Some(authenticity(&repository, *origin))
@@ -232,43 +283,50 @@ async fn survey(shard: &Shard, options: &VerifyOptions) -> Result<Scope> {
     })
 }
 
-/// What taking the inventory already found, and what is left to check.
-fn begin<'a>(
-    inventory: Inventory,
-    backups: impl Iterator<Item = &'a BackupId>,
-) -> (Found, Vec<Task>) {
-    let findings = inventory.findings.into_iter();
-    let found = Found {
-        findings: findings
-            .map(|(damage, backups)| Finding::new(damage, backups))
-            .collect(),
-        objects: inventory.objects,
-        bytes: inventory.bytes,
-        ..Found::default()
-    };
-    // Maps first: they are few, and each is one task however large.
-    let maps = backups.copied().map(Task::Map);
-    let packs = inventory
-        .packs
-        .into_values()
-        .map(|(pack, users)| Task::Pack(pack, users));
-    (found, maps.chain(packs).collect())
+/// What is wrong in the end, and the backups that were deleted since they were listed: what they lack is no damage.
+async fn conclude(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    backups: &BTreeMap<BackupId, Origin>,
+    found: &Found,
+) -> Result<(Vec<Finding>, BTreeSet<BackupId>)> {
+    let (mut findings, mut gone) = (found.findings.clone(), BTreeSet::new());
+    if !found.damaged.is_empty() {
+        let ids = backups.keys().copied();
+        let charged = verify::charge(shard, repository, ids, &found.damaged).await?;
+        let more = charged.findings.into_iter();
+        findings.extend(more.map(|(damage, backups)| Finding::new(damage, backups)));
+        gone = charged.gone;
+    }
+    let mut findings = merged(findings);
+    let concerned = findings.iter().flat_map(|finding| &finding.backups);
+    let concerned: BTreeSet<BackupId> = concerned.copied().collect();
+    let asked = concerned.difference(&gone).copied().collect();
+    gone.extend(verify::gone(shard, repository, asked).await?);
+    leave_out(&mut findings, &gone);
+    Ok((findings, gone))
 }
 
-/// Backups among the findings that were deleted since they were listed: what they lack is no damage.
-async fn deleted(
-    shard: &Shard,
-    repository: &Repository,
-    findings: &[Finding],
-) -> Result<BTreeSet<BackupId>> {
-    let mut deleted: BTreeSet<BackupId> = findings
-        .iter()
-        .flat_map(|finding| finding.backups.iter().copied())
-        .collect();
-    for id in catalogue::list(shard, repository).await? {
-        deleted.remove(&id);
+/// The backups that are still there.
+///
+/// # Errors
+/// `NotFound` if the one that was to be verified is not.
+fn remaining(
+    mut ids: Vec<BackupId>,
+    gone: &BTreeSet<BackupId>,
+    is_one: bool,
+) -> Result<Vec<BackupId>> {
+    let named = ids.first().copied();
+    ids.retain(|id| !gone.contains(id));
+    match (named, ids.is_empty() && is_one) {
+        (Some(id), true) => Err(Error::new(
+            Kind::NotFound,
+            "the backup was deleted while it was verified",
+        )
+        .object(id.to_string())
+        .hint("`helios-mover list` shows the backups")),
+        _ => Ok(ids),
     }
-    Ok(deleted)
 }
 
 /// Takes deleted backups out of the findings, and findings that concern nothing else.
@@ -351,22 +409,11 @@ fn merged(findings: Vec<Finding>) -> Vec<Finding> {
 async fn check(
     shard: &Shard,
     repository: &Arc<Repository>,
-    tasks: &[Task],
-    next: &AtomicUsize,
+    tasks: &Tasks,
     progress: &Progress,
 ) -> Result<(Found, ShardFigures)> {
     let (mut part, mut stages) = (Found::default(), StageSeconds::default());
     let pieces = PiecesAhead::of(pieces_ahead(shard.buffers_total(), 0));
-    let claim = || {
-        let task = tasks.get(next.fetch_add(1, Relaxed))?;
-        Some(match task {
-            Task::Map(id) => Begun::Map(*id),
-            Task::Pack(pack, users) => {
-                let next = begin_pack(shard, repository, pack, pieces);
-                Begun::Pack(pack, users, next)
-            }
-        })
-    };
     // Without a link opening a pack takes no time, and packs that are claimed ahead only divide the last ones worse among the
     // shards.
     let ahead_max = match repository.has_link() {
@@ -374,35 +421,36 @@ async fn check(
         false => 0,
     };
     let mut ahead = VecDeque::new();
-    while let Some(task) = ahead.pop_front().or_else(&claim) {
+    loop {
         shard.stop()?;
-        while ahead.len() < ahead_max
-            && let Some(task) = claim()
+        if let Some(id) = tasks.claim_map() {
+            let checked = check_map(shard, repository, id).await;
+            tasks.end_map();
+            if let Err(error) = checked {
+                part.findings.push(Finding::new(finding(error)?, vec![id]));
+            }
+            continue;
+        }
+        while ahead.len() <= ahead_max
+            && let Some(pack) = tasks.claim_pack()
         {
-            ahead.push_back(task);
+            let next = begin_pack(shard, repository, &pack.0, pieces);
+            ahead.push_back((pack, next));
         }
-        match task {
-            Begun::Map(id) => {
-                if let Err(error) = check_map(shard, repository, id).await {
-                    part.findings.push(Finding::new(finding(error)?, vec![id]));
-                }
+        let Some((pack, next)) = ahead.pop_front() else {
+            break;
+        };
+        part.objects += 1;
+        match check_pack(shard, next, pieces).await {
+            Ok(checked) => {
+                part.bytes += checked.bytes;
+                part.blocks += checked.blocks;
+                stages.add(&checked.stages);
             }
-            Begun::Pack(pack, users, next) => {
-                part.objects += 1;
-                match check_pack(shard, next, pieces).await {
-                    Ok(checked) => {
-                        part.bytes += checked.bytes;
-                        part.blocks += checked.blocks;
-                        stages.add(&checked.stages);
-                    }
-                    Err(error) => part
-                        .findings
-                        .push(Finding::new(finding(error)?, users.to_vec())),
-                }
-                progress.add_bytes(pack.bytes);
-                progress.add_files(1);
-            }
+            Err(error) => part.damaged.push((pack, finding(error)?)),
         }
+        progress.add_bytes(pack.0.bytes);
+        progress.add_files(1);
     }
     let report = shard.report();
     Ok((part, ShardFigures { report, stages }))
@@ -431,5 +479,31 @@ mod tests {
         let left = [finding("shared", &[id(2)]), finding("a key slot", &[])];
         assert_eq!(findings, left);
         assert!(!verdicts(&[id(2)], &findings, |_| None)[0].ok);
+    }
+    #[test]
+    fn one_map_at_a_time_is_read_whichever_shard_is_free() {
+        let ids = [1, 2, 3].map(|second| BackupId::new(Timestamp::from_micros(second), 0));
+        let tasks = Tasks::new(ids.to_vec(), BTreeSet::new());
+        for id in ids {
+            assert_eq!(tasks.claim_map(), Some(id));
+            assert_eq!(tasks.claim_map(), None);
+            tasks.end_map();
+        }
+        assert_eq!(tasks.claim_map(), None);
+    }
+
+    #[test]
+    fn a_named_backup_that_is_gone_is_not_verified() {
+        let id = |second: i64| BackupId::new(Timestamp::from_micros(second * 1_000_000), 0);
+        let gone = BTreeSet::from([id(1)]);
+        let error = remaining(vec![id(1)], &gone, true).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert_eq!(error.object_name(), Some(id(1).to_string().as_str()));
+        assert_eq!(remaining(vec![id(1)], &gone, false).unwrap(), []);
+        assert_eq!(remaining(vec![id(2)], &gone, true).unwrap(), [id(2)]);
+        assert_eq!(
+            remaining(vec![id(1), id(2)], &gone, false).unwrap(),
+            [id(2)]
+        );
     }
 }

@@ -22,6 +22,7 @@ use mover_io::Shard;
 
 use crate::pack::PackWriter;
 use crate::timing::StageSeconds;
+use crate::tree::EXTENTS_MAX;
 use crate::writer::{Commits, MapNode, WriteShared};
 
 /// Plain bytes at which a frame of nodes is closed: large enough to compress well, small enough that reading
@@ -167,6 +168,8 @@ pub(crate) struct TreeWriter {
     encoder: FrameEncoder,
     page: EntryPageBuilder,
     pages: Vec<Child>,
+    /// Of all files so far.
+    extents: u64,
 }
 
 impl TreeWriter {
@@ -176,6 +179,7 @@ impl TreeWriter {
             encoder: FrameEncoder::new(shared.level)?,
             page: EntryPageBuilder::new(),
             pages: Vec::new(),
+            extents: 0,
         })
     }
 
@@ -186,6 +190,13 @@ impl TreeWriter {
 
     /// The root of a file's map, from the nodes of its extents in order. `None` for an empty file.
     pub async fn join(&mut self, extents: Vec<MapNode>) -> Result<Option<MapNode>> {
+        self.extents += extents.len() as u64;
+        if self.extents > EXTENTS_MAX {
+            let what = "the files have more than 4 PiB together, holes included";
+            return Err(
+                Error::new(Kind::Limit, what).hint("back up parts of the source on their own")
+            );
+        }
         let mut children: Vec<Child> = extents.into_iter().map(|node| node.0).collect();
         let mut level = 0;
         while children.len() > 1 {

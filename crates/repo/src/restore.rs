@@ -23,7 +23,7 @@ use crate::open_packs::OpenPacks;
 use crate::reader::{FRAMES_SHARED_MAX, FrameNeed, PackInfos, PackReader};
 use crate::repository::Repository;
 use crate::timing::{StageSeconds, lap};
-use crate::tree::{FileMap, TreeItem, read_entries};
+use crate::tree::{FileMap, TreeItem, in_map, in_pages, read_entries};
 
 /// A backup opened for reading, shared by the shards.
 pub struct BackupView {
@@ -121,7 +121,8 @@ impl BackupView {
         let infos = Arc::new(infos);
         let packs = Arc::default();
         let mut reader = PackReader::new(shard, repository, &infos).with_packs(&packs);
-        let (items, _) = read_entries(&mut reader, &open.manifest.pages).await?;
+        let read = read_entries(&mut reader, &open.manifest.pages).await;
+        let (items, _) = read.map_err(|error| in_pages(id, error))?;
         Ok(BackupView {
             repository: repository.clone(),
             id,
@@ -237,7 +238,13 @@ impl ExtentReader {
         let view = self.view.clone();
         Sought(self.reader.shard().spawn(async move {
             let found = match view.map(item) {
-                Ok(map) => segments(&mut scout, map, index, wanted).await,
+                Ok(map) => {
+                    let found = segments(&mut scout, map, index, wanted).await;
+                    found.map_err(|error| match view.entry(item) {
+                        Ok(entry) => in_map(view.id, entry, error),
+                        Err(_) => error,
+                    })
+                }
                 Err(error) => Err(error),
             };
             (scout, found)

@@ -1,15 +1,18 @@
 //! Checking what is stored: every byte of every pack, every node of every map, every record.
 //!
 //! Invariants: a check never trusts what it has not itself read in this run; damage to one object is a finding
-//! and does not end the run, a store that fails does.
+//! and does not end the run, a store that fails does; a pack is held to what a manifest states of it, and what is wrong then
+//! concerns the backups whose manifests state just that. Memory follows the packs and not the backups that share them: whom damaged
+//! ones concern is read again in the end.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use mover_base::{BackupId, Error, HoldId, Kind, PackId, Result, SessionId};
 use mover_format::manifest::PackInfo;
-use mover_format::node::Run;
+use mover_format::node::{Leaf, Run};
 use mover_format::preamble::ObjectType;
 use mover_format::record::{AnnotationRecord, Record};
 use mover_format::seal::Origin;
@@ -24,8 +27,9 @@ use crate::records::{self, at_once, each_object};
 use crate::repository::Repository;
 use crate::restore::BackupView;
 use crate::timing::{StageSeconds, lap};
+use crate::tree::{Walked, in_map};
 
-/// Most packs that one run keeps in mind (80 bytes each).
+/// Most packs that one run keeps in mind: some 125 bytes each, since the nodes of a tree are not all full, so 12 MB for a TB.
 const PACKS_MAX: usize = 4_000_000;
 
 /// Something that is wrong.
@@ -35,6 +39,42 @@ pub struct Damage {
     pub object: String,
     /// What is wrong with it.
     pub what: String,
+}
+
+/// A pack as a manifest states it. Where manifests state different things of one pack, each is held to its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatedPack(pub PackInfo);
+
+impl StatedPack {
+    /// The first that can be stated of a pack.
+    fn first_of(id: PackId) -> Self {
+        StatedPack(PackInfo {
+            id,
+            object_type: ObjectType::DataPack,
+            bytes: 0,
+            directory_offset: 0,
+            directory_bytes: 0,
+            blocks: 0,
+            directory_sha256: [0; 32],
+        })
+    }
+}
+
+impl Ord for StatedPack {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let parts = |StatedPack(info): &StatedPack| {
+            let lengths = (info.bytes, info.directory_offset, info.directory_bytes);
+            let of = (info.blocks, info.object_type.code());
+            (info.id, info.directory_sha256, lengths, of)
+        };
+        parts(self).cmp(&parts(other))
+    }
+}
+
+impl PartialOrd for StatedPack {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// Checks of one pack.
@@ -64,8 +104,8 @@ pub struct Unreferenced {
 pub struct Inventory {
     /// Backups whose manifests could be read, and who wrote them.
     pub backups: BTreeMap<BackupId, Origin>,
-    /// Packs by id, with the backups that need them.
-    pub packs: BTreeMap<PackId, (PackInfo, Vec<BackupId>)>,
+    /// What they state of packs, each once.
+    pub packs: BTreeSet<StatedPack>,
     /// What is wrong already, with the backups concerned.
     pub findings: Vec<(Damage, Vec<BackupId>)>,
     /// Names among key slots and records that none of them has.
@@ -120,7 +160,7 @@ impl Inventory {
             inventory.backups.insert(id, open.origin);
             inventory.bytes += open.bytes;
             for pack in open.manifest.packs {
-                inventory.need(id, pack)?;
+                inventory.need(pack)?;
             }
         }
         Ok(inventory)
@@ -162,25 +202,21 @@ impl Inventory {
         Ok(())
     }
 
-    fn need(&mut self, id: BackupId, pack: PackInfo) -> Result<()> {
-        if self.packs.len() >= PACKS_MAX {
+    fn need(&mut self, pack: PackInfo) -> Result<()> {
+        self.packs.insert(StatedPack(pack));
+        if self.packs.len() > PACKS_MAX {
             return Err(Error::new(
                 Kind::Limit,
                 format!("the backups need over {PACKS_MAX} packs"),
             )
             .hint("verify one backup at a time with --set"));
         }
-        let (known, users) = self
-            .packs
-            .entry(pack.id)
-            .or_insert_with(|| (pack, Vec::new()));
-        users.push(id);
-        if *known != pack {
-            let what = "two manifests state different lengths of the pack".to_owned();
-            let object = layout::pack(pack.id)?.as_str().to_owned();
-            self.findings.push((Damage { object, what }, users.clone()));
-        }
         Ok(())
+    }
+
+    fn names(&self, id: PackId) -> bool {
+        let mut behind = self.packs.range(StatedPack::first_of(id)..);
+        behind.next().is_some_and(|stated| stated.0.id == id)
     }
 
     /// Stored packs that none of the backups needs (left by an interrupted job, or in the making now). Their
@@ -192,7 +228,7 @@ impl Inventory {
     ) -> Result<Unreferenced> {
         let (mut packs, mut bytes_all) = (0, 0u64);
         let strays = each_pack(shard, repository, |id, bytes| {
-            if !self.packs.contains_key(&id) {
+            if !self.names(id) {
                 packs += 1;
                 bytes_all = bytes_all.saturating_add(bytes);
             }
@@ -204,6 +240,73 @@ impl Inventory {
             strays,
         })
     }
+}
+
+/// Whom damaged packs concern.
+#[derive(Default)]
+pub struct Charged {
+    /// What is wrong, with the backups concerned.
+    pub findings: Vec<(Damage, Vec<BackupId>)>,
+    /// Backups whose manifests are gone.
+    pub gone: BTreeSet<BackupId>,
+}
+
+/// Reads the manifests of `backups` again and charges each with what is wrong with the packs that it states. Damage to packs that
+/// only backups stated which are gone concerns nobody.
+pub async fn charge(
+    shard: &Shard,
+    repository: &Repository,
+    backups: impl Iterator<Item = BackupId>,
+    damaged: &[(StatedPack, Damage)],
+) -> Result<Charged> {
+    let mut charged = Charged::default();
+    let mut users: BTreeMap<StatedPack, Vec<BackupId>> = damaged
+        .iter()
+        .map(|(pack, _)| (*pack, Vec::new()))
+        .collect();
+    for id in backups {
+        shard.stop()?;
+        let open = match catalogue::load(shard, repository, id).await {
+            Ok(open) => open,
+            Err(error) if error.is_absence() => {
+                charged.gone.insert(id);
+                continue;
+            }
+            Err(error) => {
+                charged.findings.push((finding(error)?, vec![id]));
+                continue;
+            }
+        };
+        for pack in open.manifest.packs {
+            if let Some(users) = users.get_mut(&StatedPack(pack)) {
+                users.push(id);
+            }
+        }
+    }
+    for (pack, damage) in damaged {
+        let users = users.remove(pack).unwrap_or_default();
+        if !users.is_empty() {
+            charged.findings.push((damage.clone(), users));
+        }
+    }
+    Ok(charged)
+}
+
+/// Which of these backups are gone, each asked for under its own name: a listing may leave something out.
+pub async fn gone(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    backups: Vec<BackupId>,
+) -> Result<BTreeSet<BackupId>> {
+    let ask = |id: BackupId| {
+        let (shard, repository) = (shard.clone(), repository.clone());
+        async move {
+            let stands = catalogue::stands(&shard, &repository, id).await?;
+            Ok((!stands).then_some(id))
+        }
+    };
+    let asked = at_once(shard, backups, ask).await?;
+    Ok(asked.into_iter().flatten().collect())
 }
 
 /// Prefixes of the records.
@@ -410,35 +513,32 @@ pub async fn check_pack(shard: &Shard, next: NextPack, pieces: PiecesAhead) -> R
 pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId) -> Result<u64> {
     let view = BackupView::open(shard, repository, id).await?;
     let mut reader = PackReader::new(shard, repository, &view.infos);
-    let mut files = 0;
-    let mut unknown = BTreeSet::new();
+    let (mut files, mut walked, mut unknown) = (0, Walked::default(), None);
+    let holds = |run: &Run| match *run {
+        Run::Hole { .. } | Run::Zeros { .. } => true,
+        Run::Stored {
+            blocks,
+            pack,
+            ordinal,
+        } => view.infos.get(&pack).is_some_and(|info| {
+            let end = u64::from(ordinal) + u64::from(blocks);
+            info.object_type == ObjectType::DataPack && end <= u64::from(info.blocks)
+        }),
+    };
     for item in &view.items {
         let Some(map) = &item.map else { continue };
         files += 1;
-        for index in 0..map.extents() {
-            shard.stop()?;
-            let (leaf, _) = map.leaf(&mut reader, index).await?;
-            for run in leaf.runs() {
-                let Run::Stored {
-                    blocks,
-                    pack,
-                    ordinal,
-                } = *run
-                else {
-                    continue;
-                };
-                let end = u64::from(ordinal) + u64::from(blocks);
-                let fits = view.infos.get(&pack).is_some_and(|info| {
-                    info.object_type == ObjectType::DataPack && end <= u64::from(info.blocks)
-                });
-                if !fits {
-                    unknown.insert(item.entry.display_path());
-                }
-            }
+        shard.stop()?;
+        let mut fits = true;
+        let each = |leaf: &Leaf| fits &= leaf.runs().iter().all(holds);
+        let read = map.each_leaf(&mut reader, &mut walked, each).await;
+        read.map_err(|error| in_map(id, &item.entry, error))?;
+        if !fits {
+            unknown.get_or_insert_with(|| item.entry.display_path());
         }
         shard.turn().await;
     }
-    match unknown.first() {
+    match unknown {
         None => Ok(files),
         Some(path) => Err(Error::new(
             Kind::Corrupt,
@@ -463,5 +563,25 @@ mod tests {
         assert_eq!(divided(enough - 1), (enough - 1, 0));
         assert_eq!(divided(enough), (READS_AHEAD, READS_AHEAD));
         assert_eq!(divided(enough + 11), (READS_AHEAD + 11, READS_AHEAD));
+    }
+    fn pack(id: u8, bytes: u64) -> PackInfo {
+        PackInfo {
+            bytes,
+            ..StatedPack::first_of(PackId([id; 16])).0
+        }
+    }
+
+    #[test]
+    fn a_pack_is_kept_in_mind_once_for_all_who_state_the_same_of_it() {
+        let mut inventory = Inventory::default();
+        for _ in 0..365 {
+            inventory.need(pack(1, 100)).unwrap();
+            inventory.need(pack(3, 100)).unwrap();
+        }
+        inventory.need(pack(3, 50)).unwrap();
+        let kept = [pack(1, 100), pack(3, 50), pack(3, 100)].map(StatedPack);
+        assert_eq!(inventory.packs.iter().copied().collect::<Vec<_>>(), kept);
+        let named = [0, 1, 2, 3, 4].map(|id| inventory.names(PackId([id; 16])));
+        assert_eq!(named, [false, true, false, true, false]);
     }
 }

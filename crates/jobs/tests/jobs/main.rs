@@ -7,6 +7,7 @@ mod delta;
 mod engine;
 mod expire;
 mod fixture;
+mod forged;
 mod hostile;
 mod keys;
 mod maps;

@@ -1,0 +1,160 @@
+//! Manifests that somebody forges who may write to the storage: what they claim hurts no other backup, and what they hold is told
+//! with its backup and file.
+
+use std::fs;
+
+use mover_base::checksum::crc32;
+use mover_base::{BackupId, Kind, Timestamp};
+
+use crate::fixture::{BLOCK, Place, Random, engine, write_sparse};
+
+const PREAMBLE: usize = 100;
+const HEADER: usize = 16;
+const TRAILER: usize = 32;
+
+fn word(bytes: &[u8], at: usize) -> usize {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+}
+
+fn put_word(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// The plain body of a manifest of a repository without encryption.
+fn body_of(manifest: &[u8]) -> Vec<u8> {
+    let frame = &manifest[PREAMBLE..];
+    let (payload, plain) = (word(frame, 0), word(frame, 4));
+    let payload = &frame[HEADER..HEADER + payload];
+    match frame[9] {
+        0 => payload.to_vec(),
+        _ => zstd::bulk::decompress(payload, plain).unwrap(),
+    }
+}
+
+/// The manifest of the backup `id` with another body, all of whose checksums hold.
+fn forged(manifest: &[u8], id: BackupId, body: &[u8]) -> Vec<u8> {
+    let mut out = manifest[..PREAMBLE].to_vec();
+    out[32..48].copy_from_slice(&id.object_id());
+    let crc = crc32(&out[..96]);
+    put_word(&mut out, 96, crc);
+    let mut frame = manifest[PREAMBLE..PREAMBLE + HEADER].to_vec();
+    put_word(&mut frame, 0, body.len() as u32);
+    put_word(&mut frame, 4, body.len() as u32);
+    frame[9] = 0;
+    let crc = crc32(&[&frame[..12], body].concat());
+    put_word(&mut frame, 12, crc);
+    out.extend(frame);
+    out.extend(body);
+    let mut trailer = manifest[manifest.len() - TRAILER..].to_vec();
+    put_word(&mut trailer, 8, (HEADER + body.len()) as u32);
+    let crc = crc32(&trailer[..28]);
+    put_word(&mut trailer, 28, crc);
+    out.extend(trailer);
+    out
+}
+
+/// Where the packs of a body begin.
+fn packs_at(body: &[u8], packs: usize) -> usize {
+    let at = body.len() - 80 * packs;
+    assert_eq!(word(body, at - 4), packs);
+    at
+}
+
+/// Every backup that a finding concerns, with the object.
+fn charged(place: &Place) -> Vec<(String, Vec<BackupId>)> {
+    let summary = place.try_verify(None).unwrap();
+    for backup in &summary.backups {
+        let concerned =
+            |finding: &&mover_jobs::verify::Finding| finding.backups.contains(&backup.backup_id);
+        assert_eq!(backup.ok, summary.findings.iter().find(concerned).is_none());
+    }
+    let findings = summary.findings.into_iter();
+    findings
+        .map(|found| (found.object, found.backups))
+        .collect()
+}
+
+#[test]
+fn a_manifest_that_states_other_packs_under_their_names_discredits_no_other_backup() {
+    let place = Place::plain();
+    fs::write(place.source("a"), Random(1).bytes(40 * BLOCK)).unwrap();
+    let first = place.backup().backup_id;
+    let shared = place.objects("packs/");
+    fs::write(place.source("b"), Random(2).bytes(40 * BLOCK)).unwrap();
+    let second = place.backup().backup_id;
+    let mut own = place.objects("packs/");
+    own.retain(|name| !shared.contains(name));
+
+    // Older than all, so that it is read first, with another directory for each pack.
+    let manifest = fs::read(place.object(&format!("backups/{first}"))).unwrap();
+    let old = BackupId::new(Timestamp::from_micros(0), 7);
+    let mut body = body_of(&manifest);
+    let text = first.to_string();
+    let at = body
+        .windows(text.len())
+        .position(|part| part == text.as_bytes());
+    let at = at.unwrap();
+    body[at..at + text.len()].copy_from_slice(old.to_string().as_bytes());
+    let packs = packs_at(&body, shared.len());
+    for pack in body[packs..].chunks_mut(80) {
+        pack[79] ^= 1;
+    }
+    let name = format!("backups/{old}");
+    fs::write(place.object(&name), forged(&manifest, old, &body)).unwrap();
+    let expected: Vec<_> = shared
+        .iter()
+        .map(|name| (name.clone(), vec![old]))
+        .collect();
+    assert_eq!(charged(&place), expected);
+
+    // Damage to what is shared concerns all, and damage to what the second has alone only that.
+    let harm = |name: &String| {
+        let mut bytes = fs::read(place.object(name)).unwrap();
+        bytes[PREAMBLE + HEADER + 1] ^= 1;
+        fs::write(place.object(name), bytes).unwrap();
+    };
+    harm(&shared[0]);
+    harm(&own[0]);
+    let mut found = charged(&place);
+    found.retain(|(_, backups)| *backups != [old]);
+    let mut expected = vec![
+        (shared[0].clone(), vec![first, second]),
+        (own[0].clone(), vec![second]),
+    ];
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_map_that_is_wrong_is_told_with_its_backup_and_file() {
+    let place = Place::plain();
+    write_sparse(&place.source("holes"), 2 * BLOCK as u64, &[]);
+    let id = place.backup().backup_id;
+    let object = format!("backups/{id}");
+    let manifest = fs::read(place.object(&object)).unwrap();
+    let mut body = body_of(&manifest);
+    // An inline leaf of four bytes: one run of two blocks that are a hole.
+    let leaf = [0, 4, 1, 0, 1, 2 << 2];
+    let found: Vec<usize> = (0..body.len())
+        .filter(|&at| body[at..].starts_with(&leaf))
+        .collect();
+    assert_eq!(found.len(), 1);
+    body[found[0] + 5] = 1 << 2;
+    fs::write(place.object(&object), forged(&manifest, id, &body)).unwrap();
+
+    let summary = place.try_verify(None).unwrap();
+    let [finding] = &summary.findings[..] else {
+        panic!("{:?}", summary.findings)
+    };
+    assert_eq!((&finding.object, &finding.backups), (&object, &vec![id]));
+    assert!(finding.what.contains("the file holes"), "{finding:?}");
+    let options = place.restore_options("latest", "out", false);
+    let error = place
+        .try_restore(&engine(), &options)
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert_eq!(error.object_name(), Some(object.as_str()));
+    assert!(error.message().contains("the file holes"), "{error}");
+    assert!(error.hint_text().is_some());
+}
