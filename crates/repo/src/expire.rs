@@ -28,7 +28,7 @@ use crate::policy::{Policy, Rule};
 use crate::process::Life;
 use crate::repository::Repository;
 use crate::sessions::Standing;
-use look::{LOOKS_MAX, View};
+use look::{LOOKS_MAX, Looked, View};
 use makers::Maker;
 use packs::PackUses;
 
@@ -172,35 +172,52 @@ impl Survey {
     }
 
     /// Looks until nobody was at work in between: what is to be seen, and the packs that no manifest names.
+    ///
+    /// Packs are listed once, behind a look that tells which of them are needed. Where somebody began in between, the next look
+    /// is behind the packs, as it must be: of who wrote these, each session or manifest that stands is there to be listed.
     async fn look_around(
         &mut self,
         shard: &Shard,
         repository: &Arc<Repository>,
     ) -> Result<(View, Vec<(PackId, u64)>)> {
+        let (mut between, mut unnamed) = (None, None);
         for _ in 0..LOOKS_MAX {
-            let Some(view) = self.look(shard, repository).await? else {
-                continue;
+            let view = match self.look(shard, repository).await? {
+                Looked::Shown(view) => view,
+                Looked::Between(key) => {
+                    between = Some(key);
+                    continue;
+                }
             };
-            let unnamed = packs::not_needed(shard, repository, &self.packs).await?;
-            let hidden = self.hidden_makers(shard, repository, &unnamed, &view);
-            let hidden = hidden.await?;
-            if hidden.is_empty() {
-                return Ok((view, unnamed));
-            }
-            // Sessions and manifests were listed before the packs: a backup may have begun, or ended too, in between.
+            let mut packs = match unnamed.take() {
+                Some(packs) => packs,
+                None => packs::not_needed(shard, repository, &self.packs).await?,
+            };
+            // Manifests that came meanwhile name some.
+            packs.retain(|(id, _)| !self.packs.is_needed(id));
+            let hidden = self.hidden_makers(shard, repository, &packs, &view).await?;
+            let Some(key) = hidden.first() else {
+                return Ok((view, packs));
+            };
+            between = Some(key.clone());
             self.stood.extend(hidden);
+            unnamed = Some(packs);
         }
-        Err(too_busy())
+        Err(too_busy(between))
     }
 }
 
-/// Others change the repository all the time.
-fn too_busy() -> Error {
-    Error::new(
+/// Others change the repository all the time; the last thing that came or went is told.
+fn too_busy(between: Option<Key>) -> Error {
+    let error = Error::new(
         Kind::Conflict,
-        "others delete backups and end sessions faster than they can be looked at; nothing was deleted",
+        "others begin, end or delete backups faster than they can be looked at; nothing was deleted",
     )
-    .hint("run it again when the other expire has ended")
+    .hint("the object came or went in between; run it again while fewer are at work");
+    match between {
+        Some(key) => error.object(key.as_str()),
+        None => error,
+    }
 }
 
 /// Says what the policy would delete. Changes nothing.
@@ -464,5 +481,12 @@ mod tests {
             survey.add(open).unwrap();
             assert_eq!(survey.backups[&id(3)].bases, [Some(id(1)), parent]);
         }
+    }
+    #[test]
+    fn who_came_in_between_is_named() {
+        let key = crate::layout::session(SessionId([7; 16])).unwrap();
+        let error = too_busy(Some(key.clone()));
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert_eq!(error.object_name(), Some(key.as_str()));
     }
 }

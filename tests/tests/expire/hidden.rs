@@ -1,5 +1,5 @@
 //! Expires at a store whose listings leave out what is there, and say nothing: whatever tells of a backup that is not listed ends
-//! the run before anything is deleted.
+//! the run before anything is deleted. A verification takes no backup for deleted because of such a listing.
 
 use mover_test_servers::Listed;
 
@@ -355,6 +355,60 @@ fn a_listing_that_ends_early_is_looked_behind() {
     let cut = hide("backups/", &[&last]).query("max-keys=1000");
     store.nothing_goes("cut off", &[cut], &format!("backups/{last}"));
     store.history.holds_exactly(&[0, 2], &store.scratch);
+}
+
+/// A backup that is shown to the second look only is one that has begun or ended since the first.
+#[test]
+fn a_plan_lists_the_packs_once_whoever_comes_in_between() {
+    let store = Store::new("hidden-between", 3);
+    let newest = store.history.id(2).to_owned();
+    let lagging = hide("backups/", &[&newest]).times(2);
+    let tried = store.expire_through(&[lagging], &["--keep-last", "1"]);
+    assert_eq!(tried.hits, 2);
+    let plan = tried.outcome.summary();
+    assert_eq!(plan["leftovers"]["packs"], 0, "{plan}");
+    assert_eq!(plan["leftovers"]["owned_packs"], 0, "{plan}");
+    let seen = tried.proxy.seen();
+    let of_packs = |seen: &&String| seen.contains("prefix=expire%2Fpacks");
+    assert_eq!(seen.iter().filter(of_packs).count(), 1, "{seen:?}");
+}
+
+#[test]
+fn damage_to_a_backup_that_a_later_listing_leaves_out_is_told() {
+    let mut store = Store::new("hidden-damage", 1);
+    let before = store.keys("packs/");
+    store.history.backup();
+    let newest = store.history.id(1).to_owned();
+    let mut own = store.keys("packs/");
+    own.retain(|pack| !before.contains(pack));
+    delete(&store.client(), &own[0]);
+    let shown = Fault::new(Action::Delay(Duration::ZERO)).query("prefix=expire%2Fbackups");
+    let (_proxy, _, repo) = store.through(&[shown.times(1), hide("backups/", &[&newest])]);
+    let mut lines = repo
+        .verify()
+        .expect(exit::VERIFY_FAILED)
+        .lines()
+        .into_iter();
+    let verified = lines.find(|line| line["message_type"] == "summary");
+    let verified = verified.expect("a summary before the error");
+    let findings = verified["findings"].as_array().expect("findings");
+    assert!(!findings.is_empty());
+    for finding in findings {
+        assert_eq!(
+            finding["backups"],
+            serde_json::json!([newest]),
+            "{verified}"
+        );
+    }
+    let is_named = |finding: &&serde_json::Value| {
+        finding["object"]
+            .as_str()
+            .is_some_and(|name| own[0].ends_with(name))
+    };
+    assert!(
+        findings.iter().any(|finding| is_named(&finding)),
+        "{verified}"
+    );
 }
 
 /// Requests of this kind that a proxy has seen.

@@ -28,6 +28,14 @@ use crate::{holds, layout};
 /// How often a run looks again when others delete or end sessions at the same time.
 pub(super) const LOOKS_MAX: usize = 5;
 
+/// What came of a look.
+pub(super) enum Looked {
+    /// What there is to be seen.
+    Shown(View),
+    /// Others were at work: this came or went in between, and it is to be done again.
+    Between(Key),
+}
+
 /// What a look showed.
 pub(super) struct View {
     pub sessions: Vec<Standing>,
@@ -109,24 +117,29 @@ fn only_ids(listing: Listing) -> Result<Vec<BackupId>> {
 }
 
 impl Survey {
-    /// Looks once, and takes in the manifests that are new. None if others were at work in between, so that it is to be done
-    /// again.
+    /// Looks once, and takes in the manifests that are new.
     pub(super) async fn look(
         &mut self,
         shard: &Shard,
         repository: &Arc<Repository>,
-    ) -> Result<Option<View>> {
+    ) -> Result<Looked> {
         let view = View::take(shard, repository).await?;
         self.check_shown(shard, repository, &view).await?;
+        let mut between = None;
         for &id in &view.behind {
             // It may have been made in between.
-            self.stood.insert(layout::backup(id)?);
+            let key = layout::backup(id)?;
+            self.stood.insert(key.clone());
+            between = Some(key);
         }
-        if !view.behind.is_empty() || !self.take_new(shard, repository, &view).await? {
-            return Ok(None);
+        if between.is_none() {
+            between = self.take_new(shard, repository, &view).await?;
+        }
+        if let Some(key) = between {
+            return Ok(Looked::Between(key));
         }
         self.check_named(shard, repository, &view).await?;
-        Ok(Some(view))
+        Ok(Looked::Shown(view))
     }
 
     /// What stood and is not listed must be gone: else the listing left it out.
@@ -154,13 +167,13 @@ impl Survey {
         Ok(())
     }
 
-    /// Reads the manifests that were not known. False if one is gone already: then what it needed is not known.
+    /// Reads the manifests that were not known. Gives one that is gone already: what it needed is not known.
     async fn take_new(
         &mut self,
         shard: &Shard,
         repository: &Repository,
         view: &View,
-    ) -> Result<bool> {
+    ) -> Result<Option<Key>> {
         for &id in &view.listed {
             if self.backups.contains_key(&id) {
                 continue;
@@ -168,11 +181,11 @@ impl Survey {
             shard.stop()?;
             match catalogue::load(shard, repository, id).await {
                 Ok(open) => self.add(open)?,
-                Err(error) if error.is_absence() => return Ok(false),
+                Err(error) if error.is_absence() => return Ok(Some(layout::backup(id)?)),
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// Backups that something names and that are not listed must be gone.

@@ -13,7 +13,7 @@ use mover_io::Shard;
 use mover_store::Key;
 use serde::Serialize;
 
-use super::look::{LOOKS_MAX, View, incomplete};
+use super::look::{LOOKS_MAX, Looked, View, incomplete};
 use super::{NO_BACKUP, OtherReason, Plan, Survey};
 use super::{packs, too_busy};
 use crate::process::Life;
@@ -139,16 +139,22 @@ impl Run<'_> {
     /// are not listed and stand show that the listings are incomplete: sessions and manifests were listed after the packs.
     async fn look(&mut self, candidates: &[(PackId, u64)]) -> Result<View> {
         let (shard, repository) = (self.shard, self.repository);
+        let mut between = None;
         for _ in 0..LOOKS_MAX {
-            let Some(view) = self.survey.look(shard, repository).await? else {
-                continue;
+            let view = match self.survey.look(shard, repository).await? {
+                Looked::Shown(view) => view,
+                Looked::Between(key) => {
+                    between = Some(key);
+                    continue;
+                }
             };
             let own = self.session.id();
             if !view.sessions.iter().any(|one| one.id == own) {
                 self.check_session().await?;
                 return Err(incomplete(&layout::session(own)?, "this run made it"));
             }
-            if !self.put_off(&view).await? {
+            if let Some(ended) = self.put_off(&view).await? {
+                between = Some(layout::session(ended)?);
                 continue;
             }
             let hidden = self
@@ -159,12 +165,12 @@ impl Run<'_> {
                 None => Ok(view),
             };
         }
-        Err(too_busy())
+        Err(too_busy(between))
     }
 
-    /// Takes out of the doomed what a hold or a session needs. False if a session's parent is gone and the session has ended
+    /// Takes out of the doomed what a hold or a session needs. Gives a session whose parent is gone and that has ended
     /// too: its manifest may have appeared behind the listing.
-    async fn put_off(&mut self, view: &View) -> Result<bool> {
+    async fn put_off(&mut self, view: &View) -> Result<Option<SessionId>> {
         let protecting: Vec<(SessionId, Vec<BackupId>)> = self
             .survey
             .protecting(&view.sessions)
@@ -178,7 +184,7 @@ impl Run<'_> {
                 }
                 // One that stands looked at the parent after it was registered, and does not use it.
                 if !sessions::stands(self.shard, self.repository, session).await? {
-                    return Ok(false);
+                    return Ok(Some(session));
                 }
             }
         }
@@ -187,7 +193,7 @@ impl Run<'_> {
                 self.keep(backup, OtherReason::Hold).await?;
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// Makes sure that a backup is not deleted by this run. False if it is gone.
