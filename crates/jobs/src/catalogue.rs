@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mover_base::{BackupId, Result};
+use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
 use mover_repo::annotations::{self, Changes};
 use mover_repo::holds::{self, Hold};
@@ -17,6 +17,9 @@ use crate::settings::{Engine, RepoAccess};
 
 /// [`ShowDetails::authenticity`] of what a writer without the master key made.
 pub const RECIPIENT_ONLY: &str = "recipient_only";
+
+/// Most backups that are shown at once: what is kept of each takes some 2 KB.
+const SHOWN_MAX: usize = 100_000;
 
 /// A backup in a listing.
 #[derive(Debug, Serialize)]
@@ -69,6 +72,7 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
         let found = catalogue::list_all(&shard, &repository).await?;
+        check_count(found.ids.len()).map_err(|error| error.object(repository.url()))?;
         let notes = Notes::read(&shard, &repository).await?;
         let mut items = Vec::new();
         for id in found.ids {
@@ -81,6 +85,17 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
         })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)
+}
+
+/// Whether so many backups can be shown.
+fn check_count(backups: usize) -> Result<()> {
+    if backups <= SHOWN_MAX {
+        return Ok(());
+    }
+    let what = format!("{backups} backups are listed, and {SHOWN_MAX} are shown at most");
+    Err(Error::new(Kind::Limit, what).hint(
+        "`helios-mover expire` deletes those that a policy does not keep; other verbs take a backup's id, or latest",
+    ))
 }
 
 /// What stands beside the manifests.
@@ -166,4 +181,17 @@ pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails
         })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_shown_says_how_to_have_less() {
+        check_count(100_000).unwrap();
+        let error = check_count(100_001).unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit);
+        assert!(error.hint_text().unwrap().contains("helios-mover expire"));
+    }
 }

@@ -17,8 +17,9 @@ use crate::records::{each_object, only_match};
 use crate::repository::{Repository, Session};
 use crate::sessions;
 
-/// Most backups that a repository lists at once; some 400 bytes each.
-const BACKUPS_MAX: usize = 100_000;
+/// Most backups whose ids are listed: 16 bytes each, up to twice that while the list grows. Who reads their manifests too keeps
+/// some 400 bytes of each.
+const BACKUPS_MAX: usize = 4_000_000;
 /// How many ids a backup may have, one behind the other, of which it takes the first that is free: 12 random bits per
 /// microsecond do not collide thrice.
 const ID_TRIES: u32 = 3;
@@ -55,22 +56,44 @@ pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<BackupId
 /// All backups, and the names that are none.
 pub async fn list_all(shard: &Shard, repository: &Repository) -> Result<Listing> {
     let mut ids = Vec::new();
-    let strays = each_object(shard, repository, layout::BACKUPS, |object| {
+    let strays = each(shard, repository, |id, _| ids.push(id)).await?;
+    ids.sort_unstable();
+    Ok(Listing { ids, strays })
+}
+
+/// Ids of all backups, oldest first, with the lengths of their manifests.
+pub(crate) async fn list_sized(
+    shard: &Shard,
+    repository: &Repository,
+) -> Result<Vec<(BackupId, u64)>> {
+    let mut found = Vec::new();
+    each(shard, repository, |id, bytes| found.push((id, bytes))).await?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Gives each backup that is listed, and the length of its manifest, to `each`; returns the names that are none.
+async fn each(
+    shard: &Shard,
+    repository: &Repository,
+    mut each: impl FnMut(BackupId, u64),
+) -> Result<Vec<String>> {
+    let mut backups = 0;
+    each_object(shard, repository, layout::BACKUPS, |object| {
         let Some(id) = layout::backup_of(&object.key) else {
             return Ok(false);
         };
-        if ids.len() == BACKUPS_MAX {
+        if backups == BACKUPS_MAX {
             let what = format!("the repository lists over {BACKUPS_MAX} backups");
             return Err(Error::new(Kind::Limit, what)
                 .object(repository.url())
                 .hint("begin another repository; if so many were never made, its storage, or a proxy before it, lists what is not there"));
         }
-        ids.push(id);
+        backups += 1;
+        each(id, object.bytes);
         Ok(true)
     })
-    .await?;
-    ids.sort_unstable();
-    Ok(Listing { ids, strays })
+    .await
 }
 
 /// The first of what is listed behind the backup `last`, or of all: of a listing that was complete nothing but what was made
@@ -106,6 +129,20 @@ pub(crate) async fn stands(shard: &Shard, repository: &Repository, id: BackupId)
 
 /// The backup that `set` names: an id, an unambiguous beginning of one, or `latest`.
 pub async fn find(shard: &Shard, repository: &Repository, set: &str) -> Result<BackupId> {
+    let hint = |error: Error| error.hint("`helios-mover list` shows the backups");
+    // A whole id is one whatever else is there, and however much that is.
+    if let Some(id) = set
+        .parse()
+        .ok()
+        .filter(|id: &BackupId| id.to_string() == set)
+    {
+        return match stands(shard, repository, id).await? {
+            true => Ok(id),
+            false => Err(hint(
+                Error::new(Kind::NotFound, "there is no such backup").object(set),
+            )),
+        };
+    }
     let ids = list(shard, repository).await?;
     if set == "latest" {
         return ids.last().copied().ok_or_else(|| {
@@ -113,8 +150,7 @@ pub async fn find(shard: &Shard, repository: &Repository, set: &str) -> Result<B
                 .object(repository.url())
         });
     }
-    only_match(ids.into_iter(), set, "backup")
-        .map_err(|error| error.hint("`helios-mover list` shows the backups"))
+    only_match(ids.into_iter(), set, "backup").map_err(hint)
 }
 
 /// Reads a manifest.

@@ -1,6 +1,6 @@
 //! Which earlier backup the next one builds on.
 //!
-//! Invariants: manifests are read from the latest on, a few at a time and [`LOADS_MAX`] at most; one that cannot be read, or
+//! Invariants: manifests are read from the latest on, [`LOADS_MAX`] at most, and a few at a time as their lengths allow; one that cannot be read, or
 //! for which nobody vouches, is passed over and told; what is about to be deleted is not looked at.
 
 use std::fmt::Display;
@@ -26,6 +26,8 @@ pub(crate) const NOBODY_VOUCHES: &str =
     "it was written without the repository's key, so nobody vouches for it";
 /// Manifests read at a time; one of a terabyte takes some 5 MB.
 const LOADS_AT_ONCE: usize = 4;
+/// Bytes of manifests read at a time, as they are stored, unless the first alone is longer.
+const LOADS_BYTES_MAX: u64 = 24 << 20;
 
 /// A source, as manifests name it.
 #[derive(Debug, Clone, Copy)]
@@ -126,17 +128,21 @@ async fn search(
     if !repository.can_read() {
         return Ok(earlier);
     }
-    let ids = catalogue::list(shard, repository).await?;
+    let listed = catalogue::list_sized(shard, repository).await?;
     let expiring = tombstones::list(shard, repository).await?;
-    let mut lasting = ids
+    let lasting: Vec<(BackupId, u64)> = listed
         .into_iter()
         .rev()
-        .filter(|id| !expiring.contains_key(id))
-        .take(LOADS_MAX);
+        .filter(|(id, _)| !expiring.contains_key(id))
+        .take(LOADS_MAX)
+        .collect();
+    let mut lasting = &lasting[..];
     // Mostly the first is the one.
     let mut count = 1;
     loop {
-        let some: Vec<BackupId> = lasting.by_ref().take(count).collect();
+        let (next, later) = lasting.split_at(at_a_time(lasting, count));
+        lasting = later;
+        let some: Vec<BackupId> = next.iter().map(|(id, _)| *id).collect();
         if some.is_empty() {
             earlier.parent = fair;
             return Ok(earlier);
@@ -176,6 +182,16 @@ async fn search(
     }
 }
 
+/// How many of the manifests that come next are read at a time.
+fn at_a_time(next: &[(BackupId, u64)], count: usize) -> usize {
+    let mut bytes_all = 0u64;
+    let fits = next.iter().take(count).take_while(|(_, bytes)| {
+        bytes_all = bytes_all.saturating_add(*bytes);
+        bytes_all <= LOADS_BYTES_MAX
+    });
+    fits.count().max(1).min(next.len())
+}
+
 async fn load(
     shard: &Shard,
     repository: &Arc<Repository>,
@@ -192,4 +208,29 @@ async fn load(
 /// say: nothing is built on that unread.
 pub fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
     !repository.is_encrypted() || open.origin == Origin::Vouched
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn manifests_are_read_as_many_at_a_time_as_their_lengths_allow() {
+        let id = BackupId::new(Timestamp::from_micros(0), 0);
+        let of = |bytes: &[u64], count| {
+            let next: Vec<(BackupId, u64)> = bytes.iter().map(|bytes| (id, *bytes)).collect();
+            at_a_time(&next, count)
+        };
+        let max = LOADS_BYTES_MAX;
+        assert_eq!(of(&[], 4), 0);
+        assert_eq!(of(&[1, 1], 4), 2);
+        assert_eq!(of(&[1; 9], 4), 4);
+        assert_eq!(of(&[1; 9], 1), 1);
+        assert_eq!(of(&[max - 2, 1, 1, 1], 4), 3);
+        assert_eq!(of(&[max + 1, 1], 4), 1);
+        assert_eq!(of(&[u64::MAX, u64::MAX], 4), 1);
+        assert_eq!(of(&[1, u64::MAX], 4), 1);
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use mover_base::Kind;
 use mover_jobs::check::{self, CheckOptions, Status};
 use mover_jobs::expire::{self, ExpireOptions, Policy};
 use mover_jobs::{Credentials, catalogue, key};
@@ -170,4 +171,33 @@ fn a_pack_that_is_left_over_and_cannot_be_read_stays_and_is_told() {
     assert_eq!(done.outcome.leftover_packs, 1);
     assert_eq!(place.objects("packs/"), kept);
     place.verify_is_ok(None);
+}
+
+/// As in a repository of more backups than can be listed.
+#[test]
+fn a_backup_is_found_by_its_whole_id_where_no_listing_is_to_be_had() {
+    let place = Place::plain();
+    fs::write(place.source("a"), b"first").unwrap();
+    let id = place.backup().backup_id.to_string();
+    // What has the name of a manifest and is none ends every listing.
+    let link = place.object("backups/19700101-000000-00000000");
+    std::os::unix::fs::symlink("nowhere", link).unwrap();
+    catalogue::list(&engine(), &place.access())
+        .map(drop)
+        .unwrap_err();
+    for unlisted in ["latest", &id[..id.len() - 1]] {
+        let options = place.restore_options(unlisted, "not found", false);
+        place
+            .try_restore(&engine(), &options)
+            .map(drop)
+            .unwrap_err();
+    }
+    place.restore_is_exact(&id, "by id");
+    place.verify_is_ok(Some(&id));
+    let details = catalogue::show(&engine(), &place.access(), &id).unwrap();
+    assert_eq!(details.metadata.backup_id.to_string(), id);
+    let missing = "19700101-000000-00000001";
+    let error = place.try_verify(Some(missing)).map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert_eq!(error.object_name(), Some(missing));
 }
