@@ -50,6 +50,16 @@ const FIRST_TRIES_MAX: f64 = 100.0;
 /// Tries in two minutes if each took as long as it may, and then more than twice as long for the load.
 const TRIES_MIN: u64 = 5;
 
+/// How a job's requests go to the proxy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Plain,
+    /// Within TLS, which breaks with its connection; no body is signed.
+    Tls,
+    /// Bodies signed chunk by chunk as they go.
+    Chunks,
+}
+
 /// A fault that passes.
 struct Passing {
     name: &'static str,
@@ -109,6 +119,33 @@ fn passing_faults() -> Vec<Passing> {
     .into()
 }
 
+/// Those of them that meet what is different on another way than the plain one.
+fn faults_of(way: Way) -> Vec<Passing> {
+    let names: &[&str] = match way {
+        Way::Plain => return passing_faults(),
+        Way::Tls => &[
+            "reset-before",
+            "reset-within",
+            "lost-reply",
+            "truncated",
+            "slow-down",
+            "stalled-within",
+        ],
+        Way::Chunks => &[
+            "reset-within",
+            "lost-reply",
+            "twice",
+            "internal-error",
+            "conflict",
+            "stalled",
+        ],
+    };
+    let mut faults = passing_faults();
+    faults.retain(|passing| names.contains(&passing.name));
+    assert_eq!(faults.len(), names.len());
+    faults
+}
+
 /// `repo`, which lies below `prefix`, by way of `proxy`.
 fn by(
     proxy: &FaultProxy,
@@ -148,17 +185,29 @@ fn expire(repo: &AnyRepo) -> Outcome {
 }
 
 /// Every verb of a repository's life while a fault happens again and again.
-fn lives_over(passing: &Passing, access: &Access, scratch: &Scratch) {
+fn lives_over(passing: &Passing, way: Way, access: &Access, scratch: &Scratch) {
     let Passing {
         name, timeout_s, ..
     } = *passing;
-    let proxy = FaultProxy::start(&access.endpoint);
+    let ca = scratch.join(format!("ca-{name}.pem"));
+    let (proxy, more) = match way {
+        Way::Plain => (FaultProxy::start(&access.endpoint), String::new()),
+        Way::Tls => {
+            let proxy = FaultProxy::start_tls(&access.endpoint, &ca);
+            (proxy, format!("&ca={}", ca.display()))
+        }
+        Way::Chunks => {
+            let proxy = FaultProxy::start(&access.endpoint);
+            (proxy, "&sign=chunks".to_owned())
+        }
+    };
     let fault = proxy.inject(passing.fault.clone());
     let environment = variables(&access.key);
     let direct = access.url(name);
     let (direct, init) =
         AnyRepo::prepare(scratch, name, &direct, &environment, Protection::Identity);
     let repo = by(&proxy, &direct, access, name, timeout_s);
+    let repo = repo.at(&format!("{}{more}", repo.url()), &environment);
     Outcome::of(&mut repo.init_command(&init)).expect(exit::OK);
 
     let source = scratch.dir(format!("source-{name}"));
@@ -186,15 +235,23 @@ fn lives_over(passing: &Passing, access: &Access, scratch: &Scratch) {
     let hits = proxy.hits(fault);
     eprintln!("{name}: {hits} of {} requests", proxy.seen().len());
     assert!(hits > 0, "{name} happened");
+    // That the way was the one it should be.
+    let signed = proxy.signed();
+    let any = |of: &str| signed.iter().any(|signed| signed.starts_with(of));
+    match way {
+        Way::Plain => {}
+        Way::Tls => assert!(any("UNSIGNED-PAYLOAD"), "{signed:?}"),
+        Way::Chunks => assert!(any("STREAMING-"), "{signed:?}"),
+    }
 }
 
 /// Several at a time, since most of it is waiting.
-fn all_live_over(faults: &[Passing], access: &Access, scratch: &Scratch) {
+fn all_live_over(faults: &[Passing], way: Way, access: &Access, scratch: &Scratch) {
     thread::scope(|scope| {
         for lane in 0..LANES {
             scope.spawn(move || {
                 let of_lane = faults.iter().skip(lane).step_by(LANES);
-                of_lane.for_each(|passing| lives_over(passing, access, scratch));
+                of_lane.for_each(|passing| lives_over(passing, way, access, scratch));
             });
         }
     });
@@ -204,7 +261,7 @@ fn all_live_over(faults: &[Passing], access: &Access, scratch: &Scratch) {
 fn jobs_end_well_over_every_fault_that_passes() {
     let scratch = Scratch::new("s3-passing");
     let server = FilesystemS3::start(scratch.path());
-    let mut faults = passing_faults();
+    let mut faults = faults_of(Way::Plain);
     // As where an object was there when the write came, and is gone when one looks: as often as that is believed.
     let refused = Fault::new(Action::error(412, "PreconditionFailed")).method("PUT");
     faults.push(Passing {
@@ -212,7 +269,7 @@ fn jobs_end_well_over_every_fault_that_passes() {
         fault: refused.path("/backups/").times(3),
         timeout_s: TIMEOUT_S,
     });
-    all_live_over(&faults, server.access(), &scratch);
+    all_live_over(&faults, Way::Plain, server.access(), &scratch);
 }
 
 /// Here every new object is claimed first, which takes more requests.
@@ -220,7 +277,31 @@ fn jobs_end_well_over_every_fault_that_passes() {
 fn jobs_end_well_over_every_fault_that_passes_where_conditions_are_ignored() {
     let scratch = Scratch::new("s3-passing-claims");
     let garage = Garage::start(scratch.path());
-    all_live_over(&passing_faults(), garage.access(), &scratch);
+    all_live_over(
+        &faults_of(Way::Plain),
+        Way::Plain,
+        garage.access(),
+        &scratch,
+    );
+}
+
+#[test]
+fn jobs_end_well_over_faults_that_pass_within_tls() {
+    let scratch = Scratch::new("s3-passing-tls");
+    let server = FilesystemS3::start(scratch.path());
+    all_live_over(&faults_of(Way::Tls), Way::Tls, server.access(), &scratch);
+}
+
+#[test]
+fn jobs_end_well_over_faults_that_pass_where_bodies_are_signed_in_chunks() {
+    let scratch = Scratch::new("s3-passing-chunks");
+    let garage = Garage::start(scratch.path());
+    all_live_over(
+        &faults_of(Way::Chunks),
+        Way::Chunks,
+        garage.access(),
+        &scratch,
+    );
 }
 
 /// A repository with one backup, in Garage, and a source that has changed since.
