@@ -10,7 +10,9 @@ use mover_source::disk::{Access, Disk, DiskFile};
 use mover_source::page::BODY_BYTES;
 use mover_source::pages::Store;
 use mover_source::wal::segment::LOG_DIR;
-use mover_source::wal::{Group, LogReader, SegmentSize, Verify, Writer, find_end_beside_writer};
+use mover_source::wal::{
+    Group, LogReader, SegmentSize, Verify, Writer, find_end, find_end_beside_writer,
+};
 
 use crate::support::*;
 
@@ -177,6 +179,38 @@ fn a_log_that_grows_while_it_is_read_is_neither_damaged_nor_read_again() {
         LogReader::new(arc(&disk.disk), identity, Verify::Segments)
             .read(range, |_, _, _| Ok(()))
             .unwrap();
+    }
+}
+
+/// The machine stopped while a flush was written that goes on in the next segment, and its first block is not there: where it
+/// begins is not told, and what was acknowledged before it is in the backup all the same.
+#[test]
+fn a_flush_that_was_torn_at_its_beginning_takes_nothing_acknowledged_with_it() {
+    const LOG2: u8 = 16;
+    let disk = SimDisk::new();
+    let identity = identity(SEED, LOG2);
+    let mut store = Store::create(arc(&disk), identity).unwrap();
+    let writer = store.recover(4).unwrap().writer;
+    let size = identity.size.bytes();
+    let from = identity.size.data_of(Lsn(0));
+    commit(&writer, 2);
+    let acknowledged = commit(&writer, 2);
+    let begins = acknowledged.0.next_multiple_of(4096) as usize;
+    assert!(commit(&writer, 20).0 > size);
+    drop(writer);
+    let path = identity.path(Lsn(0));
+    let mut bytes = disk.bytes(&path);
+    // Nor was it sealed.
+    bytes[size as usize - 4096..].fill(0);
+    let whole = bytes[begins..begins + 4096].to_vec();
+    for written in [0, 512, 4095] {
+        bytes[begins..begins + 4096].fill(0);
+        bytes[begins..begins + written].copy_from_slice(&whole[..written]);
+        disk.set(&path, &bytes);
+        let found = find_end(&disk, &identity, from).unwrap();
+        assert!(found.torn.is_some());
+        let end = find_end_beside_writer(&disk, &identity, from, from).unwrap();
+        assert_eq!((found.end, end), (acknowledged, acknowledged), "{written}");
     }
 }
 

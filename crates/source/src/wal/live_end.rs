@@ -41,19 +41,26 @@ pub fn find_end_beside_writer(
     let enough = last.map_or(from, |start| size.data_of(size.next_of(start)));
     let (mut from, mut enough) = (from, enough.max(behind));
     let mut damage: Option<(Error, usize)> = None;
+    // The end of a flush behind which nothing sound was found at the last look.
+    let mut last_whole: Option<Lsn> = None;
     for _ in 0..TRIES {
         let (found, outcome) = look_for_end(disk, identity, from, enough)?;
         match outcome {
             Ok(()) => {
                 damage = None;
                 // Behind a flush that is under way nothing is certain; before it everything is. One that is written
-                // and whose segments are not sealed yet is under way, too.
+                // and whose segments are not sealed yet is under way, too. What stays as it is was torn for good: the flush
+                // before it was whole, though none was seen to begin behind.
                 let sealed = found.is_sealed_before(size.start_of(found.end));
+                let whole = found.is_torn_between.then_some(found.end);
                 let end = match found.torn {
                     None if sealed => found.end,
+                    Some(_) if whole.is_some() && whole == last_whole => found.end,
                     _ => found.before_flush,
                 };
-                if end > newest {
+                let is_first = whole.is_some() && last_whole.is_none();
+                last_whole = whole;
+                if end > newest && (found.torn.is_none() || !is_first) {
                     return Ok(end);
                 }
             }

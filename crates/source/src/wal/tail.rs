@@ -46,6 +46,8 @@ pub struct LogEnd {
     pub next: Lsn,
     /// What was found behind the end: where, and what is wrong with it. None after a clean stop.
     pub torn: Option<(Lsn, String)>,
+    /// Whether that stands where the next flush would begin, and all segments before are sealed: then the flush before was whole.
+    pub(crate) is_torn_between: bool,
     /// One more than the largest number of a transaction that was seen; 0 if none was.
     pub next_transaction: u64,
     /// Groups that were seen.
@@ -195,6 +197,7 @@ impl<'d> Search<'d> {
                 before_flush: from,
                 next: Lsn(0),
                 torn: None,
+                is_torn_between: false,
                 next_transaction: 0,
                 groups: 0,
                 unsealed: Vec::new(),
@@ -288,6 +291,7 @@ impl<'d> Search<'d> {
             }
             Ended::Nothing { at } => {
                 let sealed = segment.is_sealed() || self.was_durable(walker, true);
+                self.note_place(walker, at);
                 self.torn(at, "the log ends", sealed)?;
                 // Zeros where the next flush would begin are how a log ends that was not torn.
                 if !walker.in_group() && self.starts.range(segment.start()..).count() == 1 {
@@ -298,6 +302,7 @@ impl<'d> Search<'d> {
             Ended::Bad { at, why } => {
                 let may_begin = at.0.is_multiple_of(LOG_BLOCK_BYTES);
                 let sealed = segment.is_sealed() || self.was_durable(walker, may_begin);
+                self.note_place(walker, at);
                 self.torn(at, why, sealed)?;
                 Ok(ControlFlow::Break(()))
             }
@@ -328,6 +333,12 @@ impl<'d> Search<'d> {
     /// it. Where another flush `may_begin` and no group is open, the stop may be in that one.
     fn was_durable(&self, walker: &Walker, may_begin: bool) -> bool {
         walker.began_before(self.sealed_to) && (walker.in_group() || !may_begin)
+    }
+
+    /// Notes what follows for the flush before from the place where the walk stopped.
+    fn note_place(&mut self, walker: &Walker, at: Lsn) {
+        let may_begin = at.0.is_multiple_of(LOG_BLOCK_BYTES) && !walker.in_group();
+        self.found.is_torn_between = may_begin && self.found.unsealed.is_empty();
     }
 
     fn record(&mut self, lsn: Lsn, end: Lsn, record: &Record<'_>) -> Result<ControlFlow<()>> {
