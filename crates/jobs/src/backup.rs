@@ -179,7 +179,10 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         one_file_system: options.one_file_system,
         ..ScanOptions::default()
     };
-    let tree = source.scan(&scan_options)?;
+    let single = engine.single();
+    let tree = log_work::interruptible(&single, &progress, &mut *tick, |go_on| {
+        source.scan_while(&scan_options, go_on)
+    })?;
     let origin = TreeOrigin { source, tree };
     let look = async |shard: Shard| look(&shard, options, &origin).await;
     let Outlook {
@@ -571,10 +574,13 @@ fn copy_tree(work: &Work<'_>, tree: TreeOrigin, tick: Tick<'_>) -> Result<Copied
         .collect();
     let origin = Origin::Tree(tree);
     let mut gathered = Gathered::default();
-    work.copy(&origin, files, u64::MAX, &mut gathered, tick)?;
+    work.copy(&origin, files, u64::MAX, &mut gathered, &mut *tick)?;
     work.progress.begin(Phase::Commit, 0, 0);
     if let Origin::Tree(tree) = &origin {
-        tree.source.check_tree_unchanged(&tree.tree)?;
+        let single = work.engine.single();
+        log_work::interruptible(&single, work.progress, tick, |go_on| {
+            tree.source.check_tree_while(&tree.tree, go_on)
+        })?;
     }
     Ok(Copied {
         origin,

@@ -1,5 +1,5 @@
-//! Work on a page store's log, which takes long where the log is long and has one core: it is done on a shard, so that the
-//! caller's thread can show how far it is, and end it.
+//! Work that takes long and has one core, on a page store's log or through all names of a tree: it is done on a shard, so
+//! that the caller's thread can show how far it is, and end it.
 //!
 //! Invariant: work that was asked to end is an error, whatever it made of that itself.
 
@@ -35,6 +35,22 @@ pub(crate) fn watched<T: Send>(
     })?;
     watch.check()?;
     only(done)
+}
+
+/// Does `work`, which goes through many names and asks what it is given whether to go on, on a shard as `config` says.
+pub(crate) fn interruptible<T: Send>(
+    config: &ShardConfig,
+    progress: &Progress,
+    tick: Tick<'_>,
+    work: impl FnOnce(&dyn Fn() -> Result<()>) -> Result<T> + Send,
+) -> Result<T> {
+    let work = Mutex::new(Some(work));
+    let body = async |shard: Shard| {
+        let taken = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let twice = || Error::new(Kind::Internal, "work on names was begun twice");
+        taken.ok_or_else(twice)?(&|| shard.stop())
+    };
+    only(mover_io::run(config, body, |stop| tick(progress, stop))?)
 }
 
 /// Shows how far the work came since it was at `begun`, and ends it if the caller wants that.
@@ -107,6 +123,24 @@ mod tests {
         let raise = &mut |_: &Progress, stop: &Stop| stop.raise();
         let ended = watched(&config(), &watch, &progress, raise, work);
         assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
+    }
+
+    #[test]
+    fn work_on_names_without_end_ends_when_it_is_asked_to() {
+        let progress = Progress::default();
+        let raise = &mut |_: &Progress, stop: &Stop| stop.raise();
+        let ended = interruptible(&config(), &progress, raise, |go_on| -> Result<()> {
+            loop {
+                go_on()?;
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
+        let tick = &mut |_: &Progress, _: &Stop| {};
+        assert_eq!(
+            interruptible(&config(), &progress, tick, |_| Ok(7)).unwrap(),
+            7
+        );
     }
 
     #[test]

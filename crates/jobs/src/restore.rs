@@ -22,7 +22,7 @@ use self::names::Names;
 use crate::backup::only;
 use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready, Sought};
-use crate::log_work::watched;
+use crate::log_work::{interruptible, watched};
 use crate::machine::Clock;
 use crate::overlap::{self, refuse_in_target};
 use crate::progress::{Phase, Progress};
@@ -193,10 +193,23 @@ impl RestorePlan {
     pub fn count_removals(&mut self) -> Result<()> {
         let Prepared { view, target } = &self.prepared;
         if target.mode() == TargetMode::Delta {
-            self.removes = Some(target.count_extra(&wanted(view))?);
+            self.removes = Some(target.count_extra(&wanted(view), &|| Ok(()))?);
         }
         Ok(())
     }
+}
+
+/// Refuses a target that has the repository in it.
+fn refuse_repository(
+    engine: &Engine,
+    view: &BackupView,
+    target: &TargetPlan,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<()> {
+    let wanted = wanted(view);
+    let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(&wanted, go_on);
+    interruptible(&engine.single(), progress, tick, count).map(drop)
 }
 
 /// The paths that a target is to have.
@@ -252,8 +265,8 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     let mode = target.mode();
     progress.begin(Phase::Prepare, 0, 0);
     // Before the first change: what would go is looked through for the repository.
-    if overlap::directory(view.repository()).is_some() {
-        target.count_extra(&wanted(&view))?;
+    if mode == TargetMode::Delta && overlap::directory(view.repository()).is_some() {
+        refuse_repository(engine, &view, &target, &progress, &mut *tick)?;
     }
     let not_removed = clear_leftovers(&target, plan.data_bytes)?;
     let target = DirTarget::begin(target)?;
@@ -357,7 +370,11 @@ fn fill(
 ) -> Result<(Vec<Part>, u64)> {
     let removed = match mode {
         TargetMode::Fresh => 0,
-        TargetMode::Delta => target.remove_extra(&wanted(view))?,
+        TargetMode::Delta => {
+            let wanted = wanted(view);
+            let remove = |go_on: &dyn Fn() -> Result<()>| target.remove_extra(&wanted, go_on);
+            interruptible(&engine.single(), progress, &mut *tick, remove)?
+        }
     };
     let names = Names::new(view, target, mode);
     names.make_first(engine, progress, &mut *tick)?;

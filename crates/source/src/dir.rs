@@ -99,10 +99,19 @@ impl DirSource {
     /// many extended attributes, `Source` if
     /// something cannot be read or the tree is an unfinished restore.
     pub fn scan(&self, options: &ScanOptions) -> Result<Tree> {
+        self.scan_while(options, &|| Ok(()))
+    }
+
+    /// Like [`scan`](Self::scan), and ends with the error of `go_on`, which is asked before each directory.
+    pub fn scan_while(
+        &self,
+        options: &ScanOptions,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<Tree> {
         let excludes = Excludes::new(&options.exclude)?;
         let mut tree = TreeBuilder::new(options);
         let mut attributes = Attributes::new();
-        self.walk(&excludes, options, &mut |found| {
+        self.walk(&excludes, options, go_on, &mut |found| {
             if found.is_other_file_system {
                 tree.skip(display_path(found.path), SkipReason::OtherFileSystem)?;
             }
@@ -147,9 +156,15 @@ impl DirSource {
     /// Walks the tree again and checks that names, kinds and stamps are those of `tree`. To be called at the
     /// end: it finds what changed after its turn, and names that came or went.
     pub fn check_tree_unchanged(&self, tree: &Tree) -> Result<()> {
+        self.check_tree_while(tree, &|| Ok(()))
+    }
+
+    /// Like [`check_tree_unchanged`](Self::check_tree_unchanged), and ends with the error of `go_on`, which is asked before
+    /// each directory.
+    pub fn check_tree_while(&self, tree: &Tree, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
         let excludes = Excludes::new(&tree.options.exclude)?;
         let mut seen = vec![false; tree.items.len()];
-        self.walk(&excludes, &tree.options, &mut |found| {
+        self.walk(&excludes, &tree.options, go_on, &mut |found| {
             if found.skip_reason().is_some() {
                 return Ok(());
             }
@@ -180,6 +195,7 @@ impl DirSource {
         &self,
         excludes: &Excludes,
         options: &ScanOptions,
+        go_on: &dyn Fn() -> Result<()>,
         visit: &mut dyn FnMut(Found<'_>) -> Result<()>,
     ) -> Result<()> {
         let root = self.root.as_fd();
@@ -195,6 +211,7 @@ impl DirSource {
         })?;
         let mut pending = vec![(Vec::new(), root_stamp)];
         while let Some((path, stamp)) = pending.pop() {
+            go_on()?;
             let dir = self.open_dir(&path, &stamp)?;
             beneath::list(&dir, |name| {
                 self.step(

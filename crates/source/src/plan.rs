@@ -223,15 +223,19 @@ impl TargetPlan {
 
     /// Delta: how many names are in the target and not `wanted`: what [`DirTarget::remove_extra`] will remove.
     ///
-    /// Errors: `Usage` if the repository that [`spare`](Self::spare) named is in the target.
+    /// Errors: those of `go_on`, which is asked before each directory; `Usage` if the repository that [`spare`](Self::spare) named is in the target.
     ///
     /// [`DirTarget::remove_extra`]: crate::DirTarget::remove_extra
-    pub fn count_extra(&self, wanted: &BTreeSet<&[u8]>) -> Result<u64> {
+    pub fn count_extra(
+        &self,
+        wanted: &BTreeSet<&[u8]>,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<u64> {
         let Staging::InPlace { target } = &self.staging else {
             return Ok(0);
         };
         let fate = |path: &[u8]| Fate::of(path, wanted);
-        let found = each_extra(target.as_fd(), &fate, Extra::Count, self.repository)?;
+        let found = each_extra(target.as_fd(), &fate, Extra::Count, self.repository, go_on)?;
         Ok(found.names)
     }
 

@@ -83,6 +83,7 @@ pub(crate) fn remove_tree(
     name: &[u8],
     path: &[u8],
     repository: Option<Inode>,
+    go_on: &dyn Fn() -> Result<()>,
 ) -> Result<u64> {
     let failed = |error: Errno| target_error("a name cannot be removed", path, error);
     let stat = beneath::stat(parent, name).map_err(failed)?;
@@ -94,6 +95,7 @@ pub(crate) fn remove_tree(
     let mut pending = vec![(name.to_vec(), false)];
     let mut removed = 0;
     while let Some((dir, emptied)) = pending.pop() {
+        go_on()?;
         if emptied {
             let place = beneath::place(parent, &dir).map_err(failed)?;
             rustix::fs::unlinkat(&place.parent, place.name, AtFlags::REMOVEDIR).map_err(failed)?;
@@ -144,10 +146,16 @@ fn empty_dir(
 /// How many names there are at `name` in `parent` and below it: what [`remove_tree`] would remove. Nothing is changed.
 ///
 /// Errors: like those of [`remove_tree`]; `Target` too if a directory may not be listed.
-fn count_tree(parent: BorrowedFd<'_>, name: &[u8], repository: Option<Inode>) -> Result<u64> {
+fn count_tree(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    repository: Option<Inode>,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<u64> {
     let mut pending = vec![name.to_vec()];
     let mut counted = 0;
     while let Some(dir) = pending.pop() {
+        go_on()?;
         check_depth(&dir)?;
         counted += 1;
         let here = open_extra(parent, &dir, beneath::DIR_FLAGS)
@@ -258,16 +266,19 @@ pub(crate) struct Removed {
 
 /// Removes or counts every name beneath `root` whose `fate` (given the relative path) is to go, with everything below it.
 ///
-/// Errors: `Usage` where it comes to the `repository`, be that to go or to stay: a directory that stays is written to.
+/// Errors: `Usage` where it comes to the `repository`, be that to go or to stay: a directory that stays is written to. That of
+/// `go_on`, which is asked before each directory.
 pub(crate) fn each_extra(
     root: BorrowedFd<'_>,
     fate: &dyn Fn(&[u8]) -> Fate,
     extra: Extra,
     repository: Option<Inode>,
+    go_on: &dyn Fn() -> Result<()>,
 ) -> Result<Removed> {
     let mut pending = vec![Vec::new()];
     let mut removed = Removed::default();
     while let Some(dir) = pending.pop() {
+        go_on()?;
         let failed = |error: Errno| target_error("a directory cannot be listed", &dir, error);
         let here = beneath::open(root, &dir, beneath::DIR_FLAGS).map_err(failed)?;
         let here_stat = rustix::fs::fstat(&here).map_err(failed)?;
@@ -305,9 +316,9 @@ pub(crate) fn each_extra(
             removed.names += match extra {
                 Extra::Remove => {
                     let path = beneath::join(&dir, &name);
-                    remove_tree(here.as_fd(), &name, &path, repository)?
+                    remove_tree(here.as_fd(), &name, &path, repository, go_on)?
                 }
-                Extra::Count => count_tree(here.as_fd(), &name, repository)?,
+                Extra::Count => count_tree(here.as_fd(), &name, repository, go_on)?,
             };
         }
     }

@@ -216,7 +216,7 @@ pub(crate) fn remove_held(parent: BorrowedFd<'_>, name: &OsStr, dir: BorrowedFd<
         true => Fate::Left,
         false => Fate::Removed,
     };
-    each_extra(dir, &fate, Extra::Remove, None)?;
+    each_extra(dir, &fate, Extra::Remove, None, &|| Ok(()))?;
     match rustix::fs::unlinkat(dir, RESTORE_MARKER, AtFlags::empty()) {
         // It is gone already if the last step of a restore failed.
         Ok(()) | Err(Errno::NOENT) => {}

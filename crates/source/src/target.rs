@@ -358,13 +358,19 @@ impl DirTarget {
     ///
     /// Where another file system is mounted on a directory below which nothing is wanted, it was most likely no part
     /// of the source (or left out with `one_file_system`): it is left as it is, also by calls to come, with a warning.
-    pub fn remove_extra(&self, wanted: &BTreeSet<&[u8]>) -> Result<u64> {
+    ///
+    /// Errors: besides those of removing, that of `go_on`, which is asked before each directory.
+    pub fn remove_extra(
+        &self,
+        wanted: &BTreeSet<&[u8]>,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<u64> {
         if self.mode == TargetMode::Fresh {
             return Ok(0);
         }
         let root = self.root.as_fd();
         let fate = |path: &[u8]| Fate::of(path, wanted);
-        let removed = each_extra(root, &fate, Extra::Remove, self.repository)?;
+        let removed = each_extra(root, &fate, Extra::Remove, self.repository, go_on)?;
         let mut warnings = lock(&self.warnings);
         for path in &removed.left {
             warnings.push(|| {
@@ -625,7 +631,7 @@ impl DirTarget {
             Ok(stat) => {
                 lock(&self.in_place).check_unused(&stat, entry)?;
                 let parent = place.parent.as_fd();
-                remove_tree(parent, place.name, &entry.path, self.repository)?;
+                remove_tree(parent, place.name, &entry.path, self.repository, &|| Ok(()))?;
                 Ok(false)
             }
             Err(Errno::NOENT) => Ok(false),

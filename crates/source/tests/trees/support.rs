@@ -104,7 +104,7 @@ pub fn restore(from: &Path, to: &Path, mode: TargetMode) -> Finished {
     if mode == TargetMode::Delta {
         let wanted = paths(&tree);
         let wanted = wanted.iter().map(Vec::as_slice).collect();
-        target.remove_extra(&wanted).unwrap();
+        target.remove_extra(&wanted, &|| Ok(())).unwrap();
     }
     fill(&target, &tree, from);
     target.finish().unwrap()

@@ -10,7 +10,7 @@ use std::process::Command;
 use mover_base::Kind;
 use mover_base::tree::{Entry, EntryKind};
 use mover_source::disk::DirDisk;
-use mover_source::{DirTarget, RESTORE_MARKER, TargetMode, target_error};
+use mover_source::{DirSource, DirTarget, RESTORE_MARKER, ScanOptions, TargetMode, target_error};
 
 use crate::support::{Mounted, assert_same, entry, failure, fill, is_root, listing, restore, scan};
 
@@ -544,7 +544,7 @@ fn a_mount_in_what_is_extra_is_never_emptied() {
     let mounted = Mounted::tmpfs(&inner);
     fs::write(mounted.0.join("precious"), b"x").unwrap();
     let target = begin(dir.path(), TargetMode::Delta);
-    let (kind, text, _) = failure(target.remove_extra(&BTreeSet::new()));
+    let (kind, text, _) = failure(target.remove_extra(&BTreeSet::new(), &|| Ok(())));
     assert_eq!(kind, Kind::Target);
     assert!(text.contains("mounted"), "{text}");
     assert_eq!(listing(&inner), ["precious"]);
@@ -594,7 +594,9 @@ fn a_mount_on_a_kept_directory_is_left_unless_the_backup_holds_something_below()
     fs::write(from.join("data"), b"file").unwrap();
     let target = begin(&to, TargetMode::Delta);
     let wanted = [&b"data"[..], b"data-x", b"bound", b"full", b"full/wanted"];
-    target.remove_extra(&BTreeSet::from(wanted)).unwrap();
+    target
+        .remove_extra(&BTreeSet::from(wanted), &|| Ok(()))
+        .unwrap();
     let made = target.make_file(&entry(b"data", FILE), &[]);
     assert!(failure(made).1.contains("mounted"));
     assert_eq!(listing(&to.join("data/deep")), ["precious"]);
@@ -779,7 +781,10 @@ fn a_target_that_is_swapped_for_a_link_after_it_was_planned_leads_nowhere() {
         fs::rename(root.join(swapped), root.join("aside")).unwrap();
         symlink(&outside, root.join(swapped)).unwrap();
         let extra = u64::from(mode == TargetMode::Delta);
-        assert_eq!(plan.count_extra(&BTreeSet::new()).unwrap(), extra);
+        assert_eq!(
+            plan.count_extra(&BTreeSet::new(), &|| Ok(())).unwrap(),
+            extra
+        );
         assert_eq!(plan.remove_leftovers(), [""; 0]);
         let (kind, text, _) = failure(DirTarget::begin(plan));
         assert_eq!(kind, Kind::Target);
@@ -840,6 +845,43 @@ fn owner_and_mode_of_a_pipe_or_link_never_go_onto_what_took_its_place() {
             (0, 0, 0o600)
         );
     }
+}
+
+/// A signal is heeded between two directories, in what is removed at once as well.
+#[test]
+fn a_removal_and_a_scan_that_are_to_end_do_so_at_the_next_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    for name in ["a/b", "a/c"] {
+        fs::create_dir_all(to.join(name)).unwrap();
+    }
+    let count = std::cell::Cell::new(0);
+    let asked = &count;
+    let ends_after = move |times: u64| {
+        asked.set(0);
+        move || {
+            asked.set(asked.get() + 1);
+            match asked.get() > times {
+                true => Err(mover_base::Error::new(Kind::Cancelled, "to end")),
+                false => Ok(()),
+            }
+        }
+    };
+    let source = DirSource::open(&format!("dir://{}", to.display())).unwrap();
+    let options = ScanOptions::default();
+    let scanned = source.scan_while(&options, &ends_after(3));
+    assert_eq!((failure(scanned).0, asked.get()), (Kind::Cancelled, 4));
+    let tree = source.scan_while(&options, &ends_after(4)).unwrap();
+    let checked = source.check_tree_while(&tree, &ends_after(3));
+    assert_eq!((failure(checked).0, asked.get()), (Kind::Cancelled, 4));
+    let plan = DirTarget::plan(&to, TargetMode::Delta).unwrap();
+    let counted = plan.count_extra(&BTreeSet::new(), &ends_after(3));
+    assert_eq!((failure(counted).0, asked.get()), (Kind::Cancelled, 4));
+    let target = DirTarget::begin(plan).unwrap();
+    // The root, then `a`, which is emptied of nothing but directories, then the first of those.
+    let removed = target.remove_extra(&BTreeSet::new(), &ends_after(2));
+    assert_eq!((failure(removed).0, asked.get()), (Kind::Cancelled, 3));
+    assert_eq!(listing(&to.join("a")), ["b", "c"]);
 }
 
 #[test]
