@@ -158,6 +158,46 @@ fn flags_win_over_environment_over_file() {
 }
 
 #[test]
+fn a_key_that_is_typed_encrypts_whatever_the_file_says() {
+    let scratch = Scratch::new("no-encryption");
+    let home = scratch.dir("home");
+    let (key, config) = (scratch.join("passphrase"), scratch.join("config.toml"));
+    secret_file(&key, mover::PASSPHRASE);
+    let key = key.display().to_string();
+    let init = |name: &str, text: &str, flags: &[&str]| {
+        fs::write(&config, text).expect("configuration file");
+        let mut command = mover::command(&home);
+        command
+            .args(["init", "--json", "--repo"])
+            .arg(scratch.join(name))
+            .arg("--config")
+            .arg(&config);
+        Outcome::of(command.args(flags))
+    };
+    let plain = "[init]\nno-encryption = true\n";
+    let made = init("typed", plain, &["--passphrase-file", &key]);
+    let made = made.expect(exit::OK).document();
+    assert_eq!(made["cipher"], "aes-256-gcm", "{made}");
+
+    let in_file = format!("passphrase-file = '{key}'\n");
+    let made = init("unused", &in_file, &["--no-encryption"]);
+    let made = made.expect(exit::OK).document();
+    assert_eq!(made["cipher"], "none", "{made}");
+    let warned = made["warnings"].to_string();
+    assert!(warned.contains("`passphrase-file` in "), "{made}");
+
+    let both: [(&str, &str, &[&str]); 2] = [
+        ("flags", "", &["--passphrase-file", &key, "--no-encryption"]),
+        ("file", &format!("{in_file}{plain}"), &[]),
+    ];
+    for (name, text, flags) in both {
+        let error = init(name, text, flags).expect(exit::USAGE).error();
+        assert!(error["hint"].is_string(), "{error}");
+        assert!(!scratch.join(name).exists(), "{name}: something was made");
+    }
+}
+
+#[test]
 fn secrets_reach_no_output() {
     let scratch = Scratch::new("secrets");
     let home = scratch.dir("home");

@@ -17,7 +17,7 @@ use mover_jobs::{Credentials, Engine, JobLimits, LinkLimits, RateBudget, RepoAcc
 
 use crate::args::{ColorWhen, GlobalArgs, RawArgs, RungArg, Verb};
 use crate::values::Rate;
-use layers::{Environment, Layer, Layered};
+use layers::{Environment, Layered, Layers};
 
 /// A file that opens the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +49,8 @@ pub struct Settings {
     pub verbose: u8,
     /// When to colour.
     pub color: ColorWhen,
-    /// The configuration file that was read.
-    pub file: Option<PathBuf>,
+    /// Where each option came from.
+    pub layers: Layers,
 }
 
 /// A call, resolved.
@@ -134,7 +134,7 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         quiet: raw.quiet,
         verbose: raw.verbose,
         color: raw.color.unwrap_or(ColorWhen::Auto),
-        file: layered.file.clone(),
+        layers: layered.layers.clone(),
     })
 }
 
@@ -163,11 +163,11 @@ fn key_file(raw: &GlobalArgs, layered: &Layered) -> Result<KeyFile> {
     let identity = raw.identity_file.clone().map(KeyFile::Identity);
     match (passphrase, identity) {
         (Some(passphrase), Some(identity)) => {
-            let (a, b): (Layer, Layer) = (
-                layered.layer("passphrase-file"),
-                layered.layer("identity-file"),
-            );
-            match a.cmp(&b) {
+            let layers = &layered.layers;
+            match layers
+                .of("passphrase-file")
+                .cmp(&layers.of("identity-file"))
+            {
                 std::cmp::Ordering::Greater => Ok(passphrase),
                 std::cmp::Ordering::Less => Ok(identity),
                 std::cmp::Ordering::Equal => Err(Error::new(

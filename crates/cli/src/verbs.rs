@@ -143,7 +143,12 @@ pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
     for warning in &warnings {
         out.warning(warning);
     }
-    if let Some(file) = settings.file.as_ref().filter(|_| out.verbosity() > 0) {
+    if let Some(file) = settings
+        .layers
+        .file
+        .as_ref()
+        .filter(|_| out.verbosity() > 0)
+    {
         out.note(&format!("configuration file: {}", file.display()));
     }
     let mut context = Context {

@@ -116,14 +116,13 @@ pub fn options(command: &Command) -> Vec<OptionName> {
                 .chain([long])
                 .collect::<Vec<_>>()
                 .join(".");
-            let variable = format!("{PREFIX}{}", key.replace(['.', '-'], "_").to_uppercase());
             out.push(OptionName {
                 verbs: verbs.to_vec(),
                 id: arg.get_id().to_string(),
                 takes_list: matches!(arg.get_action(), ArgAction::Append),
                 arg: arg.clone(),
+                variable: variable(&key),
                 key,
-                variable,
             });
         }
         for verb in command.get_subcommands() {
@@ -142,18 +141,39 @@ pub fn options(command: &Command) -> Vec<OptionName> {
 pub struct Layered {
     /// What clap found, all layers together.
     pub matches: ArgMatches,
-    layers: BTreeMap<String, Layer>,
+    /// Where each option came from.
+    pub layers: Layers,
     /// What the user should know but need not stop for.
     pub warnings: Vec<String>,
+}
+
+/// The layer that ruled for each option.
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    by_key: BTreeMap<String, Layer>,
     /// The file that was read.
     pub file: Option<PathBuf>,
 }
 
-impl Layered {
+impl Layers {
     /// Where the value of the option `key` came from.
-    pub fn layer(&self, key: &str) -> Layer {
-        self.layers.get(key).copied().unwrap_or(Layer::Default)
+    pub fn of(&self, key: &str) -> Layer {
+        self.by_key.get(key).copied().unwrap_or(Layer::Default)
     }
+
+    /// The variable or the file that set the option; none where it was typed, or nobody set it.
+    pub fn place(&self, key: &str) -> Option<String> {
+        match self.of(key) {
+            Layer::Environment => Some(variable(key)),
+            Layer::File => Some(format!("`{key}` in {}", self.file.as_ref()?.display())),
+            Layer::Flag | Layer::Default => None,
+        }
+    }
+}
+
+/// The variable of the option `key`.
+fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace(['.', '-'], "_").to_uppercase())
 }
 
 /// Fills the lower layers in under `first`, which is what clap found on the command line alone.
@@ -172,7 +192,7 @@ pub fn layer(
         None => BTreeMap::new(),
     };
 
-    let mut layers = BTreeMap::new();
+    let mut by_key = BTreeMap::new();
     let mut filled = command;
     for name in &names {
         let set = from_environment
@@ -180,9 +200,9 @@ pub fn layer(
             .map(|values| (Layer::Environment, values))
             .or_else(|| Some((Layer::File, from_file.get(&name.key)?)));
         if given(first, name) {
-            layers.insert(name.key.clone(), Layer::Flag);
+            by_key.insert(name.key.clone(), Layer::Flag);
         } else if let Some((layer, values)) = set {
-            layers.insert(name.key.clone(), layer);
+            by_key.insert(name.key.clone(), layer);
             filled = with_default(filled, &name.verbs, &name.id, values);
         }
     }
@@ -192,9 +212,8 @@ pub fn layer(
     warnings.sort();
     Ok(Layered {
         matches,
-        layers,
+        layers: Layers { by_key, file },
         warnings,
-        file,
     })
 }
 

@@ -161,7 +161,7 @@ fn every_option_is_in_all_three_layers() {
                 "{}",
                 option.variable
             );
-            assert_eq!(layered.layer(&option.key), Layer::Environment);
+            assert_eq!(layered.layers.of(&option.key), Layer::Environment);
             assert!(layered.warnings.is_empty(), "{:?}", layered.warnings);
         }
         if !NOT_IN_FILE.contains(&option.key.as_str()) {
@@ -175,7 +175,7 @@ fn every_option_is_in_all_three_layers() {
                 "{} in the file",
                 option.key
             );
-            assert_eq!(layered.layer(&option.key), Layer::File);
+            assert_eq!(layered.layers.of(&option.key), Layer::File);
         }
     }
 }
@@ -367,7 +367,7 @@ fn a_broken_file_names_its_line() {
 fn a_file_that_was_named_must_exist_and_others_need_not() {
     let mut fixture = Fixture::new();
     fixture.environment.files = vec![fixture.path("absent.toml")];
-    assert_eq!(fixture.call("list").settings.file, None);
+    assert_eq!(fixture.call("list").settings.layers.file, None);
     let absent = fixture.path("named.toml").display().to_string();
     assert_eq!(
         fixture.error(&format!("list --config {absent}")).kind(),

@@ -1,42 +1,42 @@
 //! `init`: creates a repository.
+//!
+//! Invariants: a key that is given is either used, or told to be unused, or refused beside `--no-encryption`.
+
+use std::cmp::Ordering;
 
 use mover_base::{Error, Kind, Result};
+use mover_jobs::Secret;
 use mover_jobs::init::{self, InitOptions};
 
 use super::Context;
 use crate::args::InitArgs;
+use crate::config::layers::{Layer, Layers};
 use crate::config::{KeyFile, secrets};
 use crate::output::GREEN;
 use crate::table::Table;
 
+/// The options that name a key of the new repository.
+const KEYS: [&str; 3] = ["passphrase-file", "identity-file", "init.recipient"];
+
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
     let url = context.settings.repo_url()?;
-    let passphrase = match &context.settings.key_file {
-        // A key file of the configuration is no contradiction to one unencrypted repository.
-        _ if args.no_encryption => None,
-        KeyFile::Passphrase(path) => {
-            let out = &mut *context.out;
-            Some(secrets::read_passphrase(path, &mut |warning| {
-                out.warning(&warning)
-            })?)
-        }
-        KeyFile::Identity(_) => {
-            return Err(Error::new(
-                Kind::Usage,
-                "a repository is not initialised with an identity file",
-            )
-            .hint("give its public key instead: --recipient age1..."));
-        }
-        KeyFile::None => None,
-    };
-    if args.no_encryption && !args.recipient.is_empty() {
-        return Err(Error::new(
-            Kind::Usage,
-            "--no-encryption and --recipient contradict each other",
+    let keys = Keys::of(&context.settings.layers);
+    let encryption = !args.no_encryption || keys.win_over_no_encryption()?;
+    if let Some(unused) = keys.unused.filter(|_| !encryption) {
+        context.out.warning(&format!(
+            "the key from {unused} is not used: --no-encryption comes from a stronger layer, and the repository is not encrypted"
         ));
     }
-    if !args.no_encryption && passphrase.is_none() && args.recipient.is_empty() {
+    let passphrase = match encryption {
+        true => passphrase(context)?,
+        false => None,
+    };
+    let recipients = match encryption {
+        true => args.recipient,
+        false => Vec::new(),
+    };
+    if encryption && passphrase.is_none() && recipients.is_empty() {
         return Err(
             Error::new(Kind::Usage, "no key is given for the new repository")
                 .hint("use --passphrase-file, --recipient, or --no-encryption"),
@@ -46,9 +46,9 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
         &context.settings.engine,
         &InitOptions {
             url,
-            encryption: !args.no_encryption,
+            encryption,
             passphrase,
-            recipients: args.recipient,
+            recipients,
             label: args.label.unwrap_or_default(),
             link: context.settings.link.clone(),
         },
@@ -66,11 +66,85 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
         table.pair("key slot", super::key::describe(slot));
     }
     context.out.table(&table);
-    if !args.no_encryption {
+    if encryption {
         context
             .out
             .line("Keep the key in a second place: without it nobody can read the backups.");
     }
     context.out.summary(&summary);
     Ok(())
+}
+
+fn passphrase(context: &mut Context<'_>) -> Result<Option<Secret>> {
+    let out = &mut *context.out;
+    match &context.settings.key_file {
+        KeyFile::Passphrase(path) => {
+            secrets::read_passphrase(path, &mut |warning| out.warning(&warning)).map(Some)
+        }
+        KeyFile::Identity(_) => Err(Error::new(
+            Kind::Usage,
+            "a repository is not initialised with an identity file",
+        )
+        .hint("give its public key instead: --recipient age1...")),
+        KeyFile::None => Ok(None),
+    }
+}
+
+/// How the keys that are given stand to `--no-encryption`.
+struct Keys {
+    strongest: Layer,
+    no_encryption: Layer,
+    /// Where the strongest of them was set, if it was not typed.
+    unused: Option<String>,
+}
+
+impl Keys {
+    fn of(layers: &Layers) -> Self {
+        let strongest = KEYS.into_iter().max_by_key(|key| layers.of(key));
+        Keys {
+            strongest: strongest.map_or(Layer::Default, |key| layers.of(key)),
+            no_encryption: layers.of("init.no-encryption"),
+            unused: strongest.and_then(|key| layers.place(key)),
+        }
+    }
+
+    /// The stronger layer wins, as for every option; what contradicts itself in one layer is nothing to guess at.
+    fn win_over_no_encryption(&self) -> Result<bool> {
+        match self.strongest.cmp(&self.no_encryption) {
+            Ordering::Greater => Ok(true),
+            Ordering::Less => Ok(false),
+            Ordering::Equal => Err(Error::new(
+                Kind::Usage,
+                "a key and --no-encryption contradict each other",
+            )
+            .hint("drop --no-encryption for an encrypted repository, or --passphrase-file, --identity-file and --recipient for one that everybody can read")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_loses_to_no_encryption_of_a_stronger_layer_only() {
+        let wins = |strongest, no_encryption| {
+            let keys = Keys {
+                strongest,
+                no_encryption,
+                unused: None,
+            };
+            keys.win_over_no_encryption()
+        };
+        let layers = [Layer::File, Layer::Environment, Layer::Flag];
+        for (at, layer) in layers.into_iter().enumerate() {
+            for weaker in &layers[..at] {
+                assert!(wins(layer, *weaker).unwrap(), "{layer:?} over {weaker:?}");
+                assert!(!wins(*weaker, layer).unwrap(), "{weaker:?} under {layer:?}");
+            }
+            let error = wins(layer, layer).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage, "{layer:?}");
+            assert!(!wins(Layer::Default, layer).unwrap(), "no key at all");
+        }
+    }
 }
