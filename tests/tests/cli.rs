@@ -198,6 +198,62 @@ fn a_key_that_is_typed_encrypts_whatever_the_file_says() {
 }
 
 #[test]
+fn whose_backup_is_latest_is_said_and_never_guessed_over_data() {
+    let scratch = Scratch::new("whose");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let (first, second) = (scratch.dir("first"), scratch.dir("second"));
+    fs::write(first.join("rows"), "first").expect("file");
+    fs::write(second.join("rows"), "second").expect("file");
+    let of_first = repo.backup(&first).summary();
+    let list = |args: &[&str]| Outcome::of(repo.command("list").args(args)).expect(exit::OK);
+    assert!(!list(&[]).stdout.contains("SOURCE"), "there is one only");
+    repo.backup(&second).summary();
+    let listed = list(&[]).stdout;
+    assert!(
+        listed.contains("SOURCE") && listed.contains(&dir_url(&first)),
+        "{listed}"
+    );
+    let only = list(&["--json", "--source", &dir_url(&first)]).document();
+    let backups = only["backups"].as_array().expect("backups");
+    assert_eq!(backups.len(), 1, "{only}");
+    assert_eq!(backups[0]["backup_id"], of_first["backup_id"], "{only}");
+
+    let target = scratch.dir("target");
+    fs::write(target.join("rows"), "kept").expect("file");
+    let restore = |args: &[&str]| {
+        let mut command = repo.command("restore");
+        command.args(["--json", "--delta", "--to"]).arg(&target);
+        Outcome::of(command.args(args))
+    };
+    let rows = || fs::read_to_string(target.join("rows")).expect("file");
+    let error = restore(&[]).expect(exit::USAGE).error();
+    let named = error["object"].as_str().expect("whose they are");
+    assert!(
+        named.contains(&dir_url(&first)) && named.contains(&dir_url(&second)),
+        "{error}"
+    );
+    assert_eq!(rows(), "kept");
+
+    let latest = restore(&["--set", "latest"]).summary();
+    assert_eq!(latest["source"], dir_url(&second), "{latest}");
+    let warned = latest["warnings"].to_string();
+    assert!(warned.contains(&dir_url(&first)), "{latest}");
+    assert_eq!(rows(), "second");
+
+    let host = latest["host"].as_str().expect("host");
+    let named = ["--source", &dir_url(&first), "--host", host];
+    let restored = restore(&named).summary();
+    assert_eq!(restored["source"], dir_url(&first), "{restored}");
+    assert_eq!(restored["warnings"], serde_json::json!([]), "{restored}");
+    assert_eq!(rows(), "first");
+    restore(&["--host", "nobody"]).expect(exit::NOT_FOUND);
+    let id = of_first["backup_id"].as_str().expect("id");
+    restore(&["--set", id, "--source", &dir_url(&second)]).expect(exit::USAGE);
+    // Nothing is replaced here.
+    repo.restore("latest", &scratch.join("fresh")).summary();
+}
+
+#[test]
 fn secrets_reach_no_output() {
     let scratch = Scratch::new("secrets");
     let home = scratch.dir("home");

@@ -251,8 +251,16 @@ pub struct BackupArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     helios-mover list --repo file:///backup/helios --passphrase-file /etc/helios-mover/passphrase\n  \
+    helios-mover list --source pages:///srv/heliosdb --host db7\n  \
     helios-mover list --json | jq -r '.backups[].backup_id'")]
-pub struct ListArgs {}
+pub struct ListArgs {
+    /// Only backups of this source: its URL, or the path of a directory
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Only backups made on this host
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+}
 
 /// `show`
 #[derive(Debug, Args)]
@@ -281,13 +289,19 @@ impl ShowArgs {
 #[command(after_help = "Examples:\n  \
     helios-mover restore --to /srv/restored\n  \
     helios-mover restore --set 20261122-181409-7f3a9c2e --to /srv/restored --dry-run\n  \
-    helios-mover restore --set latest --to /srv/heliosdb --delta\n\n\
+    helios-mover restore --source pages:///srv/heliosdb --host db7 --to /srv/heliosdb --delta\n\n\
     Without --delta the target must be empty or absent. With --delta, what is there is compared block by \
     block, only differences are written, and files that the backup does not hold are removed.")]
 pub struct RestoreArgs {
     /// Backup: an id, its beginning, or `latest` [default: latest]
     #[arg(long, value_name = "ID")]
     pub set: Option<String>,
+    /// Of this source: its URL, or the path of a directory [default: any]
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Made on this host [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
     /// Directory to restore into
     #[arg(long, visible_alias = "target", value_name = "DIR")]
     pub to: Option<PathBuf>,

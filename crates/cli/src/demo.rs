@@ -362,7 +362,7 @@ impl Demo<'_, '_> {
     ) -> Result<(RestoreSummary, Compared)> {
         let options = RestoreOptions {
             repo: access.clone(),
-            set: backup.backup_id.to_string(),
+            choice: backup.backup_id.to_string().as_str().into(),
             to: to.to_owned(),
             delta: false,
         };

@@ -22,12 +22,12 @@ use std::ffi::OsString;
 
 use mover_base::{Error, Kind, Result};
 use mover_jobs::check::STRAY_HINT;
-use mover_jobs::{Engine, RepoAccess, Tick};
+use mover_jobs::{Engine, RepoAccess, Tick, Whose};
 use serde::Serialize;
 
 use crate::args::{HoldVerb, KeyVerb, Verb};
 use crate::config::layers::Environment;
-use crate::config::{Call, Settings};
+use crate::config::{Call, Settings, absolute};
 use crate::output::{BOLD, Output, Shape};
 use crate::progress::Ticker;
 use crate::signals::Signals;
@@ -161,7 +161,7 @@ pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
     match verb {
         Verb::Init(args) => init::run(context, args),
         Verb::Backup(args) => backup::run(context, args),
-        Verb::List(_) => list::run(context),
+        Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, args),
         Verb::Restore(args) => restore::run(context, args),
         Verb::Verify(args) => verify::run(context, args),
@@ -211,6 +211,15 @@ fn name(verb: &Verb) -> (&'static str, Shape) {
         Verb::Completions(_) => ("completions", Shape::Query),
         Verb::Demo(_) => ("demo", Shape::Job),
     }
+}
+
+/// Whose backups are meant; a plain path is the directory of that name.
+fn whose(source: Option<&str>, host: Option<&str>) -> Result<Whose> {
+    let source = source.map(|source| absolute("source", "dir://", source));
+    Ok(Whose {
+        source: source.transpose()?,
+        host: host.map(str::to_owned),
+    })
 }
 
 /// An option that the verb cannot do without is in no layer.

@@ -7,6 +7,7 @@ pub mod annotate;
 pub mod backup;
 pub mod catalogue;
 pub mod check;
+pub mod choice;
 mod estimate;
 pub mod expire;
 mod extents;
@@ -25,10 +26,11 @@ pub mod settings;
 mod settle;
 pub mod verify;
 
+pub use choice::{Choice, Whose};
 pub use mover_io::{RateBudget, Rung, ShardReport, Stop};
 pub use mover_repo::{
     BackupMetadata, BackupType, COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS, Credentials,
-    LinkLimits, Secret,
+    LinkLimits, Secret, SourceInfo,
 };
 pub use progress::Progress;
 pub use settings::{Engine, JobLimits, RepoAccess, Tick};

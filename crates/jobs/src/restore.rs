@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mover_base::{BackupId, Result};
 use mover_io::Shard;
-use mover_repo::{BackupView, Origin, catalogue};
+use mover_repo::{BackupView, Origin};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::{Serialize, Serializer};
 
 use self::names::Names;
 use crate::backup::only;
+use crate::choice::{Choice, choose};
 use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready, Sought};
 use crate::log_work::{interruptible, watched};
@@ -35,8 +36,8 @@ use crate::settle::{Settled, is_page_store, require_plain, settle};
 pub struct RestoreOptions {
     /// Where from.
     pub repo: RepoAccess,
-    /// Which backup: an id, the beginning of one, or `latest`.
-    pub set: String,
+    /// Which backup.
+    pub choice: Choice,
     /// The directory that shall hold it.
     pub to: PathBuf,
     /// Bring an existing directory to the backup's state, writing only blocks that differ.
@@ -48,6 +49,10 @@ pub struct RestoreOptions {
 pub struct RestorePlan {
     /// The backup.
     pub backup_id: BackupId,
+    /// URL of what it was made of.
+    pub source: String,
+    /// The machine that made it.
+    pub host: String,
     /// URL of the repository.
     pub repository: String,
     /// The directory that will hold it.
@@ -93,6 +98,10 @@ struct Prepared {
 pub struct RestoreSummary {
     /// The backup.
     pub backup_id: BackupId,
+    /// URL of what it was made of.
+    pub source: String,
+    /// The machine that made it.
+    pub host: String,
     /// The directory.
     #[serde(serialize_with = "as_text")]
     pub target: PathBuf,
@@ -145,11 +154,11 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         let access = &options.repo;
         let repository = Arc::new(access.open(&shard).await?);
         repository.require_reading()?;
-        let id = catalogue::find(&shard, &repository, &options.set).await?;
+        let (id, told) = choose(&shard, &repository, &options.choice, options.delta).await?;
         let view = BackupView::open(&shard, &repository, id).await?;
-        Ok((repository.url().to_owned(), Arc::new(view)))
+        Ok((repository.url().to_owned(), Arc::new(view), told))
     };
-    let (repository, view) = only(mover_io::run(&engine.single(), look, |stop| {
+    let (repository, view, mut warnings) = only(mover_io::run(&engine.single(), look, |stop| {
         tick(&progress, stop)
     })?)?;
     if is_page_store(&view) {
@@ -164,11 +173,13 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         target.check_space(size.data_bytes)?;
     }
     let made_in = view.metadata.ended.seconds_since(view.metadata.started);
-    let mut warnings = leftover_warnings(&target);
+    warnings.extend(leftover_warnings(&target));
     warnings.extend(authenticity_warning(&view));
     let (packs, pack_bytes) = view.pack_totals();
     Ok(RestorePlan {
         backup_id: view.id,
+        source: view.metadata.source.url.clone(),
+        host: view.metadata.source.host.clone(),
         repository,
         target: target.path().to_owned(),
         mode: mode_name(mode),
@@ -313,6 +324,8 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     let engine = clock.report(shards, view.link_report());
     Ok(RestoreSummary {
         backup_id: view.id,
+        source: plan.source,
+        host: plan.host,
         target: plan.target,
         mode: plan.mode,
         bytes: plan.bytes,

@@ -158,7 +158,7 @@ fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {
     ]);
     for verdict in backups {
         let why: Vec<&str> = verdict.reasons.iter().copied().map(name).collect();
-        let source = format!("{} on {}", verdict.source, verdict.host);
+        let source = figures_of::of_text(&verdict.source, &verdict.host);
         let (said, why, freed) = match why.is_empty() {
             true => (
                 Cell::styled(gone, YELLOW),

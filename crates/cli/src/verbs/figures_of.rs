@@ -42,6 +42,11 @@ pub fn parent_text(parent: BackupId, of: Option<&str>) -> String {
     }
 }
 
+/// A source and the machine that it is on.
+pub fn of_text(source: &str, host: &str) -> String {
+    format!("{source} on {host}")
+}
+
 /// `1,204 files, 12 directories, 3 symlinks`; what there is none of is left out, except files.
 pub fn content(files: u64, dirs: u64, symlinks: u64, hardlinks: u64) -> String {
     let mut out = vec![figures::counted(files, "file")];
@@ -160,6 +165,7 @@ pub fn stored(summary: &BackupSummary) -> String {
 /// What a restore did.
 pub fn restore_table(summary: &RestoreSummary) -> Table {
     let mut table = Table::pairs().indent(2);
+    table.pair("of", of_text(&summary.source, &summary.host));
     table.pair("target", summary.target.display().to_string());
     table.pair("mode", summary.mode);
     table.pair(

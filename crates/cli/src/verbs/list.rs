@@ -1,11 +1,15 @@
 //! `list`: the backups of a repository, oldest first.
 
+use std::collections::BTreeSet;
+
 use mover_base::Result;
 use mover_base::units::format_bytes;
 use mover_jobs::catalogue::{self, ListItem};
+use mover_jobs::{BackupMetadata, SourceInfo};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, figures_of, whose};
+use crate::args::ListArgs;
 use crate::figures::{self, UNKNOWN};
 use crate::output::YELLOW;
 use crate::table::{Align, Cell, Table};
@@ -18,10 +22,14 @@ struct Document<'a> {
 }
 
 /// Runs the verb.
-pub fn run(context: &mut Context<'_>) -> Result<()> {
+pub fn run(context: &mut Context<'_>, args: &ListArgs) -> Result<()> {
+    let whose = whose(args.source.as_deref(), args.host.as_deref())?;
     let repo = context.repo_access()?;
     let listed = catalogue::list(&context.settings.engine, &repo)?;
-    let items = listed.backups;
+    let all = listed.backups;
+    // What cannot be read may be of whom was asked for.
+    let is_meant = |item: &ListItem| source(item).is_none_or(|source| whose.is_of(source));
+    let items: Vec<ListItem> = all.into_iter().filter(is_meant).collect();
     context.warn_of_strays(&listed.strays);
     if items.is_empty() {
         context.out.line("no backups");
@@ -36,54 +44,78 @@ pub fn run(context: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
+fn source(item: &ListItem) -> Option<&SourceInfo> {
+    item.metadata.as_ref().map(|metadata| &metadata.source)
+}
+
+fn of_text(source: &SourceInfo) -> String {
+    figures_of::of_text(&source.url, &source.host)
+}
+
+/// Columns before those of source and notes.
+const COLUMNS: [(&str, Align); 7] = [
+    ("BACKUP", Align::Left),
+    ("TYPE", Align::Left),
+    ("TOOK", Align::Right),
+    ("SIZE", Align::Right),
+    ("NEW", Align::Right),
+    ("STORED", Align::Right),
+    ("FILES", Align::Right),
+];
+
+/// The source has a column where there is more than one.
 fn table(items: &[ListItem]) -> Table {
-    let mut table = Table::with_header(&[
-        ("BACKUP", Align::Left),
-        ("TYPE", Align::Left),
-        ("TOOK", Align::Right),
-        ("SIZE", Align::Right),
-        ("NEW", Align::Right),
-        ("STORED", Align::Right),
-        ("FILES", Align::Right),
-        ("NOTES", Align::Left),
-    ]);
+    let sources: BTreeSet<String> = items.iter().filter_map(source).map(of_text).collect();
+    let has_sources = sources.len() > 1;
+    let mut columns = COLUMNS.to_vec();
+    columns.extend(has_sources.then_some(("SOURCE", Align::Left)));
+    columns.push(("NOTES", Align::Left));
+    let mut table = Table::with_header(&columns);
     for item in items {
         let id = Cell::from(item.backup_id.to_string());
-        let Some(metadata) = &item.metadata else {
-            let problem = item.problem.as_deref().unwrap_or("cannot be read");
-            let unknown = || Cell::from(UNKNOWN);
-            table.row([
-                id,
-                unknown(),
-                unknown(),
-                unknown(),
-                unknown(),
-                unknown(),
-                unknown(),
-                Cell::styled(problem, YELLOW),
-            ]);
-            continue;
+        let (mut row, notes) = match &item.metadata {
+            Some(metadata) => (
+                figures_row(id, metadata),
+                Cell::from(notes(item, metadata).join(" ")),
+            ),
+            None => {
+                let unknown = (1..COLUMNS.len()).map(|_| Cell::from(UNKNOWN));
+                let problem = item.problem.as_deref().unwrap_or("cannot be read");
+                (
+                    std::iter::once(id).chain(unknown).collect(),
+                    Cell::styled(problem, YELLOW),
+                )
+            }
         };
-        let size = &metadata.size_info;
-        let seconds = metadata.ended.seconds_since(metadata.started);
-        let state = [(item.expiring, "expiring"), (item.holds > 0, "held")];
-        let states = state.iter().filter(|(is, _)| *is);
-        let noted = metadata.annotations.iter();
-        let notes: Vec<String> = states
-            .map(|(_, name)| (*name).to_owned())
-            .chain(noted.map(|(key, value)| format!("{key}={value}")))
-            .chain(item.problem.clone())
-            .collect();
-        table.row([
-            id,
-            Cell::from(super::figures_of::type_name(metadata.backup_type)),
-            Cell::from(figures::duration(seconds)),
-            Cell::from(format_bytes(size.original_bytes)),
-            Cell::from(format_bytes(size.new_bytes)),
-            Cell::from(format_bytes(size.encrypted_bytes)),
-            Cell::from(figures::count(size.files)),
-            Cell::from(notes.join(" ")),
-        ]);
+        let of = source(item).map_or(UNKNOWN.to_owned(), of_text);
+        row.extend(has_sources.then(|| Cell::from(of)));
+        row.push(notes);
+        table.row(row);
     }
     table
+}
+
+fn figures_row(id: Cell, metadata: &BackupMetadata) -> Vec<Cell> {
+    let size = &metadata.size_info;
+    let seconds = metadata.ended.seconds_since(metadata.started);
+    vec![
+        id,
+        Cell::from(figures_of::type_name(metadata.backup_type)),
+        Cell::from(figures::duration(seconds)),
+        Cell::from(format_bytes(size.original_bytes)),
+        Cell::from(format_bytes(size.new_bytes)),
+        Cell::from(format_bytes(size.encrypted_bytes)),
+        Cell::from(figures::count(size.files)),
+    ]
+}
+
+fn notes(item: &ListItem, metadata: &BackupMetadata) -> Vec<String> {
+    let state = [(item.expiring, "expiring"), (item.holds > 0, "held")];
+    let states = state.iter().filter(|(is, _)| *is);
+    let noted = metadata.annotations.iter();
+    states
+        .map(|(_, name)| (*name).to_owned())
+        .chain(noted.map(|(key, value)| format!("{key}={value}")))
+        .chain(item.problem.clone())
+        .collect()
 }

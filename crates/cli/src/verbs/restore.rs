@@ -2,9 +2,10 @@
 
 use mover_base::Result;
 use mover_base::units::format_bytes;
+use mover_jobs::Choice;
 use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
 
-use super::{Context, DryRun, Ended, figures_of, missing};
+use super::{Context, DryRun, Ended, figures_of, missing, whose};
 use crate::args::RestoreArgs;
 use crate::figures;
 use crate::table::Table;
@@ -19,7 +20,10 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
     })?;
     let options = RestoreOptions {
         repo: context.repo_access()?,
-        set: args.set.unwrap_or_else(|| "latest".into()),
+        choice: Choice {
+            set: args.set,
+            whose: whose(args.source.as_deref(), args.host.as_deref())?,
+        },
         to,
         delta: args.delta,
     };
@@ -49,6 +53,7 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
 fn plan_table(plan: &RestorePlan) -> Table {
     let mut table = Table::pairs().indent(2);
     table.pair("backup", plan.backup_id.to_string());
+    table.pair("of", figures_of::of_text(&plan.source, &plan.host));
     table.pair("repository", &plan.repository);
     table.pair("target", plan.target.display().to_string());
     table.pair("mode", plan.mode);

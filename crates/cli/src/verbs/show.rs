@@ -76,7 +76,7 @@ fn origin_rows(metadata: &BackupMetadata, table: &mut Table) {
     table.pair("took", figures::duration(seconds));
     table.pair(
         "source",
-        format!("{} on {}", metadata.source.url, metadata.source.host),
+        figures_of::of_text(&metadata.source.url, &metadata.source.host),
     );
     table.pair("made by", format!("helios-mover {}", metadata.tool_version));
 }

@@ -114,7 +114,7 @@ impl Place {
     pub fn restore_options(&self, set: &str, to: &str, delta: bool) -> RestoreOptions {
         RestoreOptions {
             repo: self.access(),
-            set: set.to_owned(),
+            choice: set.into(),
             to: self.path(to),
             delta,
         }
