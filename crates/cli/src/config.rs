@@ -264,6 +264,13 @@ pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
     if text.is_empty() {
         return Err(wrong(format!("the {what} is empty")));
     }
+    if let Some(begin) = like_scheme(text) {
+        return Err(
+            wrong(format!("the {what} is neither a URL nor a path")).hint(format!(
+                "write {begin}//... for a URL, or ./{text} for a path with a colon in it"
+            )),
+        );
+    }
     let path = std::path::absolute(text)
         .map_err(|error| wrong(format!("the {what} is not a path")).cause(error))?;
     let path = path
@@ -277,6 +284,30 @@ pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
             path
         }
     ))
+}
+
+/// A restore's target, which is a directory and takes no scheme: `file:///srv` would become a directory called `file:`.
+pub fn target(to: PathBuf) -> Result<PathBuf> {
+    let text = to.to_string_lossy().into_owned();
+    let Some(begin) = like_scheme(&text) else {
+        return Ok(to);
+    };
+    let path = text[begin.len()..].trim_start_matches('/');
+    Err(Error::new(Kind::Usage, "the target is not a directory")
+        .object(text.as_str())
+        .hint(format!(
+            "a target is a path without a scheme: /{path}, or ./{text} for a path with a colon in it"
+        )))
+}
+
+/// The beginning of a URL, such as `s3:`, which is a slip in what should be a path.
+fn like_scheme(text: &str) -> Option<&str> {
+    let end = text.find(':')?;
+    let begins = |c: u8| c.is_ascii_lowercase();
+    let goes_on = |c: u8| begins(c) || c.is_ascii_digit() || b"+.-".contains(&c);
+    let scheme = &text.as_bytes()[..end];
+    (scheme.first().copied().is_some_and(begins) && scheme.iter().copied().all(goes_on))
+        .then(|| &text[..=end])
 }
 
 #[cfg(test)]

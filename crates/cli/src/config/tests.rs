@@ -546,6 +546,40 @@ fn paths_become_urls() {
     );
 }
 
+#[test]
+fn a_url_with_a_slip_in_it_is_no_path() {
+    for text in ["s3:/bucket/x", "file:/backup", "s3:bucket", "c+d.e-9:x"] {
+        let error = absolute("repository", "file://", text).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage, "{text}");
+        let hint = error.hint_text().unwrap();
+        assert!(hint.contains(&format!("./{text}")), "{hint}");
+    }
+    for text in [
+        "./s3:/bucket",
+        "/srv/a:b",
+        "A:b",
+        "9:b",
+        ":b",
+        "a_b:c",
+        "plain",
+    ] {
+        let url = absolute("repository", "file://", text).unwrap();
+        assert!(url.starts_with("file:///"), "{url}");
+    }
+}
+
+#[test]
+fn a_target_takes_no_scheme() {
+    for text in ["file:///srv/a", "dir:/srv/a"] {
+        let error = target(text.into()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage, "{text}");
+        assert!(error.hint_text().unwrap().contains(" /srv/a,"), "{error}");
+    }
+    for text in ["/srv/a:b", "./a:b", "plain"] {
+        assert_eq!(target(text.into()).unwrap(), PathBuf::from(text));
+    }
+}
+
 fn secret_file(bytes: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret");

@@ -7,6 +7,7 @@ use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
 
 use super::{Context, DryRun, Ended, figures_of, missing, whose};
 use crate::args::RestoreArgs;
+use crate::config::target;
 use crate::figures;
 use crate::table::Table;
 
@@ -24,7 +25,7 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
             set: args.set,
             whose: whose(args.source.as_deref(), args.host.as_deref())?,
         },
-        to,
+        to: target(to)?,
         delta: args.delta,
     };
     let ended = context.watch(None, |engine, tick| {
