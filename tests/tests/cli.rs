@@ -253,6 +253,43 @@ fn whose_backup_is_latest_is_said_and_never_guessed_over_data() {
     repo.restore("latest", &scratch.join("fresh")).summary();
 }
 
+/// With `--quiet`, as cron jobs run it, what is wrong is all that is printed.
+#[test]
+fn who_asks_for_quiet_reads_what_is_damaged() {
+    let scratch = Scratch::new("quiet-damage");
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(5), 1 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    let objects = repo.objects();
+    let (pack, _) = objects
+        .iter()
+        .find(|(name, _)| name.starts_with("packs"))
+        .expect("a pack");
+    fs::remove_file(repo.dir.join(pack)).expect("a pack can be lost");
+    let name = pack.to_str().expect("name");
+    let error = repo.verify().expect(exit::VERIFY_FAILED).error();
+    assert!(error["object"].to_string().contains(name), "{error}");
+    let quiet = Outcome::of(repo.command("verify").arg("--quiet"));
+    let quiet = quiet.expect(exit::VERIFY_FAILED);
+    assert_eq!(quiet.stdout, "");
+    let found = quiet.stderr.lines().next().expect("a finding");
+    assert!(
+        found.starts_with("finding  ") && found.contains(name),
+        "{quiet}"
+    );
+
+    let absent = dir_url(&scratch.join("absent"));
+    let quiet = Outcome::of(
+        mover::command(&scratch.dir("home")).args(["check", "--quiet", "--source", &absent]),
+    );
+    let quiet = quiet.expect(exit::CHECK_FAILED);
+    assert!(
+        quiet.stdout.is_empty() && quiet.stderr.starts_with("FAIL  source, readable: "),
+        "{quiet}"
+    );
+}
+
 #[test]
 fn secrets_reach_no_output() {
     let scratch = Scratch::new("secrets");

@@ -193,6 +193,27 @@ impl Output {
         }
     }
 
+    /// Something that a verb found to be wrong, a part of the human result. With `--quiet` it is what the error is about, and so
+    /// goes to standard error.
+    pub fn finding(&mut self, title: &str, text: &str) {
+        if self.manner.json {
+            return;
+        }
+        let text = clean(text);
+        if self.manner.quiet {
+            let title = self.paint_err(title, RED);
+            self.write_err(&format!("{title}  {text}\n"));
+        } else {
+            let title = self.paint(title, RED);
+            self.line(format!("{title}  {text}"));
+        }
+    }
+
+    /// Whether only errors are wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.manner.quiet
+    }
+
     /// A table of the human result; nothing with `--json` or `--quiet`.
     pub fn table(&mut self, table: &Table) {
         if !self.manner.json && !self.manner.quiet {
@@ -411,6 +432,27 @@ pub mod tests {
             .object("file:///r")
             .hint("try another")
             .cause("why")
+    }
+
+    #[test]
+    fn findings_are_all_that_is_left_when_it_is_quiet() {
+        let tell = |manner: Manner| {
+            let (mut output, out, err) = captured(manner);
+            output.line("figures");
+            output.finding("finding", "packs/ab is missing");
+            (out.text(), err.text())
+        };
+        let found = "finding  packs/ab is missing\n";
+        assert_eq!(
+            tell(Manner::PLAIN),
+            (format!("figures\n{found}"), String::new())
+        );
+        let quiet = Manner {
+            quiet: true,
+            ..Manner::PLAIN
+        };
+        assert_eq!(tell(quiet), (String::new(), found.to_owned()));
+        assert_eq!(tell(JSON), (String::new(), String::new()));
     }
 
     #[test]

@@ -28,6 +28,7 @@ use serde::Serialize;
 use crate::args::{HoldVerb, KeyVerb, Verb};
 use crate::config::layers::Environment;
 use crate::config::{Call, Settings, absolute};
+use crate::figures;
 use crate::output::{BOLD, Output, Shape};
 use crate::progress::Ticker;
 use crate::signals::Signals;
@@ -213,6 +214,15 @@ fn name(verb: &Verb) -> (&'static str, Shape) {
     }
 }
 
+/// The first of what was found, and how many more of it there are, for the error that a verb ends with.
+fn first_of(first: Option<String>, all: u64) -> String {
+    let first = first.unwrap_or_default();
+    match all.saturating_sub(1) {
+        0 => first,
+        more => format!("{first}; and {} more", figures::count(more)),
+    }
+}
+
 /// Whose backups are meant; a plain path is the directory of that name.
 fn whose(source: Option<&str>, host: Option<&str>) -> Result<Whose> {
     let source = source.map(|source| absolute("source", "dir://", source));
@@ -225,4 +235,16 @@ fn whose(source: Option<&str>, host: Option<&str>) -> Result<Whose> {
 /// An option that the verb cannot do without is in no layer.
 fn missing(what: &str, option: &str) -> Error {
     Error::new(Kind::Usage, format!("no {what} is given")).hint(format!("use {option}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_first_of_what_was_found() {
+        let first = || Some("packs/ab is missing".to_owned());
+        assert_eq!(first_of(first(), 1), "packs/ab is missing");
+        assert_eq!(first_of(first(), 3), "packs/ab is missing; and 2 more");
+    }
 }

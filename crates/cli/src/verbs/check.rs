@@ -3,10 +3,9 @@
 use mover_base::{Error, Kind, Result};
 use mover_jobs::check::{self, CheckItem, CheckOptions, Status};
 
-use super::Context;
+use super::{Context, first_of};
 use crate::args::CheckArgs;
 use crate::config::absolute;
-use crate::figures;
 use crate::output::{BOLD, DIM, GREEN, RED, YELLOW};
 use crate::table::{Align, Cell, Table};
 
@@ -32,10 +31,28 @@ pub fn run(context: &mut Context<'_>, args: CheckArgs) -> Result<()> {
     let failed = report
         .items
         .iter()
-        .filter(|item| matches!(item.status, Status::Fail))
-        .count();
-    Err(Error::new(Kind::CheckFailed, "a job would fail here")
-        .object(figures::counted(failed as u64, "failed check")))
+        .filter(|item| item.status == Status::Fail);
+    let failed: Vec<&CheckItem> = failed.collect();
+    if context.out.is_quiet() {
+        for item in &failed {
+            let hint = item.hint.as_ref().map(|hint| format!(" (hint: {hint})"));
+            let text = format!("{}{}", named(item), hint.unwrap_or_default());
+            context.out.finding("FAIL", &text);
+        }
+    }
+    let first = failed.first().map(|item| named(item));
+    let error = Error::new(Kind::CheckFailed, "a job would fail here")
+        .object(first_of(first, failed.len() as u64));
+    let hint = failed.first().and_then(|item| item.hint.clone());
+    Err(match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    })
+}
+
+/// An item in one line.
+fn named(item: &CheckItem) -> String {
+    format!("{}, {}: {}", item.area, item.name, item.detail)
 }
 
 fn tell(context: &mut Context<'_>, items: &[CheckItem]) {

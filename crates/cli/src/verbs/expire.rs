@@ -9,10 +9,10 @@ use mover_jobs::expire::{
 };
 use serde::Serialize;
 
-use super::{Context, DryRun, Ended, figures_of};
+use super::{Context, DryRun, Ended, figures_of, first_of};
 use crate::args::ExpireArgs;
 use crate::figures;
-use crate::output::{BOLD, GREEN, RED, YELLOW};
+use crate::output::{BOLD, GREEN, YELLOW};
 use crate::table::{Align, Cell, Table};
 
 #[derive(Serialize)]
@@ -134,17 +134,17 @@ fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
     figures_of::engine_rows(&summary.engine, &mut table);
     context.out.table(&table);
     for refusal in &outcome.refusals {
-        let title = context.out.paint("not deleted", RED);
-        let problem = crate::table::clean(&refusal.problem);
-        context.out.line(format!("{title}  {problem}"));
+        let text = format!("{}: {}", refusal.object, refusal.problem);
+        context.out.finding("not deleted", &text);
     }
     context.out.summary(summary);
     if summary.ok {
         return Ok(());
     }
-    let objects = figures::counted(outcome.refused, "object");
+    let first = outcome.refusals.first();
+    let first = first.map(|refusal| format!("{}: {}", refusal.object, refusal.problem));
     Err(Error::new(Kind::Storage, "the storage refused to delete")
-        .object(objects)
+        .object(first_of(first, outcome.refused))
         .hint("if they are locked, run this again when the locks have ended; otherwise the mover lacks the permission to delete (s3:DeleteObject); every backup that is listed can be restored"))
 }
 

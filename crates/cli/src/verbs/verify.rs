@@ -4,7 +4,7 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
 
-use super::{Context, figures_of};
+use super::{Context, figures_of, first_of};
 use crate::args::{LevelArg, VerifyArgs};
 use crate::figures;
 use crate::output::{GREEN, RED};
@@ -35,8 +35,10 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
             "put the objects named back from a copy, or back up into a new repository: here a new backup would build on the damaged blocks"
         }
     };
+    let first = summary.findings.first();
+    let first = first.map(|finding| format!("{}: {}", finding.object, finding.what));
     Err(Error::new(Kind::VerifyFailed, "verification found damage")
-        .object(figures::counted(summary.findings.len() as u64, "finding"))
+        .object(first_of(first, summary.findings.len() as u64))
         .hint(hint))
 }
 
@@ -90,16 +92,11 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
     context.out.table(&table);
     for finding in &summary.findings {
         let hit: Vec<String> = finding.backups.iter().map(ToString::to_string).collect();
-        let title = context.out.paint("finding", RED);
-        context.out.line(format!(
-            "{title}  {}: {}",
-            crate::table::clean(&finding.object),
-            crate::table::clean(&finding.what)
-        ));
-        if !hit.is_empty() {
-            context
-                .out
-                .line(format!("         hits {}", hit.join(", ")));
-        }
+        let hits = match hit.is_empty() {
+            true => String::new(),
+            false => format!("; hits {}", hit.join(", ")),
+        };
+        let text = format!("{}: {}{hits}", finding.object, finding.what);
+        context.out.finding("finding", &text);
     }
 }
