@@ -567,16 +567,14 @@ impl Shell {
     }
 }
 
-/// Each block is one script. They run in the order in which they stand, and need nothing that they do not make themselves.
+/// Whoever pastes the blocks one after the other has them all in one shell, so what one leaves behind reaches the next.
 #[test]
 fn commands_of_the_readme_work() {
     let shell = Shell::new("readme");
     let (page, text) = workspace::pages().remove(0);
     let blocks = workspace::blocks(&text, "sh");
     assert!(blocks.len() > 2, "the README shows commands");
-    for script in blocks {
-        shell.run(&page, script, &[]);
-    }
+    shell.run(&page, &blocks.join("\n"), &[]);
 }
 
 /// The other pages show commands on a repository that is there, named by the environment, and holds a backup. What no test has

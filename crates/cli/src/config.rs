@@ -7,7 +7,7 @@ pub mod layers;
 pub mod secrets;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{CommandFactory, FromArgMatches};
@@ -18,6 +18,7 @@ use mover_jobs::{Credentials, Engine, JobLimits, LinkLimits, RateBudget, RepoAcc
 use crate::args::{ColorWhen, GlobalArgs, RawArgs, RungArg, Verb};
 use crate::values::Rate;
 use layers::{Environment, Layered, Layers};
+use secrets::SecretFile;
 
 /// A file that opens the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,6 +194,14 @@ impl Settings {
         absolute("repository", "file://", &url)
     }
 
+    /// The file at `path`, which the option `key` names.
+    pub fn secret_file<'a>(&self, key: &str, path: &'a Path) -> SecretFile<'a> {
+        SecretFile {
+            path,
+            place: self.layers.place(key),
+        }
+    }
+
     /// Resolves the call of `argv` again, with the environment and the file as they are now, and takes its limits
     /// over into the job that runs. Returns what they are.
     pub fn take_new_limits(&self, argv: &[OsString], environment: &Environment) -> Result<String> {
@@ -243,9 +252,13 @@ impl Settings {
         let credentials = match &self.key_file {
             KeyFile::None => Credentials::None,
             KeyFile::Passphrase(path) => {
-                Credentials::Passphrase(secrets::read_passphrase(path, warn)?)
+                let file = self.secret_file("passphrase-file", path);
+                Credentials::Passphrase(secrets::read_passphrase(&file, warn)?)
             }
-            KeyFile::Identity(path) => Credentials::Identity(secrets::read_identity(path, warn)?),
+            KeyFile::Identity(path) => {
+                let file = self.secret_file("identity-file", path);
+                Credentials::Identity(secrets::read_identity(&file, warn)?)
+            }
         };
         Ok(RepoAccess {
             url,

@@ -23,7 +23,7 @@ use mover_pagedb::{Comparison, Shop, Truth};
 use serde::Serialize;
 
 use crate::args::DemoArgs;
-use crate::config::secrets;
+use crate::config::secrets::{self, SecretFile};
 use crate::figures;
 use crate::output::{BOLD, GREEN};
 use crate::table::{Cell, Table};
@@ -244,7 +244,13 @@ impl Demo<'_, '_> {
         let path = self.dir.join("passphrase");
         write_passphrase(&path)
             .map_err(|error| failed("the passphrase cannot be written", &path, error))?;
-        let passphrase = secrets::read_passphrase(&path, &mut |_| {})?;
+        let passphrase = secrets::read_passphrase(
+            &SecretFile {
+                path: &path,
+                place: None,
+            },
+            &mut |_| {},
+        )?;
         let url = format!("file://{}", repo.display());
         let options = InitOptions {
             url: url.clone(),

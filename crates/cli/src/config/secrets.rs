@@ -16,8 +16,28 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 /// How an age identity begins.
 const IDENTITY_PREFIX: &str = "AGE-SECRET-KEY-1";
 
+/// A file that holds a secret.
+#[derive(Debug, Clone)]
+pub struct SecretFile<'a> {
+    /// Where it is.
+    pub path: &'a Path,
+    /// The variable or configuration file that named it, if nobody typed it.
+    pub place: Option<String>,
+}
+
+impl SecretFile<'_> {
+    /// As errors name it: who did not type the path must know where to correct it.
+    fn shown(&self) -> String {
+        let path = self.path.display();
+        match &self.place {
+            Some(place) => format!("{path} (from {place})"),
+            None => path.to_string(),
+        }
+    }
+}
+
 /// The passphrase in `path`, less one trailing newline.
-pub fn read_passphrase(path: &Path, warn: &mut dyn FnMut(String)) -> Result<Secret> {
+pub fn read_passphrase(path: &SecretFile<'_>, warn: &mut dyn FnMut(String)) -> Result<Secret> {
     let text = read(path, "the passphrase file", warn)?;
     let passphrase = strip_newline(&text);
     if passphrase.is_empty() {
@@ -43,7 +63,7 @@ pub fn read_passphrase(path: &Path, warn: &mut dyn FnMut(String)) -> Result<Secr
 }
 
 /// The one identity in `path`; lines that begin with `#` and empty lines are passed over.
-pub fn read_identity(path: &Path, warn: &mut dyn FnMut(String)) -> Result<Secret> {
+pub fn read_identity(path: &SecretFile<'_>, warn: &mut dyn FnMut(String)) -> Result<Secret> {
     let text = read(path, "the identity file", warn)?;
     let mut lines = text
         .lines()
@@ -64,27 +84,31 @@ fn strip_newline(text: &str) -> &str {
     text.strip_suffix('\r').unwrap_or(text)
 }
 
-fn wrong(path: &Path, what: &str) -> Error {
-    Error::new(Kind::Usage, what).object(path.display().to_string())
+fn wrong(path: &SecretFile<'_>, what: &str) -> Error {
+    Error::new(Kind::Usage, what).object(path.shown())
 }
 
 fn read(
-    path: &Path,
+    path: &SecretFile<'_>,
     what: &str,
     warn: &mut dyn FnMut(String),
 ) -> Result<zeroize::Zeroizing<String>> {
     let cannot = |error: std::io::Error| {
         Error::new(Kind::Key, format!("{what} cannot be read"))
-            .object(path.display().to_string())
+            .object(path.shown())
+            .hint(match &path.place {
+                Some(place) => format!("correct {place}, or name another file on the command line"),
+                None => "name a file that is there and can be read".to_owned(),
+            })
             .cause(error)
     };
-    let file = std::fs::File::open(path).map_err(cannot)?;
+    let file = std::fs::File::open(path.path).map_err(cannot)?;
     let metadata = file.metadata().map_err(cannot)?;
     let mode = metadata.permissions().mode();
     if metadata.is_file() && mode & 0o077 != 0 {
         warn(format!(
             "{what} {} can be read by others (mode {:04o}): chmod 600",
-            path.display(),
+            path.path.display(),
             mode & 0o7777
         ));
     }

@@ -588,6 +588,31 @@ fn secret_file(bytes: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+fn typed(path: &Path) -> SecretFile<'_> {
+    SecretFile { path, place: None }
+}
+
+#[test]
+fn a_key_file_that_nobody_typed_is_named_with_where_it_comes_from() {
+    let object = |fixture: Fixture, line: &str| {
+        let settings = fixture.call(line).settings;
+        let error = settings.repo_access(&mut |_| {}).unwrap_err();
+        assert!(error.hint_text().is_some(), "{error}");
+        error.object_name().unwrap().to_owned()
+    };
+    let line = "list --repo /r";
+    let variable = Fixture::new().var("HELIOS_MOVER_PASSPHRASE_FILE", "/none/p");
+    assert_eq!(
+        object(variable, line),
+        "/none/p (from HELIOS_MOVER_PASSPHRASE_FILE)"
+    );
+    let file = Fixture::new().file("identity-file = '/none/i'");
+    let place = format!("`identity-file` in {}", file.path("config.toml").display());
+    assert_eq!(object(file, line), format!("/none/i (from {place})"));
+    let flag = format!("{line} --passphrase-file /none/p");
+    assert_eq!(object(Fixture::new(), &flag), "/none/p");
+}
+
 #[test]
 fn a_passphrase_loses_one_newline_and_nothing_else() {
     for (bytes, wanted) in [
@@ -599,7 +624,7 @@ fn a_passphrase_loses_one_newline_and_nothing_else() {
         let (_dir, path) = secret_file(bytes, 0o600);
         let mut warnings = Vec::new();
         let secret =
-            secrets::read_passphrase(&path, &mut |warning| warnings.push(warning)).unwrap();
+            secrets::read_passphrase(&typed(&path), &mut |warning| warnings.push(warning)).unwrap();
         assert_eq!((secret.expose(), warnings.len()), (wanted, 0));
     }
     for bytes in [
@@ -612,7 +637,7 @@ fn a_passphrase_loses_one_newline_and_nothing_else() {
         &[b'a'; 65_537],
     ] {
         let (_dir, path) = secret_file(bytes, 0o600);
-        let error = secrets::read_passphrase(&path, &mut |_| {}).unwrap_err();
+        let error = secrets::read_passphrase(&typed(&path), &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage, "{error}");
         assert!(!error.to_string().contains("secret\n"), "{error}");
     }
@@ -621,7 +646,7 @@ fn a_passphrase_loses_one_newline_and_nothing_else() {
 #[test]
 fn the_wrong_kind_of_key_file_is_told() {
     let (_dir, path) = secret_file(b"# public key: age1x\nAGE-SECRET-KEY-1X\n", 0o600);
-    let error = secrets::read_passphrase(&path, &mut |_| {}).unwrap_err();
+    let error = secrets::read_passphrase(&typed(&path), &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), Kind::Key);
     assert!(error.hint_text().unwrap().contains("--identity-file"));
     assert!(!error.to_string().contains("AGE-SECRET-KEY"));
@@ -632,7 +657,7 @@ fn a_secret_that_others_can_read_is_told() {
     for (mode, told) in [(0o600, 0), (0o400, 0), (0o640, 1), (0o604, 1), (0o644, 1)] {
         let (_dir, path) = secret_file(b"secret\n", mode);
         let mut warnings = Vec::new();
-        secrets::read_passphrase(&path, &mut |warning| warnings.push(warning)).unwrap();
+        secrets::read_passphrase(&typed(&path), &mut |warning| warnings.push(warning)).unwrap();
         assert_eq!(warnings.len(), told, "{mode:o}");
     }
 }
@@ -644,7 +669,9 @@ fn an_identity_file_holds_exactly_one_identity() {
         0o600,
     );
     assert_eq!(
-        secrets::read_identity(&path, &mut |_| {}).unwrap().expose(),
+        secrets::read_identity(&typed(&path), &mut |_| {})
+            .unwrap()
+            .expose(),
         "AGE-SECRET-KEY-1ABC"
     );
     for bytes in [
@@ -655,14 +682,14 @@ fn an_identity_file_holds_exactly_one_identity() {
     ] {
         let (_dir, path) = secret_file(bytes, 0o600);
         assert_eq!(
-            secrets::read_identity(&path, &mut |_| {})
+            secrets::read_identity(&typed(&path), &mut |_| {})
                 .unwrap_err()
                 .kind(),
             Kind::Usage
         );
     }
     let (_dir, path) = secret_file(b"", 0o600);
-    let error = secrets::read_identity(&path.join("absent"), &mut |_| {}).unwrap_err();
+    let error = secrets::read_identity(&typed(&path.join("absent")), &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), Kind::Key);
 }
 

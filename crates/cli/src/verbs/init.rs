@@ -79,7 +79,8 @@ fn passphrase(context: &mut Context<'_>) -> Result<Option<Secret>> {
     let out = &mut *context.out;
     match &context.settings.key_file {
         KeyFile::Passphrase(path) => {
-            secrets::read_passphrase(path, &mut |warning| out.warning(&warning)).map(Some)
+            let file = context.settings.secret_file("passphrase-file", path);
+            secrets::read_passphrase(&file, &mut |warning| out.warning(&warning)).map(Some)
         }
         KeyFile::Identity(_) => Err(Error::new(
             Kind::Usage,

@@ -108,7 +108,10 @@ pub fn add(context: &mut Context<'_>, args: KeyAddArgs) -> Result<()> {
         }
         (Some(path), None) => {
             let out = &mut *context.out;
-            let passphrase = secrets::read_passphrase(&path, &mut |warning| out.warning(&warning))?;
+            let file = context
+                .settings
+                .secret_file("key.add.new-passphrase-file", &path);
+            let passphrase = secrets::read_passphrase(&file, &mut |warning| out.warning(&warning))?;
             key::add_passphrase(engine, &repo, &passphrase, &label)?
         }
         (None, Some(recipient)) => key::add_recipient(engine, &repo, &recipient, &label)?,
