@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -288,6 +289,55 @@ fn who_asks_for_quiet_reads_what_is_damaged() {
         quiet.stdout.is_empty() && quiet.stderr.starts_with("FAIL  source, readable: "),
         "{quiet}"
     );
+}
+
+#[test]
+fn what_a_plan_warns_of_is_told_before_the_job_and_stays_told_if_that_fails() {
+    let scratch = Scratch::new("warned");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(6), 3 << 20);
+    let _socket = UnixListener::bind(source.join("socket")).expect("a socket");
+    let told = |outcome: &Outcome| {
+        let lines = outcome.lines();
+        let warnings = lines
+            .iter()
+            .filter(|line| line["message_type"] == "warning");
+        let texts = warnings.map(|line| line["message"].as_str().expect("text").to_owned());
+        texts.collect::<Vec<_>>()
+    };
+    let outcome = repo.backup(&source);
+    let summary = outcome.summary();
+    let warnings = told(&outcome);
+    assert_eq!(warnings.len(), 1, "{outcome}");
+    assert!(warnings[0].contains("socket"), "{outcome}");
+    assert_eq!(
+        summary["warnings"],
+        serde_json::json!(warnings),
+        "{summary}"
+    );
+
+    // No file may become larger than a block of this size, so that no pack can be written.
+    let limited = |json: &[&str]| {
+        let mut bash = mover::isolated(Command::new("bash"), &scratch.dir("home"));
+        bash.args(["-c", "ulimit -f 64; exec \"$@\"", "bash"])
+            .arg(mover::binary())
+            .args([
+                "backup",
+                "--repo",
+                repo.url(),
+                "--source",
+                &dir_url(&source),
+            ])
+            .args(json);
+        plant::file(&source.join("new"), &mut Random::new(7), 3 << 20);
+        Outcome::of(&mut bash).expect(exit::STORAGE)
+    };
+    let outcome = limited(&["--json"]);
+    outcome.error();
+    assert_eq!(told(&outcome), warnings, "{outcome}");
+    let text = limited(&[]).stderr;
+    assert_eq!(text.matches("warning: ").count(), 1, "{text}");
 }
 
 #[test]

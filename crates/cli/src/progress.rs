@@ -205,6 +205,13 @@ impl<'a> Ticker<'a> {
         }
     }
 
+    /// Tells warnings while the job runs.
+    pub fn warn(&mut self, warnings: &[String]) {
+        for warning in warnings {
+            self.out.warning(warning);
+        }
+    }
+
     fn show(&mut self, reading: &Reading) {
         let figures = self
             .meter

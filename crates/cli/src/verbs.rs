@@ -18,11 +18,12 @@ mod show;
 mod tune;
 mod verify;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 
 use mover_base::{Error, Kind, Result};
 use mover_jobs::check::STRAY_HINT;
-use mover_jobs::{Engine, RepoAccess, Tick, Whose};
+use mover_jobs::{Engine, Progress, RepoAccess, Stop, Tick, Whose};
 use serde::Serialize;
 
 use crate::args::{HoldVerb, KeyVerb, Verb};
@@ -63,15 +64,28 @@ impl Context<'_> {
         step: Option<&'static str>,
         job: impl FnOnce(&Engine, Tick<'_>) -> Result<T>,
     ) -> Result<T> {
+        self.watch_warned(step, |engine, tick, _| job(engine, tick))
+    }
+
+    /// The same for a job that has warnings before its end, which it gives to its last argument: those of its plan are told
+    /// even if its execution fails.
+    fn watch_warned<T>(
+        &mut self,
+        step: Option<&'static str>,
+        job: impl FnOnce(&Engine, Tick<'_>, &dyn Fn(&[String])) -> Result<T>,
+    ) -> Result<T> {
         let (settings, signals, argv) = (self.settings, self.signals, self.argv);
-        let mut ticker = Ticker::start(self.out, signals, step);
-        job(&settings.engine, &mut |progress, stop| {
+        let ticker = RefCell::new(Ticker::start(self.out, signals, step));
+        let mut tick = |progress: &Progress, stop: &Stop| {
+            let mut ticker = ticker.borrow_mut();
             if signals.take_reread() {
                 let limits = settings.take_new_limits(argv, &Environment::of_process());
                 ticker.tell_limits(limits);
             }
-            ticker.tick(progress, stop)
-        })
+            ticker.tick(progress, stop);
+        };
+        let warn = |warnings: &[String]| ticker.borrow_mut().warn(warnings);
+        job(&settings.engine, &mut tick, &warn)
     }
 
     /// Prints a result: a title over its figures, or the document.
@@ -82,12 +96,10 @@ impl Context<'_> {
         self.out.summary(document);
     }
 
-    /// Prints the warnings of a plan or a summary in human output; in JSON they stand in the document.
-    fn tell_warnings(&mut self, warnings: &[String]) {
-        if !self.out.is_json() {
-            for warning in warnings {
-                self.out.warning(warning);
-            }
+    /// Tells the warnings of a job's summary behind the first `told`, which were told before.
+    fn tell_warnings(&mut self, warnings: &[String], told: usize) {
+        for warning in warnings.iter().skip(told) {
+            self.out.warning(warning);
         }
     }
 
@@ -111,7 +123,11 @@ impl Context<'_> {
 /// How a verb ended that plans before it executes.
 enum Ended<P, S> {
     Planned(P),
-    Done(S),
+    Done {
+        summary: S,
+        /// So many of its warnings are those of the plan.
+        told: usize,
+    },
 }
 
 /// The document of a plan that is not carried out.

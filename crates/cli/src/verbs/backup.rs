@@ -18,21 +18,23 @@ use crate::values::Annotation;
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
     let options = options(context, &args)?;
-    let ended = context.watch(None, |engine, tick| {
+    let ended = context.watch_warned(None, |engine, tick, warn| {
         let plan = backup::plan(engine, &options, &mut *tick)?;
+        warn(&plan.warnings);
         if args.dry_run {
             return Ok(Ended::Planned(plan));
         }
-        backup::execute(engine, plan, tick).map(Ended::Done)
+        let told = plan.warnings.len();
+        let summary = backup::execute(engine, plan, tick)?;
+        Ok(Ended::Done { summary, told })
     })?;
     match ended {
         Ended::Planned(plan) => {
-            context.tell_warnings(&plan.warnings);
             let title = "plan of a backup (nothing was stored)";
             context.tell(title, &plan_table(&plan), DryRun::of(Told::of(&plan)));
         }
-        Ended::Done(summary) => {
-            context.tell_warnings(&summary.warnings);
+        Ended::Done { summary, told } => {
+            context.tell_warnings(&summary.warnings, told);
             let title = format!("backup {}", summary.backup_id);
             context.tell(&title, &figures_of::backup_table(&summary), &summary);
         }

@@ -36,16 +36,22 @@ pub fn run(context: &mut Context<'_>, args: ExpireArgs) -> Result<()> {
             within_seconds: args.keep_within.map(|span| span.0),
         },
     };
-    let ended = context.watch(None, |engine, tick| {
+    let ended = context.watch_warned(None, |engine, tick, warn| {
         let plan = expire::plan(engine, &options, &mut *tick)?;
+        warn(&plan.warnings);
         if !args.confirm {
             return Ok(Ended::Planned(plan));
         }
-        expire::execute(engine, plan, tick).map(Ended::Done)
+        let told = plan.warnings.len();
+        let summary = expire::execute(engine, plan, tick)?;
+        Ok(Ended::Done { summary, told })
     })?;
     match ended {
         Ended::Planned(plan) => tell_plan(context, &plan),
-        Ended::Done(summary) => return tell_done(context, &summary),
+        Ended::Done { summary, told } => {
+            context.tell_warnings(&summary.outcome.warnings, told);
+            return tell_done(context, &summary);
+        }
     }
     Ok(())
 }
@@ -73,7 +79,6 @@ fn forget(
 }
 
 fn tell_plan(context: &mut Context<'_>, plan: &ExpirePlan) {
-    context.tell_warnings(&plan.warnings);
     let title = "plan of an expire (nothing was deleted; --confirm deletes)";
     let title = context.out.paint(title, BOLD);
     context.out.line(title);
@@ -103,7 +108,6 @@ fn tell_plan(context: &mut Context<'_>, plan: &ExpirePlan) {
 
 fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
     let outcome = &summary.outcome;
-    context.tell_warnings(&outcome.warnings);
     let deleted = figures::counted(outcome.deleted.len() as u64, "backup");
     let title = context.out.paint(&format!("deleted {deleted}"), BOLD);
     context.out.line(title);

@@ -28,22 +28,24 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         to: target(to)?,
         delta: args.delta,
     };
-    let ended = context.watch(None, |engine, tick| {
+    let ended = context.watch_warned(None, |engine, tick, warn| {
         let mut plan = restore::plan(engine, &options, &mut *tick)?;
+        warn(&plan.warnings);
         if args.dry_run {
             plan.count_removals()?;
             return Ok(Ended::Planned(plan));
         }
-        restore::execute(engine, plan, tick).map(Ended::Done)
+        let told = plan.warnings.len();
+        let summary = restore::execute(engine, plan, tick)?;
+        Ok(Ended::Done { summary, told })
     })?;
     match ended {
         Ended::Planned(plan) => {
-            context.tell_warnings(&plan.warnings);
             let title = "plan of a restore (nothing was written)";
             context.tell(title, &plan_table(&plan), DryRun::of(&plan));
         }
-        Ended::Done(summary) => {
-            context.tell_warnings(&summary.warnings);
+        Ended::Done { summary, told } => {
+            context.tell_warnings(&summary.warnings, told);
             let title = format!("restored {}", summary.backup_id);
             context.tell(&title, &figures_of::restore_table(&summary), &summary);
         }

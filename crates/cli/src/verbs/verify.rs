@@ -21,7 +21,7 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     };
     let summary = context.watch(None, |engine, tick| verify::execute(engine, &options, tick))?;
     context.warn_of_strays(&summary.strays);
-    context.tell_warnings(&summary.warnings);
+    context.tell_warnings(&summary.warnings, 0);
     tell(context, &summary);
     context.out.summary(&summary);
     if summary.ok {
