@@ -49,11 +49,55 @@ fn limits_of_the_file_are_taken_over_by_a_job_that_runs() {
     restores_to(&repo, "latest", &truth, &scratch);
 }
 
-/// Whether a process has a handler for SIGUSR2, which the tool installs before it begins.
-fn listens(id: u32) -> bool {
+#[test]
+fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
+    let scratch = Scratch::new("hangup");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let printed = scratch.join("printed");
+    let start = |command: &mut Command| {
+        fs::write(&printed, "").expect("a file");
+        let stdout = File::create(&printed).expect("a file").into();
+        let job = Job::start_into(command, stdout, Stdio::piped());
+        wait_until(|| {
+            fs::read_to_string(&printed).is_ok_and(|said| said.contains("\"phase\":\"copy\""))
+        });
+        job
+    };
+    let mut command = repo.backup_command(&source);
+    command.args(["--limit-write", "1KiB/s"]);
+    let mut job = start(&mut command);
+    job.signal(Signal::HUP);
+    job.outcome().expect(exit::CANCELLED);
+    let said = fs::read_to_string(&printed).expect("lines");
+    let last: serde_json::Value =
+        serde_json::from_str(said.lines().last().expect("lines")).expect("JSON");
+    assert_eq!(last["message_type"], "error", "{last}");
+    assert_eq!(last["exit_code"], exit::CANCELLED, "{last}");
+    assert!(last["hint"].is_string(), "{last}");
+
+    // The hangup comes first and does nothing, or this would end as the other one did, but for SIGTERM.
+    let mut nohup = isolated(Command::new("nohup"), &scratch.dir("home"));
+    nohup.arg(command.get_program()).args(command.get_args());
+    let mut job = start(&mut nohup);
+    assert!(!catches(job.id(), Signal::HUP));
+    job.signal(Signal::HUP);
+    assert!(job.is_running());
+    job.signal(Signal::TERM);
+    job.outcome().expect(exit::CANCELLED);
+}
+
+/// Whether a process has a handler for `signal`.
+fn catches(id: u32, signal: Signal) -> bool {
     let caught = status_of(id, "SigCgt:");
     let mask = caught.and_then(|mask| u64::from_str_radix(&mask, 16).ok());
-    mask.is_some_and(|mask| mask & (1 << (Signal::USR2.as_raw() - 1)) != 0)
+    mask.is_some_and(|mask| mask & (1 << (signal.as_raw() - 1)) != 0)
+}
+
+/// Whether the tool has begun: it installs its handlers first.
+fn listens(id: u32) -> bool {
+    catches(id, Signal::USR2)
 }
 
 /// Runs `command` where cores may be as large as they like, and ends it as an abort does.

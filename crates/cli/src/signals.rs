@@ -1,14 +1,15 @@
-//! SIGINT and SIGTERM, which end, and SIGUSR2, which has the limits read again.
+//! SIGINT, SIGTERM and SIGHUP, which end, and SIGUSR2, which has the limits read again.
 //!
 //! Invariants: during a job the first signal asks it to end in order and the second ends the process at once;
-//! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`]. A file that becomes larger
+//! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`].
+//! A SIGHUP that was ignored at the start, as by `nohup`, stays so. A file that becomes larger
 //! than `ulimit -f` allows is an error of the write, and kills nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mover_base::{Error, Kind, Result};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
 
 /// Whether a signal has come.
 #[derive(Debug, Clone)]
@@ -26,7 +27,8 @@ impl Signals {
         let cannot = |error: std::io::Error| {
             Error::new(Kind::Internal, "the signal handlers cannot be installed").cause(error)
         };
-        for signal in [SIGINT, SIGTERM] {
+        let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+        for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
             // Handlers run in this order: end if armed, else note the signal, then arm for the next one.
             let code = i32::from(Kind::Cancelled.exit_code());
             signal_hook::flag::register_conditional_shutdown(signal, code, at_once.clone())
@@ -34,7 +36,7 @@ impl Signals {
             signal_hook::flag::register(signal, raised.clone()).map_err(cannot)?;
             signal_hook::flag::register(signal, at_once.clone()).map_err(cannot)?;
         }
-        // SIGHUP stays with terminals that go away; SIGUSR1 is asked elsewhere for a line about the progress.
+        // SIGUSR1 is asked elsewhere for a line about the progress.
         let reread = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(SIGUSR2, reread.clone()).map_err(cannot)?;
         // Where it is handled at all, the write itself fails and says why.
@@ -67,5 +69,30 @@ impl Signals {
             return Err(Error::new(Kind::Cancelled, "cancelled by a signal"));
         }
         Ok(())
+    }
+}
+
+/// Whether whoever started the process had it ignore `signal`.
+fn is_ignored(signal: i32) -> bool {
+    // Where it cannot be read the signal is handled, which ends in order.
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
+}
+
+/// Whether a process of this status ignores `signal`.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let status = "Name:\tmover\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n";
+        assert!(ignores(status, SIGHUP) && ignores(status, 13));
+        assert!(!ignores(status, SIGINT) && !ignores("SigBlk:\t01\n", SIGHUP));
     }
 }
