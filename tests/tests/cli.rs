@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit, secret_file};
 use mover_tests::plant;
@@ -338,6 +338,34 @@ fn what_a_plan_warns_of_is_told_before_the_job_and_stays_told_if_that_fails() {
     assert_eq!(told(&outcome), warnings, "{outcome}");
     let text = limited(&[]).stderr;
     assert_eq!(text.matches("warning: ").count(), 1, "{text}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_an_error_that_names_the_backup() {
+    let scratch = Scratch::new("full");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let source = scratch.dir("source");
+    for at in 0..2 {
+        let full = fs::File::options().write(true).open("/dev/full");
+        let mut command = repo.backup_command(&source);
+        command
+            .stdout(full.expect("/dev/full"))
+            .stderr(Stdio::piped());
+        let output = command
+            .spawn()
+            .and_then(std::process::Child::wait_with_output);
+        let outcome = Outcome::new("backup".to_owned(), &output.expect("a process"));
+        let outcome = outcome.expect(exit::TARGET);
+        let ids = repo.ids();
+        assert_eq!(ids.len(), at + 1);
+        assert!(
+            outcome
+                .stderr
+                .starts_with("error: standard output cannot be written")
+                && outcome.stderr.contains(&ids[at]),
+            "{outcome}"
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The one place that writes to standard output and standard error.
 //!
 //! Invariants: with `--json` standard output holds JSON lines only and its last line is a `summary`, or an
-//! `error` exactly when the exit code is not 0; without it, standard output holds what was asked for and
+//! `error` exactly when the exit code is not 0 (an error that standard output does not take is told as text on standard
+//! error); without it, standard output holds what was asked for and
 //! standard error everything else. A reader that goes away (broken pipe) is not an error; a full disk under
 //! standard output is. Text from outside never reaches the terminal with control characters in it.
 
@@ -89,6 +90,9 @@ pub struct Output {
     verb: &'static str,
     held_warnings: Vec<String>,
     failure: Option<io::Error>,
+    /// Whether standard output took nothing for another reason than that nobody reads it any more.
+    out_failed: bool,
+    done: Option<String>,
     bars: MultiProgress,
     out: Box<dyn Write>,
     err: Box<dyn Write>,
@@ -112,7 +116,7 @@ struct ErrorLine<'a> {
     exit_code: u8,
     message: &'a str,
     object: Option<&'a str>,
-    cause: Option<String>,
+    cause: Option<&'a str>,
     hint: Option<&'a str>,
 }
 
@@ -150,6 +154,8 @@ impl Output {
             verb: "",
             held_warnings: Vec::new(),
             failure: None,
+            out_failed: false,
+            done: None,
             bars: MultiProgress::with_draw_target(target),
             out,
             err,
@@ -290,14 +296,16 @@ impl Output {
                 exit_code: error.kind().exit_code(),
                 message: error.message(),
                 object: error.object_name(),
-                cause,
+                cause: cause.as_deref(),
                 hint: error.hint_text(),
             };
             match serde_json::to_string(&line) {
                 Ok(text) => self.write_out(text + "\n"),
                 Err(error) => self.failure = Some(io::Error::other(error)),
             }
-            return;
+            if !self.out_failed {
+                return;
+            }
         }
         let mut text = format!(
             "{} {}",
@@ -329,8 +337,14 @@ impl Output {
         if let Err(error) = written
             && error.kind() != io::ErrorKind::BrokenPipe
         {
+            self.out_failed = true;
             self.failure.get_or_insert(error);
         }
+    }
+
+    /// Notes what the verb has done for good, for whom does not get to read its result.
+    pub fn done(&mut self, text: String) {
+        self.done = Some(text);
     }
 
     fn write_err(&mut self, text: &str) {
@@ -343,8 +357,13 @@ impl Output {
     pub fn finish(&mut self) -> Result<()> {
         match self.failure.take() {
             None => Ok(()),
-            Some(error) => {
-                Err(Error::new(Kind::Target, "standard output cannot be written").cause(error))
+            Some(cause) => {
+                let error = Error::new(Kind::Target, "standard output cannot be written");
+                let error = error.cause(cause);
+                Err(match self.done.take() {
+                    Some(done) => error.hint(done),
+                    None => error,
+                })
             }
         }
     }

@@ -35,7 +35,11 @@ pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
         }
         Ended::Done { summary, told } => {
             context.tell_warnings(&summary.warnings, told);
-            let title = format!("backup {}", summary.backup_id);
+            let id = summary.backup_id;
+            context
+                .out
+                .done(format!("backup {id} was made and is complete"));
+            let title = format!("backup {id}");
             context.tell(&title, &figures_of::backup_table(&summary), &summary);
         }
     }
