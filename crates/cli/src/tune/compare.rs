@@ -4,6 +4,7 @@
 //! there before is told so that it can be undone.
 
 use std::fs;
+use std::io;
 
 use mover_base::{Error, Kind, Result};
 use serde::Serialize;
@@ -132,8 +133,21 @@ pub struct Applied {
     pub undo: String,
 }
 
-/// Sets the sysctls among `findings` that differ.
-pub fn apply(findings: &[Finding]) -> Result<Vec<Applied>> {
+/// Sets the sysctls among `findings` that differ, up to the first that cannot be set. What was set is told in either case, with
+/// the command that undoes it.
+pub fn apply(findings: &[Finding]) -> (Vec<Applied>, Result<()>) {
+    apply_with(findings, |key, value| {
+        let path = sysctl_path(key);
+        fs::write(&path, value)?;
+        Ok(fs::read_to_string(&path)?.trim().to_owned())
+    })
+}
+
+/// The same, with `set` to set one and to say what is there then.
+fn apply_with(
+    findings: &[Finding],
+    mut set: impl FnMut(&str, &str) -> io::Result<String>,
+) -> (Vec<Applied>, Result<()>) {
     let mut out = Vec::new();
     for finding in findings {
         let (Some((key, value)), Some(before), Verdict::Differs, false) = (
@@ -144,32 +158,31 @@ pub fn apply(findings: &[Finding]) -> Result<Vec<Applied>> {
         ) else {
             continue;
         };
-        let path = sysctl_path(key);
-        let cannot = |error: std::io::Error| {
-            Error::new(Kind::Target, "the sysctl cannot be set")
-                .object(key)
-                .hint("run it as root")
-                .cause(error)
-        };
         // The undo of a byte limit is the ratio that ruled before: the kernel zeroes one when the other is set.
         let undo = undo(key, before);
-        fs::write(&path, value).map_err(cannot)?;
-        let now = fs::read_to_string(&path).map_err(cannot)?.trim().to_owned();
-        if now != *value {
-            return Err(Error::new(
-                Kind::Target,
-                format!("the kernel took {now} instead of {value}"),
-            )
-            .object(key));
-        }
+        let now = match set(key, value) {
+            Ok(now) => now,
+            Err(error) => {
+                let error = Error::new(Kind::Target, "the sysctl cannot be set")
+                    .object(key)
+                    .hint("run it as root, where /proc/sys can be written")
+                    .cause(error);
+                return (out, Err(error));
+            }
+        };
+        let taken = now == *value;
+        let what = format!("the kernel took {now} instead of {value}");
         out.push(Applied {
             name: key.clone(),
             before: before.clone(),
             now,
             undo,
         });
+        if !taken {
+            return (out, Err(Error::new(Kind::Target, what).object(key)));
+        }
     }
-    Ok(out)
+    (out, Ok(()))
 }
 
 fn undo(key: &str, before: &str) -> String {
@@ -203,6 +216,54 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn differing(key: &str) -> Finding {
+        Finding {
+            profile: "sysctl".to_owned(),
+            name: key.to_owned(),
+            current: Some("60".to_owned()),
+            unavailable: None,
+            wanted: "1".to_owned(),
+            verdict: Verdict::Differs,
+            reason: String::new(),
+            apply: String::new(),
+            persist: String::new(),
+            manual: false,
+            sysctl: Some((key.to_owned(), "1".to_owned())),
+        }
+    }
+
+    #[test]
+    fn what_was_set_can_be_undone_when_a_later_one_fails() {
+        let findings = ["vm.a", "vm.b", "vm.c"].map(differing);
+        let undone = |refuse: &str, answer: &str| {
+            let (applied, ended) = apply_with(&findings, |key, _| match key == refuse {
+                true => Err(io::ErrorKind::PermissionDenied.into()),
+                false => Ok(answer.to_owned()),
+            });
+            let undo: Vec<String> = applied.into_iter().map(|one| one.undo).collect();
+            (
+                undo,
+                ended.map_err(|error| error.object_name().map(str::to_owned)),
+            )
+        };
+        let undo = |keys: &[&str]| -> Vec<String> {
+            keys.iter()
+                .map(|key| format!("sysctl -w {key}=60"))
+                .collect()
+        };
+        let failed = |key: &str| Err(Some(key.to_owned()));
+        assert_eq!(
+            undone("none", "1"),
+            (undo(&["vm.a", "vm.b", "vm.c"]), Ok(()))
+        );
+        assert_eq!(
+            undone("vm.c", "1"),
+            (undo(&["vm.a", "vm.b"]), failed("vm.c"))
+        );
+        // One that has another value now was changed too.
+        assert_eq!(undone("none", "2"), (undo(&["vm.a"]), failed("vm.a")));
     }
 
     #[test]

@@ -28,12 +28,11 @@ pub fn run(context: &mut Context<'_>, args: TuneArgs) -> Result<()> {
         all.extend(compare::compare(profile));
     }
     tell(context, &profiles, &all);
-    let applied = if args.apply {
-        compare::apply(&all)?
-    } else {
-        Vec::new()
+    let (applied, ended) = match args.apply {
+        true => compare::apply(&all),
+        false => (Vec::new(), Ok(())),
     };
-    tell_applied(context, &args, &applied);
+    tell_applied(context, args.apply && ended.is_ok(), &applied);
     tell_commands(context, &all, &applied);
     let number = |verdict| {
         all.iter()
@@ -46,7 +45,7 @@ pub fn run(context: &mut Context<'_>, args: TuneArgs) -> Result<()> {
         settings: &all,
         applied: &applied,
     });
-    Ok(())
+    ended
 }
 
 fn tell(context: &mut Context<'_>, profiles: &[Profile], findings: &[Finding]) {
@@ -136,8 +135,8 @@ fn tell_text(context: &mut Context<'_>, text: &str, indent: &str) {
     }
 }
 
-fn tell_applied(context: &mut Context<'_>, args: &TuneArgs, applied: &[Applied]) {
-    if args.apply && applied.is_empty() {
+fn tell_applied(context: &mut Context<'_>, is_all: bool, applied: &[Applied]) {
+    if is_all && applied.is_empty() {
         context
             .out
             .line("nothing to apply: every sysctl that may be set here is as wanted");
