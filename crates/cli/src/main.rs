@@ -17,7 +17,7 @@ mod tune;
 mod values;
 mod verbs;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
@@ -26,7 +26,7 @@ use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use config::layers::Environment;
+use config::layers::{Environment, LOG_VARIABLE};
 use config::{Call, Refusal};
 use output::{LogWriter, Manner, Output};
 
@@ -49,7 +49,10 @@ fn main() -> ExitCode {
         settings.color,
     );
     let mut out = Output::standard(manner);
-    start_log(&out, &manner);
+    if let Err(error) = start_log(&out, &manner, &environment) {
+        out.error(&error);
+        return ExitCode::from(error.kind().exit_code());
+    }
     // The panic's message has gone to standard error; what is left is to keep the promise about exit codes.
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(call, &mut out)));
     let result = ended
@@ -122,15 +125,18 @@ fn usage_error(error: &clap::Error) -> Error {
 }
 
 /// Logs go to standard error: warnings, more with `-v`, and whatever `HELIOS_MOVER_LOG` asks for.
-fn start_log(out: &Output, manner: &Manner) {
+fn start_log(out: &Output, manner: &Manner, environment: &Environment) -> Result<()> {
     let level = match (manner.quiet, manner.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",
         (false, 1) => "info",
         (false, _) => "debug",
     };
-    let filter =
-        EnvFilter::try_from_env("HELIOS_MOVER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let asked = environment.variables.get(LOG_VARIABLE);
+    let filter = match asked {
+        Some(text) => log_filter(text)?,
+        None => EnvFilter::new(level),
+    };
     let writer = LogWriter(out.bars().clone());
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(manner.colours_err)
@@ -138,10 +144,38 @@ fn start_log(out: &Output, manner: &Manner) {
         .with_filter(filter)
         .with_filter(filter_fn(|metadata| !is_unheard(metadata.target())));
     tracing_subscriber::registry().with(layer).init();
+    Ok(())
+}
+
+/// The filter that the variable asks for.
+fn log_filter(text: &OsStr) -> Result<EnvFilter> {
+    let wrong = || {
+        let what = format!("`{}` is not a filter of the log", text.to_string_lossy());
+        Error::new(Kind::Usage, what)
+            .object(LOG_VARIABLE)
+            .hint("levels and targets, such as `debug` or `mover_io=trace,warn`")
+    };
+    let text = text.to_str().ok_or_else(wrong)?;
+    EnvFilter::try_new(text).map_err(|error| wrong().cause(error))
 }
 
 /// Whether nobody gets to see what comes from there, whatever is asked for: the libraries that load credentials print
 /// whole providers, tokens included; and what the verifier logs about a certificate, the error says too.
 fn is_unheard(target: &str) -> bool {
     target.starts_with("reqsign") || target.starts_with("rustls_platform_verifier")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_filter_that_is_wrong_is_told_with_its_variable() {
+        for text in ["debug", "mover_io=trace,warn"] {
+            assert!(log_filter(OsStr::new(text)).is_ok(), "{text}");
+        }
+        let error = log_filter(OsStr::new("foo=[")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+        assert_eq!(error.object_name(), Some("HELIOS_MOVER_LOG"));
+    }
 }

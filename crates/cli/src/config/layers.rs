@@ -31,8 +31,12 @@ pub const FLAG_ONLY: [&str; 4] = [
 ];
 /// Options that a file cannot hold: it cannot name itself.
 pub const NOT_IN_FILE: [&str; 1] = ["config"];
+/// The filter of the log.
+pub const LOG_VARIABLE: &str = "HELIOS_MOVER_LOG";
 /// Variables that are read without being an option.
-const OTHER_VARIABLES: [&str; 1] = ["HELIOS_MOVER_LOG"];
+const OTHER_VARIABLES: [&str; 1] = [LOG_VARIABLE];
+/// Names no file, for a call that shall read none.
+const NO_FILE: &str = "/dev/null";
 
 /// Where a value came from; later is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -186,7 +190,7 @@ pub fn layer(
     let names = options(&command);
     let mut warnings = unknown_variables(&names, environment);
     let from_environment = read_environment(&names, environment)?;
-    let file = find_file(first, environment)?;
+    let file = find_file(first, environment);
     let from_file = match &file {
         Some(path) => read_file(&command, &names, path)?,
         None => BTreeMap::new(),
@@ -300,7 +304,7 @@ fn read_environment(names: &[OptionName], environment: &Environment) -> Result<V
     Ok(out)
 }
 
-fn find_file(first: &ArgMatches, environment: &Environment) -> Result<Option<PathBuf>> {
+fn find_file(first: &ArgMatches, environment: &Environment) -> Option<PathBuf> {
     let mut at = first;
     let mut named = at.get_one::<PathBuf>("config");
     while let Some((_, next)) = at.subcommand() {
@@ -316,8 +320,22 @@ fn find_file(first: &ArgMatches, environment: &Environment) -> Result<Option<Pat
         .cloned()
         .or_else(|| environment.variables.get(&variable).map(PathBuf::from));
     match named {
-        Some(path) => Ok(Some(path)),
-        None => Ok(environment.files.iter().find(|path| path.exists()).cloned()),
+        Some(path) if path == Path::new(NO_FILE) => None,
+        Some(path) => Some(path),
+        None => environment
+            .files
+            .iter()
+            .find(|path| is_there(path))
+            .cloned(),
+    }
+}
+
+/// Whether something is there, readable or not: a file that cannot be looked at must not be passed over in silence.
+fn is_there(path: &Path) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    match std::fs::metadata(path) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), NotFound | NotADirectory),
     }
 }
 

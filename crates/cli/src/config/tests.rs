@@ -382,6 +382,27 @@ fn a_file_that_was_named_must_exist_and_others_need_not() {
 }
 
 #[test]
+fn a_usual_file_that_cannot_be_looked_at_is_not_passed_over() {
+    let mut fixture = Fixture::new();
+    let round = fixture.path("round");
+    std::os::unix::fs::symlink(&round, &round).unwrap();
+    fixture.environment.files = vec![round.clone()];
+    let error = fixture.error("list");
+    assert_eq!(error.object_name(), round.to_str());
+    // Nothing can lie below a file.
+    std::fs::write(fixture.path("file"), "").unwrap();
+    fixture.environment.files = vec![fixture.path("file/config.toml")];
+    assert_eq!(fixture.call("list").settings.layers.file, None);
+}
+
+#[test]
+fn no_file_at_all_can_be_named() {
+    let fixture = Fixture::new().file("repo = 'file:///usual'");
+    let settings = fixture.call("list --config /dev/null").settings;
+    assert_eq!((settings.repo, settings.layers.file), (None, None));
+}
+
+#[test]
 fn a_named_file_replaces_the_usual_ones() {
     let fixture = Fixture::new().file("repo = 'file:///usual'");
     let named = fixture.path("named.toml");
