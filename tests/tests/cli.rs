@@ -369,6 +369,20 @@ fn a_result_that_cannot_be_written_is_an_error_that_names_the_backup() {
 }
 
 #[test]
+fn the_command_that_a_wrong_session_id_leads_to_works() {
+    let scratch = Scratch::new("session-hint");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let forget = ["--forget-session", "abc", "--confirm", "--json"];
+    let error = Outcome::of(repo.command("expire").args(forget)).expect(exit::NOT_FOUND);
+    let error = error.error();
+    let hint = error["hint"].as_str().expect("what to do next");
+    let shown = hint.split('`').nth(1).expect("a command");
+    let words: Vec<&str> = shown.split(' ').skip(1).collect();
+    let planned = Outcome::of(repo.command(words[0]).args(&words[1..]).arg("--json"));
+    assert!(planned.summary()["sessions"].is_array(), "{shown}");
+}
+
+#[test]
 fn secrets_reach_no_output() {
     let scratch = Scratch::new("secrets");
     let home = scratch.dir("home");

@@ -364,7 +364,8 @@ pub struct ExpireArgs {
     #[arg(long)]
     pub confirm: bool,
     /// Instead of expiring, give up the session with this id (or its beginning), whose process is dead
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with_all =
+          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within"])]
     pub forget_session: Option<String>,
 }
 

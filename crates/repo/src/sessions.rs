@@ -269,7 +269,7 @@ pub(crate) fn stray_name(name: &str, among: &str) -> Error {
 pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Result<SessionId> {
     let (ids, _) = ids(shard, repository).await?;
     let id = records::only_match(ids.into_iter(), text, "session").map_err(|error| {
-        error.hint("`helios-mover expire` without --confirm lists the sessions")
+        error.hint("`helios-mover expire --keep-last 1` without --confirm deletes nothing and lists the sessions")
     })?;
     let key = layout::session(id)?;
     let running = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {

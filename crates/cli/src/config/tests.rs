@@ -269,6 +269,18 @@ fn show_takes_its_backup_bare_or_from_any_layer() {
 }
 
 #[test]
+fn rules_typed_beside_a_session_to_forget_are_refused_and_those_of_the_file_are_not() {
+    let line = "expire --forget-session 5f0c --confirm";
+    let file = Fixture::new().file("[expire]\nkeep-last = 3");
+    assert!(matches!(file.call(line).verb, Verb::Expire(_)));
+    let both = resolve(
+        &argv(&format!("{line} --keep-last 3")),
+        &Environment::default(),
+    );
+    assert!(matches!(both, Err(Refusal::Clap(_))));
+}
+
+#[test]
 fn the_environment_can_switch_off_what_the_file_switches_on() {
     let fixture = Fixture::new().file("json = true\nno-direct = true");
     let settings = fixture.call("list").settings;
