@@ -536,6 +536,30 @@ fn keys_are_added_and_removed_and_the_last_one_stays() {
 }
 
 #[test]
+fn slots_of_recipients_are_told_apart_without_a_label() {
+    let scratch = Scratch::new("labels");
+    let (identity, first) = mover::identity(&scratch, "first");
+    let (_, second) = mover::identity(&scratch, "second");
+    let url = scratch.join("repo").display().to_string();
+    let run = |args: &[&str]| {
+        let mut command = mover::command(&scratch.dir("home"));
+        Outcome::of(command.args(args).args(["--json", "--repo", &url]))
+    };
+    run(&["init", "--recipient", &first, "--recipient", &first]).expect(exit::USAGE);
+    run(&["init", "--recipient", &first]).expect(exit::OK);
+    let key = identity.to_str().expect("path");
+    run(&["key", "add", "--recipient", &second, "--identity-file", key]).expect(exit::OK);
+    let listed = run(&["key", "list"]).expect(exit::OK).document();
+    let slots = listed["slots"].as_array().expect("slots");
+    let labels: BTreeSet<&str> = slots
+        .iter()
+        .map(|slot| slot["label"].as_str().expect("label"))
+        .collect();
+    let begins = [&first, &second].map(|recipient| format!("{}...", &recipient[..12]));
+    assert_eq!(labels, begins.iter().map(String::as_str).collect());
+}
+
+#[test]
 fn completions_are_valid_scripts() {
     let scratch = Scratch::new("completions");
     for shell in ["bash", "zsh", "fish"] {

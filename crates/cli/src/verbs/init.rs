@@ -3,6 +3,7 @@
 //! Invariants: a key that is given is either used, or told to be unused, or refused beside `--no-encryption`.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use mover_base::{Error, Kind, Result};
 use mover_jobs::Secret;
@@ -42,6 +43,16 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
                 .hint("use --passphrase-file, --recipient, or --no-encryption"),
         );
     }
+    if let Some(twice) = given_twice(&recipients) {
+        return Err(Error::new(Kind::Usage, "a recipient is given twice")
+            .object(twice)
+            .hint("one key slot opens the repository as well as two of the same"));
+    }
+    // All slots made now have the same label, so it names a recipient only where there is one.
+    let label = args.label.unwrap_or_else(|| match &recipients[..] {
+        [recipient] if passphrase.is_none() => super::key::label_of(recipient),
+        _ => String::new(),
+    });
     let summary = init::run(
         &context.settings.engine,
         &InitOptions {
@@ -49,7 +60,7 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
             encryption,
             passphrase,
             recipients,
-            label: args.label.unwrap_or_default(),
+            label,
             link: context.settings.link.clone(),
         },
     )?;
@@ -73,6 +84,12 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
     }
     context.out.summary(&summary);
     Ok(())
+}
+
+fn given_twice(recipients: &[String]) -> Option<&str> {
+    let mut seen = BTreeSet::new();
+    let twice = recipients.iter().find(|one| !seen.insert(one.as_str()));
+    twice.map(String::as_str)
 }
 
 fn passphrase(context: &mut Context<'_>) -> Result<Option<Secret>> {
@@ -147,5 +164,15 @@ mod tests {
             assert_eq!(error.kind(), Kind::Usage, "{layer:?}");
             assert!(!wins(Layer::Default, layer).unwrap(), "no key at all");
         }
+    }
+
+    #[test]
+    fn a_recipient_given_twice_is_found() {
+        let given = |list: &[&str]| {
+            let list: Vec<String> = list.iter().map(|one| (*one).to_owned()).collect();
+            given_twice(&list).map(str::to_owned)
+        };
+        assert_eq!(given(&["age1a", "age1b"]), None);
+        assert_eq!(given(&["age1a", "age1b", "age1a"]), Some("age1a".into()));
     }
 }

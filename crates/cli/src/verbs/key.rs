@@ -31,6 +31,15 @@ struct Generated<'a> {
     file: String,
 }
 
+/// So many characters tell recipients apart.
+const RECIPIENT_SHOWN: usize = 12;
+
+/// What a recipient's slot is called if nobody names it: a slot does not say whose it is.
+pub fn label_of(recipient: &str) -> String {
+    let begin: String = recipient.chars().take(RECIPIENT_SHOWN).collect();
+    format!("{begin}...")
+}
+
 /// A slot in one line.
 pub fn describe(slot: &SlotInfo) -> String {
     let mut out = format!("{} {}", slot.slot_id, slot.kind);
@@ -96,7 +105,7 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
 /// `key add`
 pub fn add(context: &mut Context<'_>, args: KeyAddArgs) -> Result<()> {
     let repo = context.repo_access()?;
-    let label = args.label.unwrap_or_default();
+    let label = args.label;
     let engine = &context.settings.engine;
     let slot = match (args.new_passphrase_file, args.recipient) {
         (Some(_), Some(_)) => {
@@ -112,9 +121,12 @@ pub fn add(context: &mut Context<'_>, args: KeyAddArgs) -> Result<()> {
                 .settings
                 .secret_file("key.add.new-passphrase-file", &path);
             let passphrase = secrets::read_passphrase(&file, &mut |warning| out.warning(&warning))?;
-            key::add_passphrase(engine, &repo, &passphrase, &label)?
+            key::add_passphrase(engine, &repo, &passphrase, &label.unwrap_or_default())?
         }
-        (None, Some(recipient)) => key::add_recipient(engine, &repo, &recipient, &label)?,
+        (None, Some(recipient)) => {
+            let label = label.unwrap_or_else(|| label_of(&recipient));
+            key::add_recipient(engine, &repo, &recipient, &label)?
+        }
         (None, None) => {
             return Err(missing(
                 "new key",
