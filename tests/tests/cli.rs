@@ -560,6 +560,21 @@ fn slots_of_recipients_are_told_apart_without_a_label() {
 }
 
 #[test]
+fn a_note_that_is_put_in_twice_is_refused_by_both_verbs() {
+    let scratch = Scratch::new("twice");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let source = scratch.dir("source");
+    let mut backup = repo.backup_command(&source);
+    Outcome::of(backup.args(["--annotation", "a=1", "--annotation", "a=2"])).expect(exit::USAGE);
+    repo.backup(&source).summary();
+    let mut annotate = repo.command("annotate");
+    Outcome::of(annotate.args(["latest", "a=1", "a=2"])).expect(exit::USAGE);
+    let listed = repo.list().document();
+    let notes = &listed["backups"][0]["metadata"]["annotations"];
+    assert_eq!(notes, &serde_json::json!({}), "{listed}");
+}
+
+#[test]
 fn completions_are_valid_scripts() {
     let scratch = Scratch::new("completions");
     for shell in ["bash", "zsh", "fish"] {

@@ -439,9 +439,13 @@ fn unknown_key(
             .filter(has_options)
             .map(Command::get_name),
     );
+    let hint = match known.is_empty() {
+        true => "no option of this verb can stand in the file: remove the key".to_owned(),
+        false => format!("known here: {}", known.join(", ")),
+    };
     Error::new(Kind::Usage, "unknown key in the configuration file")
         .object(format!("`{full}` in {file}"))
-        .hint(format!("known here: {}", known.join(", ")))
+        .hint(hint)
 }
 
 /// The value as one text per element; `None` when its shape does not fit the option.

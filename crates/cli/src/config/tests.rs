@@ -322,6 +322,11 @@ fn an_unknown_key_names_key_file_and_alternatives() {
         "{object}"
     );
     assert!(error.hint_text().unwrap().contains("level"));
+    let error = Fixture::new().file("[key.list]\nall = true").error("list");
+    assert!(
+        error.hint_text().unwrap().contains("remove the key"),
+        "{error}"
+    );
     for text in [
         "backup = 3",
         "config = 'x'",

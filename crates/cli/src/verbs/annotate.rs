@@ -4,16 +4,16 @@ use mover_base::Result;
 use mover_jobs::annotate::{self, AnnotateOptions};
 
 use super::Context;
+use super::backup::annotations;
 use crate::args::AnnotateArgs;
 use crate::output::GREEN;
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: AnnotateArgs) -> Result<()> {
     let repo = context.repo_access()?;
-    let put = args.put.into_iter().map(|note| (note.key, note.value));
     let options = AnnotateOptions {
         set: args.backup,
-        put: put.collect(),
+        put: annotations(&args.put)?,
         remove: args.remove.into_iter().collect(),
     };
     let done = annotate::run(&context.settings.engine, &repo, &options)?;

@@ -72,7 +72,8 @@ fn backup_type(typed: TypeArg) -> BackupType {
     }
 }
 
-fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
+/// The notes by their keys.
+pub fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for Annotation { key, value } in list {
         if out.insert(key.clone(), value.clone()).is_some() {
