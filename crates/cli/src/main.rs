@@ -11,6 +11,7 @@ mod exit_codes;
 mod figures;
 mod output;
 mod progress;
+mod refusal;
 mod signals;
 mod table;
 mod tune;
@@ -26,8 +27,8 @@ use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use config::Call;
 use config::layers::{Environment, LOG_VARIABLE};
-use config::{Call, Refusal};
 use output::{LogWriter, Manner, Output};
 
 #[global_allocator]
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     let environment = Environment::of_process();
     let call = match config::resolve(&argv, &environment) {
         Ok(call) => call,
-        Err(refusal) => return refuse(refusal, &argv, &environment),
+        Err(refusal) => return refusal::refuse(refusal, &argv, &environment),
     };
     let settings = &call.settings;
     let manner = Manner::new(
@@ -87,41 +88,6 @@ fn run(call: Call, out: &mut Output) -> Result<()> {
 fn bug() -> Error {
     Error::new(Kind::Internal, "the mover stopped at a bug in itself")
         .hint("please report it with the lines above; what was committed before is intact")
-}
-
-/// Answers a command line that no verb came of: help and version too come here.
-fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) -> ExitCode {
-    let usage = ExitCode::from(Kind::Usage.exit_code());
-    // The command line did not parse, so that this is the best guess at what its writer wants to read.
-    let json = argv.iter().any(|arg| arg == "--json") || environment.is_on("HELIOS_MOVER_JSON");
-    let mut out = Output::standard(Manner::new(json, false, 0, args::ColorWhen::Auto));
-    match refusal {
-        Refusal::Wrong(error) => {
-            out.error(&error);
-            ExitCode::from(error.kind().exit_code())
-        }
-        Refusal::Clap(error) if !error.use_stderr() => {
-            // Help into a pager that was left early is not an error.
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        Refusal::Clap(error) if json => {
-            out.error(&usage_error(&error));
-            usage
-        }
-        Refusal::Clap(error) => {
-            let _ = error.print();
-            usage
-        }
-    }
-}
-
-/// clap's text as one clause and a hint.
-fn usage_error(error: &clap::Error) -> Error {
-    let text = error.to_string();
-    let first = text.lines().next().unwrap_or("the command line is wrong");
-    let message = first.strip_prefix("error: ").unwrap_or(first);
-    Error::new(Kind::Usage, message).hint("see helios-mover --help")
 }
 
 /// Logs go to standard error: warnings, more with `-v`, and whatever `HELIOS_MOVER_LOG` asks for.

@@ -9,6 +9,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
+use clap::builder::StyledStr;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use mover_base::{Error, Kind, Result};
 use serde::Serialize;
@@ -87,7 +88,7 @@ impl Manner {
 pub struct Output {
     manner: Manner,
     shape: Shape,
-    verb: &'static str,
+    verb: String,
     held_warnings: Vec<String>,
     failure: Option<io::Error>,
     /// Whether standard output took nothing for another reason than that nobody reads it any more.
@@ -111,7 +112,7 @@ struct Line<'a, T: Serialize> {
 #[derive(Serialize)]
 struct ErrorLine<'a> {
     message_type: &'static str,
-    verb: Option<&'static str>,
+    verb: Option<&'a str>,
     kind: &'static str,
     exit_code: u8,
     message: &'a str,
@@ -151,7 +152,7 @@ impl Output {
         Output {
             manner,
             shape: Shape::Query,
-            verb: "",
+            verb: String::new(),
             held_warnings: Vec::new(),
             failure: None,
             out_failed: false,
@@ -163,8 +164,8 @@ impl Output {
     }
 
     /// Names the verb and says what its JSON looks like.
-    pub fn begin(&mut self, verb: &'static str, shape: Shape) {
-        self.verb = verb;
+    pub fn begin(&mut self, verb: &str, shape: Shape) {
+        self.verb = verb.to_owned();
         self.shape = shape;
     }
 
@@ -238,6 +239,17 @@ impl Output {
         self.write_out(text.to_owned());
     }
 
+    /// The parser's own text: help, or what is wrong with the command line.
+    pub fn rendered(&mut self, text: &StyledStr, is_error: bool) {
+        let manner = self.manner;
+        match is_error {
+            true if manner.colours_err => self.write_err(&text.ansi().to_string()),
+            true => self.write_err(&text.to_string()),
+            false if manner.colours_out => self.write_out(text.ansi().to_string()),
+            false => self.write_out(text.to_string()),
+        }
+    }
+
     /// The document that ends a verb; only with `--json`.
     pub fn summary(&mut self, body: impl Serialize) {
         let warnings = std::mem::take(&mut self.held_warnings);
@@ -255,7 +267,7 @@ impl Output {
         }
         let line = Line {
             message_type,
-            verb: self.verb,
+            verb: &self.verb,
             body,
             warnings,
         };
@@ -291,7 +303,7 @@ impl Output {
         if self.manner.json {
             let line = ErrorLine {
                 message_type: "error",
-                verb: Some(self.verb).filter(|verb| !verb.is_empty()),
+                verb: Some(self.verb.as_str()).filter(|verb| !verb.is_empty()),
                 kind: error.kind().name(),
                 exit_code: error.kind().exit_code(),
                 message: error.message(),

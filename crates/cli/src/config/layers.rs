@@ -78,13 +78,6 @@ impl Environment {
             .collect();
         Environment { variables, files }
     }
-
-    /// Whether the variable of a switch is set to true.
-    pub fn is_on(&self, name: &str) -> bool {
-        self.variables
-            .get(name)
-            .is_some_and(|value| value == "true")
-    }
 }
 
 /// One option of the command line, with its names in the other layers.
@@ -304,21 +297,35 @@ fn read_environment(names: &[OptionName], environment: &Environment) -> Result<V
     Ok(out)
 }
 
-fn find_file(first: &ArgMatches, environment: &Environment) -> Option<PathBuf> {
-    let mut at = first;
-    let mut named = at.get_one::<PathBuf>("config");
+/// The value of a global option, which may stand behind any of the verbs.
+pub fn deepest<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, id: &str) -> Option<T> {
+    let of = |at: &ArgMatches| at.try_get_one::<T>(id).ok().flatten().cloned();
+    let mut at = matches;
+    let mut found = of(at);
     while let Some((_, next)) = at.subcommand() {
-        named = next
-            .try_get_one::<PathBuf>("config")
-            .ok()
-            .flatten()
-            .or(named);
+        found = of(next).or(found);
         at = next;
     }
-    let variable = format!("{PREFIX}CONFIG");
-    let named = named
-        .cloned()
-        .or_else(|| environment.variables.get(&variable).map(PathBuf::from));
+    found
+}
+
+/// What the environment or the file says of a global option, if that much of them can be read.
+pub fn readable(key: &str, matches: &ArgMatches, environment: &Environment) -> Option<String> {
+    if let Some(value) = environment.variables.get(&variable(key)) {
+        return value.to_str().map(str::to_owned);
+    }
+    let text = read_text(&find_file(matches, environment)?).ok()?;
+    let table: toml::Table = toml::from_str(&text).ok()?;
+    texts(table.get(key)?, false, false)?
+        .pop()?
+        .into_string()
+        .ok()
+}
+
+fn find_file(first: &ArgMatches, environment: &Environment) -> Option<PathBuf> {
+    let named = deepest::<PathBuf>(first, "config");
+    let variable = environment.variables.get(&variable("config"));
+    let named = named.or_else(|| variable.map(PathBuf::from));
     match named {
         Some(path) if path == Path::new(NO_FILE) => None,
         Some(path) => Some(path),
@@ -339,18 +346,22 @@ fn is_there(path: &Path) -> bool {
     }
 }
 
-fn read_file(command: &Command, names: &[OptionName], path: &Path) -> Result<Values> {
-    let shown = path.display().to_string();
-    let wrong = |what: &str| Error::new(Kind::Usage, what).object(&shown);
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| wrong("the configuration file cannot be read").cause(error))?;
+fn read_text(path: &Path) -> Result<String> {
+    let wrong = |what: &str| Error::new(Kind::Usage, what).object(path.display().to_string());
+    let cannot = |error| wrong("the configuration file cannot be read").cause(error);
+    let metadata = std::fs::metadata(path).map_err(cannot)?;
     if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
         return Err(wrong(
             "the configuration file is not a regular file of at most 1 MiB",
         ));
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| wrong("the configuration file cannot be read").cause(error))?;
+    std::fs::read_to_string(path).map_err(cannot)
+}
+
+fn read_file(command: &Command, names: &[OptionName], path: &Path) -> Result<Values> {
+    let shown = path.display().to_string();
+    let wrong = |what: &str| Error::new(Kind::Usage, what).object(&shown);
+    let text = read_text(path)?;
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| {
             text.as_bytes()

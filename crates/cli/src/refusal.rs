@@ -1,0 +1,203 @@
+//! The answer to a command line that no verb came of: help, version, what is wrong with it or with a lower layer.
+//!
+//! Invariants: it comes in the manner that was asked for, as far as the layers that can be read tell; an error names what is
+//! missing or what would be possible, in JSON as in text.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgMatches, CommandFactory, ValueEnum};
+use mover_base::{Error, Kind};
+
+use crate::args::{ColorWhen, RawArgs};
+use crate::config::Refusal;
+use crate::config::layers::{self, Environment};
+use crate::output::{Manner, Output, Shape};
+
+/// Flags that have the parser print something instead of parsing the rest.
+const PRINTING: [&str; 4] = ["-h", "--help", "-V", "--version"];
+
+/// Tells why there is no call.
+pub fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) -> ExitCode {
+    let guess = Guess::of(argv, environment);
+    let mut out = Output::standard(Manner::new(guess.json, false, 0, guess.color));
+    out.begin(&guess.verb, Shape::Query);
+    let error = match refusal {
+        Refusal::Wrong(error) => error,
+        Refusal::Clap(error) if !error.use_stderr() => {
+            out.rendered(&error.render(), false);
+            return ExitCode::SUCCESS;
+        }
+        Refusal::Clap(error) if guess.json => usage_error(&error, &guess.verb),
+        Refusal::Clap(error) => {
+            let text: StyledStr = error.render();
+            out.rendered(&text, true);
+            return ExitCode::from(Kind::Usage.exit_code());
+        }
+    };
+    out.error(&error);
+    ExitCode::from(error.kind().exit_code())
+}
+
+/// What a command line that does not parse, and layers that may be wrong, still tell.
+#[derive(Debug, PartialEq, Eq)]
+struct Guess {
+    /// `key add`; empty where none was recognised.
+    verb: String,
+    json: bool,
+    color: ColorWhen,
+}
+
+impl Guess {
+    fn of(argv: &[OsString], environment: &Environment) -> Self {
+        let parsed = argv
+            .iter()
+            .filter(|arg| !PRINTING.iter().any(|printing| arg == printing));
+        let matches = RawArgs::command()
+            .ignore_errors(true)
+            .try_get_matches_from(parsed)
+            .unwrap_or_default();
+        let lower = |key| layers::readable(key, &matches, environment);
+        let is_on = || lower("json").is_some_and(|value| value == "true");
+        let color = layers::deepest::<ColorWhen>(&matches, "color")
+            .or_else(|| ColorWhen::from_str(&lower("color")?, false).ok());
+        Guess {
+            verb: verb(&matches),
+            json: argv.iter().any(|arg| arg == "--json") || is_on(),
+            color: color.unwrap_or(ColorWhen::Auto),
+        }
+    }
+}
+
+fn verb(matches: &ArgMatches) -> String {
+    let mut words = Vec::new();
+    let mut at = matches;
+    while let Some((word, next)) = at.subcommand() {
+        words.push(word);
+        at = next;
+    }
+    words.join(" ")
+}
+
+/// clap's error as a message, what it is about, and a hint.
+fn usage_error(error: &clap::Error, verb: &str) -> Error {
+    let listed = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        _ => Vec::new(),
+    };
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let message = match error.kind() {
+        // Its text is the whole help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no verb is given",
+        _ => first.strip_prefix("error: ").unwrap_or(first),
+    };
+    let mut wrong = Error::new(Kind::Usage, message.trim_end_matches(':'));
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        wrong = wrong.object(listed(ContextKind::InvalidArg).join(", "));
+    }
+    let mut hints = Vec::new();
+    let possible = [ContextKind::ValidValue, ContextKind::ValidSubcommand].map(listed);
+    let possible = possible.concat();
+    if !possible.is_empty() {
+        hints.push(format!("possible: {}", possible.join(", ")));
+    }
+    let meant = [
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+        ContextKind::SuggestedSubcommand,
+    ];
+    let meant = meant.map(listed).concat();
+    if !meant.is_empty() {
+        hints.push(format!("perhaps {} was meant", meant.join(" or ")));
+    }
+    let words: Vec<&str> = ["helios-mover", verb, "--help"]
+        .into_iter()
+        .filter(|word| !word.is_empty())
+        .collect();
+    hints.push(format!("see `{}`", words.join(" ")));
+    wrong.hint(hints.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    fn told(line: &str) -> Error {
+        let argv = argv(line);
+        let error = RawArgs::command().try_get_matches_from(&argv).unwrap_err();
+        usage_error(&error, &Guess::of(&argv, &Environment::default()).verb)
+    }
+
+    #[test]
+    fn what_is_missing_or_possible_is_told() {
+        let error = told("helios-mover hold add --json");
+        assert_eq!(error.object_name(), Some("<BACKUP>"));
+        assert_eq!(
+            error.hint_text(),
+            Some("see `helios-mover hold add --help`")
+        );
+        for (line, in_message, in_hint) in [
+            (
+                "helios-mover backup --type fast",
+                "'fast'",
+                "full, incr, diff",
+            ),
+            ("helios-mover backup --sourc x", "'--sourc'", "--source"),
+            ("helios-mover bakup", "'bakup'", "backup"),
+            ("helios-mover hold", "no verb", "helios-mover hold --help"),
+            ("helios-mover", "no verb", "`helios-mover --help`"),
+            (
+                "helios-mover list --limit-read fast",
+                "'--limit-read <RATE>'",
+                "helios-mover list --help",
+            ),
+        ] {
+            let error = told(line);
+            let hint = error.hint_text().unwrap();
+            assert!(error.message().contains(in_message), "{line}: {error}");
+            assert!(hint.contains(in_hint), "{line}: {hint}");
+        }
+    }
+
+    #[test]
+    fn the_manner_of_a_refusal_comes_from_every_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        let guess = |line: &str, variable: Option<(&str, &str)>, text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let mut environment = Environment {
+                files: vec![file.clone()],
+                ..Environment::default()
+            };
+            let variables = variable.into_iter();
+            environment
+                .variables
+                .extend(variables.map(|(name, value)| (name.to_owned(), value.into())));
+            let Guess { verb, json, color } = Guess::of(&argv(line), &environment);
+            (verb, json, color)
+        };
+        let wrong = "helios-mover list --wrong";
+        let list = |json, color| ("list".to_owned(), json, color);
+        assert_eq!(guess(wrong, None, ""), list(false, ColorWhen::Auto));
+        let in_file = "json = true\ncolor = 'never'\nwrong = 1";
+        assert_eq!(guess(wrong, None, in_file), list(true, ColorWhen::Never));
+        assert_eq!(
+            guess(wrong, Some(("HELIOS_MOVER_JSON", "false")), in_file),
+            list(false, ColorWhen::Never)
+        );
+        let flags = "helios-mover list --json --color always --help";
+        assert_eq!(guess(flags, None, ""), list(true, ColorWhen::Always));
+        assert_eq!(
+            guess(wrong, None, "json = = 1"),
+            list(false, ColorWhen::Auto)
+        );
+    }
+}
