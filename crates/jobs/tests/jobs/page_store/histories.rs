@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use mover_jobs::expire::{self, ExpireOptions, Policy};
 use mover_jobs::{catalogue, restore};
+use mover_source::tracker::LIVE_FILE;
 
 use super::*;
 
@@ -191,6 +192,20 @@ impl History {
         site.start();
     }
 
+    /// The database is killed, or the machine is lost and with it what the tracker has in memory. Where it is backed up before
+    /// it commits anything, that is at the redo position of an earlier backup, with the log behind it.
+    fn crash(&mut self) {
+        self.site.kill();
+        let live_file = self.site.place.source(LIVE_FILE);
+        if self.site.random.below(2) == 0 && live_file.exists() {
+            fs::remove_file(live_file).unwrap();
+        }
+        self.site.start();
+        if self.site.random.below(2) == 0 {
+            self.backup(BackupType::Incremental);
+        }
+    }
+
     fn step(&mut self) {
         let transactions = self.site.random.below(25);
         self.site.run(transactions);
@@ -198,10 +213,7 @@ impl History {
             0..3 => {
                 self.site.database().checkpoint().unwrap();
             }
-            3 => {
-                self.site.kill();
-                self.site.start();
-            }
+            3 => self.crash(),
             4 => {
                 // Also what was killed and not started again can be backed up.
                 self.site.kill();
