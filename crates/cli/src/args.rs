@@ -79,7 +79,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "WHEN", value_enum, help_heading = OUTPUT)]
     pub color: Option<ColorWhen>,
 
-    /// Number of shards, 0 for one per core [default: 0]
+    /// Number of shards, 0 for one per core, or one per 64 MiB/s of a gentle job's limit [default: 0]
     #[arg(long, global = true, value_name = "N", help_heading = ENGINE,
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub shards: Option<u16>,

@@ -38,10 +38,14 @@ const BUFFERS_MAX: usize = max(
 /// (decision 8).
 const BUFFERS_LINK_MAX: usize = BUFFERS_DECODE + 21 + WRITES_MAX;
 
+/// What one shard keeps up with whatever the data: a gentle job has no more shards than its limit needs, since each keeps
+/// another core from taking over what waits elsewhere (decision 13).
+const GENTLE_SHARD_BYTES_PER_SECOND: u64 = 64 << 20;
+
 /// How the machinery of a job is set up.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    /// Shards; 0 = one per core.
+    /// Shards; 0 = one per core, of a gentle job as few as its limit needs.
     pub shards: usize,
     /// Pin shards to cores.
     pub pin: bool,
@@ -117,20 +121,24 @@ impl Default for JobLimits {
 }
 
 impl Engine {
-    /// Shards on every core, for the work on data. More cores than the arenas allow for are left idle.
+    /// Shards on every core, for the work on a source's data. More cores than the arenas allow for are left idle.
     pub(crate) fn wide(&self) -> Result<ShardConfig> {
-        self.wide_with(BUFFERS_MAX)
+        // What is written is stored, and of what is stored one shard may fall short.
+        self.wide_with(BUFFERS_MAX, self.limits.read.get())
     }
 
     /// The same for reading a repository.
     pub(crate) fn wide_to_read(&self, repository: &Repository) -> Result<ShardConfig> {
-        self.wide_with(match repository.has_link() {
+        let limits = [self.limits.read.get(), self.limits.write.get()];
+        let buffers_max = match repository.has_link() {
             true => BUFFERS_LINK_MAX,
             false => BUFFERS_MAX,
-        })
+        };
+        self.wide_with(buffers_max, limits.into_iter().flatten().min())
     }
 
-    fn wide_with(&self, buffers_max: usize) -> Result<ShardConfig> {
+    /// `limit` is what all shards together shall move, in bytes per second.
+    fn wide_with(&self, buffers_max: usize, limit: Option<u64>) -> Result<ShardConfig> {
         let buffers = self.arena_bytes / BUF_BYTES;
         if buffers < BUFFERS_MIN {
             return Err(Error::new(Kind::Usage, "the buffers are too small")
@@ -138,7 +146,14 @@ impl Engine {
                 .hint(format!("give --arena at least {BUFFERS_MIN}MiB")));
         }
         let config = self.config(self.shards, self.arena_bytes);
-        let shards = config.shard_count().min(buffers / BUFFERS_MIN);
+        let wanted = match limit {
+            Some(limit) if self.gentle && self.shards == 0 => {
+                limit.div_ceil(GENTLE_SHARD_BYTES_PER_SECOND).max(1)
+            }
+            _ => u64::MAX,
+        };
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        let shards = config.shard_count().min(buffers / BUFFERS_MIN).min(wanted);
         let arena_bytes = (self.arena_bytes / shards).min(buffers_max * BUF_BYTES);
         Ok(self.config(shards, arena_bytes))
     }
@@ -224,12 +239,38 @@ mod tests {
                     ..Engine::default()
                 };
                 for buffers_max in [BUFFERS_MAX, BUFFERS_LINK_MAX] {
-                    let config = engine.wide_with(buffers_max).unwrap();
+                    let config = engine.wide_with(buffers_max, None).unwrap();
                     let count = config.shard_count();
                     assert!(count * config.arena_bytes <= arena_bytes);
                     assert!((BUFFERS_MIN << 20..=buffers_max << 20).contains(&config.arena_bytes));
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_gentle_job_has_as_few_shards_as_its_limit_needs() {
+        let shards = |shards, gentle, limit_mib: Option<u64>| {
+            let engine = Engine {
+                shards,
+                gentle,
+                arena_bytes: 1 << 30,
+                limits: JobLimits {
+                    read: RateBudget::new(limit_mib.map(|mib| mib << 20)),
+                    ..JobLimits::default()
+                },
+                ..Engine::default()
+            };
+            engine.wide().unwrap().shard_count()
+        };
+        let all = ShardConfig::default().shard_count();
+        for (limit_mib, wanted) in [(1, 1), (50, 1), (64, 1), (65, 2), (1 << 20, 1 << 14)] {
+            let wanted = all.min(wanted);
+            assert_eq!(shards(0, true, Some(limit_mib)), wanted, "{limit_mib}");
+        }
+        assert_eq!(shards(0, true, None), all);
+        assert_eq!(shards(0, false, Some(1)), all);
+        // Who names a number gets it.
+        assert_eq!(shards(3, true, Some(1)), 3);
     }
 }

@@ -68,7 +68,7 @@ struct State {
     catalogue: Catalogue,
     tables: HashMap<String, TableState>,
     frames: BTreeMap<(u32, u32), Frame>,
-    files: HashMap<u32, TableFile>,
+    files: HashMap<u32, Arc<TableFile>>,
     redo: Lsn,
     next_transaction: u64,
     dropped: Vec<u32>,
@@ -178,7 +178,7 @@ impl Database {
                 tail,
             };
             state.tables.insert(table.name.clone(), known);
-            state.files.insert(*id, file);
+            state.files.insert(*id, Arc::new(file));
         }
         Ok(Database {
             disk,
@@ -315,7 +315,7 @@ impl Database {
                 };
                 state.tables.insert(name.clone(), table);
                 let file = TableFile::open_write(&*self.disk, id)?;
-                state.files.insert(id, file);
+                state.files.insert(id, Arc::new(file));
                 transaction.created.push(id);
             }
             Op::Drop(name) => {
@@ -401,7 +401,9 @@ impl Database {
         for place in dirty {
             self.write_out(&mut self.lock(), place)?;
         }
-        for file in self.lock().files.values() {
+        // Outside of the lock: commits do not wait for these syncs.
+        let files: Vec<Arc<TableFile>> = self.lock().files.values().cloned().collect();
+        for file in files {
             file.sync()?;
         }
         let at = store.checkpoint(&self.writer, catalogue, next, time)?;
@@ -454,7 +456,7 @@ impl Database {
         };
         let mut state = self.lock();
         state.tables.insert(name.to_owned(), table);
-        state.files.insert(id, file);
+        state.files.insert(id, Arc::new(file));
         drop(state);
         self.checkpoint().map(drop)
     }
