@@ -201,10 +201,13 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
 
 impl RestorePlan {
     /// Counts what would be removed: the whole target is listed for it, so that only who wants to know has to wait.
-    pub fn count_removals(&mut self) -> Result<()> {
+    pub fn count_removals(&mut self, engine: &Engine, tick: Tick<'_>) -> Result<()> {
         let Prepared { view, target } = &self.prepared;
         if target.mode() == TargetMode::Delta {
-            self.removes = Some(target.count_extra(&wanted(view), &|| Ok(()))?);
+            let wanted = wanted(view);
+            let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(&wanted, go_on);
+            let progress = Progress::default();
+            self.removes = Some(interruptible(&engine.single(), &progress, tick, count)?);
         }
         Ok(())
     }
@@ -257,11 +260,18 @@ fn leftover_warnings(target: &TargetPlan) -> Vec<String> {
 }
 
 /// Makes room for the restore: removes what dead ones left, and gives what could not be removed.
-fn clear_leftovers(target: &TargetPlan, bytes_needed: u64) -> Result<Vec<String>> {
+fn clear_leftovers(
+    engine: &Engine,
+    target: &TargetPlan,
+    bytes_needed: u64,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<Vec<String>> {
     if target.dead_leftovers().is_empty() {
         return Ok(Vec::new());
     }
-    let failures = target.remove_leftovers();
+    let remove = |go_on: &dyn Fn() -> Result<()>| target.remove_leftovers(go_on);
+    let failures = interruptible(&engine.single(), progress, tick, remove)?;
     if target.mode() == TargetMode::Fresh {
         target.check_space(bytes_needed)?;
     }
@@ -279,7 +289,7 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     if mode == TargetMode::Delta && overlap::directory(view.repository()).is_some() {
         refuse_repository(engine, &view, &target, &progress, &mut *tick)?;
     }
-    let not_removed = clear_leftovers(&target, plan.data_bytes)?;
+    let not_removed = clear_leftovers(engine, &target, plan.data_bytes, &progress, &mut *tick)?;
     let target = DirTarget::begin(target)?;
     let filled = fill(engine, &view, &target, mode, &progress, &mut *tick).and_then(|filled| {
         let settled = match is_page_store(&view) {

@@ -153,17 +153,24 @@ impl TargetPlan {
     }
 
     /// Removes what dead restores to this target left, and returns what could not be removed and why.
-    pub fn remove_leftovers(&self) -> Vec<String> {
+    ///
+    /// # Errors
+    /// That of `go_on`, which is asked for each directory; the next restore to the target removes the rest.
+    pub fn remove_leftovers(&self, go_on: &dyn Fn() -> Result<()>) -> Result<Vec<String>> {
         let mut failures = Vec::new();
         for path in &self.leftovers.dead {
+            go_on()?;
             let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
                 continue;
             };
-            if let Some(Err(error)) = self.place_in(dir, |place| place.remove_dead(name)) {
-                failures.push(format!("{error} ({})", path.display()));
+            let removed = self.place_in(dir, |place| place.remove_dead(name, go_on));
+            match removed.transpose() {
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+                Err(error) => failures.push(format!("{error} ({})", path.display())),
             }
         }
-        failures
+        Ok(failures)
     }
 
     /// Checks that the paths still lead to what was planned with, and that a fresh target still is empty. What is made then

@@ -170,7 +170,7 @@ impl Place<'_> {
     }
 
     /// Removes the directory `name` if it still is a dead restore's; returns whether it did.
-    pub fn remove_dead(&self, name: &OsStr) -> Result<bool> {
+    pub fn remove_dead(&self, name: &OsStr, go_on: &dyn Fn() -> Result<()>) -> Result<bool> {
         let failed = |error: Errno| {
             let what = "what an earlier restore left cannot be removed";
             target_error(what, name.as_bytes(), error)
@@ -183,7 +183,7 @@ impl Place<'_> {
         let Examined::Dead { dir, _marker } = examined else {
             return Ok(false);
         };
-        remove_held(self.parent, name, dir.as_fd())?;
+        remove_held(self.parent, name, dir.as_fd(), go_on)?;
         Ok(true)
     }
 }
@@ -198,7 +198,12 @@ pub(crate) fn is_staging_name(name: &[u8], prefix: &[u8]) -> bool {
 /// Removes the staging directory `name` in `parent`, of which `dir` is held and the marker locked.
 ///
 /// The marker last: a removal that fails or is killed half way can be taken up again.
-pub(crate) fn remove_held(parent: BorrowedFd<'_>, name: &OsStr, dir: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn remove_held(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    dir: BorrowedFd<'_>,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
     let failed = |error: Errno| {
         let what = "a staging directory cannot be removed";
         target_error(what, name.as_bytes(), error)
@@ -216,7 +221,7 @@ pub(crate) fn remove_held(parent: BorrowedFd<'_>, name: &OsStr, dir: BorrowedFd<
         true => Fate::Left,
         false => Fate::Removed,
     };
-    each_extra(dir, &fate, Extra::Remove, None, &|| Ok(()))?;
+    each_extra(dir, &fate, Extra::Remove, None, go_on)?;
     match rustix::fs::unlinkat(dir, RESTORE_MARKER, AtFlags::empty()) {
         // It is gone already if the last step of a restore failed.
         Ok(()) | Err(Errno::NOENT) => {}

@@ -588,7 +588,7 @@ impl DirTarget {
             } => (target, staging),
             Layout::InPlace { .. } => return Ok(()),
         };
-        remove_held(parent.as_fd(), staging, self.root.as_fd())
+        remove_held(parent.as_fd(), staging, self.root.as_fd(), &|| Ok(()))
     }
 
     fn shown(&self) -> &[u8] {
@@ -708,7 +708,7 @@ fn stage(place: &Place<'_>, path: &Path) -> Result<Staged> {
     let is_other =
         |(name, state): &(OsString, State)| *state == State::Live && *name != staged.name;
     if found.iter().any(is_other) {
-        remove_held(place.parent, &staged.name, staged.dir.as_fd())?;
+        remove_held(place.parent, &staged.name, staged.dir.as_fd(), &|| Ok(()))?;
         return Err(is_running(path));
     }
     Ok(staged)

@@ -2,8 +2,8 @@
 
 use mover_base::Result;
 use mover_base::units::format_bytes;
-use mover_jobs::Choice;
 use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
+use mover_jobs::{Choice, source_on};
 
 use super::{Context, DryRun, Ended, figures_of, missing, whose};
 use crate::args::RestoreArgs;
@@ -32,7 +32,7 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         let mut plan = restore::plan(engine, &options, &mut *tick)?;
         warn(&plan.warnings);
         if args.dry_run {
-            plan.count_removals()?;
+            plan.count_removals(engine, tick)?;
             return Ok(Ended::Planned(plan));
         }
         let told = plan.warnings.len();
@@ -56,7 +56,7 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
 fn plan_table(plan: &RestorePlan) -> Table {
     let mut table = Table::pairs().indent(2);
     table.pair("backup", plan.backup_id.to_string());
-    table.pair("of", figures_of::of_text(&plan.source, &plan.host));
+    table.pair("of", source_on(&plan.source, &plan.host));
     table.pair("repository", &plan.repository);
     table.pair("target", plan.target.display().to_string());
     table.pair("mode", plan.mode);

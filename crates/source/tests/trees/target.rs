@@ -206,7 +206,7 @@ fn what_a_dead_restore_left_inside_a_mount_point_is_removed() {
     let left = killed_restore(to, to);
     let plan = DirTarget::plan(to, TargetMode::Fresh).unwrap();
     assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
-    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
     let target = DirTarget::begin(plan).unwrap();
     fill(&target, &scan(from), from);
     target.finish().unwrap();
@@ -250,7 +250,7 @@ fn what_a_dead_restore_left_is_removed_by_the_next() {
     let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
     assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
     assert!(left.exists(), "planning changes nothing");
-    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
     assert_eq!(listing(dir.path()), ["from"]);
     restore(&from, &to, TargetMode::Fresh);
     assert_same(&from, &to);
@@ -276,7 +276,7 @@ fn a_restore_that_lives_is_never_taken_for_a_dead_one() {
         failure(DirTarget::plan(&to, TargetMode::Fresh)).0,
         Kind::Conflict
     );
-    assert_eq!(late.remove_leftovers(), [""; 0]);
+    assert_eq!(late.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
     assert_eq!(listing(dir.path()).len(), 1, "the living one's stays");
     // A restore to another target is not concerned.
     drop(begin(&dir.path().join("other"), TargetMode::Fresh));
@@ -305,8 +305,32 @@ fn a_restore_that_gives_up_half_way_leaves_what_the_next_one_removes() {
     drop(mounted);
     let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
     assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
-    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
     assert!(listing(dir.path()).is_empty());
+}
+
+#[test]
+fn removing_what_a_dead_restore_left_can_be_ended_and_taken_up_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    let left = killed_restore(&to, dir.path());
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    let asked = std::cell::Cell::new(0);
+    // Once for the leftover, then for its first directory.
+    let ends = || {
+        asked.set(asked.get() + 1);
+        match asked.get() {
+            1 => Ok(()),
+            _ => Err(mover_base::Error::new(Kind::Cancelled, "to end")),
+        }
+    };
+    assert_eq!(failure(plan.remove_leftovers(&ends)).0, Kind::Cancelled);
+    assert_eq!(listing(&left.join("deep")), ["file"]);
+    drop(plan);
+    let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
+    assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
+    assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
+    assert!(!left.exists());
 }
 
 #[test]
@@ -353,7 +377,7 @@ fn a_directory_that_only_looks_like_a_leftover_stays() {
     let plan = DirTarget::plan(&to, TargetMode::Fresh).unwrap();
     assert_eq!(plan.dead_leftovers(), [real.canonicalize().unwrap()]);
     assert_eq!(plan.unknown_leftovers().len(), 7);
-    assert_eq!(plan.remove_leftovers(), [""; 0]);
+    assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
     before.retain(|name| root.join(name) != real);
     assert_eq!(listing(root), before);
     for digit in ["0", "1", "2", "3"] {
@@ -785,7 +809,7 @@ fn a_target_that_is_swapped_for_a_link_after_it_was_planned_leads_nowhere() {
             plan.count_extra(&BTreeSet::new(), &|| Ok(())).unwrap(),
             extra
         );
-        assert_eq!(plan.remove_leftovers(), [""; 0]);
+        assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
         let (kind, text, _) = failure(DirTarget::begin(plan));
         assert_eq!(kind, Kind::Target);
         assert!(text.contains("replaced meanwhile"), "{text}");
