@@ -15,6 +15,7 @@ pub mod servers;
 pub mod sink;
 pub(crate) mod tables;
 mod tls;
+mod tls_proxy;
 pub mod transfer;
 pub mod transfers;
 pub mod windows;

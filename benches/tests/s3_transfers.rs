@@ -1,4 +1,4 @@
-//! Files to the cheap server and back, plainly and over TLS, by the clients that are this package's own.
+//! Files to the servers and back, plainly and over TLS, by the clients that are this package's own.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
@@ -46,7 +46,7 @@ impl Files {
 #[test]
 fn what_was_sent_comes_back_plainly_and_over_tls() {
     let files = Files::make();
-    for kind in [ServerKind::Sink, ServerKind::SinkTls] {
+    for kind in [ServerKind::Sink, ServerKind::SinkTls, ServerKind::GarageTls] {
         for client in [Client::Bare, Client::Mover, Client::MoverChunks] {
             let target = files.dir.path().join(format!("{kind:?}-{client:?}"));
             fs::create_dir(&target).unwrap();

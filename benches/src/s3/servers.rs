@@ -12,6 +12,7 @@ use mover_test_servers::Garage;
 use serde::{Deserialize, Serialize};
 
 use super::link::{LinkedHost, inside};
+use super::tls_proxy::TlsProxy;
 
 /// Clock ticks per second in `/proc` (`getconf CLK_TCK` is 100 on every Linux that this was made for).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -28,6 +29,8 @@ pub enum ServerKind {
     SinkTls,
     /// Garage 2.5, one node.
     Garage,
+    /// The same behind HAProxy, which does TLS for it.
+    GarageTls,
 }
 
 impl ServerKind {
@@ -37,12 +40,13 @@ impl ServerKind {
             ServerKind::Sink => "sink",
             ServerKind::SinkTls => "sink over TLS",
             ServerKind::Garage => "Garage 2.5",
+            ServerKind::GarageTls => "Garage 2.5 behind TLS (HAProxy)",
         }
     }
 
     /// Whether clients reach it by TLS.
     pub fn is_tls(self) -> bool {
-        self == ServerKind::SinkTls
+        matches!(self, ServerKind::SinkTls | ServerKind::GarageTls)
     }
 }
 
@@ -103,7 +107,11 @@ pub struct Server {
 
 enum Process {
     Sink(Child),
-    Garage { server: Box<Garage>, pid: u32 },
+    Garage {
+        server: Box<Garage>,
+        pid: u32,
+        proxy: Option<TlsProxy>,
+    },
 }
 
 impl Server {
@@ -131,7 +139,7 @@ impl Server {
                 let ca_file = kind.is_tls().then(|| dir.join("ca.pem"));
                 Server::sink(command, "127.0.0.1:0", bytes, ca_file)
             }
-            ServerKind::Garage => Server::garage(dir),
+            ServerKind::Garage | ServerKind::GarageTls => Server::garage(dir, kind.is_tls()),
         }
     }
 
@@ -187,11 +195,19 @@ impl Server {
         })
     }
 
-    fn garage(dir: &Path) -> Result<Server> {
+    fn garage(dir: &Path, is_tls: bool) -> Result<Server> {
         let server = Garage::start(dir);
+        let endpoint = &server.access().endpoint;
+        let proxy = match endpoint.split_once("://") {
+            Some((_, address)) if is_tls => Some(TlsProxy::start(dir, address)?),
+            _ => None,
+        };
+        let through = proxy
+            .as_ref()
+            .map(|proxy| format!("https://{}", proxy.address));
         let access = Access {
-            endpoint: server.access().endpoint.clone(),
-            ca_file: None,
+            endpoint: through.unwrap_or_else(|| endpoint.clone()),
+            ca_file: proxy.as_ref().map(|proxy| proxy.ca_file.clone()),
             region: server.access().region.clone(),
             bucket: server.access().bucket.clone(),
             id: server.access().key.id.clone(),
@@ -202,25 +218,24 @@ impl Server {
             process: Process::Garage {
                 server: Box::new(server),
                 pid,
+                proxy,
             },
             access,
         })
     }
 
-    /// CPU seconds that it has used so far.
+    /// CPU seconds that it has used so far, with what stands in front of it.
     ///
     /// # Errors
     /// [`Kind::CheckFailed`] where it runs no more.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let pid = match &self.process {
-            Process::Sink(child) => child.id(),
-            Process::Garage { pid, .. } => *pid,
-        };
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .map_err(|e| no_server("the server has ended").cause(e))?;
-        ticks(&stat)
-            .map(|ticks| ticks / TICKS_PER_SECOND)
-            .ok_or_else(|| no_server("the server's CPU time cannot be read"))
+        match &self.process {
+            Process::Sink(child) => cpu_seconds_of(child.id()),
+            Process::Garage { pid, proxy, .. } => {
+                let proxy = proxy.as_ref().map(|proxy| cpu_seconds_of(proxy.pid()));
+                Ok(cpu_seconds_of(*pid)? + proxy.transpose()?.unwrap_or_default())
+            }
+        }
     }
 }
 
@@ -231,6 +246,14 @@ impl Drop for Server {
             Process::Garage { server, .. } => server.kill(),
         }
     }
+}
+
+fn cpu_seconds_of(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .map_err(|e| no_server("the server has ended").cause(e))?;
+    ticks(&stat)
+        .map(|ticks| ticks / TICKS_PER_SECOND)
+        .ok_or_else(|| no_server("the server's CPU time cannot be read"))
 }
 
 fn end(child: &mut Child) {

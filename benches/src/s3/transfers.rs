@@ -42,13 +42,13 @@ impl Placement {
 }
 
 /// Servers and placements that are measured. Garage needs more of the machine than any client, so it gets all that is left.
-/// It speaks no TLS.
-pub const SETUPS: [(ServerKind, Placement); 5] = [
+pub const SETUPS: [(ServerKind, Placement); 6] = [
     (ServerKind::Sink, Placement::OneEach),
     (ServerKind::Sink, Placement::Shared),
     (ServerKind::SinkTls, Placement::OneEach),
     (ServerKind::SinkTls, Placement::Shared),
     (ServerKind::Garage, Placement::Shared),
+    (ServerKind::GarageTls, Placement::Shared),
 ];
 
 /// One timed transfer.

@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
+};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -23,15 +25,7 @@ pub(crate) fn for_loopback(ca_file: &Path) -> Arc<ServerConfig> {
 /// Makes an authority and a certificate for `localhost`, `127.0.0.1` and `store.invalid`, writes the authority's certificate
 /// to `ca_file` as PEM, and returns what a server needs, with the algorithms of `provider`. The authority's key is forgotten.
 pub fn certificate_for_loopback(ca_file: &Path, provider: CryptoProvider) -> Arc<ServerConfig> {
-    let mut authority = named("authority of a test", &[]);
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().expect("a key");
-    let authority = CertifiedIssuer::self_signed(authority, key).expect("an authority");
-    fs::write(ca_file, authority.pem()).expect("the directory can be written to");
-
-    let leaf = named("localhost", &["localhost", "127.0.0.1", FAR]);
-    let key = KeyPair::generate().expect("a key");
-    let certificate = leaf.signed_by(&key, &authority).expect("a certificate");
+    let (certificate, key) = issue(ca_file);
     let chain = vec![CertificateDer::from(certificate.der().to_vec())];
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     let config = ServerConfig::builder_with_provider(Arc::new(provider))
@@ -41,6 +35,25 @@ pub fn certificate_for_loopback(ca_file: &Path, provider: CryptoProvider) -> Arc
         .with_single_cert(chain, key.into())
         .expect("the key fits the certificate");
     Arc::new(config)
+}
+
+/// The same for a program: certificate and key as PEM.
+pub fn certificate_file_for_loopback(ca_file: &Path) -> String {
+    let (certificate, key) = issue(ca_file);
+    certificate.pem() + &key.serialize_pem()
+}
+
+fn issue(ca_file: &Path) -> (Certificate, KeyPair) {
+    let mut authority = named("authority of a test", &[]);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().expect("a key");
+    let authority = CertifiedIssuer::self_signed(authority, key).expect("an authority");
+    fs::write(ca_file, authority.pem()).expect("the directory can be written to");
+
+    let leaf = named("localhost", &["localhost", "127.0.0.1", FAR]);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = leaf.signed_by(&key, &authority).expect("a certificate");
+    (certificate, key)
 }
 
 fn named(common_name: &str, hosts: &[&str]) -> CertificateParams {
