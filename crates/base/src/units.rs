@@ -1,4 +1,4 @@
-//! Sizes and rates, for people and from people.
+//! Sizes, rates and numbers of things, for people and from people.
 
 use crate::error::{Error, Kind, Result};
 
@@ -66,6 +66,30 @@ pub const fn blocks_of(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK_BYTES as u64)
 }
 
+/// `1,204`.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `1 file`, `2 files`, `1,204 files`; the plural is made with `s` or, for `…y`, with `ies`.
+pub fn counted(number: u64, noun: &str) -> String {
+    if number == 1 {
+        return format!("1 {noun}");
+    }
+    match noun.strip_suffix('y') {
+        Some(stem) => format!("{} {stem}ies", count(number)),
+        None => format!("{} {noun}s", count(number)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,5 +137,16 @@ mod tests {
     #[test]
     fn last_block_may_be_partial() {
         assert_eq!([0, 1, 4095, 4096, 4097].map(blocks_of), [0, 1, 1, 1, 2]);
+    }
+
+    #[test]
+    fn one_is_singular_and_thousands_are_told_apart() {
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+        assert_eq!(counted(1, "directory"), "1 directory");
+        assert_eq!(counted(0, "directory"), "0 directories");
+        assert_eq!(counted(1204, "file"), "1,204 files");
     }
 }

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use mover_base::tree::EntryKind;
-use mover_base::units::format_bytes;
+use mover_base::units::{count, counted, format_bytes};
 use mover_base::{Error, Kind, Result};
 use mover_io::{Rung, Shard, ShardReport};
 use mover_repo::catalogue;
@@ -132,7 +132,7 @@ fn environment(engine: &Engine) -> Vec<CheckItem> {
         AREA,
         "shards",
         Status::Ok,
-        format!("{} shards", reports.len()),
+        counted(reports.len() as u64, "shard"),
     )];
     if let Some(report) = reports.first() {
         let is_best = report.rung == Rung::DeferTaskrun;
@@ -306,7 +306,8 @@ impl Opened {
         let named: Vec<String> = self.named.iter().map(Error::to_string).collect();
         let more = if closed > named.len() { "; ..." } else { "" };
         let detail = format!(
-            "{closed} of {tried} files that were tried cannot be opened: {}{more}",
+            "{closed} of {} that were tried cannot be opened: {}{more}",
+            counted(tried as u64, "file"),
             named.join("; ")
         );
         Some(CheckItem {
@@ -370,11 +371,11 @@ fn readable(area: &'static str, tree: &Tree, opened: &Opened) -> CheckItem {
         return failure;
     }
     let detail = format!(
-        "{} files, {}, {} of them opened; {} names will be left out",
-        tree.totals.files,
+        "{}, {}, {} of them opened; {} will be left out",
+        counted(tree.totals.files, "file"),
         format_bytes(tree.totals.bytes),
-        opened.tried,
-        tree.skipped.len()
+        count(opened.tried as u64),
+        counted(tree.skipped.len() as u64, "name")
     );
     let status = match tree.skipped.is_empty() {
         true => Status::Ok,
@@ -401,8 +402,8 @@ fn page_store(area: &'static str, url: &str) -> CheckItem {
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let detail = format!(
-        "{} tables, {}, {} of them opened, in history {}",
-        tables.len(),
+        "{}, {}, {} of them opened, in history {}",
+        counted(tables.len() as u64, "table"),
         format_bytes(mover_repo::block_bytes(pages)),
         opened.tried,
         checkpoint.control.identity.history

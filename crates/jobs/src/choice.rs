@@ -52,8 +52,12 @@ impl From<&str> for Choice {
 }
 
 /// A source and its machine, as people read them.
-pub fn told(source: &SourceInfo) -> String {
-    format!("{} on {}", source.url, source.host)
+pub fn source_on(url: &str, host: &str) -> String {
+    format!("{url} on {host}")
+}
+
+fn told(source: &SourceInfo) -> String {
+    source_on(&source.url, &source.host)
 }
 
 /// The backup that `choice` names, and what to know about that. `replaces` says that it takes the place of data.

@@ -26,7 +26,7 @@ pub mod settings;
 mod settle;
 pub mod verify;
 
-pub use choice::{Choice, Whose};
+pub use choice::{Choice, Whose, source_on};
 pub use mover_io::{RateBudget, Rung, ShardReport, Stop};
 pub use mover_repo::{
     BackupMetadata, BackupType, COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS, Credentials,

@@ -135,27 +135,16 @@ pub async fn apply(
 
 #[cfg(test)]
 mod tests {
-    use mover_io::ShardConfig;
-
     use super::*;
-    use crate::{Credentials, InitRequest, LinkLimits};
+    use crate::{Credentials, fixture};
 
     /// Whoever may write can make as many as there are numbers.
     #[test]
     fn changes_of_annotations_do_not_grow_beyond_what_a_manifest_may_hold() {
         const CHANGES: u32 = 20;
-        let dir = tempfile::tempdir().expect("a directory");
-        let url = format!("file://{}/repo", dir.path().display());
-        let link = LinkLimits::default();
-        let run = async |shard: Shard| {
-            let request = InitRequest {
-                encryption: false,
-                passphrase: None,
-                recipients: &[],
-                label: "",
-            };
-            Repository::init(&shard, &url, &link, &request).await?;
-            let repository = Repository::open(&shard, &url, &link, &Credentials::None).await?;
+        fixture::with_place(async |shard, url| {
+            fixture::init(shard, url, &[]).await?;
+            let repository = fixture::open(shard, url, &Credentials::None).await?;
             let backup_id = BackupId::new(Timestamp::from_micros(1_000_000), 7);
             let text = "x".repeat(60_000);
             for number in 1..=CHANGES {
@@ -173,14 +162,13 @@ mod tests {
                 let key = layout::annotation(backup_id, number)?;
                 repository
                     .store()
-                    .put_if_absent(&shard, &key, &bytes)
+                    .put_if_absent(shard, &key, &bytes)
                     .await?;
             }
-            let changes = of(&shard, &repository, backup_id).await?;
+            let changes = of(shard, &repository, backup_id).await?;
             assert_eq!(changes[&backup_id].len(), CHANGES as usize);
             let mut annotations = BTreeMap::new();
-            let problems =
-                apply(&shard, &repository, backup_id, &changes, &mut annotations).await?;
+            let problems = apply(shard, &repository, backup_id, &changes, &mut annotations).await?;
             let fit = METADATA_BYTES_MAX / text.len();
             assert_eq!(
                 (annotations.len(), problems.len()),
@@ -188,12 +176,6 @@ mod tests {
                 "{problems:?}"
             );
             Ok(())
-        };
-        let config = ShardConfig {
-            shards: 1,
-            pin: false,
-            ..ShardConfig::default()
-        };
-        mover_io::run(&config, run, |_| {}).expect("a run");
+        });
     }
 }

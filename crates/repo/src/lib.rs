@@ -18,6 +18,8 @@ mod backup;
 pub mod catalogue;
 mod dedup;
 pub mod expire;
+#[cfg(test)]
+mod fixture;
 pub mod holds;
 mod keys;
 mod layout;

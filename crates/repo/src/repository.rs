@@ -376,29 +376,17 @@ fn exists(url: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use mover_io::ShardConfig;
-
     use super::*;
-    use crate::generate_identity;
+    use crate::{fixture, generate_identity};
 
     /// Who knows the public key and the id of a session can name it in objects of their own.
     #[test]
     fn a_forged_object_does_not_change_what_a_genuine_one_of_its_session_says() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let url = format!("file://{}/repo", dir.path().display());
-        let link = LinkLimits::default();
-        let run = async |shard: Shard| {
+        fixture::with_place(async |shard, url| {
             let (identity, recipient) = generate_identity();
-            let request = InitRequest {
-                encryption: true,
-                passphrase: None,
-                recipients: &[recipient],
-                label: "",
-            };
-            Repository::init(&shard, &url, &link, &request).await?;
-            let reader =
-                Repository::open(&shard, &url, &link, &Credentials::Identity(identity)).await?;
-            let stranger = Repository::open(&shard, &url, &link, &Credentials::None).await?;
+            fixture::init(shard, url, &[recipient]).await?;
+            let reader = fixture::open(shard, url, &Credentials::Identity(identity)).await?;
+            let stranger = fixture::open(shard, url, &Credentials::None).await?;
             let genuine = reader.begin_session()?;
             let forged = stranger.begin_session_as(genuine.id())?;
             let origin = |session: &Session, byte: u8| {
@@ -411,12 +399,6 @@ mod tests {
             assert_eq!(origin(&genuine, 2)?, Origin::Vouched);
             assert_eq!(origin(&forged, 3)?, Origin::WriteOnly);
             Ok(())
-        };
-        let config = ShardConfig {
-            shards: 1,
-            pin: false,
-            ..ShardConfig::default()
-        };
-        mover_io::run(&config, run, |_| {}).expect("a run");
+        });
     }
 }

@@ -374,37 +374,19 @@ fn too_many_names() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use mover_io::ShardConfig;
-
     use super::*;
-    use crate::{InitRequest, LinkLimits, generate_identity};
+    use crate::{fixture, generate_identity};
 
     /// Runs `body` on a shard with a repository that two recipients open.
     fn with_two_slots(body: impl AsyncFn(&Shard, &Repository, &[SlotInfo]) + Sync) {
-        let dir = tempfile::tempdir().expect("a directory");
-        let url = format!("file://{}/repo", dir.path().display());
-        let link = LinkLimits::default();
-        let config = ShardConfig {
-            shards: 1,
-            pin: false,
-            ..ShardConfig::default()
-        };
-        let run = async |shard: Shard| {
+        fixture::with_place(async |shard, url| {
             let (identity, first) = generate_identity();
             let (_, second) = generate_identity();
-            let request = InitRequest {
-                encryption: true,
-                passphrase: None,
-                recipients: &[first, second],
-                label: "",
-            };
-            let (_, slots) = Repository::init(&shard, &url, &link, &request).await?;
-            let opened =
-                Repository::open(&shard, &url, &link, &Credentials::Identity(identity)).await?;
-            body(&shard, &opened, &slots).await;
+            let slots = fixture::init(shard, url, &[first, second]).await?;
+            let opened = fixture::open(shard, url, &Credentials::Identity(identity)).await?;
+            body(shard, &opened, &slots).await;
             Ok(())
-        };
-        mover_io::run(&config, run, |_| {}).expect("a run");
+        });
     }
 
     async fn ids(shard: &Shard, repository: &Repository) -> Vec<SlotId> {

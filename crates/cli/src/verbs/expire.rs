@@ -2,11 +2,11 @@
 
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use mover_jobs::RepoAccess;
 use mover_jobs::expire::{
     self, ExpireOptions, ExpirePlan, ExpireSummary, Life, OtherReason, Policy, Reason, Rule,
     SessionInfo, Verdict,
 };
+use mover_jobs::{RepoAccess, source_on};
 use serde::Serialize;
 
 use super::{Context, DryRun, Ended, figures_of, first_of};
@@ -162,7 +162,7 @@ fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {
     ]);
     for verdict in backups {
         let why: Vec<&str> = verdict.reasons.iter().copied().map(name).collect();
-        let source = figures_of::of_text(&verdict.source, &verdict.host);
+        let source = source_on(&verdict.source, &verdict.host);
         let (said, why, freed) = match why.is_empty() {
             true => (
                 Cell::styled(gone, YELLOW),

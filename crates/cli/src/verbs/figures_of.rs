@@ -2,10 +2,10 @@
 
 use mover_base::BackupId;
 use mover_base::units::format_bytes;
-use mover_jobs::BackupType;
 use mover_jobs::backup::BackupSummary;
 use mover_jobs::report::EngineReport;
 use mover_jobs::restore::RestoreSummary;
+use mover_jobs::{BackupType, source_on};
 use serde::Serialize;
 
 use crate::figures;
@@ -40,11 +40,6 @@ pub fn parent_text(parent: BackupId, of: Option<&str>) -> String {
         Some(source) => format!("{parent}, of another source: {source}"),
         None => parent.to_string(),
     }
-}
-
-/// A source and the machine that it is on.
-pub fn of_text(source: &str, host: &str) -> String {
-    format!("{source} on {host}")
 }
 
 /// `1,204 files, 12 directories, 3 symlinks`; what there is none of is left out, except files.
@@ -165,7 +160,7 @@ pub fn stored(summary: &BackupSummary) -> String {
 /// What a restore did.
 pub fn restore_table(summary: &RestoreSummary) -> Table {
     let mut table = Table::pairs().indent(2);
-    table.pair("of", of_text(&summary.source, &summary.host));
+    table.pair("of", source_on(&summary.source, &summary.host));
     table.pair("target", summary.target.display().to_string());
     table.pair("mode", summary.mode);
     table.pair(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mover_base::Result;
 use mover_base::units::format_bytes;
 use mover_jobs::catalogue::{self, ListItem};
-use mover_jobs::{BackupMetadata, SourceInfo};
+use mover_jobs::{BackupMetadata, SourceInfo, source_on};
 use serde::Serialize;
 
 use super::{Context, figures_of, whose};
@@ -49,7 +49,7 @@ fn source(item: &ListItem) -> Option<&SourceInfo> {
 }
 
 fn of_text(source: &SourceInfo) -> String {
-    figures_of::of_text(&source.url, &source.host)
+    source_on(&source.url, &source.host)
 }
 
 /// Columns before those of source and notes.

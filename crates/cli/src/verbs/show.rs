@@ -2,8 +2,8 @@
 
 use mover_base::Result;
 use mover_base::units::format_bytes;
-use mover_jobs::BackupMetadata;
 use mover_jobs::catalogue::{self, RECIPIENT_ONLY, ShowDetails};
+use mover_jobs::{BackupMetadata, source_on};
 
 use super::{Context, figures_of};
 use crate::args::ShowArgs;
@@ -76,7 +76,7 @@ fn origin_rows(metadata: &BackupMetadata, table: &mut Table) {
     table.pair("took", figures::duration(seconds));
     table.pair(
         "source",
-        figures_of::of_text(&metadata.source.url, &metadata.source.host),
+        source_on(&metadata.source.url, &metadata.source.host),
     );
     table.pair("made by", format!("helios-mover {}", metadata.tool_version));
 }

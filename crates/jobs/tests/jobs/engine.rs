@@ -119,7 +119,7 @@ fn the_smallest_arena_goes_forward_and_a_smaller_one_is_refused() {
 }
 
 #[test]
-fn rate_limits_are_kept_to_and_lose_nothing() {
+fn jobs_within_rate_limits_lose_nothing() {
     let limited = Engine {
         limits: JobLimits {
             read: RateBudget::new(Some(64 * MIB as u64)),
