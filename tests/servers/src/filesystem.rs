@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -33,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::access::{Access, AccessKey};
 use crate::certificate;
+use crate::crowd::Crowd;
 use crate::message::Reply;
 use crate::serve::Server;
 
@@ -71,6 +73,7 @@ pub struct FilesystemS3 {
     access: Access,
     root: PathBuf,
     token: Arc<Mutex<Option<String>>>,
+    crowd: Arc<OnceLock<Crowd>>,
 }
 
 impl FilesystemS3 {
@@ -92,9 +95,11 @@ impl FilesystemS3 {
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
         builder.set_access(Forgetful(options.conditions));
         let token: Arc<Mutex<Option<String>>> = Arc::default();
+        let crowd: Arc<OnceLock<Crowd>> = Arc::default();
         let service = Arc::new(Service {
             inner: builder.build(),
             token: Arc::clone(&token),
+            crowd: Arc::clone(&crowd),
             locks: (options.conditions == Conditions::Atomic).then(Locks::default),
             root: root.clone(),
         });
@@ -114,6 +119,7 @@ impl FilesystemS3 {
             access,
             root,
             token,
+            crowd,
         }
     }
 
@@ -126,6 +132,18 @@ impl FilesystemS3 {
     /// `400 ExpiredToken`.
     pub fn demand_token(&self, token: &str) {
         *self.token.lock().expect("nobody panics while it is held") = Some(token.to_owned());
+    }
+
+    /// From now on, and for good, so many requests are served at a time, and each takes so long; any other is answered by
+    /// `503 SlowDown`.
+    pub fn serve_few(&self, served_max: usize, takes: Duration) {
+        let crowd = Crowd::new(served_max, takes);
+        self.crowd.set(crowd).expect("said once");
+    }
+
+    /// How many requests were under way when each came since then, itself counted.
+    pub fn arrivals(&self) -> Vec<usize> {
+        self.crowd.get().map(Crowd::arrivals).unwrap_or_default()
     }
 
     /// The directory whose files are the bucket's objects.
@@ -182,15 +200,24 @@ struct Service {
     locks: Option<Locks>,
     root: PathBuf,
     token: Arc<Mutex<Option<String>>>,
+    crowd: Arc<OnceLock<Crowd>>,
 }
 
 impl Service {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<HttpResponse> {
         if !self.bears_token(&request) {
-            let _ = request.into_body().collect().await;
-            let reply = Reply::s3_error(400, "ExpiredToken", "The provided token has expired.");
-            let body = s3s::Body::from(reply.body.clone());
-            return Ok(reply.into_response().map(|_| body));
+            let what = ("ExpiredToken", "The provided token has expired.");
+            return refuse(request, 400, what).await;
+        }
+        if let Some(crowd) = self.crowd.get()
+            && !crowd.pass().await
+        {
+            return refuse(
+                request,
+                503,
+                ("SlowDown", "Please reduce your request rate."),
+            )
+            .await;
         }
         let locks = self.locks.as_ref().filter(|_| writes_object(&request));
         let Some(locks) = locks else {
@@ -251,6 +278,18 @@ impl Service {
             .await
             .map_err(|error| io::Error::other(format!("{error:?}")))
     }
+}
+
+/// Takes the body of a request and answers by an error.
+async fn refuse(
+    request: Request<Incoming>,
+    status: u16,
+    (code, message): (&str, &str),
+) -> io::Result<HttpResponse> {
+    let _ = request.into_body().collect().await;
+    let reply = Reply::s3_error(status, code, message);
+    let body = s3s::Body::from(reply.body.clone());
+    Ok(reply.into_response().map(|_| body))
 }
 
 /// Whether a request makes or removes the object at its path; to upload a part does neither.

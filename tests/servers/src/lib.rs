@@ -10,6 +10,7 @@
 mod access;
 mod certificate;
 mod client;
+mod crowd;
 mod exchange;
 mod fault;
 mod fault_proxy;

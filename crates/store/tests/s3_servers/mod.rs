@@ -76,6 +76,13 @@ impl Place {
         }
     }
 
+    pub fn filesystem(&self) -> &FilesystemS3 {
+        match &self.server {
+            Server::Filesystem(filesystem) => filesystem,
+            Server::Garage(_) => panic!("this place is no file system"),
+        }
+    }
+
     /// A client that sees what the server holds without the code under test.
     pub fn client(&self) -> Client {
         self.access().client()
