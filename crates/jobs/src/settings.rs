@@ -38,8 +38,8 @@ const BUFFERS_MAX: usize = max(
 /// (decision 8).
 const BUFFERS_LINK_MAX: usize = BUFFERS_DECODE + 21 + WRITES_MAX;
 
-/// What one shard keeps up with whatever the data: a gentle job has no more shards than its limit needs, since each keeps
-/// another core from taking over what waits elsewhere (decision 13).
+/// What one shard keeps up with, of nearly all data. A gentle job has no more shards than its limit needs: a core that is at
+/// work on one does not take over at once what waits for another core (decision 13).
 const GENTLE_SHARD_BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// How the machinery of a job is set up.
