@@ -27,7 +27,9 @@ impl Files {
     }
 
     fn serve(&self, kind: ServerKind) -> Server {
-        Server::start(kind, Path::new(OWN), self.dir.path(), BYTES, None).unwrap()
+        // Garage makes its cluster anew each time.
+        let place = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
+        Server::start(kind, Path::new(OWN), &place, BYTES, None).unwrap()
     }
 
     fn job<'a>(&'a self, access: &'a Access, target: &'a Path) -> Job<'a> {
