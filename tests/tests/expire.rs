@@ -25,8 +25,9 @@ mod hidden;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x6578_7069;
-/// At this rate a backup of what is planted lasts until the test speeds it up or ends it.
-const CRAWL: [&str; 2] = ["--limit-read", "2MiB/s"];
+/// At this rate a backup of what is planted lasts until the test speeds it up or ends it. Two shards have read what fills
+/// their first packs long before the end; one, which reads all that is planted ahead, has not.
+const CRAWL: [&str; 4] = ["--limit-read", "2MiB/s", "--shards", "2"];
 
 /// A source that changes, and the truth of each backup of it.
 struct History {
