@@ -510,7 +510,8 @@ fn keys_are_added_and_removed_and_the_last_one_stays() {
         found["slot_id"].as_str().expect("slot id").to_string()
     };
     key("key remove", &[&slot("x25519")]).expect(exit::USAGE);
-    key("key remove", &[&slot("x25519"), "--confirm"]).expect(exit::OK);
+    let removed = key("key remove", &[&slot("x25519"), "--confirm"]).expect(exit::OK);
+    assert!(removed.document()["warning"].is_null());
     second.list().expect(exit::KEY);
     // The last one stays.
     key("key remove", &[&slot("passphrase"), "--confirm"]).expect(exit::CONFLICT);
@@ -546,7 +547,8 @@ fn slots_of_recipients_are_told_apart_without_a_label() {
         Outcome::of(command.args(args).args(["--json", "--repo", &url]))
     };
     run(&["init", "--recipient", &first, "--recipient", &first]).expect(exit::USAGE);
-    run(&["init", "--recipient", &first]).expect(exit::OK);
+    let (_, third) = mover::identity(&scratch, "third");
+    run(&["init", "--recipient", &first, "--recipient", &third]).expect(exit::OK);
     let key = identity.to_str().expect("path");
     run(&["key", "add", "--recipient", &second, "--identity-file", key]).expect(exit::OK);
     let listed = run(&["key", "list"]).expect(exit::OK).document();
@@ -555,7 +557,7 @@ fn slots_of_recipients_are_told_apart_without_a_label() {
         .iter()
         .map(|slot| slot["label"].as_str().expect("label"))
         .collect();
-    let begins = [&first, &second].map(|recipient| format!("{}...", &recipient[..12]));
+    let begins = [&first, &second, &third].map(|recipient| format!("{}...", &recipient[..12]));
     assert_eq!(labels, begins.iter().map(String::as_str).collect());
 }
 

@@ -3,7 +3,8 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -574,6 +575,48 @@ impl Dead {
     }
 }
 
+/// A machine of a store: what connects to it is led to the server behind.
+struct Machine {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Machine {
+    fn start(address: SocketAddr, behind: &str) -> Self {
+        let listener = TcpListener::bind(address).expect("loopback can be bound");
+        let address = listener.local_addr().expect("an address");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&connections);
+        let behind = behind.to_owned();
+        thread::spawn(move || {
+            for near in listener.incoming().take(10_000).flatten() {
+                counter.fetch_add(1, Ordering::Relaxed);
+                let far = TcpStream::connect(&behind).expect("the server listens");
+                Machine::lead(&near, &far);
+                Machine::lead(&far, &near);
+            }
+        });
+        Machine {
+            address,
+            connections,
+        }
+    }
+
+    /// Passes on what comes in one direction, to its end.
+    fn lead(from: &TcpStream, to: &TcpStream) {
+        let mut from = from.try_clone().expect("a descriptor");
+        let mut to = to.try_clone().expect("a descriptor");
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
 /// `command` where names are those of the file `hosts`.
 fn among(command: &Command, hosts: &Path) -> Command {
     let mut inside = Command::new("unshare");
@@ -626,4 +669,40 @@ fn a_name_of_which_one_address_is_dead_leads_to_the_others() {
             assert!(tried.load(Ordering::Relaxed) > 0, "nobody tried it");
         }
     }
+}
+
+#[test]
+fn connections_spread_over_all_addresses_of_a_name() {
+    let scratch = Scratch::new("s3-spread");
+    let server = FilesystemS3::start(scratch.path());
+    let behind = server.access().endpoint.replace("http://", "");
+    let first = Machine::start("127.0.0.2:0".parse().expect("an address"), &behind);
+    let port = first.address.port();
+    let others = ["127.0.0.3", "127.0.0.4"].map(|at| {
+        let at = format!("{at}:{port}").parse().expect("an address");
+        Machine::start(at, &behind)
+    });
+    let machines: Vec<Machine> = std::iter::once(first).chain(others).collect();
+    let hosts = scratch.join("hosts");
+    let lines = machines.iter().map(|machine| machine.address.ip());
+    let lines: String = lines.map(|at| format!("{at} store.test\n")).collect();
+    fs::write(&hosts, lines).expect("a file");
+
+    let repo = repo_in(server.access(), &scratch, "spread", Protection::None);
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 64 << 20);
+    let access = server.access().at(&format!("http://store.test:{port}"));
+    let named = repo.at(&access.url("spread"), &variables(&access.key));
+    let target = scratch.join("target");
+    for command in [
+        named.backup_command(&source),
+        named.restore_command("latest", &target),
+    ] {
+        let before: Vec<usize> = machines.iter().map(Machine::connections).collect();
+        Outcome::of(&mut among(&command, &hosts)).summary();
+        let counts = machines.iter().zip(before);
+        let counts: Vec<usize> = counts.map(|(now, then)| now.connections() - then).collect();
+        assert!(!counts.contains(&0), "{counts:?}");
+    }
+    Tree::read(&source).assert_same(&Tree::read(&target), "restored");
 }

@@ -257,7 +257,7 @@ impl Demo<'_, '_> {
             encryption: true,
             passphrase: Some(Secret::new(passphrase.expose().to_owned())),
             recipients: Vec::new(),
-            label: "demo".into(),
+            label: Some("demo".into()),
             link: LinkLimits::default(),
         };
         let summary = init::run(&self.context.settings.engine, &options)?;

@@ -189,7 +189,7 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
         let repository = repo.open(&shard).await?;
         let listed = catalogue::list_all(&shard, &repository).await?;
         let slots = repository.slots(&shard).await?;
-        let leftovers = repository.store().stale_temporaries(&shard).await;
+        let leftovers = repository.leftovers(&shard).await;
         let detail = match (repository.is_encrypted(), repository.can_read()) {
             (false, _) => "not encrypted",
             (true, true) => "encrypted; the key opens it",

@@ -18,8 +18,8 @@ pub struct InitOptions {
     pub passphrase: Option<Secret>,
     /// age recipients that shall be able to open it.
     pub recipients: Vec<String>,
-    /// What the operator calls the key slots.
-    pub label: String,
+    /// What the operator calls the key slots; without that, those of recipients are called by how they begin.
+    pub label: Option<String>,
     /// Limits on the link to it.
     pub link: LinkLimits,
 }
@@ -45,7 +45,7 @@ pub fn run(engine: &Engine, options: &InitOptions) -> Result<InitSummary> {
         encryption: options.encryption,
         passphrase: options.passphrase.as_ref(),
         recipients: &options.recipients,
-        label: &options.label,
+        label: options.label.as_deref(),
     };
     let init = async |shard| {
         let (repository, slots) =

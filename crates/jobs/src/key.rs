@@ -1,8 +1,9 @@
 //! `key`: who can open a repository.
 
-use mover_base::Result;
+use mover_base::{Kind, Result};
 use mover_io::Shard;
 use mover_repo::{Credentials, LinkLimits, Repository, Secret};
+use serde::Serialize;
 
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
@@ -33,22 +34,43 @@ pub fn add_passphrase(
     })
 }
 
-/// Adds a slot for whoever holds the identity of an age recipient.
+/// Adds a slot for whoever holds the identity of an age recipient; without a label it is called by how that begins.
 pub fn add_recipient(
     engine: &Engine,
     repo: &RepoAccess,
     recipient: &str,
-    label: &str,
+    label: Option<&str>,
 ) -> Result<SlotInfo> {
     with(engine, repo, async |shard, repository| {
         repository.add_recipient(&shard, recipient, label).await
     })
 }
 
+/// A slot that was removed.
+#[derive(Debug, Serialize)]
+pub struct RemovedSlot {
+    /// What it was.
+    pub slot: ListedSlot,
+    /// That the key given for this opens nothing more, or that it is not known whether it does.
+    pub warning: Option<String>,
+}
+
 /// Removes the slot whose id begins so, intact or not; never the last intact one.
-pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<ListedSlot> {
+pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<RemovedSlot> {
     with(engine, repo, async |shard, repository| {
-        repository.remove_slot(&shard, slot_prefix).await
+        let slot = repository.remove_slot(&shard, slot_prefix).await?;
+        // The same key may open another slot, and only trying tells.
+        let warning = match repo.open(&shard).await {
+            Ok(_) => None,
+            Err(error) if error.kind() == Kind::Key => Some(
+                "the key that was given opened that slot only: it opens the repository no more"
+                    .to_owned(),
+            ),
+            Err(error) => Some(format!(
+                "whether the key that was given still opens the repository is not known: {error}"
+            )),
+        };
+        Ok(RemovedSlot { slot, warning })
     })
 }
 

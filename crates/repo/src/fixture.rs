@@ -24,7 +24,7 @@ pub(crate) async fn init(shard: &Shard, url: &str, recipients: &[String]) -> Res
         encryption: !recipients.is_empty(),
         passphrase: None,
         recipients,
-        label: "",
+        label: None,
     };
     let (_, slots) = Repository::init(shard, url, &LinkLimits::default(), &request).await?;
     Ok(slots)

@@ -28,6 +28,9 @@ const SCRYPT_LOG_N: u8 = 16;
 /// Largest log2 N accepted from a slot: 128 MiB of memory.
 const SCRYPT_LOG_N_MAX: u8 = 17;
 
+/// So many characters tell recipients apart.
+const RECIPIENT_SHOWN: usize = 12;
+
 /// What only those who can read a repository hold.
 pub(crate) struct RepoSecret {
     identity: age::x25519::Identity,
@@ -231,6 +234,12 @@ impl RepoSecret {
             master_key: payload.master_key.clone(),
         }))
     }
+}
+
+/// What a recipient's slot is called if nobody names it: a slot does not say whose it is.
+pub(crate) fn label_of(recipient: &str) -> String {
+    let begin: String = recipient.trim().chars().take(RECIPIENT_SHOWN).collect();
+    format!("{begin}...")
 }
 
 /// Checks that a text is a recipient.

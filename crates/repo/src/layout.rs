@@ -7,6 +7,8 @@ use mover_base::{BackupId, HoldId, PackId, Result, SessionId, SlotId};
 use mover_format::record::ANNOTATIONS_MAX;
 use mover_store::Key;
 
+/// Name of the header.
+const CONFIG: &str = "config";
 /// Prefix of the key slots.
 pub const KEYS: &str = "keys/";
 /// Prefix of the packs.
@@ -25,7 +27,7 @@ pub const ANNOTATIONS: &str = "annotations/";
 
 /// The repository header.
 pub fn config() -> Result<Key> {
-    Key::new("config")
+    Key::new(CONFIG)
 }
 
 /// A key slot.
@@ -59,6 +61,19 @@ pub fn pack_of(key: &Key) -> Option<PackId> {
     let name = key.as_str().rsplit('/').next()?;
     let id: PackId = name.parse().ok()?;
     (pack(id).ok()? == *key).then_some(id)
+}
+
+/// Whether an object of a repository has that name.
+pub fn is_name(key: &Key) -> bool {
+    let name = key.as_str();
+    name == CONFIG
+        || slot_of(key).is_some()
+        || pack_of(key).is_some()
+        || backup_of(key).is_some()
+        || session_of(key).is_some()
+        || tombstone_of(key).is_some()
+        || hold_of(key).is_some()
+        || annotation_of(key).is_some()
 }
 
 /// A session under way.

@@ -13,7 +13,7 @@ use mover_format::config::{CONFIG_BYTES_MAX, RepositoryConfig};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::{Cipher, ObjectSealer, Origin, SessionKey};
 use mover_io::{Shard, random_bytes};
-use mover_store::{LinkLimits, LinkReport, Put, Store};
+use mover_store::{LinkLimits, LinkReport, Put, Store, Temporary};
 
 use crate::keys::{self, Binding, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
@@ -31,8 +31,8 @@ pub struct InitRequest<'a> {
     pub passphrase: Option<&'a Secret>,
     /// age recipients whose identities shall open the repository.
     pub recipients: &'a [String],
-    /// What the operator calls the slots.
-    pub label: &'a str,
+    /// What the operator calls the slots; without that, those of recipients are called by how they begin.
+    pub label: Option<&'a str>,
 }
 
 /// A repository that was opened.
@@ -123,11 +123,12 @@ impl Repository {
         let mut slots = Vec::new();
         if let Some(passphrase) = request.passphrase {
             let owner = SlotOwner::Passphrase(passphrase);
-            slots.push(repository.add_slot(shard, &owner, request.label).await?);
+            let label = request.label.unwrap_or_default();
+            slots.push(repository.add_slot(shard, &owner, label).await?);
         }
         for recipient in request.recipients {
-            let owner = SlotOwner::Recipient(recipient);
-            slots.push(repository.add_slot(shard, &owner, request.label).await?);
+            let added = repository.add_recipient(shard, recipient, request.label);
+            slots.push(added.await?);
         }
         match repository
             .store
@@ -301,6 +302,11 @@ impl Repository {
     /// What went over that link so far ([`Store::link_report`]).
     pub fn link_report(&self) -> Option<LinkReport> {
         self.store.link_report()
+    }
+
+    /// Unfinished uploads of this repository's objects that killed jobs left ([`Store::stale_temporaries`]).
+    pub async fn leftovers(&self, shard: &Shard) -> Result<Vec<Temporary>> {
+        self.store.stale_temporaries(shard, layout::is_name).await
     }
 
     /// Sessions that this process began and may have to take back.

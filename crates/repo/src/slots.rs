@@ -251,15 +251,17 @@ impl Repository {
             .await
     }
 
-    /// Adds a slot for whoever holds the identity of `recipient`. Needs the secret.
+    /// Adds a slot for whoever holds the identity of `recipient`; without a label it is called by how that begins. Needs the
+    /// secret.
     pub async fn add_recipient(
         &self,
         shard: &Shard,
         recipient: &str,
-        label: &str,
+        label: Option<&str>,
     ) -> Result<SlotInfo> {
         keys::check_recipient(recipient)?;
-        self.add_slot(shard, &SlotOwner::Recipient(recipient), label)
+        let label = label.map_or_else(|| keys::label_of(recipient), str::to_owned);
+        self.add_slot(shard, &SlotOwner::Recipient(recipient), &label)
             .await
     }
 
@@ -452,7 +454,7 @@ mod tests {
             // Both identities are gone with the credentials that made them, so a third opens it again.
             let (identity, recipient) = generate_identity();
             repository
-                .add_recipient(shard, &recipient, "")
+                .add_recipient(shard, &recipient, None)
                 .await
                 .expect("a slot");
             let credentials = Credentials::Identity(identity);
@@ -473,11 +475,11 @@ mod tests {
         with_two_slots(async |shard, repository, slots| {
             for _ in slots.len()..SLOTS_MAX {
                 let (_, recipient) = generate_identity();
-                let added = repository.add_recipient(shard, &recipient, "").await;
+                let added = repository.add_recipient(shard, &recipient, None).await;
                 added.expect("a slot");
             }
             let (_, recipient) = generate_identity();
-            let refused = repository.add_recipient(shard, &recipient, "").await;
+            let refused = repository.add_recipient(shard, &recipient, None).await;
             assert_eq!(refused.unwrap_err().kind(), Kind::Limit);
             let removed = slots[0].slot_id.to_string();
             repository
@@ -485,7 +487,7 @@ mod tests {
                 .await
                 .expect("removed");
             repository
-                .add_recipient(shard, &recipient, "")
+                .add_recipient(shard, &recipient, None)
                 .await
                 .expect("a slot");
         });

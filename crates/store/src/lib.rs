@@ -387,14 +387,19 @@ impl Store {
     }
 
     /// Unfinished uploads not written to for [`STALE_AFTER_MS`], by name, [`TEMPORARIES_MAX`] at most: what
-    /// killed jobs left. Younger ones may belong to a running job and are not told.
+    /// killed jobs left. Younger ones may belong to a running job and are not told. Others may use the same bucket: of
+    /// uploads, only those of objects that `is_own` knows are told.
     ///
     /// # Errors
     /// [`Kind::Storage`], and [`Kind::NotFound`] where the store itself does not exist.
-    pub async fn stale_temporaries(&self, shard: &Shard) -> Result<Vec<Temporary>> {
+    pub async fn stale_temporaries(
+        &self,
+        shard: &Shard,
+        is_own: impl Fn(&Key) -> bool,
+    ) -> Result<Vec<Temporary>> {
         match self {
             Store::Local(local) => local.stale_temporaries().await,
-            Store::S3(s3) => s3.stale_temporaries(shard).await,
+            Store::S3(s3) => s3.stale_temporaries(shard, is_own).await,
         }
     }
 

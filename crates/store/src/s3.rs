@@ -24,12 +24,12 @@ mod run;
 mod upload;
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
-use mover_base::{Error, Kind, Result};
-use mover_io::{BUF_BYTES, Shard};
+use mover_base::{Error, Kind, Result, hex};
+use mover_io::{BUF_BYTES, Shard, random_bytes};
 use tokio::sync::OnceCell;
 
 pub use self::reader::S3Reader;
@@ -65,6 +65,8 @@ struct Place {
     /// Why the first probe that was not deleted stays.
     undeleted: OnceLock<String>,
     has_answered: AtomicBool,
+    /// Which of the server's addresses the next connection goes to first; it may be more than there are.
+    next_address: Arc<AtomicUsize>,
     traffic: Traffic,
 }
 
@@ -94,6 +96,8 @@ impl S3Store {
             signing: OnceCell::new(),
             undeleted: OnceLock::new(),
             has_answered: AtomicBool::new(false),
+            // Another one in each process.
+            next_address: Arc::new(AtomicUsize::new(usize::from_le_bytes(random_bytes()?))),
             traffic: Traffic::default(),
         })))
     }
@@ -218,11 +222,21 @@ impl S3Store {
     /// Writes, writes again and deletes a small object of our own.
     pub(crate) async fn try_out(&self, shard: &Shard) -> Result<Tried> {
         let client = self.client(shard)?;
+        const CLAIMED: &str = "claimed first, which takes more requests and relies on listings that show what was just written";
         let mut weaknesses = match put::conditions(&client).await? {
-            Conditions::Kept => Vec::new(),
-            Conditions::Ignored => vec![
-                "the server ignores conditional writes (If-None-Match): objects that two writers may want are claimed first, which takes more requests and relies on listings that show what was just written".to_owned(),
-            ],
+            Conditions::Ignored => vec![format!(
+                "the server ignores conditional writes (If-None-Match): objects that two writers may want are {CLAIMED}"
+            )],
+            Conditions::Kept => match multipart::conditions(&client).await {
+                Ok(Conditions::Kept) => Vec::new(),
+                Ok(Conditions::Ignored) => vec![format!(
+                    "the server ignores the condition (If-None-Match) at the end of an upload in parts: objects of more than 16 MiB that two writers may want are {CLAIMED}"
+                )],
+                Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+                Err(error) => vec![format!(
+                    "objects of more than 16 MiB cannot be written, which is done in parts: {error}"
+                )],
+            },
         };
         if chunked::signing(&client).await != self.0.location.signing {
             let reason = match self.0.location.is_tls() {
@@ -241,22 +255,28 @@ impl S3Store {
     }
 
     /// Unfinished uploads, and probes and claims that were not taken back.
-    pub(crate) async fn stale_temporaries(&self, shard: &Shard) -> Result<Vec<Temporary>> {
+    pub(crate) async fn stale_temporaries(
+        &self,
+        shard: &Shard,
+        is_own: impl Fn(&Key) -> bool,
+    ) -> Result<Vec<Temporary>> {
         let client = self.client(shard)?;
         let (uploads, now) = list::uploads(&client, &self.0.location.prefix).await?;
         let place = &self.0.location.prefix;
         let uploads = uploads.into_iter().filter_map(|upload| {
-            let key = upload.name.strip_prefix(place)?;
-            Some(Temporary {
-                name: format!("{key}:{}", upload.id),
+            let name = upload.name.strip_prefix(place)?;
+            let is_ours = is_own_temporary(name) || Key::new(name).is_ok_and(|key| is_own(&key));
+            is_ours.then(|| Temporary {
+                name: format!("{name}:{}", upload.id),
                 bytes: 0,
                 modified: upload.begun,
             })
         });
         let found = list::all(&client, &format!("{place}{TEMPORARY_PART}/")).await?;
         let objects = found.objects.into_iter().filter_map(|object| {
-            Some(Temporary {
-                name: object.name.strip_prefix(place)?.to_owned(),
+            let name = object.name.strip_prefix(place)?;
+            is_own_temporary(name).then(|| Temporary {
+                name: name.to_owned(),
                 bytes: object.bytes,
                 modified: object.modified,
             })
@@ -284,6 +304,44 @@ impl S3Store {
             }
             None => Err(Error::new(Kind::NotFound, "no such temporary object")
                 .object(temporary.name.as_str())),
+        }
+    }
+}
+
+/// Whether a name below the place is one of a probe or a claim: what others keep below the same prefix is theirs.
+fn is_own_temporary(name: &str) -> bool {
+    let is_mark = |text: &str| hex::decode::<16>(text).is_some();
+    let own = name.strip_prefix(TEMPORARY_PART);
+    let Some(own) = own.and_then(|own| own.strip_prefix('/')) else {
+        return false;
+    };
+    match own.split_once('/') {
+        None => own.strip_prefix("probe-").is_some_and(is_mark),
+        Some((object, mark)) => object.strip_prefix("claim-").is_some_and(is_mark) && is_mark(mark),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_and_claims_are_told_from_what_others_call_temporary() {
+        let mark = "0123456789abcdef0123456789abcdef";
+        assert!(is_own_temporary(&format!("tmp/probe-{mark}")));
+        assert!(is_own_temporary(&format!("tmp/claim-{mark}/{mark}")));
+        for other in [
+            format!("tmp/{mark}"),
+            format!("tmp/probe-{mark}x"),
+            format!("tmp/probe-{mark}/{mark}"),
+            format!("tmp/claim-{mark}"),
+            format!("tmp/claim-{mark}/{mark}/x"),
+            format!("tmpprobe-{mark}"),
+            format!("other/tmp/probe-{mark}"),
+            "tmp/probe-".to_owned(),
+            "tmp/".to_owned(),
+        ] {
+            assert!(!is_own_temporary(&other), "{other}");
         }
     }
 }

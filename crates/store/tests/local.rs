@@ -193,7 +193,7 @@ fn opening_creates_nothing_and_a_missing_root_is_never_an_empty_store() {
             refused(store.put_if_absent(&shard, &name, b"x").await),
             refused(store.upload(&shard, &name).await),
             refused(store.delete(&shard, &name).await),
-            refused(store.stale_temporaries(&shard).await),
+            refused(store.stale_temporaries(&shard, |_| true).await),
         ];
         for error in kinds {
             assert_eq!(error.kind(), Kind::NotFound);
@@ -421,14 +421,14 @@ fn only_old_leftovers_of_uploads_are_told_and_removed() {
     subject.on_shard(async |shard| {
         let store = &subject.store;
         assert!(
-            store.stale_temporaries(&shard).await?.is_empty(),
+            store.stale_temporaries(&shard, |_| true).await?.is_empty(),
             "no directory of temporary files yet"
         );
         let upload = store.upload(&shard, &key("running")).await?;
         put(&name("a"), day + hour);
         put(&name("b"), day - hour);
         put(&name("c"), day * 30);
-        let stale = store.stale_temporaries(&shard).await?;
+        let stale = store.stale_temporaries(&shard, |_| true).await?;
         let told: Vec<_> = stale
             .iter()
             .map(|leftover| (leftover.name.clone(), leftover.bytes))
@@ -460,7 +460,7 @@ fn only_old_leftovers_of_uploads_are_told_and_removed() {
         // Something else among them is told, not skipped.
         put("notes.txt", day * 2);
         assert_eq!(
-            refused(store.stale_temporaries(&shard).await).kind(),
+            refused(store.stale_temporaries(&shard, |_| true).await).kind(),
             Kind::Storage
         );
         Ok(())

@@ -289,7 +289,9 @@ async fn carry_out(
         Action::Hold => {
             let answered = hold(shared, request).await?;
             let status = answered.await.map_err(|_| Broken)?;
-            Ok(Reply::new(status, "").into_response().map(boxed))
+            // No success of S3 is without one.
+            let reply = Reply::new(status, "").with("etag", "\"held\"");
+            Ok(reply.into_response().map(boxed))
         }
         Action::Hide(keys) => hide(upstream, request, &keys).await,
         Action::Delay(time) => {

@@ -52,6 +52,8 @@ pub enum Conditions {
     /// As S3 does: of several writers exactly one wins, the others get `412 PreconditionFailed`.
     #[default]
     Atomic,
+    /// The same for objects that are written by one request; at the end of an upload in parts it is not looked at.
+    AtomicInOne,
     /// As a server does which does not know of it: writes always overwrite, and nobody is told.
     Ignored,
 }
@@ -100,7 +102,7 @@ impl FilesystemS3 {
             inner: builder.build(),
             token: Arc::clone(&token),
             crowd: Arc::clone(&crowd),
-            locks: (options.conditions == Conditions::Atomic).then(Locks::default),
+            locks: (options.conditions != Conditions::Ignored).then(Locks::default),
             root: root.clone(),
         });
         let server = Server::start("filesystem-s3", move |stream| {
@@ -169,7 +171,7 @@ impl S3Access for Forgetful {
         &self,
         request: &mut S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<()> {
-        if self.0 == Conditions::Ignored {
+        if self.0 != Conditions::Atomic {
             request.input.if_none_match = None;
         }
         Ok(())

@@ -48,11 +48,6 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
             .object(twice)
             .hint("one key slot opens the repository as well as two of the same"));
     }
-    // All slots made now have the same label, so it names a recipient only where there is one.
-    let label = args.label.unwrap_or_else(|| match &recipients[..] {
-        [recipient] if passphrase.is_none() => super::key::label_of(recipient),
-        _ => String::new(),
-    });
     let summary = init::run(
         &context.settings.engine,
         &InitOptions {
@@ -60,7 +55,7 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
             encryption,
             passphrase,
             recipients,
-            label,
+            label: args.label,
             link: context.settings.link.clone(),
         },
     )?;

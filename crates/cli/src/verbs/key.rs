@@ -21,23 +21,14 @@ use crate::table::{Align, Cell, Table};
 const DAMAGED: &str = "damaged";
 
 #[derive(Serialize)]
-struct OneSlot<S> {
-    slot: S,
+struct OneSlot {
+    slot: SlotInfo,
 }
 
 #[derive(Serialize)]
 struct Generated<'a> {
     recipient: &'a str,
     file: String,
-}
-
-/// So many characters tell recipients apart.
-const RECIPIENT_SHOWN: usize = 12;
-
-/// What a recipient's slot is called if nobody names it: a slot does not say whose it is.
-pub fn label_of(recipient: &str) -> String {
-    let begin: String = recipient.chars().take(RECIPIENT_SHOWN).collect();
-    format!("{begin}...")
 }
 
 /// A slot in one line.
@@ -123,10 +114,7 @@ pub fn add(context: &mut Context<'_>, args: KeyAddArgs) -> Result<()> {
             let passphrase = secrets::read_passphrase(&file, &mut |warning| out.warning(&warning))?;
             key::add_passphrase(engine, &repo, &passphrase, &label.unwrap_or_default())?
         }
-        (None, Some(recipient)) => {
-            let label = label.unwrap_or_else(|| label_of(&recipient));
-            key::add_recipient(engine, &repo, &recipient, &label)?
-        }
+        (None, Some(recipient)) => key::add_recipient(engine, &repo, &recipient, label.as_deref())?,
         (None, None) => {
             return Err(missing(
                 "new key",
@@ -147,9 +135,12 @@ pub fn remove(context: &mut Context<'_>, args: KeyRemoveArgs) -> Result<()> {
             .hint("whoever has only this key loses the repository; if that is meant, add --confirm"));
     }
     let repo = context.repo_access()?;
-    let slot = key::remove(&context.settings.engine, &repo, &args.slot)?;
-    tell_slot(context, "removed", &describe_listed(&slot));
-    context.out.summary(OneSlot { slot });
+    let removed = key::remove(&context.settings.engine, &repo, &args.slot)?;
+    tell_slot(context, "removed", &describe_listed(&removed.slot));
+    if let Some(warning) = &removed.warning {
+        context.out.warning(warning);
+    }
+    context.out.summary(&removed);
     Ok(())
 }
 

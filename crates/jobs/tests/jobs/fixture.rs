@@ -58,7 +58,7 @@ impl Place {
             encryption: passphrase.is_some() || !recipients.is_empty(),
             passphrase: passphrase.map(secret),
             recipients: recipients.to_vec(),
-            label: "first".to_owned(),
+            label: Some("first".to_owned()),
             link: LinkLimits::default(),
         };
         init::run(&engine(), &options)

@@ -28,7 +28,7 @@ fn slots_come_and_go_and_the_last_one_stays() {
     let (identity, recipient) = key::generate_identity();
     let access = place.access();
     let second = key::add_passphrase(&engine(), &access, &secret("second"), "two").unwrap();
-    let third = key::add_recipient(&engine(), &access, &recipient, "three").unwrap();
+    let third = key::add_recipient(&engine(), &access, &recipient, Some("three")).unwrap();
     let identity = Credentials::Identity(identity);
     let nothing = place.access_with(Credentials::None);
     let listed = key::list(&engine(), &place.url()).unwrap();
@@ -45,8 +45,8 @@ fn slots_come_and_go_and_the_last_one_stays() {
     );
 
     // Without a key nothing is added or removed.
-    let kind = |result: mover_base::Result<key::ListedSlot>| result.map(drop).unwrap_err().kind();
-    let added = key::add_recipient(&engine(), &nothing, &recipient, "");
+    let kind = |result: mover_base::Result<key::RemovedSlot>| result.map(drop).unwrap_err().kind();
+    let added = key::add_recipient(&engine(), &nothing, &recipient, None);
     assert_eq!(added.map(drop).unwrap_err().kind(), Kind::Key);
     assert_eq!(
         kind(key::remove(
@@ -60,13 +60,29 @@ fn slots_come_and_go_and_the_last_one_stays() {
     assert_eq!(kind(key::remove(&engine(), &access, "zz")), Kind::NotFound);
     assert_eq!(kind(key::remove(&engine(), &access, "")), Kind::Usage);
 
-    key::remove(&engine(), &access, &made.slots[0].slot_id.to_string()).unwrap();
+    let removed = key::remove(&engine(), &access, &made.slots[0].slot_id.to_string()).unwrap();
     assert_eq!(opens(&place, passphrase("first")), Err(Kind::Key));
+    let warning = removed
+        .warning
+        .expect("who gave the key of that slot is told");
+    assert!(warning.contains("no more"), "{warning}");
     let access = place.access_with(identity.clone());
-    key::remove(&engine(), &access, &second.slot_id.to_string()[..12]).unwrap();
+    let removed = key::remove(&engine(), &access, &second.slot_id.to_string()[..12]).unwrap();
+    assert_eq!(removed.warning, None);
     let last = key::remove(&engine(), &access, &third.slot_id.to_string());
     assert_eq!(kind(last), Kind::Conflict);
     assert_eq!(opens(&place, identity), Ok(()));
+}
+
+#[test]
+fn a_key_that_opens_another_slot_too_is_not_said_to_open_nothing() {
+    let place = Place::bare(passphrase("first"));
+    let made = place.init(Some("first"), &[]).unwrap();
+    let access = place.access();
+    key::add_passphrase(&engine(), &access, &secret("first"), "again").unwrap();
+    let removed = key::remove(&engine(), &access, &made.slots[0].slot_id.to_string()).unwrap();
+    assert_eq!(removed.warning, None);
+    assert_eq!(opens(&place, passphrase("first")), Ok(()));
 }
 
 #[test]
@@ -113,7 +129,7 @@ fn a_damaged_slot_is_listed_and_can_be_removed_by_the_id_in_its_name() {
     let first = place.objects("keys/").remove(0);
     let (_, recipient) = key::generate_identity();
     let access = place.access();
-    let second = key::add_recipient(&engine(), &access, &recipient, "two").unwrap();
+    let second = key::add_recipient(&engine(), &access, &recipient, Some("two")).unwrap();
     let broken = place.object(&format!("keys/{}", second.slot_id));
     let mut bytes = fs::read(&broken).unwrap();
     bytes[100] ^= 1;
@@ -137,7 +153,7 @@ fn a_damaged_slot_is_listed_and_can_be_removed_by_the_id_in_its_name() {
     let refused = key::remove(&engine(), &access, last).map(drop).unwrap_err();
     assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
     for id in [&second.slot_id.to_string(), &long, &empty] {
-        let removed = key::remove(&engine(), &access, id).unwrap();
+        let removed = key::remove(&engine(), &access, id).unwrap().slot;
         assert!(removed.damaged && removed.slot_id.to_string() == *id);
     }
     assert_eq!(place.objects("keys/"), [first]);

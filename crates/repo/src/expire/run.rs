@@ -405,7 +405,7 @@ impl Run<'_> {
             return Ok(());
         }
         let store = self.repository.store();
-        let stale = match store.stale_temporaries(self.shard).await {
+        let stale = match self.repository.leftovers(self.shard).await {
             Ok(stale) => stale,
             // Not every store lists them, and nothing hangs on it.
             Err(error) => {

@@ -102,6 +102,13 @@ impl Answer {
         self.status.is_success() && !self.error_code().is_empty()
     }
 
+    /// Whether it says that an upload in parts has become its object.
+    pub fn is_completion(&self) -> bool {
+        const ROOT: &[u8] = b"<CompleteMultipartUploadResult";
+        let mut windows = self.body.windows(ROOT.len());
+        self.status.is_success() && windows.any(|window| window == ROOT)
+    }
+
     /// Whether the same request may succeed later.
     pub fn may_pass(&self, operation: Operation) -> bool {
         let code = self.error_code();
@@ -310,9 +317,24 @@ pub(super) fn not_s3(location: &Location, said: &str) -> Error {
     .cause(said.to_owned())
 }
 
+/// A document without its declaration, and without the white space before and behind that, which keeps a connection alive
+/// while an upload is completed, for minutes.
+fn root(document: &[u8]) -> &[u8] {
+    const END: &[u8] = b"?>";
+    let document = document.trim_ascii_start();
+    let Some(declaration) = document.strip_prefix(b"<?xml") else {
+        return document;
+    };
+    let end = declaration.windows(END.len()).position(|at| at == END);
+    end.map_or(document, |end| {
+        declaration[end + END.len()..].trim_ascii_start()
+    })
+}
+
 /// Whether a document begins as S3's errors do.
 fn has_error_root(body: &[u8]) -> bool {
     const HEAD_BYTES: usize = 256;
+    let body = root(body);
     let head = &body[..body.len().min(HEAD_BYTES)];
     head.windows(b"<Error".len())
         .any(|window| window == b"<Error")
@@ -561,6 +583,21 @@ mod tests {
         }
         assert!(answer(200, &document("InternalError")).is_hidden_error());
         assert!(!answer(200, "").is_hidden_error());
+        // Behind what kept the connection alive.
+        let alive = " \n".repeat(500);
+        let error = document("InternalError");
+        for late in [
+            format!("{alive}{error}"),
+            error.replace("?>", &format!("?>{alive}")),
+        ] {
+            assert!(answer(200, &late).is_hidden_error());
+            assert!(!answer(200, &late).is_completion());
+        }
+        let result = "<CompleteMultipartUploadResult xmlns=\"x\"><ETag>x</ETag></CompleteMultipartUploadResult>";
+        let late = format!("<?xml version=\"1.0\"?>{}{result}", " ".repeat(500));
+        assert!(answer(200, &late).is_completion());
+        assert!(!answer(500, &late).is_completion());
+        assert!(!answer(200, "<x/>").is_completion() && !answer(200, "").is_completion());
         assert!(
             !answer(
                 200,

@@ -24,7 +24,7 @@ use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
 use super::chunked::{self, SealSlot};
 use super::credentials::{Edition, Outlook, Unsigned};
-use super::flow::{Class, Flow, pause_before};
+use super::flow::{Class, Flow, LONG_BYTES_MIN, pause_before};
 use super::location::Checksum;
 use super::run::{BodyEnd, Run};
 use super::upload::UploadMemory;
@@ -41,11 +41,15 @@ const WATCH_EVERY: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The same where the server has never answered: the address is wrong more often than the server is down.
 const PATIENCE_AT_FIRST: Duration = Duration::from_secs(8);
-/// A body that was handed over may still lie in the kernel: this many bytes, at this rate, are waited for.
+/// What a connection has to bring or take, where nothing better is known.
+const BODY_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// A body that was handed over may still lie in the kernel: this many bytes, at that rate, are waited for.
 const SENT_BYTES_MAX: u64 = 8 << 20;
-const SENT_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// Longest answer that is no object: a listing of 1000 names of 1 KiB, each with its other facts.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Slower answers than this, but for runs of objects, which are divided among connections, are given up: a byte now and then
+/// would keep a request for ever.
+const ANSWER_BYTES_PER_SECOND_MIN: u64 = 64;
 /// Memory taken for an object before its bytes arrive.
 const RESERVED_BYTES_MAX: u64 = 1 << 20;
 /// Uploads whose abort waits for the next request.
@@ -128,6 +132,8 @@ pub(super) enum Sink<'a> {
         out: &'a mut Vec<u8>,
         bytes_max: u64,
     },
+    /// Nowhere: an object's headers are all that is asked for.
+    Headers,
     /// A run of an object's bytes, as far as it is still missing.
     Run(Run<'a>),
 }
@@ -137,7 +143,7 @@ impl Sink<'_> {
     pub fn left(&self) -> u64 {
         match self {
             Sink::Run(run) => run.left(),
-            Sink::Answer | Sink::Whole { .. } => 0,
+            Sink::Answer | Sink::Headers | Sink::Whole { .. } => 0,
         }
     }
 }
@@ -291,7 +297,7 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let slow_after = self.flow.slow_after(request.class());
         let slow_after = slow_after.filter(|_| may_be_slow);
-        let slow_body_after = self.flow.slow_body_after().filter(|_| may_be_slow);
+        let slow_body_after = self.slow_body_after(sink).filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
         let (call, signed_by) = self.prepare(request, sink, &progress).await?;
         let started = Instant::now();
@@ -321,6 +327,17 @@ impl Client {
         self.flow
             .answered(request.class(), latency, started + latency);
         Ok(answer)
+    }
+
+    /// How long the body of an answer may take before its rest is better asked for on another connection.
+    fn slow_body_after(&self, sink: &Sink<'_>) -> Option<Duration> {
+        let left = sink.left();
+        // Before it is known what is usual, a long one that crawls is told by its pace.
+        let crawling = || {
+            let time = Duration::from_secs(left / BODY_BYTES_PER_SECOND_MIN);
+            (left >= LONG_BYTES_MIN).then_some(self.place.location.timeout + time)
+        };
+        self.flow.slow_body_after().or_else(crawling)
     }
 
     /// A request with body and signature.
@@ -408,7 +425,7 @@ impl Client {
     ) -> Result<T, Failure> {
         let timeout = self.place.location.timeout;
         let lost_bytes = request.payload.bytes.min(SENT_BYTES_MAX);
-        let in_kernel = Duration::from_secs(lost_bytes / SENT_BYTES_PER_SECOND_MIN);
+        let in_kernel = Duration::from_secs(lost_bytes / BODY_BYTES_PER_SECOND_MIN);
         // How long uploads take, all of their bytes' way included, is known by then.
         let slow_after = match request.class() {
             Class::Upload(_) => slow_after,
@@ -528,12 +545,14 @@ impl Client {
         let headers = std::mem::take(response.headers_mut());
         let answer = |body| Answer::new(status, headers.clone(), body);
         let is_object = status.is_success() && request.operation == Operation::Get;
-        let is_head = status.is_success() && request.operation == Operation::Head;
-        if (is_object || is_head) && !headers.contains_key(header::ETAG) {
+        let is_tagged = matches!(request.operation, Operation::Head | Operation::Put);
+        if (is_object || status.is_success() && is_tagged) && !headers.contains_key(header::ETAG) {
             let body = self.small_body(request, &mut response).await?;
             return self.without_tag(request, answer(body));
         }
         match sink {
+            // A server that does not know ranges would send all of it.
+            Sink::Headers if is_object => return Ok(answer(Bytes::new())),
             Sink::Whole { out, bytes_max } if is_object => {
                 self.whole(request, &mut response, out, *bytes_max).await?;
                 return Ok(answer(Bytes::new()));
@@ -571,8 +590,10 @@ impl Client {
         }
         // More only as it arrives: a length is the server's word.
         out.reserve_exact(expected.min(RESERVED_BYTES_MAX) as usize);
+        let begun = Instant::now();
         while let Some(chunk) = self.chunk(request, response).await? {
             let got = (out.len() + chunk.len()) as u64;
+            self.check_pace(request, begun, got)?;
             if got > bytes_max {
                 return Err(too_large(got));
             }
@@ -616,7 +637,7 @@ impl Client {
 
     /// A success that does not bear what every object has: an error in disguise, or no S3 server's.
     fn without_tag(&self, request: &Request, answer: Answer) -> Result<Answer, Failure> {
-        if answer.may_pass(request.operation) {
+        if answer.may_pass(request.operation) || answer.is_hidden_error() {
             return Ok(answer);
         }
         let said = format!("HTTP {} without an ETag", answer.status.as_u16());
@@ -637,7 +658,9 @@ impl Client {
         response: &mut reqwest::Response,
     ) -> Result<Bytes, Failure> {
         let mut body = BytesMut::new();
+        let begun = Instant::now();
         while let Some(chunk) = self.chunk(request, response).await? {
+            self.check_pace(request, begun, (body.len() + chunk.len()) as u64)?;
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
                 let said = format!("an answer of more than {ANSWER_BYTES_MAX} bytes");
                 return Err(Failure::Final(not_s3(&self.place.location, &said)));
@@ -645,6 +668,19 @@ impl Client {
             body.extend_from_slice(&chunk);
         }
         Ok(body.freeze())
+    }
+
+    /// Fails where an answer that began at `begun` has brought so few bytes that it might go on for ever.
+    fn check_pace(&self, request: &Request, begun: Instant, bytes: u64) -> Result<(), Failure> {
+        let since = begun.elapsed();
+        let late = since.saturating_sub(self.place.location.timeout);
+        if bytes >= late.as_secs() * ANSWER_BYTES_PER_SECOND_MIN {
+            return Ok(());
+        }
+        Err(Failure::Passing {
+            error: self.no_answer(request, since),
+            is_overload: true,
+        })
     }
 
     /// The next piece of an answer, at the pace of the budget.
@@ -706,7 +742,9 @@ fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client
         .tcp_user_timeout(location.timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(connections)
-        .dns_resolver(Addresses::default());
+        .dns_resolver(Addresses {
+            next: Arc::clone(&place.next_address),
+        });
     if let Some(path) = &location.ca {
         let failed = |error: &dyn std::fmt::Display| {
             Error::new(Kind::Usage, "the file of certificates cannot be used")
@@ -730,8 +768,8 @@ fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client
     })
 }
 
-/// All addresses of a name, each time from another one on, so that connections spread over the server's machines.
-#[derive(Default)]
+/// All addresses of a name, each time from another one on, so that connections spread over the server's machines: those of
+/// all shards together, since each may need only one.
 struct Addresses {
     next: Arc<AtomicUsize>,
 }

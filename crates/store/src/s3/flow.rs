@@ -47,7 +47,7 @@ const LINE_LIMIT_MIN: f64 = 2.0;
 const SLOW_MIN: Duration = Duration::from_millis(500);
 const SLOW_SHARE: usize = 98;
 /// From this length on a body takes its time by its length: a write that bears one is an upload.
-const LONG_BYTES_MIN: u64 = 1 << 20;
+pub(super) const LONG_BYTES_MIN: u64 = 1 << 20;
 /// Times of long bodies are compared as if all were so long, which is the longest part of an upload, and run.
 const LONG_BYTES_MAX: u64 = PART_BYTES as u64;
 const _: () = assert!(LONG_BYTES_MAX == RUN_BYTES_MAX);

@@ -271,8 +271,10 @@ pub(super) async fn abort(client: &Client, name: &str, id: &str) -> Result<()> {
 
 /// Aborts what was dropped. Its failure harms nobody: the leftovers are found by their age.
 pub(super) async fn abort_abandoned(client: &Client) {
-    let abandoned = std::mem::take(&mut *client.abandoned.borrow_mut());
-    for (name, id) in abandoned {
+    loop {
+        // One by one: who is cancelled in the middle leaves the rest to the next.
+        let next = client.abandoned.borrow_mut().pop();
+        let Some((name, id)) = next else { return };
         if let Err(error) = abort(client, &name, &id).await {
             tracing::debug!(name, %error, "an unfinished upload was not aborted");
         }
@@ -280,7 +282,7 @@ pub(super) async fn abort_abandoned(client: &Client) {
 }
 
 /// Whether the server keeps conditions at the end of an upload too; asked once per job that needs it.
-async fn conditions(client: &Client) -> Result<Conditions> {
+pub(super) async fn conditions(client: &Client) -> Result<Conditions> {
     if put::conditions(client).await? == Conditions::Ignored {
         return Ok(Conditions::Ignored);
     }
@@ -301,17 +303,24 @@ async fn probe(client: &Client, name: &str) -> Result<Conditions> {
     let request = put_request(client, name, payload.clone(), &new_mark()?);
     client.send_small(&request).await?;
     let mut parts = Parts::begin(client, name, new_mark()?).await?;
+    let found = completed_twice(client, &mut parts, payload).await;
+    // After a completion there is nothing left, which is no error.
+    if let Err(error) = parts.abort(client).await {
+        tracing::debug!(%error, "the upload of a probe was not aborted");
+        let _ = client.place.undeleted.set(error.to_string());
+    }
+    found
+}
+
+/// Completes an upload of an object that exists.
+async fn completed_twice(
+    client: &Client,
+    parts: &mut Parts,
+    payload: Payload,
+) -> Result<Conditions> {
     parts.send(client, payload).await?;
     let request = parts.complete_request(client)?;
     let request = request.header("if-none-match", "*");
     let answer = client.send(&request, &mut Sink::Answer).await?;
-    if answer.status.is_success() && !answer.is_hidden_error() {
-        return Ok(Conditions::Ignored);
-    }
-    let is_kept = answer.status == http::StatusCode::PRECONDITION_FAILED;
-    parts.abort(client).await?;
-    Ok(match is_kept {
-        true => Conditions::Kept,
-        false => Conditions::Ignored,
-    })
+    put::tried(client, &request, answer)
 }

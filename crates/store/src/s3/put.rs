@@ -10,7 +10,7 @@ use mover_base::checksum::{Sha256Stream, sha256};
 use mover_base::{Error, Kind, Result, Timestamp, hex};
 use mover_io::random_bytes;
 
-use super::answer::{Answer, Operation};
+use super::answer::{Answer, Operation, not_s3};
 use super::body::{ContentHash, Payload};
 use super::chunked::ChunkHashes;
 use super::claim;
@@ -129,9 +129,14 @@ pub(super) async fn outcome(
     let is_taken = answer.status == StatusCode::PRECONDITION_FAILED
         || answer.status == StatusCode::CONFLICT
         || answer.error_code() == "NoSuchUpload";
-    let is_success = answer.status.is_success() && !answer.is_hidden_error();
+    let is_in_parts = request.operation == Operation::Multipart;
+    let is_success = match is_in_parts {
+        // Its head is sent before the server knows how it ends.
+        true => answer.is_completion(),
+        false => answer.status.is_success() && !answer.is_hidden_error(),
+    };
     // An upload that was named by a try whose answer got lost is gone, and servers differ in how they say so.
-    let is_named_perhaps = request.operation == Operation::Multipart && !is_success;
+    let is_named_perhaps = is_in_parts && !is_success;
     if !is_taken && !is_named_perhaps {
         client.succeeded(request, answer)?;
         return Ok(Some(Put::Created));
@@ -139,7 +144,11 @@ pub(super) async fn outcome(
     match mark_of(client, &request.name).await {
         Ok(Some(found)) if found == mark => Ok(Some(Put::Created)),
         // It is not ours, so the refusal stands.
-        _ if !is_taken => client.succeeded(request, answer).map(|_| None),
+        _ if !is_taken => {
+            client.succeeded(request, answer)?;
+            let said = "an upload was completed without its result";
+            Err(not_s3(&client.place.location, said).object(request.name.as_str()))
+        }
         Ok(Some(_)) => Ok(Some(Put::Exists)),
         Ok(None) if answer.error_code() == "NoSuchUpload" => {
             client.succeeded(request, answer).map(|_| None)
@@ -165,12 +174,7 @@ pub(super) async fn head(client: &Client, name: &str) -> Result<Option<Answer>> 
     // The answer to HEAD has no body, so it does not say what is missing: the object, or the bucket, or a right.
     let request = Request::new(Operation::Get, Method::GET, name.to_owned());
     let request = request.header("range", "bytes=0-0");
-    let mut one = Vec::new();
-    let mut sink = Sink::Whole {
-        out: &mut one,
-        bytes_max: u64::MAX,
-    };
-    let answer = client.send(&request, &mut sink).await?;
+    let answer = client.send(&request, &mut Sink::Headers).await?;
     // An empty object has no first byte.
     if answer.status == StatusCode::RANGE_NOT_SATISFIABLE {
         return Ok(Some(answer));
@@ -231,10 +235,21 @@ async fn probe(client: &Client, name: &str) -> Result<Conditions> {
     let other = new_mark()?;
     let second = put_request(client, name, payload, &other).header("if-none-match", "*");
     let answer = client.send(&second, &mut Sink::Answer).await?;
-    Ok(match answer.status {
-        StatusCode::PRECONDITION_FAILED => Conditions::Kept,
-        _ => Conditions::Ignored,
-    })
+    tried(client, &second, answer)
+}
+
+/// What the answer to a conditional write of what exists says of the server.
+///
+/// # Errors
+/// A refusal for another reason: whoever took it for a server without conditions would write where others rely on them.
+pub(super) fn tried(client: &Client, request: &Request, answer: Answer) -> Result<Conditions> {
+    match answer.status {
+        StatusCode::PRECONDITION_FAILED => Ok(Conditions::Kept),
+        StatusCode::NOT_IMPLEMENTED => Ok(Conditions::Ignored),
+        _ => client
+            .succeeded(request, answer)
+            .map(|_| Conditions::Ignored),
+    }
 }
 
 /// Deletes the object `name`, whether it exists or not.

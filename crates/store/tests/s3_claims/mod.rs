@@ -20,6 +20,22 @@ fn heedless() -> (Place, Subject) {
 }
 
 #[test]
+fn a_server_that_ignores_conditions_only_at_the_end_of_uploads_in_parts_is_told() {
+    let (_kept, subject) = place(FilesystemOptions {
+        conditions: Conditions::AtomicInOne,
+        ..FilesystemOptions::default()
+    });
+    let tried = subject.on_shard(async |shard| subject.store.try_out(&shard).await);
+    let [weakness] = &tried.weaknesses[..] else {
+        panic!("{:?}", tried.weaknesses);
+    };
+    assert!(
+        weakness.contains("at the end of an upload in parts"),
+        "{weakness}"
+    );
+}
+
+#[test]
 fn faults_are_survived_by_claims() {
     survive_faults(heedless, Behind::plain);
 }

@@ -166,6 +166,29 @@ fn a_slow_answer_that_moves_is_waited_for() {
     );
 }
 
+/// Nothing is known of what is usual: the first run of a job may be the one whose connection crawls, for hours.
+#[test]
+fn a_first_run_that_crawls_is_asked_for_on_another_connection() {
+    let behind = Behind::new();
+    let store = behind.store("timeout=1");
+    let crawl = Fault::new(Action::SlowReply(1024)).method("GET");
+    let crawl = behind.proxy.inject(crawl.times(1));
+    behind.subject.on_shard(async |shard| {
+        // Long enough to count as long.
+        let lens = [READ_BYTES_MAX, 16 << 10];
+        let run = read_run(&store, &shard, OFFSET, &lens).await?;
+        assert!(run == behind.run()[..READ_BYTES_MAX + lens[1]]);
+        Ok(())
+    });
+    assert_eq!(behind.proxy.hits(crawl), 1);
+    assert_eq!(
+        behind.proxy.ranges().len(),
+        2,
+        "{:?}",
+        behind.proxy.ranges()
+    );
+}
+
 #[test]
 fn a_cancelled_run_gives_its_buffers_back() {
     let behind = Behind::new();
