@@ -164,6 +164,23 @@ impl Outcome {
         self.last("summary")
     }
 
+    /// The error document of a job that ended with `code`: it names the object, and says what to do next.
+    #[track_caller]
+    pub fn told(self, code: i32, object: &str) -> Value {
+        let outcome = self.expect(code);
+        let error = outcome.error();
+        let text = |field: &str| error[field].as_str().unwrap_or_default();
+        assert!(
+            text("object").contains(object),
+            "the object is not named: {object}\n{outcome}"
+        );
+        assert!(
+            !text("object").is_empty() && !text("hint").is_empty(),
+            "{outcome}"
+        );
+        error
+    }
+
     /// The error document of a job that failed; its exit code must be that of the process.
     #[track_caller]
     pub fn error(&self) -> Value {
@@ -311,6 +328,11 @@ impl AnyRepo {
     /// Its URL.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The flags that open it.
+    pub fn key_args(&self) -> &[OsString] {
+        &self.key_args
     }
 
     /// The flags that name it and open it.
