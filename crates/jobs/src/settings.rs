@@ -28,6 +28,9 @@ const BUFFERS_MIN: usize = BUFFERS_RESTORE + 3;
 const WRITES_MAX: usize = 8;
 /// Most buffers that a shard reads ahead into: 16 MiB in flight cover the time in which it compresses.
 const READ_AHEAD_MAX: usize = 16;
+/// As much as a job's limit lets through in this time is read ahead where there is one: longer than most disks take, and short
+/// enough that what was read comes to the processors evenly, not in bursts that other programs wait behind.
+const READ_AHEAD_LIMITED_MS: u64 = 50;
 /// More buffers than a shard can have in use, whichever way it goes: they would only be zeroed and pinned, which takes
 /// up to a millisecond each before the first read.
 const BUFFERS_MAX: usize = max(
@@ -194,11 +197,17 @@ const fn max(a: usize, b: usize) -> usize {
     if a > b { a } else { b }
 }
 
-/// Buffers that a shard with `total` of them may read ahead into.
-pub(crate) fn read_ahead(total: usize) -> usize {
-    total
+/// Buffers that a shard with `total` of them may read ahead into, where all shards together read no more than `limit` bytes
+/// per second.
+pub(crate) fn read_ahead(total: usize, limit: Option<u64>) -> usize {
+    let most = total
         .saturating_sub(BUFFERS_RESERVED)
-        .clamp(1, READ_AHEAD_MAX)
+        .clamp(1, READ_AHEAD_MAX);
+    let Some(limit) = limit else { return most };
+    let bytes = u128::from(limit) * u128::from(READ_AHEAD_LIMITED_MS) / 1000;
+    let covered = usize::try_from(bytes / BUF_BYTES as u128).unwrap_or(usize::MAX);
+    // One is worked on, and one is under way, however slow.
+    covered.saturating_add(2).min(most)
 }
 
 /// Writes that a restoring shard with `total` buffers may have under way.
@@ -227,6 +236,19 @@ mod tests {
         // Three runs of 7 MiB in a restore. A verification, which writes nothing, divides them among three packs.
         assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, WRITES_MAX), 21);
         assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, 0), 29);
+    }
+
+    #[test]
+    fn a_limited_job_reads_ahead_what_its_limit_gives_in_a_moment() {
+        let mib = |mib: u64| Some(mib << 20);
+        assert_eq!(read_ahead(BUFFERS_MAX, None), READ_AHEAD_MAX);
+        for (limit, buffers) in [(Some(0), 2), (mib(2), 2), (mib(50), 4), (mib(200), 12)] {
+            assert_eq!(read_ahead(BUFFERS_MAX, limit), buffers, "{limit:?}");
+        }
+        for limit in [mib(1000), Some(u64::MAX)] {
+            assert_eq!(read_ahead(BUFFERS_MAX, limit), READ_AHEAD_MAX);
+        }
+        assert_eq!(read_ahead(BUFFERS_RESERVED, mib(50)), 1);
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl<'a> Feed<'a> {
             reads: 0,
             ends: 0,
             loans: Rc::default(),
-            loans_max: read_ahead(shard.buffers_total()),
+            loans_max: read_ahead(shard.buffers_total(), limit.get()),
             shared: None,
             last_read_bytes: BUF_BYTES,
             cursor: None,
@@ -284,9 +284,17 @@ impl<'a> Feed<'a> {
 
     async fn fill(&mut self) -> Result<()> {
         let idle = self.queue.is_empty();
+        let limit = self.limit.get();
+        // It may have changed.
+        self.loans_max = read_ahead(self.shard.buffers_total(), limit);
+        let batch = match limit {
+            None => READS_BATCH.min(self.loans_max),
+            // A batch would be waited for, and then worked on, at once.
+            Some(_) => 1,
+        };
         let room = match self.last_read_bytes <= SMALL_READ_BYTES {
             true => self.reads + SMALL_READS_BATCH <= READS_MAX,
-            false => self.loans.get() + READS_BATCH.min(self.loans_max) <= self.loans_max,
+            false => self.loans.get() + batch <= self.loans_max,
         };
         if !room && !idle {
             return Ok(());
