@@ -21,8 +21,8 @@ const WORKERS: usize = 4;
 const RESTORE_EVERY: usize = 8;
 /// One shard, small buffers and no ring to set up: thousands of processes are started.
 const SMALL: [&str; 6] = ["--shards", "1", "--arena", "12MiB", "--rung", "threads"];
-/// The ways in which damage may end a verification. `key`: the object damaged is what the key is read from.
-const NOTICED: [i32; 3] = [exit::VERIFY_FAILED, exit::CORRUPT, exit::KEY];
+/// The ways in which damage may end a verification, and one more where the object damaged is what the key is read from.
+const NOTICED: [i32; 2] = [exit::VERIFY_FAILED, exit::CORRUPT];
 
 /// One change to one object.
 #[derive(Debug, Clone)]
@@ -140,6 +140,22 @@ impl Sample {
         }
     }
 
+    /// Whether a verification that ends with `code` has noticed `damage`.
+    fn is_noticed(&self, code: i32, damage: &Damage) -> bool {
+        let opens = |object: usize| {
+            ["config", "keys"]
+                .iter()
+                .any(|kind| self.kind(object) == Path::new(kind))
+        };
+        let may_be_key = match *damage {
+            Damage::Flip { object, .. }
+            | Damage::Cut { object, .. }
+            | Damage::Delete { object } => opens(object),
+            Damage::Swap { one, other } => opens(one) || opens(other),
+        };
+        NOTICED.contains(&code) || may_be_key && code == exit::KEY
+    }
+
     /// What is wrong with how the tool took `damage`, if anything.
     fn judge(&self, repo: &Repo, damage: &Damage, restore: bool) -> Option<String> {
         let outcome = Outcome::of(
@@ -157,9 +173,12 @@ impl Sample {
         match self.lost_entrance(damage) {
             // What is gone cannot be named: the repository, or the key to it, is not found.
             true if [exit::NOT_FOUND, exit::KEY].contains(&code) => {}
-            false if !NOTICED.contains(&code) => return shown("not noticed"),
+            false if !self.is_noticed(code, damage) => return shown("not noticed"),
             false if self.named(&outcome, damage) => {}
             _ => return shown("the object is not named"),
+        }
+        if !outcome.error()["hint"].is_string() {
+            return shown("nothing is said of what to do next");
         }
         if restore {
             self.judge_restore(repo, damage)
@@ -291,9 +310,7 @@ fn every_cut_swap_and_loss_is_noticed(name: &str, protection: Protection) {
             damages.push(Damage::Delete { object });
         }
         for other in object + 1..sample.objects.len() {
-            if sample.kind(object) == sample.kind(other) {
-                damages.push(Damage::Swap { one: object, other });
-            }
+            damages.push(Damage::Swap { one: object, other });
         }
     }
     eprintln!("{} cuts, swaps and losses", damages.len());

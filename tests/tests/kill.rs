@@ -1,8 +1,8 @@
 //! kill -9 at any instant: what is listed restores exactly, verification passes, no target is half visible.
 //!
 //! The instants come from a seed (printed; `HELIOS_MOVER_SEED` sets another, `HELIOS_MOVER_KILLS` the number of
-//! kills of each kind) and spread over the time that the undisturbed job takes; backups of several packs are killed
-//! between their packs.
+//! kills of each kind) and spread over the time that the undisturbed job takes, until so many of them came before its end;
+//! backups of several packs are killed between their packs beside.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
@@ -17,7 +17,7 @@ use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 
-/// Kills of backups, and kills of restores.
+/// Kills of backups before their end, and as many of restores.
 const KILLS: u64 = 100;
 /// Backups into one repository before the next is begun, so that verification stays cheap.
 const PER_REPO: u64 = 10;
@@ -75,7 +75,10 @@ fn killed_backups_leave_a_sound_repository() {
     let source = scratch.dir("source");
     plant::mixed(&source, &mut random, SOURCE_BYTES);
     let (mut all, mut large) = (Kills::default(), Kills::default());
-    for round in 0..kills.div_ceil(PER_REPO) {
+    for round in 0.. {
+        if all.are_enough(kills) {
+            break;
+        }
         let protection = Protection::ALL[[0, 2][round as usize % 2]];
         let repo = Repo::create(&scratch, &format!("repo-{round}"), protection);
         let is_large = round % LARGE_EVERY == LARGE_EVERY - 1;
@@ -89,7 +92,7 @@ fn killed_backups_leave_a_sound_repository() {
         let usual = time_of(|| drop(repo.backup(&source).summary()));
         let count = || packs(&repo);
         let plan = KillPlan {
-            kills: PER_REPO.min(kills - round * PER_REPO),
+            kills: PER_REPO,
             at: match is_large {
                 true => KillAt::Pack(LARGE_KILLED_BY, &count),
                 false => KillAt::Within(usual),
@@ -105,7 +108,7 @@ fn killed_backups_leave_a_sound_repository() {
         }
         fs::remove_dir_all(&repo.dir).expect("repository");
     }
-    all.assert_enough_were_early();
+    eprintln!("{all:?}");
     large.assert_most_left_packs();
 }
 
@@ -125,7 +128,10 @@ fn killed_restores_leave_no_half_target() {
     let parent = scratch.dir("parent");
     let target = parent.join("target");
     let mut all = Kills::default();
-    for kill in 0..kills {
+    for kill in 0.. {
+        if all.are_enough(kills) {
+            break;
+        }
         let existed = kill % 3 == 0;
         if existed {
             fs::create_dir(&target).expect("empty target");
@@ -181,7 +187,7 @@ fn killed_restores_leave_no_half_target() {
         "{:?} left behind by restores that ended",
         entries(&parent)
     );
-    all.assert_enough_were_early();
+    eprintln!("{all:?}");
 }
 
 #[test]

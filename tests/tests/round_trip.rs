@@ -349,13 +349,93 @@ fn latest_is_the_backup_made_last() {
     );
 }
 
+/// Everything that a summary promises, with values that can be right.
+#[test]
+fn a_summary_holds_every_figure() {
+    let scratch = Scratch::new("figures");
+    let source = scratch.dir("source");
+    let bytes = 8 << 20;
+    plant::file(&source.join("table"), &mut Random::new(SEED), bytes);
+    fs::copy(source.join("table"), source.join("copy")).expect("a copy");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let outcome = Outcome::of(repo.backup_command(&source).args([
+        "--limit-read",
+        "8MiB/s",
+        "--gentle",
+        "false",
+    ]));
+    let made = outcome.summary();
+    let (bytes, number) = (bytes as u64, |field: &str| made[field].as_u64());
+    assert_eq!(number("bytes_source"), Some(2 * bytes), "{made}");
+    assert_eq!(number("bytes_read"), Some(2 * bytes), "{made}");
+    assert_eq!(number("bytes_new"), Some(bytes), "{made}");
+    let stored = number("bytes_stored").expect("bytes_stored");
+    assert!(
+        stored > number("bytes_compressed").expect("bytes_compressed"),
+        "{made}"
+    );
+    assert_eq!(made["deduplicated_share"], 0.5, "{made}");
+    let ratio = made["compression_ratio"].as_f64().expect("a ratio");
+    let compressed = number("bytes_compressed").expect("bytes_compressed") as f64;
+    assert!((ratio - bytes as f64 / compressed).abs() < 0.01, "{made}");
+    let restored = repo.restore("latest", &scratch.join("target")).summary();
+    for summary in [&made, &restored] {
+        let engine = &summary["engine"];
+        let seconds = engine["seconds"].as_f64().expect("seconds");
+        assert!(
+            seconds > 0.0 && engine["cpu_seconds"].as_f64() > Some(0.0),
+            "{summary}"
+        );
+        assert!(
+            engine["peak_rss_bytes"].as_u64() > Some(1 << 20),
+            "{summary}"
+        );
+        let shards = engine["shards"].as_array().expect("shards");
+        assert!(!shards.is_empty(), "{summary}");
+        for shard in shards {
+            let busy = shard["busy_share"].as_f64().expect("busy_share");
+            assert!((0.0..=1.0).contains(&busy), "{summary}");
+            assert!(shard["rung"].is_string(), "{summary}");
+        }
+        for stage in [
+            "hash",
+            "dedup",
+            "compress",
+            "compare",
+            "seal",
+            "decode",
+            "read_wait",
+            "write_wait",
+        ] {
+            let of = |part: &Value| part["stages"][stage].as_f64().expect("seconds of a stage");
+            let sum: f64 = shards.iter().map(of).sum();
+            assert!((sum - of(engine)).abs() < 1e-6, "{stage}: {summary}");
+            assert!(sum <= seconds * shards.len() as f64, "{stage}: {summary}");
+        }
+    }
+    // Two seconds of copying, of which some are told.
+    let lines = outcome.lines();
+    let told = lines
+        .iter()
+        .filter(|line| line["phase"] == "copy" && line["bytes_done"] != 0);
+    let rate = told.filter_map(|line| line["bytes_per_second"].as_f64());
+    let rates: Vec<f64> = rate.collect();
+    assert!(rates.iter().any(|rate| *rate > 0.0), "{outcome}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["eta_seconds"].as_f64() > Some(0.0)),
+        "{outcome}"
+    );
+}
+
 #[test]
 fn a_dry_run_changes_nothing() {
     let scratch = Scratch::new("dry-run");
     let source = scratch.dir("source");
     plant::mixed(&source, &mut Random::new(SEED), 2 << 20);
     let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
-    repo.backup(&source).summary();
+    let made = repo.backup(&source).summary();
     fs::write(source.join("new"), "not stored yet").expect("file");
 
     let before = (Tree::read(&repo.dir), Tree::read(&source));
@@ -365,8 +445,15 @@ fn a_dry_run_changes_nothing() {
         .assert_same(&Tree::read(&repo.dir), "repository after a dry backup");
 
     let target = scratch.join("target");
-    Outcome::of(repo.restore_command("latest", &target).arg("--dry-run")).summary();
+    let plan = Outcome::of(repo.restore_command("latest", &target).arg("--dry-run")).summary();
     assert!(!target.exists(), "a dry restore made its target");
+    assert_eq!(plan["bytes"], made["bytes_source"], "{plan}");
+    let pack_bytes = plan["pack_bytes"].as_u64();
+    assert!(
+        pack_bytes > Some(0) && pack_bytes < made["bytes_stored"].as_u64(),
+        "{plan}"
+    );
+    assert!(plan["estimated_seconds"].as_f64() > Some(0.0), "{plan}");
     let existing = scratch.dir("existing");
     fs::write(existing.join("kept"), "kept").expect("file");
     fs::create_dir_all(existing.join("more/of/it")).expect("directories");

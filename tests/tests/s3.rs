@@ -553,7 +553,7 @@ fn killed_backups_leave_a_sound_repository_in_s3() {
     change(&source, &mut random);
     let usual = time_of(|| drop(repo.backup(&source).summary()));
     let seen = killed_backups_harm_nothing(&repo, &source, KILLS, usual, &mut random, &scratch);
-    seen.assert_enough_were_early();
+    assert!(seen.are_enough(KILLS / 2), "{seen:?}");
 }
 
 #[test]

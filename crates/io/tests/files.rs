@@ -93,6 +93,22 @@ fn reads_end_where_the_file_ends_at_every_alignment() {
 }
 
 #[test]
+fn reads_end_where_the_file_ends_at_every_byte_of_a_block() {
+    each_way(async |shard, access| {
+        let (mut file, fd) = unlinked();
+        let want = pattern(2 * BLOCK_BYTES);
+        file.write_all(&want).expect("write");
+        let read_from = shard.file(fd, access).expect("file");
+        for size in (BLOCK_BYTES..=2 * BLOCK_BYTES).rev() {
+            file.set_len(size as u64).expect("a shorter file");
+            let got = read(&shard, &read_from, 0, 3 * BLOCK_BYTES).await;
+            assert!(got == want[..size], "size {size}, {} read", got.len());
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn writes_pad_the_tail_of_direct_files_with_zeros_and_nothing_else() {
     each_way(async |shard, access| {
         for size in sizes().into_iter().skip(1) {
