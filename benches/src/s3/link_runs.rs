@@ -19,8 +19,6 @@ use crate::data::{Dataset, Files};
 use crate::tools::{Round, Step, cannot_make, mover};
 
 const GIGABIT: u64 = 1_000_000_000;
-/// The mover's own limit, as it is written and in bytes per second.
-const OWN_LIMIT: (&str, u64) = ("40MiB/s", 40 << 20);
 /// Of all bytes, so many are left out at either end where the rate is told while data flows.
 const ENDS_SHARE: f64 = 0.01;
 
@@ -86,7 +84,7 @@ struct Case {
     client: Client,
     dataset: Dataset,
     link_bits_per_second: Option<u64>,
-    own_limit: bool,
+    own_limit_mib: Option<u64>,
     connections: Option<u32>,
 }
 
@@ -95,12 +93,20 @@ const fn case(client: Client, dataset: Dataset, bits: Option<u64>) -> Case {
         client,
         dataset,
         link_bits_per_second: bits,
-        own_limit: false,
+        own_limit_mib: None,
         connections: None,
     }
 }
 
-const CASES: [Case; 6] = [
+/// Under a limit of the mover's own, in MiB per second.
+const fn limited(own_limit_mib: u64) -> Case {
+    Case {
+        own_limit_mib: Some(own_limit_mib),
+        ..case(Client::Mover, Dataset::Packs, None)
+    }
+}
+
+const CASES: [Case; 7] = [
     case(Client::Bare, Dataset::Packs, Some(GIGABIT)),
     case(Client::Mover, Dataset::Packs, Some(GIGABIT)),
     Case {
@@ -109,10 +115,8 @@ const CASES: [Case; 6] = [
     },
     case(Client::Mover, Dataset::Rows, Some(GIGABIT)),
     case(Client::Mover, Dataset::Rows, Some(GIGABIT / 5)),
-    Case {
-        own_limit: true,
-        ..case(Client::Mover, Dataset::Packs, None)
-    },
+    limited(40),
+    limited(160),
 ];
 
 /// Where the data sets are: packs in memory, rows on the disk.
@@ -211,9 +215,10 @@ impl Setup<'_> {
         let options = self.case.connections.map(|n| format!("&connections={n}"));
         let url = server.access.url("repo", &options.unwrap_or_default());
         let program = with_keys(mover::program(step, &url, round)?, Some(server));
-        Ok(Some(match (self.case.own_limit, step) {
-            (true, Step::Backup) => program.args(["--limit-upload", OWN_LIMIT.0]),
-            (true, Step::Restore) => program.args(["--limit-download", OWN_LIMIT.0]),
+        let limit = self.case.own_limit_mib.map(|mib| format!("{mib}MiB/s"));
+        Ok(Some(match (limit.as_deref(), step) {
+            (Some(limit), Step::Backup) => program.args(["--limit-upload", limit]),
+            (Some(limit), Step::Restore) => program.args(["--limit-download", limit]),
             _ => program,
         }))
     }
@@ -246,7 +251,7 @@ impl Setup<'_> {
             step,
             repetition: self.repetition,
             link_bits_per_second: self.case.link_bits_per_second,
-            own_limit_bytes_per_second: self.case.own_limit.then_some(OWN_LIMIT.1),
+            own_limit_bytes_per_second: self.case.own_limit_mib.map(|mib| mib << 20),
             connections: self.case.connections,
             usage,
             source_bytes,
