@@ -142,6 +142,7 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
                 rooflines(files, dataset),
             );
             mover_stages(&mut out, &runs(files, dataset));
+            added_by_unchanged(&mut out, &runs(files, dataset));
         }
     }
     for file in files {
@@ -255,7 +256,7 @@ fn roofline_tables(out: &mut String, limits: &Rooflines) {
     let sample = limits.sample;
     line!(
         out,
-        "\nSample: {} of the source, {:.1} % zero blocks, compression {:.2}:1. Stage rates are in bytes that go into the stage.\n",
+        "\nSample: {} of the source, {:.1} % zero blocks, compression {:.2}:1. Stage rates are in bytes that go into the stage, each taken once, for 0.7 s, after the last round: on a host whose pace changes they need not agree with the rooflines.\n",
         format_bytes(sample.source_bytes),
         100.0 * sample.zero_share,
         sample.compression_ratio
@@ -362,6 +363,23 @@ fn mover_stages(out: &mut String, runs: &[&ToolRun]) {
                 list.join(", ")
             );
         }
+    }
+}
+
+/// What a backup of data that did not change adds to the repository, at most.
+fn added_by_unchanged(out: &mut String, runs: &[&ToolRun]) {
+    let added = runs.iter().filter_map(|run| {
+        let is_meant = run.tool == Tool::Mover && run.step == Step::BackupUnchanged;
+        let stored = run.detail.as_ref()?.get("bytes_stored")?.as_u64()?;
+        is_meant.then_some((stored, run.source_bytes))
+    });
+    if let Some((stored, source)) = added.max() {
+        line!(
+            out,
+            "The mover's second backup of unchanged data stores {}, {:.5} % of the source.\n",
+            format_bytes(stored),
+            100.0 * stored as f64 / source.max(1) as f64
+        );
     }
 }
 

@@ -27,6 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
         FrameKind::Nodes,
         FrameKind::Directory,
         FrameKind::Manifest,
+        FrameKind::Record,
     ] {
         if let Ok(plain) = decoder.open_vec(&sealer, 0, kind, &bytes, 4 << 20) {
             assert!(kind.allows_plain_bytes(plain.len()));
