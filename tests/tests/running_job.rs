@@ -67,7 +67,13 @@ fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
     };
     let mut command = repo.backup_command(&source);
     command.args(["--limit-write", "1KiB/s"]);
-    let mut job = start(&mut command);
+    // Whoever runs the tests may have been told to stay.
+    let mut listening = isolated(Command::new("env"), &scratch.dir("home"));
+    listening.arg("--default-signal=HUP");
+    listening
+        .arg(command.get_program())
+        .args(command.get_args());
+    let mut job = start(&mut listening);
     job.signal(Signal::HUP);
     job.outcome().expect(exit::CANCELLED);
     let said = fs::read_to_string(&printed).expect("lines");

@@ -321,8 +321,33 @@ pub(crate) async fn read_entries(
             items.push(item);
         }
     }
+    check_parents(&items)?;
     check_hardlinks(&items)?;
     Ok((items, names))
+}
+
+/// A name must be in a directory that precedes it, or it could not be restored. The root itself has none.
+fn check_parents(items: &[TreeItem]) -> Result<()> {
+    for (at, item) in items.iter().enumerate() {
+        let path = &item.entry.path;
+        let is_root = path.is_empty();
+        let slash = path.iter().rposition(|byte| *byte == b'/');
+        let parent = &path[..slash.unwrap_or(0)];
+        let found = items[..at].binary_search_by(|other| other.entry.path.as_slice().cmp(parent));
+        let is_dir = |at: usize| items[at].entry.kind == EntryKind::Dir;
+        let fits = match is_root {
+            true => is_dir(at),
+            false => found.is_ok_and(is_dir),
+        };
+        if !fits {
+            let what = match is_root {
+                true => "the root of the backup is no directory",
+                false => "an entry of the backup lies in no directory of it",
+            };
+            return Err(Error::new(Kind::Corrupt, what).object(item.entry.display_path()));
+        }
+    }
+    Ok(())
 }
 
 /// A hard link must name a file that precedes it.
@@ -456,6 +481,48 @@ mod tests {
         let (root, blocks) = (hole(1), blocks_of(bytes));
         let map = Some(FileMap { root, blocks });
         TreeItem { entry, map }
+    }
+
+    fn named(path: &str, kind: EntryKind) -> TreeItem {
+        let mut item = file(0);
+        item.entry = Entry {
+            path: path.into(),
+            kind,
+            ..item.entry
+        };
+        item.map = None;
+        item
+    }
+
+    #[test]
+    fn a_name_lies_in_a_directory_before_it() {
+        let dir = |path| named(path, EntryKind::Dir);
+        let empty = |path| named(path, EntryKind::File { bytes: 0 });
+        let target = b"base".to_vec();
+        let link = |path| named(path, EntryKind::Symlink { target });
+        let sound = [
+            dir(""),
+            dir("base"),
+            empty("base/1"),
+            dir("base/2"),
+            empty("base/2/x"),
+            empty("base0"),
+        ];
+        check_parents(&sound).unwrap();
+        check_parents(&[]).unwrap();
+        for (wrong, object) in [
+            (vec![empty("")], ""),
+            (vec![empty("base")], "base"),
+            (vec![dir(""), empty("base/1")], "base/1"),
+            (vec![dir(""), empty("base"), empty("base/1")], "base/1"),
+            (vec![dir(""), link("base"), empty("base/1")], "base/1"),
+            (vec![dir(""), dir("base"), empty("base/2/x")], "base/2/x"),
+        ] {
+            let error = check_parents(&wrong).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            let name = error.object_name().unwrap_or_default();
+            assert!(name.ends_with(object), "{error}");
+        }
     }
 
     #[test]
