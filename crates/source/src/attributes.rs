@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
+use mover_base::tree::Entry;
 use rustix::fs::XattrFlags;
 use rustix::io::{Errno, Result};
 
@@ -17,11 +18,11 @@ pub(crate) const XATTR_BYTES_MAX: usize = 64 << 10;
 /// Longest attribute name (XATTR_NAME_MAX).
 pub(crate) const XATTR_NAME_BYTES_MAX: usize = 255;
 
-/// Most attributes of one name that a backup holds.
-pub(crate) const XATTRS_MAX: usize = 1024;
-
 /// The access ACL, which the permission bits of the group class depend on.
 pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+/// What a program may do beyond its user's rights.
+pub(crate) const FILE_CAPABILITY: &[u8] = b"security.capability";
 
 /// Something whose attributes are wanted.
 #[derive(Clone, Copy)]
@@ -92,6 +93,12 @@ impl Attributes {
         }
         Ok(all)
     }
+}
+
+/// The value of one attribute of an entry.
+pub(crate) fn value_in<'e>(entry: &'e Entry, name: &[u8]) -> Option<&'e [u8]> {
+    let found = entry.xattrs.iter().find(|pair| pair.0 == name);
+    found.map(|pair| pair.1.as_slice())
 }
 
 /// Sets one attribute, replacing an earlier value.

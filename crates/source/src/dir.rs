@@ -3,25 +3,25 @@
 //! Invariants: the root is opened once and everything is found beneath that descriptor, so that a renamed
 //! or replaced root cannot mix two trees. Only regular files are opened, and never a pipe or a device. A
 //! change is noticed by inode, size, mtime and ctime: after each file ([`DirSource::check_unchanged`]) and
-//! once over everything at the end ([`DirSource::check_tree_unchanged`]). That catches a database that was
-//! not stopped, up to the granularity of the file system's clock (a kernel tick before Linux 6.13) and to
-//! writes through shared memory that the kernel has not stamped yet; it makes no hot copy consistent.
+//! once over everything at the end ([`DirSource::check_tree_unchanged`], owner and mode as well). A scan ends when the clock
+//! of the file system is past every stamp it found, so that each later write shows. That catches a database that was
+//! not stopped, up to writes through shared memory that the kernel has not stamped yet; it makes no hot copy consistent.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use mover_base::tree::{Entry, EntryKind, PATH_BYTES_MAX, display_path};
+use mover_base::tree::{Entry, EntryKind, display_path};
 use mover_base::{Error, Kind, Result};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::attributes::{Attributes, Node, XATTRS_MAX};
+use crate::attributes::{Attributes, Node};
 use crate::exclude::Excludes;
 use crate::failure::{changed, source_error};
 use crate::scan::{Item, ScanOptions, SkipReason, Stamp, Tree, TreeBuilder};
 use crate::staging::is_staging_name;
-use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath};
+use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath, granule, limits};
 
 /// The scheme of this source, with the separator.
 const SCHEME: &str = "dir://";
@@ -93,16 +93,18 @@ impl DirSource {
         &self.path
     }
 
-    /// Lists the whole tree. No file is opened.
+    /// Lists the whole tree. No file is opened. Where something was changed a moment ago, it waits until a change after it
+    /// shows: about two seconds at most, where the file system keeps whole seconds.
     ///
     /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.tree_bytes_max` or with too
-    /// many extended attributes, `Source` if
+    /// many extended attributes or too long ones or names, `Source` if
     /// something cannot be read or the tree is an unfinished restore.
     pub fn scan(&self, options: &ScanOptions) -> Result<Tree> {
         self.scan_while(options, &|| Ok(()))
     }
 
-    /// Like [`scan`](Self::scan), and ends with the error of `go_on`, which is asked before each directory.
+    /// Like [`scan`](Self::scan), and ends with the error of `go_on`, which is asked before each directory and in
+    /// a long wait.
     pub fn scan_while(
         &self,
         options: &ScanOptions,
@@ -120,7 +122,9 @@ impl DirSource {
                 Err(reason) => tree.skip(display_path(found.path), reason),
             }
         })?;
-        tree.finish()
+        let tree = tree.finish()?;
+        granule::wait(&tree.items, go_on)?;
+        Ok(tree)
     }
 
     /// Opens a file of the tree for reading, without touching its access time where that is allowed, and
@@ -173,15 +177,15 @@ impl DirSource {
                 .binary_search_by(|item| item.entry.path.as_slice().cmp(found.path))
                 .map_err(|_| changed("it was added", found.path))?;
             seen[at] = true;
-            let stamp = &tree.items[at].stamp;
+            let item = &tree.items[at];
             // Excluded names may come and go, which shows in the stamps of their directories.
             let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
             if is_dir && !tree.options.exclude.is_empty() {
-                return check_dir(&tree.items[at], &found.stat);
+                return check_dir(item, &found.stat);
             }
-            match stamp.difference(&Stamp::of(&found.stat)) {
+            match item.stamp.difference(&Stamp::of(&found.stat)) {
                 Some(how) => Err(changed(&how, found.path)),
-                None => Ok(()),
+                None => check_owner(item, &found.stat),
             }
         })?;
         match seen.iter().position(|seen| !seen) {
@@ -253,13 +257,7 @@ impl DirSource {
         if excludes.matches(&path) {
             return Ok(());
         }
-        if path.len() > PATH_BYTES_MAX {
-            return Err(Error::new(Kind::Limit, "a path is too long")
-                .object(display_path(&path))
-                .hint(format!(
-                    "at most {PATH_BYTES_MAX} bytes below the source; exclude it"
-                )));
-        }
+        limits::check_name(&path, name)?;
         if path == RESTORE_MARKER.as_bytes() {
             return Err(
                 Error::new(Kind::Source, "the source is an unfinished restore")
@@ -368,41 +366,35 @@ impl Found<'_> {
             .map_err(|error| {
                 source_error("extended attributes cannot be read", self.path, error)
             })?;
-        if xattrs.len() > XATTRS_MAX {
-            let found = xattrs.len();
-            return Err(Error::new(
-                Kind::Limit,
-                format!("a name has {found} extended attributes, more than {XATTRS_MAX}"),
-            )
-            .object(display_path(self.path))
-            .hint("remove those that nothing needs (setfattr -x), or exclude it"));
-        }
         let stamp = Stamp::of(&self.stat);
-        Ok(Item {
-            entry: Entry {
-                path: self.path.to_vec(),
-                kind,
-                mode: self.stat.st_mode & 0o7777,
-                uid: self.stat.st_uid,
-                gid: self.stat.st_gid,
-                mtime: stamp.mtime,
-                xattrs,
-            },
-            stamp,
-        })
+        let entry = Entry {
+            path: self.path.to_vec(),
+            kind,
+            mode: self.stat.st_mode & 0o7777,
+            uid: self.stat.st_uid,
+            gid: self.stat.st_gid,
+            mtime: stamp.mtime,
+            xattrs,
+        };
+        limits::check_entry(&entry)?;
+        Ok(Item { entry, stamp })
     }
 }
 
 /// Compares a directory whose listing may change: it must be the same one with the same owner and mode.
 fn check_dir(item: &Item, now: &Stat) -> Result<()> {
+    match item.stamp.is_other_inode(&Stamp::of(now)) {
+        true => Err(changed("it was replaced", &item.entry.path)),
+        false => check_owner(item, now),
+    }
+}
+
+/// Compares owner and mode.
+fn check_owner(item: &Item, now: &Stat) -> Result<()> {
     let entry = &item.entry;
     let owner = (entry.uid, entry.gid, entry.mode);
-    let how = if item.stamp.is_other_inode(&Stamp::of(now)) {
-        "it was replaced"
-    } else if owner != (now.st_uid, now.st_gid, now.st_mode & 0o7777) {
-        "its metadata changed"
-    } else {
-        return Ok(());
-    };
-    Err(changed(how, &entry.path))
+    match owner == (now.st_uid, now.st_gid, now.st_mode & 0o7777) {
+        true => Ok(()),
+        false => Err(changed("its metadata changed", &entry.path)),
+    }
 }

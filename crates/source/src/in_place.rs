@@ -2,11 +2,14 @@
 //!
 //! Invariants: what stands under one entry of the backup never stands under another one too, but for further names of a
 //! file. Two names may be one thing in the target: where the file system does not tell upper and lower case apart, or
-//! something is mounted at two paths. The second is refused before anything is written through it. Each file system that
+//! something is mounted at two paths. The second is refused before anything is written through it, and so is what
+//! somebody puts in the place of a file while it is worked on. Each file system that
 //! is written to is held open from before the first write, because a system call that syncs it tells only of writes that
 //! failed since then.
 
-use std::collections::HashSet;
+use std::collections::hash_map::{Entry as Slot, RandomState};
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::os::fd::OwnedFd;
 
 use mover_base::tree::{Entry, display_path};
@@ -22,8 +25,10 @@ const FILE_SYSTEMS_MAX: usize = 64;
 /// What is known of a target so far.
 #[derive(Debug)]
 pub(crate) struct InPlace {
-    /// Device and inode of everything that stands under an entry.
-    used: HashSet<Inode>,
+    /// Device and inode of everything that stands under an entry, and the entry's path, hashed.
+    used: HashMap<Inode, u64>,
+    /// Hashes paths, in a way that nobody outside can foresee.
+    hasher: RandomState,
     /// The file system of the target itself, which is held anyway.
     root_dev: u64,
     /// Other file systems below.
@@ -43,8 +48,10 @@ struct FileSystem {
 impl InPlace {
     /// `root` is the target itself.
     pub fn new(root: &Stat) -> InPlace {
+        let hasher = RandomState::new();
         InPlace {
-            used: HashSet::from([inode(root)]),
+            used: HashMap::from([(inode(root), hasher.hash_one(b"".as_slice()))]),
+            hasher,
             root_dev: inode(root).0,
             others: Vec::new(),
             left: HashSet::new(),
@@ -52,25 +59,44 @@ impl InPlace {
     }
 
     /// Takes note of what was made for an entry. It was not there before, so that no other entry can have it.
-    pub fn made(&mut self, stat: &Stat) {
-        self.used.insert(inode(stat));
+    pub fn made(&mut self, stat: &Stat, path: &[u8]) {
+        let path = self.hasher.hash_one(path);
+        self.used.insert(inode(stat), path);
     }
 
     /// Takes note of what was there and is kept for an entry.
     ///
     /// Errors: `Target` if it stands under another entry.
     pub fn keep(&mut self, stat: &Stat, entry: &Entry) -> Result<()> {
-        match self.used.insert(inode(stat)) {
-            true => Ok(()),
-            false => Err(doubled(entry)),
+        match self.used.entry(inode(stat)) {
+            Slot::Vacant(slot) => {
+                slot.insert(self.hasher.hash_one(entry.path.as_slice()));
+                Ok(())
+            }
+            Slot::Occupied(_) => Err(doubled(entry)),
         }
     }
 
     /// Checks that what stands in the way of an entry does not stand under another one.
     pub fn check_unused(&self, stat: &Stat, entry: &Entry) -> Result<()> {
-        match self.used.contains(&inode(stat)) {
+        match self.used.contains_key(&inode(stat)) {
             true => Err(doubled(entry)),
             false => Ok(()),
+        }
+    }
+
+    /// Checks that what was found at `path` is what was made or kept for the entry of that path.
+    ///
+    /// Errors: `Target` if it is not.
+    pub fn check_same(&self, stat: &Stat, path: &[u8]) -> Result<()> {
+        let is_same = self.used.get(&inode(stat)) == Some(&self.hasher.hash_one(path));
+        match is_same {
+            true => Ok(()),
+            false => Err(
+                Error::new(Kind::Target, "a file was replaced during the restore")
+                    .object(display_path(path))
+                    .hint("look who may write to the target; then run the restore again"),
+            ),
         }
     }
 

@@ -7,6 +7,7 @@
 //! the tree itself may contain them. A source that changes while it is read is an error, never a silent mix.
 //! A target is either the whole restored tree or recognisably unfinished.
 
+mod adopt;
 mod attributes;
 mod beneath;
 pub mod delta;
@@ -14,8 +15,10 @@ mod dir;
 pub mod disk;
 mod exclude;
 mod failure;
+mod granule;
 mod holes;
 mod in_place;
+mod limits;
 mod metadata;
 mod occupied;
 pub mod page;

@@ -19,6 +19,7 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use crate::adopt::adopt;
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use crate::disk::DirDisk;
 use crate::failure::target_error;
@@ -200,15 +201,16 @@ impl DirTarget {
             return lock(&self.in_place).hold(&stat, entry, open);
         }
         rustix::fs::mkdirat(&place.parent, place.name, Mode::RWXU)
-            .and_then(|()| self.made(&place))
+            .and_then(|()| self.made(&place, entry))
             .map_err(failed)
     }
 
     /// Makes a regular file that only its owner may touch and opens it for reading and writing.
     ///
     /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has names besides
-    /// its own and `other_names` (they may be outside the target), in which case it is replaced, like anything
-    /// that is no regular file. Setting the length is up to the caller. To be called once per entry.
+    /// its own and `other_names` (they may be outside the target), or somebody may hold it open who may not write to
+    /// the entry's file. Then it is replaced, like anything that is no regular file. Setting the length is up to the
+    /// caller. To be called once per entry.
     ///
     /// Errors: `Target` if it stands under another entry already.
     pub fn make_file(&self, entry: &Entry, other_names: &[&[u8]]) -> Result<OwnedFd> {
@@ -217,7 +219,7 @@ impl DirTarget {
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
         let parent = place.parent.as_fd();
         if self.mode == TargetMode::Delta {
-            let adopted = adopt(&place, |stat| {
+            let adopted = adopt(&place, entry, |stat| {
                 self.has_no_more_names(stat, &place, other_names)
             });
             if let Some(fd) = adopted.map_err(&failed)? {
@@ -231,15 +233,18 @@ impl DirTarget {
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = beneath::open(parent, place.name, flags).map_err(&failed)?;
-        self.made(&place).map_err(failed)?;
+        if self.mode == TargetMode::Delta {
+            let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+            lock(&self.in_place).made(&stat, &entry.path);
+        }
         Ok(fd)
     }
 
     /// Delta: takes note of what was made at `place`.
-    fn made(&self, place: &beneath::Place<'_>) -> rustix::io::Result<()> {
+    fn made(&self, place: &beneath::Place<'_>, entry: &Entry) -> rustix::io::Result<()> {
         if self.mode == TargetMode::Delta {
             let stat = beneath::stat(place.parent.as_fd(), place.name)?;
-            lock(&self.in_place).made(&stat);
+            lock(&self.in_place).made(&stat, &entry.path);
         }
         Ok(())
     }
@@ -274,7 +279,22 @@ impl DirTarget {
     }
 
     /// Opens a file that was made before for reading and writing; none if there is no regular file.
+    ///
+    /// Errors: `Target` if in delta mode it is not the one that [`make_file`](Self::make_file) returned.
     pub fn open_existing(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        let found = self.open_named(path)?;
+        // Nobody else reaches the names of a fresh target before it is finished.
+        if self.mode == TargetMode::Delta
+            && let Some(fd) = &found
+        {
+            let stat = rustix::fs::fstat(fd)
+                .map_err(|error| target_error("a file cannot be examined", path, error))?;
+            lock(&self.in_place).check_same(&stat, path)?;
+        }
+        Ok(found)
+    }
+
+    fn open_named(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         let failed = |error: Errno| target_error("a file cannot be opened", path, error);
         check_path(path, false)?;
         if path.is_empty() {
@@ -308,7 +328,7 @@ impl DirTarget {
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
         self.clear(&place, entry)?;
         rustix::fs::symlinkat(target.as_slice(), &place.parent, place.name)
-            .and_then(|()| self.made(&place))
+            .and_then(|()| self.made(&place, entry))
             .map_err(failed)
     }
 
@@ -349,7 +369,7 @@ impl DirTarget {
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
         self.clear(&place, entry)?;
         rustix::fs::mkfifoat(&place.parent, place.name, Mode::RUSR | Mode::WUSR)
-            .and_then(|()| self.made(&place))
+            .and_then(|()| self.made(&place, entry))
             .map_err(failed)
     }
 
@@ -411,7 +431,8 @@ impl DirTarget {
                 let fd = match fd {
                     Some(fd) => fd,
                     None => {
-                        opened = self.open_existing(&entry.path)?;
+                        // The recovery of a page store may have put another in its place.
+                        opened = self.open_named(&entry.path)?;
                         opened
                             .as_ref()
                             .map(AsFd::as_fd)
@@ -450,7 +471,7 @@ impl DirTarget {
         match &self.layout {
             Layout::Beside { .. } => self.finish_beside(&dirs)?,
             Layout::Inside { .. } => self.finish_inside(&dirs)?,
-            Layout::InPlace { .. } => self.finish_marked(self.root.as_fd(), &dirs)?,
+            Layout::InPlace { .. } => self.finish_marked(self.root.as_fd(), false, &dirs)?,
         }
         self.is_staged = false;
         let warnings = std::mem::take(&mut *lock(&self.warnings));
@@ -462,7 +483,7 @@ impl DirTarget {
 
     fn finish_beside(&mut self, dirs: &[Entry]) -> Result<()> {
         // From where its marker goes on, the directory may be a complete tree and is nobody's to remove.
-        self.finish_marked(self.root.as_fd(), dirs)?;
+        self.finish_marked(self.root.as_fd(), true, dirs)?;
         let Layout::Beside {
             parent,
             staging,
@@ -503,7 +524,7 @@ impl DirTarget {
         };
         if let Err(error) = check_empty(target.as_fd(), &self.path) {
             // As beside the target: what is complete is not thrown away, and goes to no place where others are.
-            self.finish_marked(self.root.as_fd(), dirs)?;
+            self.finish_marked(self.root.as_fd(), true, dirs)?;
             let kept = self.path.join(staging);
             self.is_staged = false;
             return Err(Error::new(Kind::Target, FILLED_MEANWHILE)
@@ -540,11 +561,15 @@ impl DirTarget {
             })?;
         }
         rustix::fs::unlinkat(target, staging, AtFlags::REMOVEDIR).map_err(failed)?;
-        self.finish_marked(target.as_fd(), dirs)
+        self.finish_marked(target.as_fd(), false, dirs)
     }
 
     /// Finishes a tree that holds the marker.
-    fn finish_marked(&self, root: BorrowedFd<'_>, dirs: &[Entry]) -> Result<()> {
+    ///
+    /// The mode of its root may forbid to remove the marker, and its time changes with that: both come last. Whose it is
+    /// and who may enter it comes before, so that no target without a marker has that of earlier. But a staging directory
+    /// stays its maker's own while it is marked, or the next restore would not know it again.
+    fn finish_marked(&self, root: BorrowedFd<'_>, is_staging: bool, dirs: &[Entry]) -> Result<()> {
         let (root_entry, below) = match dirs.split_last() {
             Some((last, below)) if last.path.is_empty() => (Some(last), below),
             _ => (None, dirs),
@@ -553,9 +578,20 @@ impl DirTarget {
         let failed = |error: Errno| target_error("the target cannot be synced", b"", error);
         rustix::fs::syncfs(root).map_err(failed)?;
         lock(&self.in_place).sync_others()?;
-        // Before the root's own metadata: its mode may forbid this, and its time would change.
+        let prepare = |entry| metadata::prepare_dir(root, entry, &self.warnings);
+        let prepared = match root_entry {
+            Some(entry) if !is_staging => Some(prepare(entry)?),
+            _ => None,
+        };
+        rustix::fs::fsync(root).map_err(failed)?;
         rustix::fs::unlinkat(root, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
-        self.apply_dirs(root, root_entry.map_or(&[], std::slice::from_ref))?;
+        if let Some(entry) = root_entry {
+            let mode = match prepared {
+                Some(mode) => mode,
+                None => prepare(entry)?,
+            };
+            metadata::complete_dir(root, entry, mode, &self.warnings)?;
+        }
         rustix::fs::fsync(root).map_err(failed)
     }
 
@@ -756,35 +792,6 @@ fn move_up(from: &OwnedFd, name: &CStr, target: &OwnedFd) -> rustix::io::Result<
 
 fn is_same_inode(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
-}
-
-/// Opens an existing regular file, if `is_ours` says that none of its names is elsewhere, after taking it from
-/// everyone but its owner.
-fn adopt(
-    place: &beneath::Place<'_>,
-    is_ours: impl Fn(&Stat) -> bool,
-) -> rustix::io::Result<Option<OwnedFd>> {
-    let parent = place.parent.as_fd();
-    let held = match beneath::open(parent, place.name, OFlags::PATH | OFlags::NOFOLLOW) {
-        Ok(held) => held,
-        // A symbolic link may be refused as such.
-        Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let before = rustix::fs::fstat(&held)?;
-    if beneath::file_type(&before) != FileType::RegularFile || !is_ours(&before) {
-        return Ok(None);
-    }
-    beneath::chmod_held(held.as_fd(), 0o600)?;
-    let fd = beneath::open(parent, place.name, OFlags::RDWR | OFlags::NONBLOCK)?;
-    let after = rustix::fs::fstat(&fd)?;
-    if !is_same_inode(&before, &after) {
-        return Err(Errno::BUSY);
-    }
-    // See DirSource::open_file: asynchronous writes must wait instead of failing.
-    let flags = rustix::fs::fcntl_getfl(&fd)?;
-    rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
-    Ok(Some(fd))
 }
 
 #[cfg(test)]

@@ -157,8 +157,9 @@ impl<'a> Ranges<'a> {
         }
     }
 
+    /// Ranges as a record has them; none if they are not, or not in order and apart.
     #[inline]
-    fn decode(bytes: &'a [u8]) -> Option<Self> {
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         let (mut rest, mut free_from) = (bytes, PAGE_HEADER_BYTES);
         while !rest.is_empty() {
             if rest.len() < RANGE_HEADER_BYTES {

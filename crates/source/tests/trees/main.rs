@@ -4,6 +4,8 @@
 //! test. What needs root (owners, devices, mounts) says so and is left out without it.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
+mod in_place;
+mod metadata;
 mod roundtrip;
 mod scan;
 mod support;

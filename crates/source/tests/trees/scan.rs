@@ -223,6 +223,30 @@ fn more_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
 }
 
 #[test]
+fn longer_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::tmpfs(dir.path());
+    let path = mounted.0.join("f");
+    fs::write(&path, b"x").unwrap();
+    let fd = File::open(&path).unwrap();
+    let value = vec![1; 64 << 10];
+    let set = |number: usize| {
+        let name = format!("trusted.{number:04}");
+        rustix::fs::fsetxattr(&fd, name, &value, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    (0..15).for_each(set);
+    assert_eq!(item(&scan(dir.path()), "f").entry.xattrs.len(), 15);
+    (15..17).for_each(set);
+    let (kind, text, error) = failure(open(dir.path()).scan(&ScanOptions::default()));
+    assert_eq!(kind, Kind::Limit, "{text}");
+    assert_eq!(error.object_name(), Some("f"));
+    assert!(error.hint_text().unwrap().contains("exclude"));
+}
+
+#[test]
 fn an_unfinished_restore_is_no_source() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(RESTORE_MARKER), b"").unwrap();
@@ -306,6 +330,59 @@ fn a_write_while_the_file_is_read_is_noticed() {
     let (kind, text, _) = failure(checked);
     assert_eq!(kind, Kind::SourceChanged);
     assert!(text.contains("written to"), "{text}");
+}
+
+#[test]
+fn a_write_within_the_second_of_the_scan_is_noticed_where_times_are_whole_seconds() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::of_whole_seconds(dir.path());
+    let path = mounted.0.join("f");
+    fs::write(&path, [1; 100]).unwrap();
+    let source = open(&mounted.0);
+    let tree = source.scan(&ScanOptions::default()).unwrap();
+    assert_eq!(item(&tree, "f").stamp.ctime.nanos, 0);
+    let fd = source.open_file(item(&tree, "f")).unwrap();
+    fs::write(&path, [2; 100]).unwrap();
+    for checked in [
+        source.check_unchanged(item(&tree, "f"), fd.as_fd()),
+        source.check_tree_unchanged(&tree),
+    ] {
+        assert_eq!(failure(checked).0, Kind::SourceChanged);
+    }
+    // Once for each of the two directories, and then while it waits.
+    let asked = std::cell::Cell::new(0);
+    fs::write(&path, [3; 100]).unwrap();
+    let scanned = source.scan_while(&ScanOptions::default(), &|| {
+        asked.set(asked.get() + 1);
+        match asked.get() {
+            ..=3 => Ok(()),
+            _ => Err(mover_base::Error::new(Kind::Cancelled, "to end")),
+        }
+    });
+    assert_eq!(failure(scanned).0, Kind::Cancelled);
+}
+
+#[test]
+fn another_owner_or_mode_is_a_change_whatever_the_stamps_say() {
+    let dir = tempfile::tempdir().unwrap();
+    tree_of_everything(dir.path());
+    let source = open(dir.path());
+    let changes: [fn(&mut mover_base::tree::Entry); 3] = [
+        |entry| entry.uid ^= 1,
+        |entry| entry.gid ^= 1,
+        |entry| entry.mode ^= 1,
+    ];
+    for change in changes {
+        let mut tree = source.scan(&ScanOptions::default()).unwrap();
+        source.check_tree_unchanged(&tree).unwrap();
+        change(&mut tree.items.last_mut().unwrap().entry);
+        let (kind, text, _) = failure(source.check_tree_unchanged(&tree));
+        assert_eq!(kind, Kind::SourceChanged);
+        assert!(text.contains("metadata changed"), "{text}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::{Error, Kind, Result};
@@ -141,6 +142,21 @@ impl Mounted {
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("none", at, "tmpfs", flags, c"size=8m").unwrap();
         Mounted(at.to_owned())
+    }
+
+    /// A file system in `dir` that keeps times to the second: ext4 with inodes of 128 bytes.
+    pub fn of_whole_seconds(dir: &Path) -> Mounted {
+        let (image, at) = (dir.join("seconds.ext4"), dir.join("seconds"));
+        File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        std::fs::create_dir(&at).unwrap();
+        let mkfs = ["mkfs.ext4", "-q", "-F", "-I", "128"];
+        for (command, last) in [(&mkfs[..], None), (&["mount", "-o", "loop"], Some(&at))] {
+            let mut command_line = Command::new(command[0]);
+            command_line.args(&command[1..]).arg(&image).args(last);
+            let output = command_line.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+        Mounted(at)
     }
 
     /// A directory at a second path.

@@ -918,36 +918,3 @@ fn a_planted_marker_link_is_not_followed() {
     assert_eq!(failure(begun).0, Kind::Target);
     assert!(!outside.exists());
 }
-
-#[test]
-fn a_user_without_rights_gets_warnings_and_no_setuid() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
-    let to = dir.path().join("to");
-    std::thread::spawn({
-        let to = to.clone();
-        move || {
-            let nobody = rustix::fs::Uid::from_raw(65_534);
-            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-            let target = begin(&to, TargetMode::Fresh);
-            let mut root = entry(b"", EntryKind::Dir);
-            root.mode = 0o555;
-            let mut file = entry(b"f", FILE);
-            (file.uid, file.gid, file.mode) = (0, 0, 0o4755);
-            target.make_dir(&root).unwrap();
-            target.make_file(&file, &[]).unwrap();
-            target.apply_metadata(&file, None).unwrap();
-            target.apply_metadata(&root, None).unwrap();
-            let finished = target.finish().unwrap();
-            assert!(finished.warnings[0].contains("owner 0:0 not restored"));
-        }
-    })
-    .join()
-    .unwrap();
-    let found = to.join("f").metadata().unwrap();
-    assert_eq!((found.uid(), found.mode() & 0o7777), (65_534, 0o755));
-    assert_eq!(to.metadata().unwrap().mode() & 0o7777, 0o555);
-}
