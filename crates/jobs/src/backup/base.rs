@@ -61,9 +61,10 @@ impl Footing {
 pub(crate) struct Since {
     /// The pages, and perhaps more.
     pub pages: Changed,
-    /// Whether the log names each of them, before the redo position: then each is in its table's file. The block change
-    /// tracker also names what a transaction was about to change that came to nothing.
-    pub is_exact: bool,
+    /// Where the log begins to name them, if it names each, before the redo position: then each is in its table's file as it was
+    /// changed there or later. None from the block change tracker, which also names what a transaction was about to change that
+    /// came to nothing.
+    pub named_from: Option<Lsn>,
 }
 
 /// What was asked for.
@@ -324,7 +325,7 @@ fn changed_since(
     match extract(store.disk(), *identity, since, BUDGET_BYTES_DEFAULT) {
         Ok(delta) => Ok(Ok(Since {
             pages: delta.into(),
-            is_exact: true,
+            named_from: Some(since.start),
         })),
         Err(error) if is_about_log(&error) => by_tracker(store, checkpoint, since, &error),
         Err(error) if error.kind() == Kind::Limit => Ok(Err(error.to_string())),
@@ -347,7 +348,7 @@ fn by_tracker(
     let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT);
     let since = changed.map(|pages| Since {
         pages,
-        is_exact: false,
+        named_from: None,
     });
     Ok(since.map_err(|invalid| format!("{gone}; the block change tracker: {invalid}")))
 }

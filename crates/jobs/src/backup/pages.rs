@@ -47,7 +47,7 @@ pub(crate) enum Changes {
         /// Pages that the base has.
         base_pages: u32,
         /// As in [`Since`].
-        is_exact: bool,
+        named_from: Option<Lsn>,
     },
 }
 
@@ -83,8 +83,8 @@ impl Odd {
     /// the log changed elsewhere.
     fn mend(&mut self, record: &Record<'_>) {
         match *record {
-            // The first change of a page behind the redo position is an image of it.
-            Record::Image { table, page, .. } | Record::Delta { table, page, .. } => {
+            // The first change of a page behind the redo position is an image of it. Redo mends nothing by another.
+            Record::Image { table, page, .. } => {
                 self.torn.remove(&(table, page));
             }
             Record::Drop { table } => {
@@ -210,7 +210,8 @@ impl PageOrigin {
                 ..
             } => {
                 let all = blocks_of(item.entry.content_bytes());
-                pages.len() + all.saturating_sub(u64::from(*base_pages))
+                let new = all.saturating_sub(u64::from(*base_pages));
+                all.min(pages.len() + new)
             }
             _ => 0,
         });
@@ -271,17 +272,18 @@ impl PageOrigin {
                     Changes::Since {
                         pages,
                         base_pages,
-                        is_exact,
+                        named_from,
                     } => {
+                        let is_exact = named_from.is_some();
                         let base_bytes = u64::from(*base_pages) * PAGE_BYTES as u64;
                         let old = range.start..range.end.min(base_bytes);
-                        if *is_exact {
-                            self.check_written(*table, &old, written, pages)?;
-                        }
                         let mut pieces = changed_pieces(old, written, pages, !is_exact);
                         let new = range.start.max(base_bytes)..range.end.min(written);
                         if !new.is_empty() {
                             pieces.extend(data_pieces(fd, new, &item.entry.path)?);
+                        }
+                        if is_exact {
+                            self.check_written(*table, &range, &pieces, pages)?;
                         }
                         Ok(pieces)
                     }
@@ -290,19 +292,31 @@ impl PageOrigin {
         }
     }
 
-    /// Checks the pages that were read from `offset` of a table on. One that is torn is read again; with `last`, it is
+    /// Checks the pages that were read from `offset` of a table on. One that is torn is read again, and so is one that is as it
+    /// was before the log says that it was changed: a write was lost, or the file lost its end and grew again. With `last`, it is
     /// noted as torn.
     pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<Found> {
-        let Content::Table { table, .. } = self.item(at)?.content else {
+        let Content::Table { table, changes } = &self.item(at)?.content else {
             return Ok(Found::Whole);
+        };
+        let table = *table;
+        let is_stale = |number: u32, lsn: Lsn| match changes {
+            Changes::Since {
+                pages,
+                named_from: Some(from),
+                ..
+            } => lsn < *from && pages.contains(number),
+            _ => false,
         };
         let first = (offset / PAGE_BYTES as u64) as u32;
         let (mut oldest, mut newest) = (Lsn(u64::MAX), Lsn(0));
         let mut torn = Vec::new();
         for (number, page) in (first..).zip(bytes.as_chunks_mut::<PAGE_BYTES>().0) {
             match page::check(page, table, number) {
-                Ok(lsn) => (oldest, newest) = (oldest.min(lsn), newest.max(lsn)),
-                Err(_) => torn.push((number, page)),
+                Ok(lsn) if !is_stale(number, lsn) => {
+                    (oldest, newest) = (oldest.min(lsn), newest.max(lsn));
+                }
+                _ => torn.push((number, page)),
             }
         }
         self.newest.fetch_max(newest.0, Relaxed);
@@ -323,20 +337,27 @@ impl PageOrigin {
         Ok(Found::Torn)
     }
 
-    /// Pages that the log says were changed must be in the file; what is not is as good as torn.
+    /// Pages that the log says were changed must be in the file; what is not among what of `range` is read is as good as torn.
     fn check_written(
         &self,
         table: u32,
         range: &Range<u64>,
-        written: u64,
+        pieces: &VecDeque<Piece>,
         changed: &PageSet,
     ) -> Result<()> {
-        let page = |bytes: u64| blocks_of(bytes) as u32;
-        let missing = page(range.start.max(written))..page(range.end);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        self.note_torn(table, changed.within(missing))
+        let reads = pieces.iter().filter_map(|piece| match piece {
+            Piece::Read(range) => Some(range),
+            Piece::Keep(_) | Piece::Missing(_) => None,
+        });
+        let mut reads = reads.peekable();
+        let first = (range.start / PAGE_BYTES as u64) as u32;
+        let named = changed.within(first..blocks_of(range.end) as u32);
+        let missing = named.filter(|page| {
+            let at = u64::from(*page) * PAGE_BYTES as u64;
+            while reads.next_if(|read| read.end <= at).is_some() {}
+            reads.peek().is_none_or(|read| at < read.start)
+        });
+        self.note_torn(table, missing)
     }
 
     /// Notes that pages which changed are not in their file, where the base has something else than zeros: they are as good
@@ -434,7 +455,7 @@ impl PageOrigin {
         if let Some((table, page)) = left.torn.first() {
             return Err(Error::new(
                 Kind::Corrupt,
-                "a page does not match its checksum, and the log holds no image of it",
+                "a page is not as it was written (it does not match its checksum, or is older than the log says), and the log holds no image of it",
             )
             .object(format!("table {table:08x}, page {page}"))
             .hint("the database is damaged there; restore it from a backup"));
@@ -567,11 +588,15 @@ pub(crate) fn history_text(identity: &wal::LogIdentity) -> String {
 /// The set of the table's pages is taken out of `since`: all sets together may be as large as the budget for them.
 pub(crate) fn changes_since(since: &mut Since, table: u32, base_pages: Option<u32>) -> Changes {
     let pages = since.pages.tables.remove(&table);
-    base_pages.map_or(Changes::All, |base_pages| Changes::Since {
-        pages: pages.unwrap_or_default(),
-        base_pages,
-        is_exact: since.is_exact,
-    })
+    match base_pages {
+        // Of a table that the base has not, all is read; that what the log names is there can be said of it, too.
+        None if since.named_from.is_none() => Changes::All,
+        _ => Changes::Since {
+            pages: pages.unwrap_or_default(),
+            base_pages: base_pages.unwrap_or_default(),
+            named_from: since.named_from,
+        },
+    }
 }
 
 #[cfg(test)]
@@ -597,6 +622,13 @@ mod tests {
         assert_eq!((odd.torn.len(), odd.gone.len()), (4, 2));
 
         let (table, page) = (1, 5);
+        let ranges = wal::record::Ranges::decode(&[100, 0, 1, 0, 7]).unwrap();
+        odd.mend(&Record::Delta {
+            table,
+            page,
+            ranges,
+        });
+        assert!(odd.torn.contains(&(table, page)), "redo needs an image");
         odd.mend(&Record::Image { table, page, body });
         odd.mend(&Record::Drop { table: 3 });
         assert_eq!(odd.torn, BTreeSet::from([(1, 4), (2, 7)]));
@@ -610,12 +642,24 @@ mod tests {
             pages: Changed {
                 tables: [(1, set.clone()), (2, set.clone())].into(),
             },
-            is_exact: true,
+            named_from: Some(Lsn(7)),
         };
-        let changes = changes_since(&mut since, 1, Some(9));
-        assert!(matches!(changes, Changes::Since { pages, .. } if pages == set));
-        assert!(matches!(changes_since(&mut since, 2, None), Changes::All));
+        for (table, base_pages) in [(1, Some(9)), (2, None)] {
+            let changes = changes_since(&mut since, table, base_pages);
+            let Changes::Since {
+                pages,
+                base_pages: of_base,
+                named_from,
+            } = changes
+            else {
+                panic!("what the log names is kept");
+            };
+            assert_eq!((pages, named_from), (set.clone(), Some(Lsn(7))));
+            assert_eq!(of_base, base_pages.unwrap_or(0));
+        }
         assert!(since.pages.tables.is_empty());
+        since.named_from = None;
+        assert!(matches!(changes_since(&mut since, 2, None), Changes::All));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -15,7 +16,7 @@ use mover_jobs::restore::RestoreSummary;
 use mover_jobs::{BackupType, Credentials, Engine, JobLimits, RateBudget};
 use mover_pagedb::bulk::{Bulk, TABLE};
 use mover_pagedb::random::Random;
-use mover_pagedb::workload::accounts;
+use mover_pagedb::workload::{Op, accounts};
 use mover_pagedb::{Database, Journal, Options, Workload};
 use mover_source::disk::{DirDisk, Disk};
 use mover_source::page::PAGE_HEADER_BYTES;
@@ -822,15 +823,82 @@ fn a_table_that_lost_its_end_is_not_filled_up_from_the_base() {
     };
     let full = options(BackupType::Full);
     place.try_backup(&engine(), &full).unwrap();
+    let path = place.source(&table_path(TABLE));
+    let before = fs::read(&path).unwrap();
     bulk.change(100).unwrap();
     drop(bulk);
-    let path = place.source(&table_path(TABLE));
-    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
-    file.set_len(99 * BLOCK as u64).unwrap();
-    let incremental = options(BackupType::Incremental);
-    let error = place.try_backup(&engine(), &incremental).unwrap_err();
-    assert_eq!(error.kind(), Kind::Corrupt);
-    assert_eq!(error.object_name(), Some("table 00000001, page 99"));
+    let sound = fs::read(&path).unwrap();
+    let last = 99 * BLOCK;
+    let zeros = [&sound[..last], &[0; BLOCK]].concat();
+    let stale = [&sound[..last], &before[last..]].concat();
+    for (damage, bytes) in [
+        ("cut", &sound[..last]),
+        ("cut, and grown again", &zeros),
+        ("a write was lost", &stale),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let incremental = options(BackupType::Incremental);
+        let error = place.try_backup(&engine(), &incremental).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{damage}: {error}");
+        assert_eq!(error.object_name(), Some("table 00000001, page 99"));
+    }
+    fs::write(&path, &sound).unwrap();
+    let made = place.try_backup(&engine(), &options(BackupType::Incremental));
+    assert_eq!(made.unwrap().backup_type, BackupType::Incremental);
+}
+
+/// What the base has not may be lost as well: the end of a table that grew since, and all of one that was made since.
+#[test]
+fn what_was_written_since_the_base_and_is_gone_is_damage() {
+    let rows = |table: &str, keys: std::ops::Range<u64>| -> Vec<Op> {
+        let insert = |key| Op::Insert(table.to_owned(), key, vec![key as u8; 100]);
+        keys.map(insert).collect()
+    };
+    let mut site = Site::new(42, 14);
+    let create = |name: &str| Op::Create(name.to_owned());
+    site.database().commit(&[create("grows")]).unwrap();
+    site.database().commit(&rows("grows", 0..1)).unwrap();
+    site.database().checkpoint().unwrap();
+    let base = site.backup(BackupType::Full);
+    let before = base.journal.pages_at(Lsn(u64::MAX));
+    site.database().commit(&rows("grows", 1..70)).unwrap();
+    site.database().commit(&[create("new")]).unwrap();
+    site.database().commit(&rows("new", 0..70)).unwrap();
+    site.database().checkpoint().unwrap();
+    site.kill();
+    let pages = site.journal.pages_at(Lsn(u64::MAX)).into_keys();
+    let lost: Vec<(u32, u32)> = pages.filter(|at| !before.contains_key(at)).collect();
+    assert!(lost.iter().any(|(_, page)| *page > 0), "one that grew");
+    assert!(lost.iter().any(|(_, page)| *page == 0), "one that is new");
+    for (table, page) in lost {
+        let path = site.place.source(&table_path(table));
+        let sound = fs::read(&path).unwrap();
+        let at = page as usize * BLOCK;
+        let mut zeros = sound.clone();
+        zeros[at..at + BLOCK].fill(0);
+        // The file ends there, has a hole there, or zeros.
+        for damage in 0..3 {
+            match damage {
+                0 => fs::write(&path, &sound[..at]).unwrap(),
+                1 => {
+                    fs::write(&path, &sound[..at]).unwrap();
+                    let file = fs::File::options().write(true).open(&path).unwrap();
+                    file.set_len(sound.len() as u64).unwrap();
+                    file.write_all_at(&sound[at + BLOCK..], (at + BLOCK) as u64)
+                        .unwrap();
+                }
+                _ => fs::write(&path, &zeros).unwrap(),
+            }
+            let error = site.try_backup(BackupType::Incremental).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt, "{damage}: {error}");
+            let object = format!("table {table:08x}, page {page}");
+            assert_eq!(error.object_name(), Some(&object[..]), "{damage}");
+        }
+        fs::write(&path, &sound).unwrap();
+    }
+    let made = site.backup(BackupType::Incremental);
+    assert_eq!(made.summary.backup_type, BackupType::Incremental);
+    site.check(&made);
 }
 
 #[test]
@@ -865,7 +933,7 @@ fn empty_stores_and_tables_come_back() {
     same(&place.path("empty"), &Journal::default(), Lsn(4096));
     // A table without rows, made before and after the checkpoint.
     let (database, _) = Database::open(disk(&place.path("source")), OPTIONS).unwrap();
-    let create = |name: &str| mover_pagedb::workload::Op::Create(name.to_owned());
+    let create = |name: &str| Op::Create(name.to_owned());
     database.commit(&[create("before")]).unwrap();
     database.checkpoint().unwrap();
     let end = database.commit(&[create("after")]).unwrap();
