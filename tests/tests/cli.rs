@@ -510,8 +510,21 @@ fn keys_are_added_and_removed_and_the_last_one_stays() {
         found["slot_id"].as_str().expect("slot id").to_string()
     };
     key("key remove", &[&slot("x25519")]).expect(exit::USAGE);
+    // Not by its own key: that shows no other way in.
+    let own =
+        Outcome::of(
+            second
+                .command("key remove")
+                .args([&slot("x25519"), "--confirm", "--json"]),
+        );
+    mover_tests::bucket::told(
+        own,
+        exit::CONFLICT,
+        "opens no other key slot",
+        "a slot that stays",
+    );
     let removed = key("key remove", &[&slot("x25519"), "--confirm"]).expect(exit::OK);
-    assert!(removed.document()["warning"].is_null());
+    assert_eq!(removed.document()["slot"]["kind"], "x25519");
     second.list().expect(exit::KEY);
     // The last one stays.
     key("key remove", &[&slot("passphrase"), "--confirm"]).expect(exit::CONFLICT);

@@ -489,8 +489,8 @@ pub struct KeyAddArgs {
 #[command(after_help = "Examples:\n  \
     helios-mover key list\n  \
     helios-mover key remove 3f9a --confirm\n\n\
-    A damaged slot goes by the id in its name; the last intact one is never removed. Whoever copied a slot and\n\
-    knows its key can still open the repository.")]
+    Needs the key of a slot that stays. A damaged slot goes by the id in its name. Whoever copied a slot and knows\n\
+    its key can still open the repository.")]
 pub struct KeyRemoveArgs {
     /// Slot id, or the first digits of it
     #[arg(value_name = "SLOT")]

@@ -1,9 +1,8 @@
 //! `key`: who can open a repository.
 
-use mover_base::{Kind, Result};
+use mover_base::Result;
 use mover_io::Shard;
 use mover_repo::{Credentials, LinkLimits, Repository, Secret};
-use serde::Serialize;
 
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
@@ -46,31 +45,12 @@ pub fn add_recipient(
     })
 }
 
-/// A slot that was removed.
-#[derive(Debug, Serialize)]
-pub struct RemovedSlot {
-    /// What it was.
-    pub slot: ListedSlot,
-    /// That the key given for this opens nothing more, or that it is not known whether it does.
-    pub warning: Option<String>,
-}
-
-/// Removes the slot whose id begins so, intact or not; never the last intact one.
-pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<RemovedSlot> {
+/// Removes the slot whose id begins so, intact or not; only where the key that is given opens another one.
+pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<ListedSlot> {
     with(engine, repo, async |shard, repository| {
-        let slot = repository.remove_slot(&shard, slot_prefix).await?;
-        // The same key may open another slot, and only trying tells.
-        let warning = match repo.open(&shard).await {
-            Ok(_) => None,
-            Err(error) if error.kind() == Kind::Key => Some(
-                "the key that was given opened that slot only: it opens the repository no more"
-                    .to_owned(),
-            ),
-            Err(error) => Some(format!(
-                "whether the key that was given still opens the repository is not known: {error}"
-            )),
-        };
-        Ok(RemovedSlot { slot, warning })
+        repository
+            .remove_slot(&shard, slot_prefix, &repo.credentials)
+            .await
     })
 }
 

@@ -3,6 +3,7 @@
 //! Invariants: a manifest is written last, create-if-absent, under an id that nobody else has; one that was
 //! listed and cannot be read is reported with its reason and never passed over in silence.
 
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
 use mover_format::manifest::{MANIFEST_BYTES_MAX, Manifest};
@@ -34,6 +35,8 @@ pub struct OpenManifest {
     pub origin: Origin,
     /// The session that wrote it.
     pub session_id: SessionId,
+    /// SHA-256 of the session's wrapped key, which all of its objects carry and nobody else can use.
+    pub wrapped_key_sha256: Sha256,
     /// Length of the object.
     pub bytes: u64,
 }
@@ -173,6 +176,7 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
         manifest,
         origin,
         session_id: preamble.session_id,
+        wrapped_key_sha256: sha256(&preamble.wrapped_key),
         bytes: bytes.len() as u64,
     })
 }

@@ -16,6 +16,7 @@ mod run;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mover_base::checksum::Sha256;
 use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId, Timestamp};
 use mover_format::record::Purpose;
 use mover_format::seal::Origin;
@@ -121,8 +122,11 @@ pub struct Plan {
 struct Known {
     source: String,
     host: String,
+    /// By the clock of its host, which its id need not follow.
+    started: Timestamp,
     origin: Origin,
     session: SessionId,
+    wrapped_key_sha256: Sha256,
     /// What it was made on: its base, and the backup that had the packs which it took over.
     bases: [Option<BackupId>; 2],
 }
@@ -143,24 +147,31 @@ struct Survey {
 impl Survey {
     /// Takes a manifest into account.
     fn add(&mut self, open: OpenManifest) -> Result<()> {
-        self.packs.add(&open.manifest.packs)?;
+        self.packs.add(&open.manifest.packs, open.origin)?;
         let metadata = open.manifest.metadata;
         let known = Known {
             source: metadata.source.url,
             host: metadata.source.host,
+            started: metadata.started,
             origin: open.origin,
             session: open.session_id,
+            wrapped_key_sha256: open.wrapped_key_sha256,
             bases: [metadata.base_id, metadata.parent_id],
         };
         self.backups.insert(open.id, known);
         Ok(())
     }
 
-    /// Whether the session has published its manifest. Both must be vouched for alike: else a stranger could end the
-    /// protection of a session by a manifest under its id.
+    /// Whether the session has published its manifest. Both must be vouched for alike and carry the same wrapped key: else a
+    /// stranger could end the protection of a session by a manifest under its id. Who copies the key cannot seal anything with it.
+    /// (Without encryption there is none, and whoever may write is believed.)
     fn is_over(&self, session: &Standing) -> bool {
         let mut published = self.backups.values();
-        published.any(|known| known.session == session.id && known.origin == session.origin)
+        published.any(|known| {
+            known.session == session.id
+                && known.origin == session.origin
+                && known.wrapped_key_sha256 == session.wrapped_key_sha256
+        })
     }
 
     /// Sessions whose packs and parents must stay.
@@ -291,15 +302,15 @@ async fn load(shard: &Shard, repository: &Repository, id: BackupId) -> Result<Op
 
 /// What the policy says, group by group.
 fn verdicts(survey: &Survey, policy: &Policy, now: Timestamp) -> Vec<Verdict> {
-    let mut groups: BTreeMap<(&str, &str, bool), Vec<BackupId>> = BTreeMap::new();
+    let mut groups = BTreeMap::<(&str, &str, bool), Vec<_>>::new();
     for (id, known) in &survey.backups {
         let vouched = known.origin == Origin::Vouched;
         let group = (known.source.as_str(), known.host.as_str(), vouched);
-        groups.entry(group).or_default().push(*id);
+        groups.entry(group).or_default().push((*id, known.started));
     }
     let mut verdicts = Vec::new();
-    for ((source, host, vouched), ids) in groups {
-        for (id, rules) in ids.iter().zip(policy.keep(&ids, now)) {
+    for ((source, host, vouched), backups) in groups {
+        for ((id, _), rules) in backups.iter().zip(policy.keep(&backups, now)) {
             verdicts.push(Verdict {
                 backup_id: *id,
                 source: source.to_owned(),
@@ -416,12 +427,14 @@ mod tests {
     #[test]
     fn only_a_manifest_that_is_vouched_for_alike_ends_a_session() {
         let session = SessionId([7; 16]);
-        let over = |manifest: Origin, standing: Origin| {
+        let over = |(manifest, by): (Origin, Sha256), (standing, with): (Origin, Sha256)| {
             let known = Known {
                 source: "dir:///a".to_owned(),
                 host: "a".to_owned(),
+                started: Timestamp::now(),
                 origin: manifest,
                 session,
+                wrapped_key_sha256: by,
                 bases: [None; 2],
             };
             let survey = Survey {
@@ -439,16 +452,20 @@ mod tests {
                     tool_version: "1".to_owned(),
                 },
                 origin: standing,
+                wrapped_key_sha256: with,
                 life: Life::Unknown,
             };
             let is_over = survey.is_over(&standing);
             assert_eq!(survey.protecting(&[standing]).is_empty(), is_over);
             is_over
         };
-        assert!(!over(Origin::WriteOnly, Origin::Vouched));
-        assert!(!over(Origin::Vouched, Origin::WriteOnly));
-        assert!(over(Origin::Vouched, Origin::Vouched));
-        assert!(over(Origin::WriteOnly, Origin::WriteOnly));
+        let (own, stranger) = ([1; 32], [2; 32]);
+        assert!(!over((Origin::WriteOnly, own), (Origin::Vouched, own)));
+        assert!(!over((Origin::Vouched, own), (Origin::WriteOnly, own)));
+        for origin in [Origin::Vouched, Origin::WriteOnly] {
+            assert!(over((origin, own), (origin, own)));
+            assert!(!over((origin, stranger), (origin, own)), "another's key");
+        }
     }
 
     /// Earlier versions name the base of an incremental backup alone.
@@ -475,6 +492,7 @@ mod tests {
                 },
                 origin: Origin::Vouched,
                 session_id: SessionId([7; 16]),
+                wrapped_key_sha256: [1; 32],
                 bytes: 1,
             };
             let mut survey = Survey::default();

@@ -162,6 +162,9 @@ mod tests {
             hold(id, held),
             annotation(id, 12),
         ];
+        for name in &names {
+            assert!(is_name(name.as_ref().unwrap()));
+        }
         let rows = PAGE.lines();
         let rows = rows.skip_while(|line| !line.starts_with("| name | object |"));
         let rows = rows.skip(2).map_while(|line| line.strip_prefix("| `"));
@@ -194,6 +197,47 @@ mod tests {
             }
         }
         assert_eq!(quoted[0].len(), id.to_string().len());
+    }
+
+    /// `expire` takes back unfinished uploads of these names, and of no others.
+    #[test]
+    fn names_of_other_programs_are_not_of_this_layout() {
+        let backup = BackupId::new(Timestamp::from_micros(1_795_371_249_000_000), 7);
+        let own = [
+            config(),
+            slot(SlotId([0xa1; 16])),
+            pack(PackId([0xb2; 16])),
+            super::backup(backup),
+            session(SessionId([0xc3; 16])),
+            tombstone(backup, SessionId([0xc3; 16])),
+            hold(backup, HoldId([0xd4; 16])),
+            annotation(backup, 12),
+        ];
+        for own in own.map(|name| name.unwrap().as_str().to_owned()) {
+            // One part fewer, more, or in capitals is somebody else's.
+            let others = [
+                format!("{own}x"),
+                format!("x{own}"),
+                format!("{own}/x"),
+                format!("x/{own}"),
+                own.to_uppercase(),
+                own.replace(char::is_numeric, "z"),
+                own[..own.len() - 1].to_owned(),
+            ];
+            for other in others.into_iter().filter(|other| *other != own) {
+                let is_ours = Key::new(&other).is_ok_and(|key| is_name(&key));
+                // A shorter number is another annotation of the same backup.
+                let is_number = other.rsplit('/').next().is_some_and(|part| part == "1");
+                assert_eq!(is_ours, is_number, "{other}");
+            }
+        }
+        for other in ["data/0001", "packs/b2/notes.txt", "packs", "backups/today"] {
+            assert!(!is_name(&Key::new(other).unwrap()), "{other}");
+        }
+        // A pack below the digits of another.
+        let pack = pack(PackId([0xb2; 16])).unwrap();
+        let moved = pack.as_str().replacen("/b2/", "/b3/", 1);
+        assert!(!is_name(&Key::new(&moved).unwrap()), "{moved}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Which backups of one group a policy keeps, and why. Pure: ids and a time in, rules out.
+//! Which backups of one group a policy keeps, and why. Pure: ids and times in, rules out.
 //!
-//! Order, days, weeks and months come from the backup ids alone, in UTC. The clock at hand decides one thing: a backup that
-//! claims to begin later than `SKEW_SECONDS_MAX` from now is kept and counts for no rule, so that it cannot displace any
-//! other.
+//! The order comes from the backup ids alone; days, weeks and months, in UTC, from the ids and from what the clocks of the hosts
+//! said. These differ where a clock was ahead and went back: the ids that follow are all of the second in which it was ahead, and
+//! by them alone the backups of weeks would be of one day. A backup stays that is the newest of its period by either. The clock at
+//! hand decides one thing: a backup that claims to begin later than `SKEW_SECONDS_MAX` from now is kept and counts for no rule, so
+//! that it cannot displace any other.
 //!
 //! Invariants: every rule keeps at least the newest backup that counts, so a group never becomes empty; what is deleted is
-//! never more than the same policy would delete if no clock were looked at.
+//! never more than the same policy would delete by the ids alone, if no clock were looked at.
 
 use std::collections::BTreeSet;
 
@@ -56,14 +58,15 @@ impl Policy {
         *self == Policy::default()
     }
 
-    /// The rules that keep each of `ids`, which must be sorted. None for those that may go.
-    pub fn keep(&self, ids: &[BackupId], now: Timestamp) -> Vec<BTreeSet<Rule>> {
-        let mut all = vec![BTreeSet::new(); ids.len()];
+    /// The rules that keep each of `backups`, which must be sorted by their ids and bear the times at which they began by their
+    /// hosts' clocks. None for those that may go.
+    pub fn keep(&self, backups: &[(BackupId, Timestamp)], now: Timestamp) -> Vec<BTreeSet<Rule>> {
+        let mut all = vec![BTreeSet::new(); backups.len()];
         let horizon = now
             .as_micros()
             .saturating_add(SKEW_SECONDS_MAX.saturating_mul(1_000_000));
-        let counted = ids.partition_point(|id| id.started().as_micros() <= horizon);
-        let ids = &ids[..counted];
+        let counted = backups.partition_point(|(id, _)| id.started().as_micros() <= horizon);
+        let backups = &backups[..counted];
         let (kept, future) = all.split_at_mut(counted);
         for rules in future {
             rules.insert(Rule::Future);
@@ -71,14 +74,22 @@ impl Policy {
         for rules in kept.iter_mut().rev().take(self.last as usize) {
             rules.insert(Rule::Last);
         }
-        newest_of_each(ids, kept, self.daily, Rule::Daily, Timestamp::utc_day);
-        newest_of_each(ids, kept, self.weekly, Rule::Weekly, Timestamp::utc_week);
-        newest_of_each(ids, kept, self.monthly, Rule::Monthly, Timestamp::utc_month);
-        if let (Some(seconds), Some(newest)) = (self.within_seconds, ids.last()) {
+        let periods = [
+            (self.daily, Rule::Daily, Timestamp::utc_day as fn(_) -> _),
+            (self.weekly, Rule::Weekly, Timestamp::utc_week),
+            (self.monthly, Rule::Monthly, Timestamp::utc_month),
+        ];
+        for (count, rule, period) in periods {
+            let by_id = backups.iter().map(|(id, _)| period(id.started()));
+            newest_of_each(by_id, kept, count, rule);
+            let by_clock = backups.iter().map(|(_, started)| period(*started));
+            newest_of_each(by_clock, kept, count, rule);
+        }
+        if let (Some(seconds), Some((newest, _))) = (self.within_seconds, backups.last()) {
             let window_micros =
                 i64::try_from(seconds.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
             let begin = newest.started().as_micros().saturating_sub(window_micros);
-            let first = ids.partition_point(|id| id.started().as_micros() < begin);
+            let first = backups.partition_point(|(id, _)| id.started().as_micros() < begin);
             for rules in &mut kept[first..] {
                 rules.insert(Rule::Within);
             }
@@ -90,26 +101,22 @@ impl Policy {
     }
 }
 
-/// Keeps the newest of each of the newest `count` periods that have a backup.
+/// Keeps the newest of each of the newest `count` periods that have a backup, given the period of each, oldest first.
 fn newest_of_each(
-    ids: &[BackupId],
+    periods: impl DoubleEndedIterator<Item = i64> + ExactSizeIterator,
     kept: &mut [BTreeSet<Rule>],
     count: u32,
     rule: Rule,
-    period: fn(Timestamp) -> i64,
 ) {
-    let mut last = None;
-    let mut periods = 0;
-    for (id, rules) in ids.iter().zip(kept).rev() {
-        let this = period(id.started());
-        if last == Some(this) {
+    let mut seen = BTreeSet::new();
+    for (period, rules) in periods.zip(kept).rev() {
+        if seen.contains(&period) {
             continue;
         }
-        if periods == count {
+        if seen.len() == count as usize {
             return;
         }
-        periods += 1;
-        last = Some(this);
+        seen.insert(period);
         rules.insert(rule);
     }
 }
@@ -140,8 +147,13 @@ mod tests {
         ids
     }
 
+    /// Backups whose hosts' clocks were right.
+    fn on_time(ids: &[BackupId]) -> Vec<(BackupId, Timestamp)> {
+        ids.iter().map(|id| (*id, id.started())).collect()
+    }
+
     fn gone(policy: &Policy, ids: &[BackupId], now: Timestamp) -> BTreeSet<BackupId> {
-        let kept = policy.keep(ids, now);
+        let kept = policy.keep(&on_time(ids), now);
         assert_eq!(kept.len(), ids.len());
         let gone = ids.iter().zip(&kept).filter(|(_, rules)| rules.is_empty());
         gone.map(|(id, _)| *id).collect()
@@ -220,7 +232,7 @@ mod tests {
         #[test]
         fn rules_are_those_of_the_naive_reading(policy in any_policy(), ids in any_ids()) {
             let far = at(NOW * 4);
-            for (id, rules) in ids.iter().zip(policy.keep(&ids, far)) {
+            for (id, rules) in ids.iter().zip(policy.keep(&on_time(&ids), far)) {
                 prop_assert_eq!(rules, naive(&policy, &ids, *id), "{}", id);
             }
         }
@@ -234,6 +246,21 @@ mod tests {
             let by_order = gone(&policy, &ids, Timestamp::from_micros(i64::MAX));
             let with_clock = gone(&policy, &ids, at(now));
             prop_assert!(with_clock.is_subset(&by_order));
+        }
+
+        #[test]
+        fn no_clock_of_a_host_makes_more_go_than_the_ids_alone(
+            policy in any_policy(),
+            ids in any_ids(),
+            clocks in vec(0..NOW * 3, 30),
+        ) {
+            let far = Timestamp::from_micros(i64::MAX);
+            let clocks = clocks.into_iter().map(at);
+            let backups: Vec<_> = ids.iter().copied().zip(clocks).collect();
+            let by_ids = gone(&policy, &ids, far);
+            for ((id, _), rules) in backups.iter().zip(policy.keep(&backups, far)) {
+                prop_assert!(!rules.is_empty() || by_ids.contains(id), "{}", id);
+            }
         }
 
         #[test]
@@ -307,14 +334,40 @@ mod tests {
             within_seconds: Some(3 * DAY as u64),
             ..Policy::default()
         };
-        let kept = policy.keep(&ids, at(NOW + 9 * DAY));
+        let kept = policy.keep(&on_time(&ids), at(NOW + 9 * DAY));
         let rule = |at: usize| kept[at].iter().copied().collect::<Vec<_>>();
         assert_eq!(rule(6), [Rule::Within], "exactly at the window's begin");
         assert_eq!(rule(5), [Rule::WindowBase]);
         assert_eq!(rule(4), []);
         // It does not move on while no backup is made.
-        let later = policy.keep(&ids, at(NOW + 900 * DAY));
+        let later = policy.keep(&on_time(&ids), at(NOW + 900 * DAY));
         assert_eq!(kept, later);
+    }
+
+    /// After one backup with a clock a month ahead, the ids of those that follow are of its second.
+    #[test]
+    fn backups_of_many_days_are_not_one_day_because_a_clock_was_ahead() {
+        let ahead = NOW + 30 * DAY;
+        let backups: Vec<(BackupId, Timestamp)> = (0..31)
+            .map(|day| match day {
+                0 => (id(ahead, 0), at(ahead)),
+                _ => (id(ahead, day as u32), at(NOW + day * DAY)),
+            })
+            .collect();
+        let policy = Policy {
+            daily: 7,
+            weekly: 3,
+            ..Policy::default()
+        };
+        let kept = policy.keep(&backups, at(ahead + DAY));
+        let of = |rule| {
+            let kept = kept.iter().zip(0..31);
+            let kept = kept.filter(|(rules, _)| rules.contains(&rule));
+            kept.map(|(_, day)| day).collect::<Vec<i64>>()
+        };
+        assert_eq!(of(Rule::Daily), (24..31).collect::<Vec<i64>>());
+        // Day 0 is a Monday.
+        assert_eq!(of(Rule::Weekly), [20, 27, 30]);
     }
 
     #[test]
@@ -328,12 +381,12 @@ mod tests {
             last: 1,
             ..Policy::default()
         };
-        let kept = policy.keep(&ids, at(NOW));
+        let kept = policy.keep(&on_time(&ids), at(NOW));
         assert_eq!(kept[0], BTreeSet::new());
         assert_eq!(kept[1], BTreeSet::from([Rule::Last]));
         assert_eq!(kept[2], BTreeSet::from([Rule::Future]));
         // Within the skew it counts.
-        let kept = policy.keep(&ids, at(NOW + SKEW_SECONDS_MAX));
+        let kept = policy.keep(&on_time(&ids), at(NOW + SKEW_SECONDS_MAX));
         assert_eq!(kept[1], BTreeSet::new());
         assert_eq!(kept[2], BTreeSet::from([Rule::Last]));
     }

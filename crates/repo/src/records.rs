@@ -3,6 +3,7 @@
 //! Invariants: a record is created if absent and never changed; whoever can read checks it before it is written; a host
 //! that cannot read can write any of them, and list their names.
 
+use mover_base::checksum::{Sha256, sha256};
 use mover_base::{Error, Kind, ObjectId, Result};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
 use mover_format::preamble::{ObjectType, Preamble};
@@ -28,6 +29,8 @@ const FOREIGN_MAX: usize = 100_000;
 pub(crate) struct OpenRecord {
     pub record: Record,
     pub origin: Origin,
+    /// SHA-256 of the wrapped key of the session that wrote it.
+    pub wrapped_key_sha256: Sha256,
 }
 
 /// Names below a prefix.
@@ -103,7 +106,11 @@ fn decode(
     let (preamble, _) = Preamble::decode(bytes)?;
     let (sealer, origin) = repository.open_object(&preamble, object_type, id)?;
     let record = Record::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new())?;
-    Ok(OpenRecord { record, origin })
+    Ok(OpenRecord {
+        record,
+        origin,
+        wrapped_key_sha256: sha256(&preamble.wrapped_key),
+    })
 }
 
 /// All names below `prefix`.

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mover_base::checksum::Sha256;
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::preamble::ObjectType;
 use mover_format::record::{Purpose, Record, SessionRecord};
@@ -53,6 +54,8 @@ pub(crate) struct Standing {
     pub record: SessionRecord,
     /// Who wrote it, as far as its seal tells.
     pub origin: Origin,
+    /// SHA-256 of its wrapped key, which its manifest carries too.
+    pub wrapped_key_sha256: Sha256,
     /// What can be said of its process.
     pub life: Life,
 }
@@ -249,6 +252,7 @@ pub(crate) async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<S
             life: process::life(record.process.as_ref()),
             record,
             origin: open.origin,
+            wrapped_key_sha256: open.wrapped_key_sha256,
         });
     }
     Ok(found)

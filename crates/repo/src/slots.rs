@@ -2,9 +2,9 @@
 //!
 //! Invariants: whatever else stands among the slots, be it ever so much like one, keeps nobody out as long as a slot that the
 //! key opens is among the first [`NAMES_MAX`] names; a slot counts as intact only if its bytes, its place and the header it was made for agree; one
-//! that does not is listed with its reason and stands in nobody's way. No removal leaves a repository without
-//! an intact slot: after a deletion the slots are looked at again, and if two removals took the last two, each
-//! puts its own back.
+//! that does not is listed with its reason and stands in nobody's way. No removal leaves a repository that nobody opens: a slot goes
+//! only where the key at hand opens another one (that one looks intact proves nothing: whoever may write can make one that does),
+//! before the deletion and after it; if two removals took the last two, each puts its own back.
 
 use mover_base::{Error, Kind, Result, SlotId, Timestamp};
 use mover_format::slot::{KeySlot, SLOT_BYTES_MAX};
@@ -294,16 +294,37 @@ impl Repository {
         }
     }
 
-    /// Removes the one slot whose id begins with `prefix`, intact or not; never the last intact one.
-    pub async fn remove_slot(&self, shard: &Shard, prefix: &str) -> Result<ListedSlot> {
+    /// Removes the one slot whose id begins with `prefix`, intact or not; only where `credentials` open another one.
+    pub async fn remove_slot(
+        &self,
+        shard: &Shard,
+        prefix: &str,
+        credentials: &Credentials,
+    ) -> Result<ListedSlot> {
         self.require_secret()?;
-        let chosen = self.choose_slot(shard, prefix).await?;
-        self.take_slot(shard, &chosen).await?;
+        let chosen = self.choose_slot(shard, prefix, credentials).await?;
+        self.take_slot(shard, &chosen, credentials).await?;
         Ok(chosen.listed())
     }
 
+    /// Whether these credentials open the slot, and with it the repository.
+    fn is_opened_by(&self, slot: &StoredSlot, credentials: &Credentials) -> bool {
+        let Ok(slot) = &slot.slot else {
+            return false;
+        };
+        match RepoSecret::open_slot(slot, self.binding(), credentials) {
+            Ok(Some(secret)) => Some(secret.recipient().as_str()) == self.recipient(),
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     /// The slot to remove, if it can be spared as far as one look tells.
-    async fn choose_slot(&self, shard: &Shard, prefix: &str) -> Result<StoredSlot> {
+    async fn choose_slot(
+        &self,
+        shard: &Shard,
+        prefix: &str,
+        credentials: &Credentials,
+    ) -> Result<StoredSlot> {
         let (mut matching, others): (Vec<_>, Vec<_>) = self
             .read_slots(shard)
             .await?
@@ -323,30 +344,45 @@ impl Repository {
                     .hint("`helios-mover key list` shows the ids"));
             }
         };
-        if others.iter().any(|other| other.slot.is_ok()) {
+        let is_opened = |other: &StoredSlot| self.is_opened_by(other, credentials);
+        if others.iter().any(is_opened) {
             return Ok(chosen);
         }
-        let what = if chosen.slot.is_ok() {
-            "this is the last intact key slot; without it nobody could read"
-        } else {
-            "no key slot is intact; what is left of this one is not thrown away"
+        let is_other_intact = others.iter().any(|other| other.slot.is_ok());
+        let (what, hint) = match (is_other_intact, &chosen.slot) {
+            (true, _) => (
+                "the key that is given opens no other key slot, so it does not show that the repository can be opened without this one",
+                "give the key of a slot that stays (--passphrase-file or --identity-file), and remove this one by it",
+            ),
+            (false, Ok(_)) => (
+                "this is the last intact key slot; without it nobody could read",
+                "add another key first: `helios-mover key add`",
+            ),
+            (false, Err(_)) => (
+                "no key slot is intact; what is left of this one is not thrown away",
+                "add another key first: `helios-mover key add`",
+            ),
         };
         Err(Error::new(Kind::Conflict, what)
             .object(chosen.id.to_string())
-            .hint("add another key first: `helios-mover key add`"))
+            .hint(hint))
     }
 
-    /// Deletes a slot, and puts it back if no intact one is left then: another removal was as fast.
-    async fn take_slot(&self, shard: &Shard, chosen: &StoredSlot) -> Result<()> {
+    /// Deletes a slot, and puts it back if the key opens none then: another removal was as fast.
+    async fn take_slot(
+        &self,
+        shard: &Shard,
+        chosen: &StoredSlot,
+        credentials: &Credentials,
+    ) -> Result<()> {
         self.store().delete(shard, &chosen.key).await?;
         // A damaged slot opens nothing, so that nothing is lost with it.
         if chosen.slot.is_err() {
             return Ok(());
         }
-        let looked = self.read_slots(shard).await;
-        let refused = match looked {
-            Ok(left) if left.slots.iter().any(|left| left.slot.is_ok()) => return Ok(()),
-            Ok(_) => Error::new(
+        let refused = match self.unlock(shard, credentials).await {
+            Ok(_) => return Ok(()),
+            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt) => Error::new(
                 Kind::Conflict,
                 "the other key slots were removed at the same time; this one was put back",
             )
@@ -379,14 +415,17 @@ mod tests {
     use super::*;
     use crate::{fixture, generate_identity};
 
-    /// Runs `body` on a shard with a repository that two recipients open.
-    fn with_two_slots(body: impl AsyncFn(&Shard, &Repository, &[SlotInfo]) + Sync) {
+    /// Runs `body` on a shard with a repository that two recipients open, each with its slot and its key.
+    fn with_two_slots(
+        body: impl AsyncFn(&Shard, &Repository, &[SlotInfo], &[Credentials; 2]) + Sync,
+    ) {
         fixture::with_place(async |shard, url| {
-            let (identity, first) = generate_identity();
-            let (_, second) = generate_identity();
+            let (one, first) = generate_identity();
+            let (two, second) = generate_identity();
+            let keys = [one, two].map(Credentials::Identity);
             let slots = fixture::init(shard, url, &[first, second]).await?;
-            let opened = fixture::open(shard, url, &Credentials::Identity(identity)).await?;
-            body(shard, &opened, &slots).await;
+            let opened = fixture::open(shard, url, &keys[0]).await?;
+            body(shard, &opened, &slots, &keys).await;
             Ok(())
         });
     }
@@ -398,21 +437,22 @@ mod tests {
 
     #[test]
     fn two_removals_at_once_do_not_take_the_last_two_slots() {
-        with_two_slots(async |shard, repository, slots| {
+        with_two_slots(async |shard, repository, slots, keys| {
             let before = ids(shard, repository).await;
+            // Each by the key of the other.
             let choose = async |at: usize| {
-                let chosen = repository
-                    .choose_slot(shard, &slots[at].slot_id.to_string())
-                    .await;
+                let id = slots[at].slot_id.to_string();
+                let chosen = repository.choose_slot(shard, &id, &keys[1 - at]).await;
                 chosen.expect("two slots are there")
             };
             // Both look before either deletes.
             let (one, two) = (choose(0).await, choose(1).await);
             repository
-                .take_slot(shard, &one)
+                .take_slot(shard, &one, &keys[1])
                 .await
                 .expect("one is left");
-            let refused = repository.take_slot(shard, &two).await.unwrap_err();
+            let refused = repository.take_slot(shard, &two, &keys[0]).await;
+            let refused = refused.unwrap_err();
             assert_eq!(refused.kind(), Kind::Conflict);
             assert_eq!(ids(shard, repository).await, [two.id]);
 
@@ -427,16 +467,44 @@ mod tests {
                 .delete(shard, &two.key)
                 .await
                 .expect("deleted");
-            let refused = repository.take_slot(shard, &one).await.unwrap_err();
-            assert_eq!(refused.kind(), Kind::Conflict);
+            let refused = repository.take_slot(shard, &one, &keys[1]).await;
+            assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
             assert_eq!(ids(shard, repository).await, [one.id]);
+        });
+    }
+
+    /// The public parts of a slot around something that is no key: whoever may write can make it, and it counts as intact.
+    #[test]
+    fn a_slot_that_only_looks_intact_does_not_make_another_one_spare() {
+        with_two_slots(async |shard, repository, slots, keys| {
+            let found = repository.read_slots(shard).await.expect("a listing").slots;
+            let like = found[0].slot.as_ref().expect("intact");
+            let planted = KeySlot {
+                slot_id: SlotId([7; 16]),
+                age: vec![0x5a; like.age.len()],
+                ..like.clone()
+            };
+            let key = layout::slot(planted.slot_id).expect("a name");
+            let bytes = planted.encode().expect("a slot");
+            let put = repository.store().put_if_absent(shard, &key, &bytes);
+            put.await.expect("planted");
+            let listed = repository.slots(shard).await.expect("a listing").slots;
+            assert!(listed.iter().all(|slot| !slot.damaged), "{listed:?}");
+
+            let [one, two] = [0, 1].map(|at: usize| slots[at].slot_id.to_string());
+            let removed = repository.remove_slot(shard, &two, &keys[0]).await;
+            removed.expect("its own opens");
+            let refused = repository.remove_slot(shard, &one, &keys[0]).await;
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
+            repository.unlock(shard, &keys[0]).await.expect("it opens");
         });
     }
 
     /// Whoever may write and not read can make any of these.
     #[test]
     fn what_others_put_among_the_slots_locks_nobody_out() {
-        with_two_slots(async |shard, repository, slots| {
+        with_two_slots(async |shard, repository, slots, keys| {
             let store = repository.store();
             let genuine = ids(shard, repository).await;
             for at in 0..100u8 {
@@ -451,28 +519,22 @@ mod tests {
             let intact: Vec<SlotId> = intact.map(|slot| slot.slot_id).collect();
             assert_eq!((listed.len(), &intact), (102, &genuine));
 
-            // Both identities are gone with the credentials that made them, so a third opens it again.
-            let (identity, recipient) = generate_identity();
-            repository
-                .add_recipient(shard, &recipient, None)
-                .await
-                .expect("a slot");
-            let credentials = Credentials::Identity(identity);
-            repository
-                .unlock(shard, &credentials)
-                .await
-                .expect("an open repository");
+            for key in keys {
+                let opened = repository.unlock(shard, key).await;
+                opened.expect("an open repository");
+            }
             let garbage = SlotId([7; 16]).to_string();
-            let removed = repository.remove_slot(shard, &garbage).await;
+            let removed = repository.remove_slot(shard, &garbage, &keys[1]).await;
             assert!(removed.expect("removed").damaged);
             let one = slots[0].slot_id.to_string();
-            repository.remove_slot(shard, &one).await.expect("removed");
+            let removed = repository.remove_slot(shard, &one, &keys[1]).await;
+            removed.expect("removed");
         });
     }
 
     #[test]
     fn no_more_slots_are_made_than_a_team_needs() {
-        with_two_slots(async |shard, repository, slots| {
+        with_two_slots(async |shard, repository, slots, keys| {
             for _ in slots.len()..SLOTS_MAX {
                 let (_, recipient) = generate_identity();
                 let added = repository.add_recipient(shard, &recipient, None).await;
@@ -483,7 +545,7 @@ mod tests {
             assert_eq!(refused.unwrap_err().kind(), Kind::Limit);
             let removed = slots[0].slot_id.to_string();
             repository
-                .remove_slot(shard, &removed)
+                .remove_slot(shard, &removed, &keys[1])
                 .await
                 .expect("removed");
             repository
@@ -495,9 +557,9 @@ mod tests {
 
     #[test]
     fn a_slot_that_was_put_back_still_opens() {
-        with_two_slots(async |shard, repository, slots| {
+        with_two_slots(async |shard, repository, slots, keys| {
             let chosen = repository
-                .choose_slot(shard, &slots[0].slot_id.to_string())
+                .choose_slot(shard, &slots[0].slot_id.to_string(), &keys[1])
                 .await;
             let chosen = chosen.expect("two slots are there");
             let other = layout::slot(slots[1].slot_id).expect("a name");
@@ -506,7 +568,8 @@ mod tests {
                 .delete(shard, &other)
                 .await
                 .expect("deleted");
-            repository.take_slot(shard, &chosen).await.unwrap_err();
+            let taken = repository.take_slot(shard, &chosen, &keys[1]).await;
+            taken.unwrap_err();
             let left = repository.read_slots(shard).await.expect("a listing").slots;
             assert!(left.len() == 1 && left[0].slot.is_ok() && left[0].bytes == chosen.bytes);
         });

@@ -21,8 +21,8 @@ use crate::table::{Align, Cell, Table};
 const DAMAGED: &str = "damaged";
 
 #[derive(Serialize)]
-struct OneSlot {
-    slot: SlotInfo,
+struct OneSlot<T> {
+    slot: T,
 }
 
 #[derive(Serialize)]
@@ -135,12 +135,9 @@ pub fn remove(context: &mut Context<'_>, args: KeyRemoveArgs) -> Result<()> {
             .hint("whoever has only this key loses the repository; if that is meant, add --confirm"));
     }
     let repo = context.repo_access()?;
-    let removed = key::remove(&context.settings.engine, &repo, &args.slot)?;
-    tell_slot(context, "removed", &describe_listed(&removed.slot));
-    if let Some(warning) = &removed.warning {
-        context.out.warning(warning);
-    }
-    context.out.summary(&removed);
+    let slot = key::remove(&context.settings.engine, &repo, &args.slot)?;
+    tell_slot(context, "removed", &describe_listed(&slot));
+    context.out.summary(OneSlot { slot });
     Ok(())
 }
 

@@ -21,14 +21,14 @@ use mover_repo::{Repository, expire as repo_expire};
 use crate::fixture::{MIB, Place, Random, assert_same_trees, copy_tree, engine};
 
 /// Keeps the newest `last`.
-fn keep(last: u32) -> Policy {
+pub fn keep(last: u32) -> Policy {
     Policy {
         last,
         ..Policy::default()
     }
 }
 
-fn options(place: &Place, policy: Policy) -> ExpireOptions {
+pub fn options(place: &Place, policy: Policy) -> ExpireOptions {
     ExpireOptions {
         repo: place.access(),
         policy,
@@ -242,15 +242,15 @@ fn slow() -> Engine {
 }
 
 /// Executes a planned backup and calls `meanwhile` once, when packs of it stand that no manifest names.
-fn backup_beside(
-    history: &History,
+pub fn backup_beside(
+    place: &Place,
     plan: backup::BackupPlan,
     mut meanwhile: impl FnMut(),
 ) -> Result<backup::BackupSummary> {
-    let known = history.place.objects("packs/").len();
+    let known = place.objects("packs/").len();
     let mut is_done = false;
     let done = backup::execute(&slow(), plan, &mut |_, _| {
-        if !is_done && history.place.objects("packs/").len() > known {
+        if !is_done && place.objects("packs/").len() > known {
             is_done = true;
             meanwhile();
         }
@@ -270,7 +270,7 @@ fn a_running_backup_keeps_its_parent_and_its_packs() {
         // Newer ones, so that the policy would have the parent go.
         let newer = [place.backup(), place.backup()].map(|made| made.backup_id.to_string());
         let summary = RefCell::new(None);
-        let done = backup_beside(&history, planned, || {
+        let done = backup_beside(&history.place, planned, || {
             let plan = expire::plan(&engine(), &options(place, keep(1)), &mut |_, _| {}).unwrap();
             let reasons = |id| plan.backups.iter().find(|one| one.backup_id == id).unwrap();
             let in_use = BTreeSet::from([Reason::Other(OtherReason::InUse)]);
@@ -319,7 +319,7 @@ fn a_backup_that_begins_between_plan_and_execution_puts_its_parent_off() {
     let doomed = expire::plan(&engine(), &options(place, keep(1)), &mut |_, _| {}).unwrap();
     assert_eq!(doomed.expired, 1);
     let doomed = Cell::new(Some(doomed));
-    let done = backup_beside(&history, planned, || {
+    let done = backup_beside(&history.place, planned, || {
         let plan = doomed.take().unwrap();
         let outcome = expire::execute(&engine(), plan, &mut |_, _| {})
             .unwrap()
@@ -366,7 +366,7 @@ fn a_session_that_was_given_up_publishes_nothing() {
     fs::write(history.place.source("much"), history.random.bytes(24 * MIB)).unwrap();
     let place = &history.place;
     let planned = backup::plan(&engine(), &place.backup_options(), &mut |_, _| {}).unwrap();
-    let result = backup_beside(&history, planned, || {
+    let result = backup_beside(&history.place, planned, || {
         let session = place.objects("sessions/").remove(0);
         let id = session.strip_prefix("sessions/").unwrap();
         let refused = expire::forget_session(&engine(), &place.access(), id);
@@ -410,7 +410,7 @@ fn a_session_whose_backup_stands_protects_nothing() {
     let place = &history.place;
     let planned = backup::plan(&engine(), &place.backup_options(), &mut |_, _| {}).unwrap();
     let kept = RefCell::new(None);
-    let id = backup_beside(&history, planned, || {
+    let id = backup_beside(&history.place, planned, || {
         let name = place.objects("sessions/").remove(0);
         let bytes = fs::read(place.object(&name)).unwrap();
         *kept.borrow_mut() = Some((name, bytes));
@@ -544,7 +544,7 @@ fn a_pack_is_asked_once_who_wrote_it() {
     let place = &history.place;
     let planned = backup::plan(&engine(), &place.backup_options(), &mut |_, _| {}).unwrap();
     let session = RefCell::new(None);
-    let owner = backup_beside(&history, planned, || {
+    let owner = backup_beside(&history.place, planned, || {
         let path = place.object(&place.objects("sessions/").remove(0));
         let bytes = fs::read(&path).unwrap();
         *session.borrow_mut() = Some((path, bytes));

@@ -5,8 +5,10 @@ use std::fs;
 
 use mover_base::checksum::crc32;
 use mover_base::{BackupId, Kind, Timestamp};
+use mover_jobs::{backup, expire};
 
-use crate::fixture::{BLOCK, Place, Random, engine, write_sparse};
+use crate::expire::{backup_beside, keep, options};
+use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, engine, write_sparse};
 
 const PREAMBLE: usize = 100;
 const HEADER: usize = 16;
@@ -58,6 +60,18 @@ fn packs_at(body: &[u8], packs: usize) -> usize {
     let at = body.len() - 80 * packs;
     assert_eq!(word(body, at - 4), packs);
     at
+}
+
+/// Puts `to` in the place of `from`, which is as long and stands in `body` once or more.
+fn replace(body: &mut [u8], from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let starts: Vec<usize> = (0..body.len())
+        .filter(|&at| body[at..].starts_with(from.as_bytes()))
+        .collect();
+    assert!(!starts.is_empty(), "{from} is not there");
+    for at in starts {
+        body[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
 }
 
 /// Every backup that a finding concerns, with the object.
@@ -157,4 +171,55 @@ fn a_map_that_is_wrong_is_told_with_its_backup_and_file() {
     assert_eq!(error.object_name(), Some(object.as_str()));
     assert!(error.message().contains("the file holes"), "{error}");
     assert!(error.hint_text().is_some());
+}
+
+/// Whoever can write manifests can name any pack in them, and have them go by a newer one of the same source. What a backup that
+/// runs has stored stays all the same, or it would end well and could not be restored.
+#[test]
+fn packs_of_a_running_backup_outlast_a_forged_manifest_that_names_them() {
+    let place = Place::plain();
+    fs::write(place.source("a"), Random(1).bytes(8 * BLOCK)).unwrap();
+    let first = place.backup().backup_id;
+    let template = fs::read(place.object(&format!("backups/{first}"))).unwrap();
+    let known = place.objects("packs/");
+    fs::write(place.source("much"), Random(2).bytes(24 * MIB)).unwrap();
+    let planned = backup::plan(&engine(), &place.backup_options(), &mut |_, _| {}).unwrap();
+    let url = format!("dir://{}", place.path("source").display());
+    let foreign = format!("{}z", &url[..url.len() - 1]);
+    let forge = |at: i64, packs: &[String]| {
+        let id = BackupId::new(Timestamp::from_micros(at * 1_000_000), 7);
+        let mut body = body_of(&template);
+        replace(&mut body, &first.to_string(), &id.to_string());
+        replace(&mut body, &url, &foreign);
+        let begin = packs_at(&body, known.len());
+        let mut infos: Vec<[u8; 80]> = body[begin..].as_chunks().0.to_vec();
+        for name in packs {
+            let mut info = infos[0];
+            let id: mover_base::PackId = name.rsplit('/').next().unwrap().parse().unwrap();
+            info[..16].copy_from_slice(&id.0);
+            infos.push(info);
+        }
+        infos.sort_unstable();
+        put_word(&mut body, begin - 4, infos.len() as u32);
+        body.truncate(begin);
+        body.extend(infos.concat());
+        let name = format!("backups/{id}");
+        fs::write(place.object(&name), forged(&template, id, &body)).unwrap();
+        id
+    };
+    let done = backup_beside(&place, planned, || {
+        let mut making = place.objects("packs/");
+        making.retain(|name| !known.contains(name));
+        let older = forge(10, &making);
+        forge(20, &[]);
+        let plan = expire::plan(&engine(), &options(&place, keep(1)), &mut |_, _| {}).unwrap();
+        let summary = expire::execute(&engine(), plan, &mut |_, _| {}).unwrap();
+        assert_eq!(summary.outcome.deleted, [older]);
+        let left = place.objects("packs/");
+        assert!(making.iter().all(|name| left.contains(name)), "{left:?}");
+    });
+    let id = done.unwrap().backup_id.to_string();
+    let restore = place.restore_options(&id, "out", false);
+    place.try_restore(&engine(), &restore).unwrap();
+    assert_same_trees(&place.path("source"), &place.path("out"));
 }

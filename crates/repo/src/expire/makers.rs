@@ -1,4 +1,4 @@
-//! Who wrote the packs that no manifest names.
+//! Who wrote the packs that no manifest names, or none of somebody who can be believed.
 //!
 //! The preamble of a pack names the session that wrote it, and the id of a session leads to its object and to the manifest of its
 //! backup, both by their own names. So a pack tells of its backup even where the listings show neither the backup nor anything
@@ -79,7 +79,7 @@ impl Survey {
     }
 
     /// Reads the preambles of those packs that were not read yet.
-    async fn ask(
+    pub(super) async fn ask(
         &mut self,
         shard: &Shard,
         repository: &Arc<Repository>,
@@ -98,7 +98,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Whether a pack that no manifest names belongs to none of the sessions `owners`. One whose maker cannot be told stays.
+    /// Whether a pack that was asked belongs to none of the sessions `owners`. One whose maker cannot be told stays.
     pub(super) fn may_delete(&self, id: &PackId, owners: &BTreeSet<SessionId>) -> bool {
         match self.makers.get(id) {
             Some(Maker::Session(maker)) => !owners.contains(maker),

@@ -14,8 +14,9 @@ use mover_store::Key;
 use serde::Serialize;
 
 use super::look::{LOOKS_MAX, Looked, View, incomplete};
+use super::packs::{self, PackUses};
+use super::too_busy;
 use super::{NO_BACKUP, OtherReason, Plan, Survey};
-use super::{packs, too_busy};
 use crate::process::Life;
 use crate::repository::{Repository, Session};
 use crate::sessions::{self, Registration};
@@ -206,7 +207,7 @@ impl Run<'_> {
             Err(error) if error.is_absence() => return Ok(false),
             Err(error) => return Err(error),
         };
-        self.survey.packs.add(&open.manifest.packs)?;
+        self.survey.packs.add(&open.manifest.packs, open.origin)?;
         self.doomed.remove(&backup);
         self.out.put_off.push(PutOff {
             backup_id: backup,
@@ -246,7 +247,7 @@ impl Run<'_> {
                         Err(gone) if gone.is_absence() => return Err(error),
                         open => open?,
                     };
-                    self.survey.packs.add(&open.manifest.packs)?;
+                    self.survey.packs.add(&open.manifest.packs, open.origin)?;
                     self.doomed.remove(&backup);
                     self.kept_back.insert(backup);
                     continue;
@@ -269,16 +270,26 @@ impl Run<'_> {
         }
         let protecting = self.survey.protecting(&view.sessions);
         let owners: BTreeSet<SessionId> = protecting.iter().map(|one| one.id).collect();
+        // What a manifest named is no pack in the making, unless its writer can only write, and so may name anything: then the
+        // pack itself is asked whose it is, if there is anybody whose it could be.
+        let is_past = |packs: &PackUses, id: &PackId| {
+            packs.is_known(id) && (packs.is_vouched(id) || owners.is_empty())
+        };
+        let packs = &self.survey.packs;
+        let mut candidates = candidates;
+        candidates.retain(|(id, _)| !packs.is_needed(id));
+        let doubtful = candidates.iter().copied();
+        let doubtful = doubtful.filter(|(id, _)| packs.is_known(id) && !is_past(packs, id));
+        let doubtful: Vec<(PackId, u64)> = doubtful.collect();
+        let (shard, repository) = (self.shard, self.repository);
+        self.survey.ask(shard, repository, &doubtful).await?;
         let mut batch = Vec::new();
         for (id, bytes) in candidates {
-            if self.survey.packs.is_needed(&id) {
+            let packs = &self.survey.packs;
+            if !is_past(packs, &id) && !self.survey.may_delete(&id, &owners) {
                 continue;
             }
-            // What a manifest named is no pack in the making.
-            let was_named = self.survey.packs.is_known(&id);
-            if !was_named && !self.survey.may_delete(&id, &owners) {
-                continue;
-            }
+            let was_named = packs.is_known(&id);
             batch.push((layout::pack(id)?, bytes, was_named));
             if batch.len() == BATCH {
                 self.delete_batch(std::mem::take(&mut batch)).await?;
