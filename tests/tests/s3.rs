@@ -31,6 +31,8 @@ use serde_json::Value;
 
 #[path = "s3/faulty.rs"]
 mod faulty;
+#[path = "s3/limits.rs"]
+mod limits;
 #[path = "s3/refused.rs"]
 mod refused;
 #[path = "s3/rights.rs"]

@@ -33,7 +33,7 @@ const READABLE: &str = "readable";
 const NAMED_MAX: usize = 3;
 
 /// What it means that a store keeps what should be deleted.
-const UNDELETED_HINT: &str = "backups work and leave small objects behind, and `expire` deletes nothing with these credentials; allow deletes (s3:DeleteObject), unless they are denied on purpose, as beside an object lock";
+const UNDELETED_HINT: &str = "backups work and leave small objects behind, and `expire` does not free what it should; leave it so only where deletes are denied on purpose, as beside an object lock";
 
 /// What to look at besides the environment.
 #[derive(Debug, Clone)]
@@ -235,12 +235,18 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
                     Some(_) => "an object can be written",
                 };
                 items.push(item(AREA, "writable", Status::Ok, detail));
-                items.extend(tried.undeleted.map(|reason| CheckItem {
-                    hint: Some(UNDELETED_HINT.to_owned()),
-                    ..item(AREA, "deletes", Status::Warn, reason)
+                items.extend(tried.undeleted.map(|weakness| {
+                    let hint = weakness.hint.into_iter();
+                    let hint: Vec<String> = hint.chain([UNDELETED_HINT.to_owned()]).collect();
+                    CheckItem {
+                        hint: Some(hint.join("; ")),
+                        ..item(AREA, "deletes", Status::Warn, weakness.what)
+                    }
                 }));
-                let told = |weakness| item(AREA, "store", Status::Warn, weakness);
-                items.extend(tried.weaknesses.into_iter().map(told));
+                items.extend(tried.weaknesses.into_iter().map(|weakness| CheckItem {
+                    hint: weakness.hint,
+                    ..item(AREA, "store", Status::Warn, weakness.what)
+                }));
             }
             Err(error) => items.push(failed(AREA, "writable", &error)),
         }

@@ -99,10 +99,28 @@ pub struct Page {
 /// How it went to try a store out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tried {
-    /// Why what was written is still there, if it could not be deleted.
-    pub undeleted: Option<String>,
+    /// Why what was written, or an upload in parts that was begun, is still there, if it could not be deleted.
+    pub undeleted: Option<Weakness>,
     /// What works, and not as well as in other stores.
-    pub weaknesses: Vec<String>,
+    pub weaknesses: Vec<Weakness>,
+}
+
+/// What a store does not do as well as others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weakness {
+    /// What it is.
+    pub what: String,
+    /// What would help.
+    pub hint: Option<String>,
+}
+
+impl From<&Error> for Weakness {
+    fn from(error: &Error) -> Self {
+        Weakness {
+            what: error.to_string(),
+            hint: error.hint_text().map(str::to_owned),
+        }
+    }
 }
 
 /// An unfinished upload that nobody seems to work on any more.

@@ -24,7 +24,7 @@ pub use self::reader::LocalReader;
 pub use self::upload::LocalUpload;
 
 use self::durable::Durability;
-use self::errno::{explain, not_found};
+use self::errno::{explain, explain_read, not_found};
 use self::root::{Root, object_bytes};
 use crate::bounds::{is_stale, too_large, too_short};
 use crate::key::{Key, TEMPORARY_PART};
@@ -128,7 +128,7 @@ impl LocalStore {
             let span = rest.min(BUF_BYTES).next_multiple_of(BLOCK_BYTES);
             let buf = shard.buffer().await;
             let (result, buf) = file.read_at(buf, out.len() as u64, span).await;
-            let got = result.map_err(|error| explain(error, "read an object", key.as_str()))?;
+            let got = result.map_err(|error| explain_read(error, key.as_str()))?;
             if got < rest.min(BUF_BYTES) {
                 return Err(too_short(key));
             }

@@ -45,7 +45,7 @@ use crate::key::{Key, TEMPORARY_PART};
 use crate::traffic::Traffic;
 use crate::{
     LinkLimits, LinkReport, ObjectInfo, Page, Piece, Put, Rivals, Slice, TEMPORARIES_MAX,
-    Temporary, Tried,
+    Temporary, Tried, Weakness,
 };
 
 /// A repository's place in a bucket. Cheap to clone.
@@ -63,7 +63,7 @@ struct Place {
     /// How bodies are signed, where it was asked for more than every server knows.
     signing: OnceCell<Signing>,
     /// Why the first probe that was not deleted stays.
-    undeleted: OnceLock<String>,
+    undeleted: OnceLock<Weakness>,
     has_answered: AtomicBool,
     /// Which of the server's addresses the next connection goes to first; it may be more than there are.
     next_address: Arc<AtomicUsize>,
@@ -223,19 +223,23 @@ impl S3Store {
     pub(crate) async fn try_out(&self, shard: &Shard) -> Result<Tried> {
         let client = self.client(shard)?;
         const CLAIMED: &str = "claimed first, which takes more requests and relies on listings that show what was just written";
+        let told = |what: String| Weakness { what, hint: None };
         let mut weaknesses = match put::conditions(&client).await? {
-            Conditions::Ignored => vec![format!(
+            Conditions::Ignored => vec![told(format!(
                 "the server ignores conditional writes (If-None-Match): objects that two writers may want are {CLAIMED}"
-            )],
+            ))],
             Conditions::Kept => match multipart::conditions(&client).await {
                 Ok(Conditions::Kept) => Vec::new(),
-                Ok(Conditions::Ignored) => vec![format!(
+                Ok(Conditions::Ignored) => vec![told(format!(
                     "the server ignores the condition (If-None-Match) at the end of an upload in parts: objects of more than 16 MiB that two writers may want are {CLAIMED}"
-                )],
+                ))],
                 Err(error) if error.kind() == Kind::Cancelled => return Err(error),
-                Err(error) => vec![format!(
-                    "objects of more than 16 MiB cannot be written, which is done in parts: {error}"
-                )],
+                Err(error) => vec![Weakness {
+                    what: format!(
+                        "objects of more than 16 MiB cannot be written, which is done in parts: {error}"
+                    ),
+                    ..Weakness::from(&error)
+                }],
             },
         };
         if chunked::signing(&client).await != self.0.location.signing {
@@ -246,7 +250,7 @@ impl S3Store {
                 }
                 false => "the server does not take such bodies as it should",
             };
-            weaknesses.push(format!("sign=chunks has no effect: {reason}"));
+            weaknesses.push(told(format!("sign=chunks has no effect: {reason}")));
         }
         Ok(Tried {
             undeleted: self.0.undeleted.get().cloned(),

@@ -904,11 +904,13 @@ fn a_server_that_would_store_the_frames_of_chunks_gets_none() {
             Ok((put, store.try_out(&shard).await?.weaknesses))
         });
         assert_eq!(put, Put::Created);
-        let is_told = warnings.iter().any(|text| text.contains("in parts"));
+        let is_told = warnings
+            .iter()
+            .any(|weakness| weakness.what.contains("in parts"));
         assert!(is_told, "it takes no uploads in parts: {warnings:?}");
         let is_told = warnings
             .iter()
-            .any(|text| text.contains("sign=chunks has no effect"));
+            .any(|weakness| weakness.what.contains("sign=chunks has no effect"));
         assert_eq!(is_told, !is_in_chunks, "{warnings:?}");
         let requests = scripted.requests();
         let mut writes = requests.iter().map(|request| &request.head);

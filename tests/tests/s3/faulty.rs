@@ -76,6 +76,10 @@ fn passing_faults() -> Vec<Passing> {
     };
     let silence = |action| any(action).times(SILENCES);
     let listings = |action| Fault::new(action).query("list-type").times(SILENCES);
+    let packs = |method, action| {
+        let fault = Fault::new(action).method(method);
+        fault.path("/packs/").times(SILENCES)
+    };
     let conflict = Action::error(409, "ConditionalRequestConflict");
     let late = Action::Delay(Duration::from_millis(300));
     [
@@ -103,6 +107,16 @@ fn passing_faults() -> Vec<Passing> {
         ("truncated", any(Action::TruncateReply(100)), TIMEOUT_S),
         ("late", any(late), TIMEOUT_S),
         ("slow", listings(Action::SlowReply(1024)), TIMEOUT_S),
+        (
+            "slow-packs",
+            packs("GET", Action::SlowReply(1024)),
+            TIMEOUT_S,
+        ),
+        (
+            "slow-writes",
+            packs("PUT", Action::SlowRequest(1024)),
+            TIMEOUT_S,
+        ),
         ("stalled", silence(Action::Stall), SILENCE_S),
         ("silent", silence(Action::SilentReply), SILENCE_S),
         (

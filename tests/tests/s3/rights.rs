@@ -1,12 +1,16 @@
 //! What each verb needs to be allowed to do: where a server denies one kind of request, a verb works without it, or says which
 //! permission it lacks, and nothing is lost.
 
-use mover_test_servers::{Action, Fault, FaultProxy};
-use mover_tests::mover::{AnyRepo, Outcome, exit};
+use mover_test_servers::{Action, Fault, FaultProxy, FilesystemS3};
+use mover_tests::bucket::{repo_in, variables};
+use mover_tests::mover::{AnyRepo, Outcome, Protection, exit};
+use mover_tests::plant;
 use mover_tests::proof::restores_to;
+use mover_tests::random::Random;
+use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 
-use super::Reached;
+use super::{Reached, SEED};
 
 /// Kinds of requests: their name, the permission that lets them pass, and what they are recognised by.
 struct Right {
@@ -117,4 +121,44 @@ fn a_verb_works_without_a_permission_or_names_it() {
         restores_to(&reached.repo, "latest", &truth, &reached.scratch);
         reached.repo.verify().expect(exit::OK);
     }
+}
+
+/// Jobs write in parts only what is longer than 16 MiB, which few objects are: `check` tries it, and says what is denied.
+#[test]
+fn check_names_what_uploads_in_parts_lack() {
+    let scratch = Scratch::new("s3-rights-of-parts");
+    let server = FilesystemS3::start(scratch.path());
+    let access = server.access();
+    let direct = repo_in(access, &scratch, "parts", Protection::Identity);
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
+    let truth = Tree::read(&source);
+    for (permission, method, query) in [
+        ("s3:PutObject", "POST", "uploads"),
+        ("s3:PutObject", "PUT", "uploadId"),
+        ("s3:AbortMultipartUpload", "DELETE", "uploadId"),
+        ("s3:ListBucketMultipartUploads", "GET", "uploads"),
+    ] {
+        let proxy = FaultProxy::start(&access.endpoint);
+        let denied = Fault::new(Action::error(403, "AccessDenied"));
+        let denied = proxy.inject(denied.method(method).query(query));
+        let url = access.at(&proxy.endpoint()).url("parts");
+        let repo = direct.at(&url, &variables(&access.key));
+        let check = Outcome::of(repo.command("check").arg("--json")).expect(exit::OK);
+        assert!(proxy.hits(denied) > 0, "{method} {query} is not asked for");
+        let report = check.summary();
+        let items = report["items"].as_array().expect("items");
+        let warned = items.iter().any(|item| {
+            let hint = item["hint"].as_str().unwrap_or_default();
+            item["status"] == "warn" && hint.contains(permission)
+        });
+        assert!(warned, "{permission} is not named\n{report}");
+        // What fits into one request needs none of it.
+        repo.backup(&source).summary();
+        let mut expire = repo.command("expire");
+        expire.args(["--keep-last", "1", "--confirm", "--json"]);
+        Outcome::of(&mut expire).expect(exit::OK);
+    }
+    restores_to(&direct, "latest", &truth, &scratch);
+    direct.verify().expect(exit::OK);
 }

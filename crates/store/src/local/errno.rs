@@ -28,7 +28,7 @@ pub(super) fn explain(error: impl Into<io::Error>, action: &str, object: &str) -
             )
         }
         Some(Errno::MFILE | Errno::NFILE) => {
-            Error::new(Kind::Limit, format!("too many open files: cannot {action}"))
+            Error::new(Kind::Storage, format!("too many open files: cannot {action}"))
                 .hint("raise the limit on open files (ulimit -n)")
         }
         Some(Errno::FBIG) => Error::new(Kind::Storage, format!("cannot {action}: larger than files may be there"))
@@ -42,6 +42,21 @@ pub(super) fn explain(error: impl Into<io::Error>, action: &str, object: &str) -
         _ => Error::new(Kind::Storage, format!("cannot {action}")),
     };
     told.object(object).cause(error)
+}
+
+/// Explains an error met while bytes of the object `object` were read: what the disk does not give back is lost as if it had been
+/// changed, and lost is this object alone. (btrfs and ZFS answer so to every bit that rots.)
+pub(super) fn explain_read(error: impl Into<io::Error>, object: &str) -> Error {
+    let error = error.into();
+    match Errno::from_io_error(&error) {
+        Some(
+            Errno::IO | Errno::UCLEAN | Errno::NODATA | Errno::BADMSG | Errno::REMOTEIO | Errno::ILSEQ,
+        ) => Error::new(Kind::Corrupt, "the disk does not give an object back")
+            .object(object)
+            .hint("look in the kernel's log and check the disk of the repository; run `verify` for what else is lost")
+            .cause(error),
+        _ => explain(error, "read an object", object),
+    }
 }
 
 /// The error for an object that does not exist.
@@ -73,8 +88,21 @@ mod tests {
         assert_eq!(kind(Errno::ACCESS), Kind::Storage);
         assert_eq!(kind(Errno::ROFS), Kind::Storage);
         assert_eq!(kind(Errno::LOOP), Kind::Corrupt);
-        assert_eq!(kind(Errno::MFILE), Kind::Limit);
+        assert_eq!(kind(Errno::MFILE), Kind::Storage);
         assert_eq!(kind(Errno::STALE), Kind::Unreachable);
         assert_eq!(kind(Errno::BADMSG), Kind::Storage);
+    }
+
+    #[test]
+    fn an_object_that_the_disk_does_not_give_back_is_damaged() {
+        let kind = |errno| explain_read(errno, "packs/a").kind();
+        for errno in [Errno::IO, Errno::UCLEAN, Errno::NODATA, Errno::BADMSG] {
+            assert_eq!(kind(errno), Kind::Corrupt);
+        }
+        // What is wrong with more than the object, or may pass.
+        assert_eq!(kind(Errno::ACCESS), Kind::Storage);
+        assert_eq!(kind(Errno::NFILE), Kind::Storage);
+        assert_eq!(kind(Errno::NOMEM), Kind::Storage);
+        assert_eq!(kind(Errno::STALE), Kind::Unreachable);
     }
 }

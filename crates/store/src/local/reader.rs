@@ -11,7 +11,7 @@ use mover_base::{BLOCK_BYTES, Result};
 use mover_io::{Access, File, Shard};
 
 use super::LocalStore;
-use super::errno::{explain, not_found};
+use super::errno::{explain, explain_read, not_found};
 use crate::bounds::{read_end, run_end, too_short};
 use crate::key::Key;
 use crate::{READ_BYTES_MAX, Slice};
@@ -120,7 +120,7 @@ pub(super) async fn read_range(
     }
     let span = (end.next_multiple_of(block) - first) as usize;
     let (result, buf) = file.read_at(buf, first, span).await;
-    let got = result.map_err(|error| explain(error, "read an object", key.as_str()))?;
+    let got = result.map_err(|error| explain_read(error, key.as_str()))?;
     if got < skip + len {
         return Err(too_short(key));
     }

@@ -22,6 +22,8 @@ pub(super) enum Operation {
     List,
     Delete,
     Multipart,
+    Abort,
+    Uploads,
 }
 
 impl Operation {
@@ -34,6 +36,8 @@ impl Operation {
             Operation::List => "list objects",
             Operation::Delete => "delete an object",
             Operation::Multipart => "write an object in parts",
+            Operation::Abort => "throw an unfinished upload away",
+            Operation::Uploads => "list unfinished uploads",
         }
     }
 
@@ -44,9 +48,9 @@ impl Operation {
             Operation::Get | Operation::Head => "s3:GetObject and s3:ListBucket",
             Operation::List => "s3:ListBucket",
             Operation::Delete => "s3:DeleteObject",
-            Operation::Multipart => {
-                "s3:PutObject, s3:AbortMultipartUpload and s3:ListBucketMultipartUploads"
-            }
+            Operation::Multipart => "s3:PutObject",
+            Operation::Abort => "s3:AbortMultipartUpload",
+            Operation::Uploads => "s3:ListBucketMultipartUploads",
         }
     }
 }
@@ -247,6 +251,9 @@ impl Answer {
                     .hint("free or buy space, then try again; nothing that is listed was lost")
                     .cause(said)
             }
+            (501, _) => told(Kind::Storage, format!("the store does not offer to {act}"))
+                .hint("the server lacks this part of S3: a newer version of it, or another server, may have it")
+                .cause(said),
             (408 | 429 | 500..=599, _) => told(
                 Kind::Unreachable,
                 format!("the store failed to {act}, and again when asked again"),

@@ -115,8 +115,8 @@ impl Request {
 
     fn class(&self) -> Class {
         match self.operation {
-            Operation::Get | Operation::Head | Operation::List => Class::Read,
-            Operation::Put | Operation::Delete | Operation::Multipart => {
+            Operation::Get | Operation::Head | Operation::List | Operation::Uploads => Class::Read,
+            Operation::Put | Operation::Delete | Operation::Multipart | Operation::Abort => {
                 Class::of_write(self.payload.bytes)
             }
         }

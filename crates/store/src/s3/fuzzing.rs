@@ -18,13 +18,15 @@ use super::run::{BodyEnd, Run};
 use crate::Slice;
 use crate::key::Key;
 
-const OPERATIONS: [Operation; 6] = [
+const OPERATIONS: [Operation; 8] = [
     Operation::Put,
     Operation::Get,
     Operation::Head,
     Operation::List,
     Operation::Delete,
     Operation::Multipart,
+    Operation::Abort,
+    Operation::Uploads,
 ];
 
 /// Where the answers come from.

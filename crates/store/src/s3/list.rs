@@ -358,7 +358,7 @@ pub(super) async fn uploads(client: &Client, prefix: &str) -> Result<(Vec<Unfini
     let mut marker: Option<Marker> = None;
     let mut thin_pages = ThinPages::default();
     loop {
-        let mut request = Request::new(Operation::Multipart, Method::GET, String::new())
+        let mut request = Request::new(Operation::Uploads, Method::GET, String::new())
             .query("uploads", "")
             .query("prefix", prefix);
         if let Some((name, id)) = &marker {

@@ -19,7 +19,7 @@ use super::location::Checksum;
 use super::put::{
     self, Conditions, new_mark, new_probe_name, object_headers, put_request, withdraw_probe,
 };
-use crate::Put;
+use crate::{Put, Weakness};
 
 /// Bytes of a part: more than any pack, so that packs are written by one request each.
 pub(super) const PART_BYTES: usize = 16 << 20;
@@ -259,7 +259,7 @@ async fn found_parts(client: &Client, name: &str, id: &str) -> Result<BTreeMap<u
 
 /// Throws an upload away, whether it exists or not.
 pub(super) async fn abort(client: &Client, name: &str, id: &str) -> Result<()> {
-    let request = Request::new(Operation::Multipart, Method::DELETE, name.to_owned())
+    let request = Request::new(Operation::Abort, Method::DELETE, name.to_owned())
         .query("uploadId", id.to_owned());
     let answer = client.send(&request, &mut Sink::Answer).await?;
     match client.succeeded(&request, answer) {
@@ -307,7 +307,7 @@ async fn probe(client: &Client, name: &str) -> Result<Conditions> {
     // After a completion there is nothing left, which is no error.
     if let Err(error) = parts.abort(client).await {
         tracing::debug!(%error, "the upload of a probe was not aborted");
-        let _ = client.place.undeleted.set(error.to_string());
+        let _ = client.place.undeleted.set(Weakness::from(&error));
     }
     found
 }

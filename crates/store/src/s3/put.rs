@@ -17,7 +17,7 @@ use super::claim;
 use super::client::{Client, Request, Sink};
 use super::location::{Checksum, STORAGE_CLASS_HEADER, Signing};
 use crate::key::TEMPORARY_PART;
-use crate::{Put, Rivals};
+use crate::{Put, Rivals, Weakness};
 
 /// The metadata that tells whose object it is.
 pub(super) const MARK_HEADER: &str = "x-amz-meta-helios-mover-writer";
@@ -219,7 +219,7 @@ pub(super) fn new_probe_name(client: &Client) -> Result<String> {
 pub(super) async fn withdraw_probe(client: &Client, name: &str) {
     if let Err(error) = delete(client, name).await {
         tracing::debug!(%error, "a probe was not deleted");
-        let _ = client.place.undeleted.set(error.to_string());
+        let _ = client.place.undeleted.set(Weakness::from(&error));
     }
 }
 

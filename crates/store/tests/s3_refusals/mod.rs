@@ -265,12 +265,14 @@ fn a_store_that_refuses_to_delete_says_so_when_it_is_tried_out() {
     let denied = Fault::new(Action::error(403, "AccessDenied")).method("DELETE");
     let denied = proxy.inject(denied);
     let tried = subject.on_shard(async |shard| store.try_out(&shard).await);
-    let reason = tried.undeleted.expect("a reason");
+    let told = tried.undeleted.expect("a reason");
+    for part in ["does not allow to delete an object", "AccessDenied"] {
+        assert!(told.what.contains(part), "{told:?}");
+    }
     assert!(
-        reason.contains("does not allow to delete an object"),
-        "{reason}"
+        told.hint
+            .is_some_and(|hint| hint.contains("s3:DeleteObject"))
     );
-    assert!(reason.contains("AccessDenied"), "{reason}");
     // The object that is written twice; the one of the upload in parts, and that upload.
     assert_eq!(proxy.hits(denied), 3);
 }
