@@ -152,7 +152,7 @@ pub fn svg(files: &[ResultFile], date: &str) -> Option<String> {
     })?;
     text(&mut body, MARGIN, y, &sub, &escape(&machine));
     let mut drawn = false;
-    for dataset in [Dataset::Pg, Dataset::Rows] {
+    for dataset in Dataset::COMPARED {
         let groups = groups(files, dataset);
         let highest = groups
             .iter()
@@ -176,6 +176,10 @@ pub fn svg(files: &[ResultFile], date: &str) -> Option<String> {
         let words = match dataset {
             Dataset::Pg => format!(
                 "PostgreSQL 15 cluster after pgbench, {:.1} GB",
+                bytes as f64 / 1e9
+            ),
+            Dataset::Nano => format!(
+                "HeliosDB Nano database filled by SQL, {:.1} GB",
                 bytes as f64 / 1e9
             ),
             Dataset::Rows | Dataset::Rows10g => format!(

@@ -28,6 +28,8 @@ const CHUNK_BYTES: usize = 8 << 20;
 pub enum Dataset {
     /// A PostgreSQL 15 cluster after pgbench: tables, indexes and WAL; compresses well.
     Pg,
+    /// A HeliosDB Nano database filled by SQL, 0.8 GB of sorted tables that are compressed already.
+    Nano,
     /// Rows of customers, orders and events, 1.3 GB; compresses 2.4 times.
     Rows,
     /// The same, 10.7 GB, to see whether memory grows with the data.
@@ -47,12 +49,21 @@ pub enum Scale {
 
 impl Dataset {
     /// All.
-    pub const ALL: [Dataset; 4] = [Dataset::Pg, Dataset::Rows, Dataset::Rows10g, Dataset::Packs];
+    pub const ALL: [Dataset; 5] = [
+        Dataset::Pg,
+        Dataset::Nano,
+        Dataset::Rows,
+        Dataset::Rows10g,
+        Dataset::Packs,
+    ];
+    /// Those that the mover and its peers are compared on.
+    pub const COMPARED: [Dataset; 3] = [Dataset::Pg, Dataset::Nano, Dataset::Rows];
 
     /// The name in file names and tables.
     pub fn name(self) -> &'static str {
         match self {
             Dataset::Pg => "pg",
+            Dataset::Nano => "nano",
             Dataset::Rows => "rows",
             Dataset::Rows10g => "rows10g",
             Dataset::Packs => "packs",
@@ -63,6 +74,7 @@ impl Dataset {
     pub fn title(self) -> &'static str {
         match self {
             Dataset::Pg => "PostgreSQL 15 cluster (pgbench)",
+            Dataset::Nano => "HeliosDB Nano database",
             Dataset::Rows => "realistic rows, 1.3 GB",
             Dataset::Rows10g => "realistic rows, 10.7 GB",
             Dataset::Packs => "files like packs",
@@ -85,6 +97,7 @@ impl Dataset {
                 let (factor, seconds) = pgbench_size(scale);
                 format!("pg15-s{factor}-t{seconds}-v1")
             }
+            Dataset::Nano => format!("nano4.41-b{}-v1", nano_batches(scale)),
             Dataset::Rows | Dataset::Rows10g => {
                 let (count, bytes) = self.segments(scale);
                 format!("rows-{count}x{}MiB-seed{ROWS_SEED}-v1", bytes >> 20)
@@ -108,6 +121,12 @@ impl Dataset {
                 Program::new(scripts.join("make-postgres-data"))
                     .path(&path)
                     .args([factor.to_string(), seconds.to_string()])
+                    .output()?;
+            }
+            Dataset::Nano => {
+                Program::new(scripts.join("make-heliosdb-data"))
+                    .path(&path)
+                    .args([nano_batches(scale).to_string()])
                     .output()?;
             }
             Dataset::Rows | Dataset::Rows10g => self.make_rows(&path, scale)?,
@@ -169,6 +188,14 @@ fn packs_bytes(scale: Scale) -> u64 {
     match scale {
         Scale::Full => 1_500_000_000,
         Scale::Smoke => 60_000_000,
+    }
+}
+
+/// Batches of 110,000 rows that the HeliosDB Nano database is made of.
+fn nano_batches(scale: Scale) -> u32 {
+    match scale {
+        Scale::Full => 60,
+        Scale::Smoke => 1,
     }
 }
 

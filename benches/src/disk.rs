@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
-use mover_io::{Access, BUF_BYTES, File, LatencySummary, Shard, ShardConfig, ShardReport};
+use mover_io::{Access, BUF_BYTES, File, Shard, ShardConfig, ShardReport};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Files, Piece};
+use crate::latency::Latencies;
 use crate::stages::{Opener, Packer, Prepared};
 
 /// Requests in flight per shard.
@@ -28,30 +29,6 @@ const WRITERS: usize = 2;
 const OPEN_FILES_MAX: usize = 64;
 /// Size of a file that is written: what the mover's restore of a table segment would write.
 const WRITE_FILE_BYTES: u64 = 256 << 20;
-
-/// Quantiles of a latency, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quantiles {
-    /// Median.
-    pub p50_us: u64,
-    /// 99 % are not slower.
-    pub p99_us: u64,
-    /// 99.9 % are not slower.
-    pub p999_us: u64,
-    /// The slowest.
-    pub max_us: u64,
-}
-
-impl From<LatencySummary> for Quantiles {
-    fn from(summary: LatencySummary) -> Self {
-        Quantiles {
-            p50_us: summary.p50_us,
-            p99_us: summary.p99_us,
-            p999_us: summary.p999_us,
-            max_us: summary.max_us,
-        }
-    }
-}
 
 /// What was reached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +42,7 @@ pub struct DiskFigure {
     /// CPU seconds of the shards per gigabyte.
     pub cpu_seconds_per_gb: f64,
     /// Latency per request, over all shards.
-    pub latency: Quantiles,
+    pub latency: Latencies,
     /// How requests reached the kernel, whether buffers were registered, how many files were not direct.
     pub engine: String,
 }
@@ -113,15 +90,16 @@ fn figure(parts: Vec<Part>, wall_seconds: f64, reads: bool) -> Result<DiskFigure
             }
         }
     }
-    let latency = all.map_or_else(LatencySummary::default, |all| {
-        LatencySummary::from(if reads { &all.reads } else { &all.writes })
-    });
+    let latency = match &all {
+        None => Latencies::default(),
+        Some(all) => Latencies::of(if reads { &all.reads } else { &all.writes })?,
+    };
     Ok(DiskFigure {
         bytes,
         wall_seconds,
         bytes_per_second: bytes as f64 / wall_seconds,
         cpu_seconds_per_gb: cpu * 1e9 / (bytes.max(1)) as f64,
-        latency: latency.into(),
+        latency,
         engine,
     })
 }

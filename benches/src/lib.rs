@@ -11,6 +11,7 @@ pub mod data;
 pub mod dedup;
 pub mod disk;
 pub mod extraction;
+pub mod latency;
 pub mod machine;
 pub mod marking;
 pub mod report;

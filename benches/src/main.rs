@@ -19,7 +19,7 @@ struct Args {
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
     /// Data sets to measure on
-    #[arg(long, value_delimiter = ',', value_name = "NAME", default_values = ["pg", "rows", "packs"])]
+    #[arg(long, value_delimiter = ',', value_name = "NAME", default_values = ["pg", "nano", "rows", "packs"])]
     dataset: Vec<Dataset>,
     /// Tiny data, one repetition, results in a temporary directory: tries the harness
     #[arg(long)]

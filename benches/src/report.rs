@@ -122,7 +122,7 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
         out.push_str("**Tiny data, to try the harness: no figure here is worth quoting.**\n\n");
     }
     machine(&mut out, &first.machine, files);
-    for dataset in [Dataset::Pg, Dataset::Rows] {
+    for dataset in Dataset::COMPARED {
         let of_set = files.iter().find(|file| file.dataset == dataset);
         let is_measured = rooflines(files, dataset).is_some() || !runs(files, dataset).is_empty();
         if let Some(file) = of_set.filter(|_| is_measured) {
@@ -193,7 +193,7 @@ fn machine(out: &mut String, machine: &Machine, files: &[ResultFile]) {
 }
 
 fn disk_row(out: &mut String, title: &str, figure: &DiskFigure, rates: Spread) {
-    let latency = figure.latency;
+    let latency = &figure.latency;
     line!(
         out,
         "| {title} | {} | {:.2} | {} | {} | {} | {} |",

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Usage;
 use crate::data::Dataset;
-use crate::disk::{DiskFigure, Quantiles};
+use crate::disk::DiskFigure;
+use crate::latency::Latencies;
 use crate::machine::Machine;
 use crate::s3::backups::BackupRun;
 use crate::s3::link_runs::LinkRun;
@@ -130,7 +131,7 @@ pub struct BakeoffRun {
     #[serde(flatten)]
     pub usage: Usage,
     /// From the call of a read until its task has the data.
-    pub latency: Quantiles,
+    pub latency: Latencies,
     /// Equal for all engines of a variant.
     pub check: String,
     /// What the engine says about its settings.

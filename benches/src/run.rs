@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::command::{Program, drop_caches};
 use crate::data::{Dataset, Files, Sample, Scale};
-use crate::disk::{self, Drain, Fill, Quantiles};
+use crate::disk::{self, Drain, Fill};
+use crate::latency::Latencies;
 use crate::machine::Machine;
 use crate::results::{BakeoffRun, LimitRound, Measured, Part, ResultFile, Rooflines};
 use crate::s3::backups;
@@ -144,7 +145,7 @@ impl Plan {
         let hint = match part {
             Part::S3Link => "it moves packs and rows: leave --dataset out, or name packs",
             _ => {
-                "it is measured on pg, rows and rows10g: name one of these, or leave --dataset out"
+                "it is measured on pg, nano, rows and rows10g: name one of these, or leave --dataset out"
             }
         };
         let sets: Vec<&str> = self.datasets.iter().map(|set| set.name()).collect();
@@ -485,7 +486,7 @@ fn bakeoff_run(
         .object(engine)
     };
     let said: Value = serde_json::from_str(&printed).map_err(|e| strange().cause(e))?;
-    let latency: Quantiles =
+    let latency: Latencies =
         serde_json::from_value(said["latency"].clone()).map_err(|e| strange().cause(e))?;
     let text = |name: &str| said[name].as_str().map(str::to_owned).ok_or_else(strange);
     Ok(BakeoffRun {

@@ -1,7 +1,7 @@
 //! The same extraction loop on four runtimes: `runtime-bakeoff ENGINE read|hash FILE...`.
 //!
 //! Per core: 16 reads of 1 MiB in flight with O_DIRECT, from one shared cursor; `hash` also takes the SHA-256 of each
-//! 4 KiB block. Prints one JSON document. CPU time and memory are measured from outside, so that kernel workers and
+//! 4 KiB block. Every loop queues its next read before it works on a piece, as the mover does. Prints one JSON document. CPU time and memory are measured from outside, so that kernel workers and
 //! helper threads of every runtime count.
 
 mod with_glommio;
@@ -61,6 +61,7 @@ fn run() -> Result<()> {
             "p99_us": tally.latency.value_at_quantile(0.99),
             "p999_us": tally.latency.value_at_quantile(0.999),
             "max_us": tally.latency.max(),
+            "histogram": work::encode(&tally.latency)?,
         },
         "check": format!("{:016x}", tally.check),
         "note": note,

@@ -1,15 +1,17 @@
 //! The loop on glommio: one pinned executor per core, its own registered buffers.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use glommio::io::DmaFile;
+use glommio::io::{DmaFile, ReadResult};
 use glommio::{LocalExecutorPoolBuilder, PoolPlacement};
 use mover_base::Result;
 
-use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, huge_mib, short_read};
+use crate::work::{
+    DEPTH, PIECE_BYTES, Piece, SLICE_BYTES, Tally, Work, failed, huge_mib, short_read,
+};
 
 /// Memory for buffers of an executor: twice what is in flight, because its allocator splits it in powers of two.
 const IO_MEMORY_BYTES: usize = 2 * DEPTH * PIECE_BYTES;
@@ -43,46 +45,52 @@ async fn shard(work: Arc<Work>) -> Result<(Tally, u64)> {
         files.push(file.map_err(|e| failed("a file cannot be opened", e.to_string()))?);
     }
     let files = Rc::new(files);
-    let tally = Rc::new(RefCell::new(Tally::new()));
-    let tasks: Vec<_> = (0..DEPTH)
-        .map(|_| {
-            glommio::spawn_local(task(
-                Arc::clone(&work),
-                Rc::clone(&files),
-                Rc::clone(&tally),
-            ))
-        })
-        .collect();
-    for task in tasks {
-        task.await?;
-    }
+    let tally = extract(&work, &files).await?;
     for file in Rc::into_inner(files).unwrap_or_default() {
         file.close()
             .await
             .map_err(|e| failed("a file cannot be closed", e.to_string()))?;
     }
-    Ok((tally.replace(Tally::new()), huge_mib()))
+    Ok((tally, huge_mib()))
 }
 
-async fn task(work: Arc<Work>, files: Rc<Vec<DmaFile>>, tally: Rc<RefCell<Tally>>) -> Result<()> {
-    while let Some(piece) = work.claim() {
-        let start = Instant::now();
-        let read = files[piece.file]
-            .read_at_aligned(piece.offset, piece.len)
-            .await;
-        let read = read.map_err(|e| failed("a read failed", e.to_string()))?;
-        if read.len() != piece.len {
-            return Err(short_read());
+/// Works on one piece after the other while the reads of the next are under way.
+async fn extract(work: &Work, files: &Rc<Vec<DmaFile>>) -> Result<Tally> {
+    let mut tally = Tally::new();
+    let mut ahead = VecDeque::new();
+    let fill = |ahead: &mut VecDeque<_>| {
+        while ahead.len() < DEPTH
+            && let Some(piece) = work.claim()
+        {
+            ahead.push_back(glommio::spawn_local(read(Rc::clone(files), piece)));
         }
-        tally.borrow_mut().count(piece.len, start.elapsed());
+    };
+    fill(&mut ahead);
+    while let Some(next) = ahead.pop_front() {
+        let (buf, took) = next.await?;
+        // The piece at hand waits until the next read is queued, so that the disk has work meanwhile.
+        fill(&mut ahead);
+        tally.count(buf.len(), took);
         if !work.hash {
-            tally.borrow_mut().see(&read, false);
+            tally.see(&buf, false);
             continue;
         }
-        for slice in read.chunks(SLICE_BYTES) {
-            tally.borrow_mut().see(slice, true);
+        for slice in buf.chunks(SLICE_BYTES) {
+            tally.see(slice, true);
             glommio::yield_if_needed().await;
         }
     }
-    Ok(())
+    Ok(tally)
+}
+
+async fn read(files: Rc<Vec<DmaFile>>, piece: Piece) -> Result<(ReadResult, Duration)> {
+    let start = Instant::now();
+    let read = files[piece.file]
+        .read_at_aligned(piece.offset, piece.len)
+        .await;
+    let read = read.map_err(|e| failed("a read failed", e.to_string()))?;
+    if read.len() != piece.len {
+        return Err(short_read());
+    }
+    Ok((read, start.elapsed()))
 }

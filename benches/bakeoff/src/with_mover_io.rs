@@ -1,44 +1,32 @@
 //! The loop on the mover's own shards.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mover_base::Result;
-use mover_io::{Access, File, Rung, Shard, ShardConfig};
+use mover_io::{Access, Buf, File, Rung, Shard, ShardConfig};
 
-use crate::work::{DEPTH, PIECE_BYTES, SLICE_BYTES, Tally, Work, failed, huge_mib, short_read};
+use crate::work::{
+    BUFFERS, DEPTH, PIECE_BYTES, Piece, SLICE_BYTES, Tally, Work, failed, huge_mib, short_read,
+};
 
 /// Runs the loop with `rung` as the highest to try; the note says what was in use.
 pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
     let config = ShardConfig {
         top_rung: rung,
-        arena_bytes: DEPTH * PIECE_BYTES,
+        arena_bytes: BUFFERS * PIECE_BYTES,
         ..ShardConfig::default()
     };
     let body = async |shard: Shard| {
-        let tally = Rc::new(RefCell::new(Tally::new()));
         let files = work
             .open()?
             .into_iter()
             .map(|file| shard.file(file.into(), Access::Direct))
             .collect::<std::io::Result<Vec<File>>>()
             .map_err(|e| failed("a file cannot be taken over", e))?;
-        let files = Rc::new(files);
-        let tasks: Vec<_> = (0..DEPTH)
-            .map(|_| {
-                shard.spawn(task(
-                    shard.clone(),
-                    Arc::clone(work),
-                    Rc::clone(&files),
-                    Rc::clone(&tally),
-                ))
-            })
-            .collect();
-        for task in tasks {
-            task.await.map_err(|e| failed("a task failed", e))??;
-        }
+        let tally = extract(&shard, work, &Rc::new(files)).await?;
         let report = shard.report();
         let note = format!(
             "{:?}, registered {}, huge pages {} MiB",
@@ -46,7 +34,7 @@ pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
             report.buffers_registered,
             huge_mib()
         );
-        Ok((tally.replace(Tally::new()), note))
+        Ok((tally, note))
     };
     let mut all = Tally::new();
     let mut notes = Vec::new();
@@ -59,30 +47,43 @@ pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
     Ok((all, notes.pop().unwrap_or_default()))
 }
 
-async fn task(
-    shard: Shard,
-    work: Arc<Work>,
-    files: Rc<Vec<File>>,
-    tally: Rc<RefCell<Tally>>,
-) -> Result<()> {
-    while let Some(piece) = work.claim() {
-        let buf = shard.buffer().await;
-        let start = Instant::now();
-        let (read, buf) = files[piece.file]
-            .read_at(buf, piece.offset, piece.len)
-            .await;
-        if read.map_err(|e| failed("a read failed", e))? != piece.len {
-            return Err(short_read());
+/// Works on one piece after the other while the reads of the next are under way.
+async fn extract(shard: &Shard, work: &Work, files: &Rc<Vec<File>>) -> Result<Tally> {
+    let mut tally = Tally::new();
+    let mut ahead = VecDeque::new();
+    let fill = |ahead: &mut VecDeque<_>| {
+        while ahead.len() < DEPTH
+            && let Some(piece) = work.claim()
+        {
+            ahead.push_back(shard.spawn(read(shard.clone(), Rc::clone(files), piece)));
         }
-        tally.borrow_mut().count(piece.len, start.elapsed());
+    };
+    fill(&mut ahead);
+    while let Some(next) = ahead.pop_front() {
+        let (buf, len, took) = next.await.map_err(|e| failed("a task failed", e))??;
+        // The piece at hand waits until the next read is queued, so that the disk has work meanwhile.
+        fill(&mut ahead);
+        tally.count(len, took);
         if !work.hash {
-            tally.borrow_mut().see(&buf[..piece.len], false);
+            tally.see(&buf[..len], false);
             continue;
         }
-        for slice in buf[..piece.len].chunks(SLICE_BYTES) {
-            tally.borrow_mut().see(slice, true);
+        for slice in buf[..len].chunks(SLICE_BYTES) {
+            tally.see(slice, true);
             shard.turn().await;
         }
     }
-    Ok(())
+    Ok(tally)
+}
+
+async fn read(shard: Shard, files: Rc<Vec<File>>, piece: Piece) -> Result<(Buf, usize, Duration)> {
+    let buf = shard.buffer().await;
+    let start = Instant::now();
+    let (read, buf) = files[piece.file]
+        .read_at(buf, piece.offset, piece.len)
+        .await;
+    if read.map_err(|e| failed("a read failed", e))? != piece.len {
+        return Err(short_read());
+    }
+    Ok((buf, piece.len, start.elapsed()))
 }

@@ -2,18 +2,19 @@
 //!
 //! Deferred task work is left out because reads never complete under it in tokio-uring 0.5.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mover_base::{Error, Kind, Result};
 use tokio_uring::buf::fixed::{FixedBuf, FixedBufRegistry};
-use tokio_uring::buf::{BoundedBuf, IoBuf};
+use tokio_uring::buf::{BoundedBuf, IoBuf, Slice};
 use tokio_uring::fs::File;
 
 use crate::work::{
-    DEPTH, ROOM_BYTES, SLICE_BYTES, Tally, Work, failed, huge_begin, huge_mib, short_read,
+    BUFFERS, DEPTH, Piece, ROOM_BYTES, SLICE_BYTES, Tally, Work, failed, huge_begin, huge_mib,
+    short_read,
 };
 
 /// Entries of a shard's ring.
@@ -51,7 +52,7 @@ pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
 
 async fn shard(work: Arc<Work>) -> Result<(Tally, String)> {
     // Vectors are not aligned, so each has room to spare and a window on a huge page is used.
-    let registry = FixedBufRegistry::new((0..DEPTH).map(|_| vec![0_u8; ROOM_BYTES]));
+    let registry = FixedBufRegistry::new((0..BUFFERS).map(|_| vec![0_u8; ROOM_BYTES]));
     let registered = registry.register();
     let note = match &registered {
         Ok(()) => "CoopTaskrun, registered true".to_owned(),
@@ -59,54 +60,63 @@ async fn shard(work: Arc<Work>) -> Result<(Tally, String)> {
     };
     registered.map_err(|e| failed("buffers cannot be registered", e))?;
     let files: Rc<Vec<File>> = Rc::new(work.open()?.into_iter().map(File::from_std).collect());
-    let tally = Rc::new(RefCell::new(Tally::new()));
-    let tasks: Vec<_> = (0..DEPTH)
-        .map(|index| {
-            let buf = registry.check_out(index);
-            tokio_uring::spawn(task(
-                buf,
-                Arc::clone(&work),
-                Rc::clone(&files),
-                Rc::clone(&tally),
-            ))
-        })
-        .collect();
-    for task in tasks {
-        task.await.map_err(|e| failed("a task failed", e))??;
+    let mut free = Vec::new();
+    for index in 0..BUFFERS {
+        let buf = registry.check_out(index);
+        free.push(buf.ok_or_else(|| Error::new(Kind::Internal, "a buffer is in use"))?);
     }
+    let tally = extract(&work, &files, free).await?;
     registry
         .unregister()
         .map_err(|e| failed("buffers cannot be unregistered", e))?;
     let note = format!("{note}, huge pages {} MiB", huge_mib());
-    Ok((tally.replace(Tally::new()), note))
+    Ok((tally, note))
 }
 
-async fn task(
-    buf: Option<FixedBuf>,
-    work: Arc<Work>,
-    files: Rc<Vec<File>>,
-    tally: Rc<RefCell<Tally>>,
-) -> Result<()> {
-    let mut buf = buf.ok_or_else(|| Error::new(Kind::Internal, "a buffer is in use"))?;
-    let begin = huge_begin(IoBuf::stable_ptr(&buf));
-    while let Some(piece) = work.claim() {
-        let start = Instant::now();
-        let (read, window) = files[piece.file]
-            .read_fixed_at(buf.slice(begin..begin + piece.len), piece.offset)
-            .await;
-        if read.map_err(|e| failed("a read failed", e))? != piece.len {
-            return Err(short_read());
+/// Works on one piece after the other while the reads of the next are under way.
+async fn extract(work: &Work, files: &Rc<Vec<File>>, mut free: Vec<FixedBuf>) -> Result<Tally> {
+    let mut tally = Tally::new();
+    let mut ahead = VecDeque::new();
+    let fill = |ahead: &mut VecDeque<_>, free: &mut Vec<FixedBuf>| {
+        while ahead.len() < DEPTH
+            && !free.is_empty()
+            && let Some(piece) = work.claim()
+            && let Some(buf) = free.pop()
+        {
+            ahead.push_back(tokio_uring::spawn(read(buf, Rc::clone(files), piece)));
         }
-        tally.borrow_mut().count(piece.len, start.elapsed());
+    };
+    fill(&mut ahead, &mut free);
+    while let Some(next) = ahead.pop_front() {
+        let (window, len, took) = next.await.map_err(|e| failed("a task failed", e))??;
+        // The piece at hand waits until the next read is queued, so that the disk has work meanwhile.
+        fill(&mut ahead, &mut free);
+        tally.count(len, took);
         if work.hash {
-            for slice in window[..piece.len].chunks(SLICE_BYTES) {
-                tally.borrow_mut().see(slice, true);
+            for slice in window[..len].chunks(SLICE_BYTES) {
+                tally.see(slice, true);
                 tokio::task::yield_now().await;
             }
         } else {
-            tally.borrow_mut().see(&window[..piece.len], false);
+            tally.see(&window[..len], false);
         }
-        buf = window.into_inner();
+        free.push(window.into_inner());
     }
-    Ok(())
+    Ok(tally)
+}
+
+async fn read(
+    buf: FixedBuf,
+    files: Rc<Vec<File>>,
+    piece: Piece,
+) -> Result<(Slice<FixedBuf>, usize, Duration)> {
+    let begin = huge_begin(IoBuf::stable_ptr(&buf));
+    let start = Instant::now();
+    let (read, window) = files[piece.file]
+        .read_fixed_at(buf.slice(begin..begin + piece.len), piece.offset)
+        .await;
+    if read.map_err(|e| failed("a read failed", e))? != piece.len {
+        return Err(short_read());
+    }
+    Ok((window, piece.len, start.elapsed()))
 }

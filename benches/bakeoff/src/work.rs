@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use mover_base::checksum::sha256;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 
@@ -22,6 +24,8 @@ pub const HUGE_BYTES: usize = 2 << 20;
 pub const ROOM_BYTES: usize = 2 * HUGE_BYTES;
 /// Reads in flight per shard.
 pub const DEPTH: usize = 16;
+/// Buffers of a shard: of the reads in flight, and of the piece that is worked on.
+pub const BUFFERS: usize = DEPTH + 1;
 /// Hashed between two looks at the ring: 64 blocks take about 0.15 ms.
 pub const SLICE_BYTES: usize = 64 * BLOCK_BYTES;
 /// Longest latency told apart, in microseconds.
@@ -166,6 +170,15 @@ pub fn short_read() -> Error {
         Kind::SourceChanged,
         "a file became shorter while it was read",
     )
+}
+
+/// A histogram in the exchange format of HdrHistogram: V2, deflated, base64.
+pub fn encode(histogram: &Histogram<u64>) -> Result<String> {
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new()
+        .serialize(histogram, &mut bytes)
+        .map_err(|e| failed("a histogram cannot be written", format!("{e:?}")))?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(bytes))
 }
 
 /// Cores that this process may use.

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use mover_base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::Quantiles;
+use crate::latency::Latencies;
 
 /// Reads of one byte for the times to the first byte: so many that the slowest in a thousand is one of them.
 pub const FIRST_BYTE_READS: usize = 1000;
@@ -25,7 +25,7 @@ pub struct Moved {
     /// Requests whose time was taken.
     pub requests: u64,
     /// Their times.
-    pub latency: Quantiles,
+    pub latency: Latencies,
 }
 
 impl Moved {
@@ -41,7 +41,7 @@ impl Moved {
             bytes,
             loop_seconds,
             requests: latency.len(),
-            latency: quantiles(latency),
+            latency: Latencies::of(latency)?,
         })
     }
 }
@@ -64,14 +64,4 @@ pub fn record(histogram: &mut Histogram<u64>, time: Duration) -> Result<()> {
     histogram
         .record(us)
         .map_err(|e| Error::new(Kind::Internal, "a time cannot be recorded").cause(e))
-}
-
-/// What is told of a histogram.
-pub fn quantiles(histogram: &Histogram<u64>) -> Quantiles {
-    Quantiles {
-        p50_us: histogram.value_at_quantile(0.5),
-        p99_us: histogram.value_at_quantile(0.99),
-        p999_us: histogram.value_at_quantile(0.999),
-        max_us: histogram.max(),
-    }
 }

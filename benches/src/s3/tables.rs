@@ -77,7 +77,7 @@ fn transfer_row(out: &mut String, direction: Direction, client: Client, runs: &[
     let gb = |run: &TransferRun| run.bytes as f64 / 1e9;
     let latency = runs.get(runs.len() / 2).and_then(|run| run.own.as_ref());
     let latency = latency.map_or("not measurable".to_owned(), |own| {
-        let of = own.latency;
+        let of = &own.latency;
         [of.p50_us, of.p99_us, of.p999_us, of.max_us]
             .map(|us| format!("{:.1}", us as f64 / 1000.0))
             .join(" / ")
@@ -126,7 +126,7 @@ fn first_bytes(out: &mut String, all: &S3Transfers) {
         let Some(middle) = times.get(times.len() / 2) else {
             continue;
         };
-        let of = middle.latency;
+        let of = &middle.latency;
         line!(
             out,
             "| {} | {} | {} | {} | {} | {} | {} |",
