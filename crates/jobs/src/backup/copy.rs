@@ -126,6 +126,18 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
                 first_block,
                 new,
             }) => {
+                let share = current.as_ref().ok_or_else(not_listed)?;
+                let begin = share.extent_begin() + mover_repo::block_bytes(first_block);
+                for block in job
+                    .origin
+                    .doubtful_zeros(share.item, begin, &buf[..bytes])?
+                {
+                    if writer.parent_has_data(first_block + block, 1).await? {
+                        let at = begin + mover_repo::block_bytes(block);
+                        let page = at..at + mover_repo::block_bytes(1);
+                        job.origin.note_missing(share.item, &page)?;
+                    }
+                }
                 writer.blocks(&buf[..bytes], first_block, new).await?;
                 job.progress.add_bytes(bytes as u64);
             }

@@ -370,6 +370,28 @@ impl PageOrigin {
         self.note_torn(table, page(range.start)..page(range.end))
     }
 
+    /// Pages of what was read from `offset` of a table on that are zeros though the tracker says that they changed, counted from
+    /// `offset`. They were never written, or they are lost: what the base has there tells.
+    pub fn doubtful_zeros(&self, at: u32, offset: u64, bytes: &[u8]) -> Result<Vec<u64>> {
+        let Content::Table {
+            changes:
+                Changes::Since {
+                    pages,
+                    base_pages,
+                    named_from: None,
+                },
+            ..
+        } = &self.item(at)?.content
+        else {
+            return Ok(Vec::new());
+        };
+        let first = (offset / PAGE_BYTES as u64) as u32;
+        let read = (first..*base_pages).zip(bytes.as_chunks::<PAGE_BYTES>().0);
+        let zeros = read
+            .filter(|(number, page)| pages.contains(*number) && page.iter().all(|byte| *byte == 0));
+        Ok(zeros.map(|(number, _)| u64::from(number - first)).collect())
+    }
+
     fn note_torn(&self, table: u32, pages: impl Iterator<Item = u32>) -> Result<()> {
         let mut odd = self.odd();
         for page in pages {
