@@ -2,7 +2,7 @@
 //!
 //! Invariants: a page store's directory is locked by the one process that writes to it ([`DirDisk::open_locked`]), and so
 //! is a target in place by its restore, from before the first change until after the last: neither begins while the
-//! other is there. A PostgreSQL server takes no such lock: it is known by the process that its `postmaster.pid` names,
+//! other is there. A database that marks in the tracker is known by its lock on that, whatever else it locks. A PostgreSQL server takes no such lock: it is known by the process that its `postmaster.pid` names,
 //! if that works in the directory, so that a file that a crash left is in nobody's way.
 //!
 //! [`DirDisk::open_locked`]: crate::disk::DirDisk::open_locked
@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::plan::is_running;
 use crate::remove::inode;
+use crate::tracker::LIVE_FILE;
 use crate::{RESTORE_MARKER, beneath};
 
 /// In a PostgreSQL data directory while a server runs there: its process number is the first line.
@@ -38,6 +39,12 @@ pub(crate) fn lock_in_place(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
         // Where directories cannot be locked (NFS), no database has this one locked either.
         Ok(()) | Err(_) => {}
     }
+    if is_locked(root, LIVE_FILE.as_bytes()) {
+        return Err(in_use(
+            "a database that marks its changes runs in the target",
+            path,
+        ));
+    }
     match postmaster(root) {
         Some(process) => Err(in_use(
             &format!("a PostgreSQL server runs in the target (process {process})"),
@@ -54,9 +61,14 @@ fn in_use(what: &str, path: &Path) -> Error {
 }
 
 fn is_marker_locked(root: BorrowedFd<'_>) -> bool {
+    is_locked(root, RESTORE_MARKER.as_bytes())
+}
+
+/// Whether somebody has a file below locked.
+fn is_locked(root: BorrowedFd<'_>, path: &[u8]) -> bool {
     let flags = OFlags::RDWR | OFlags::NONBLOCK;
-    beneath::open(root, RESTORE_MARKER.as_bytes(), flags).is_ok_and(|marker| {
-        let locked = rustix::fs::flock(&marker, FlockOperation::NonBlockingLockShared);
+    beneath::open(root, path, flags).is_ok_and(|file| {
+        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
         locked == Err(Errno::AGAIN)
     })
 }

@@ -265,6 +265,16 @@ impl PageOrigin {
                 })?;
                 // What was never written is not in the file yet.
                 let written = (stat.st_size as u64) / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+                let base_pages = match changes {
+                    Changes::All => 0,
+                    Changes::Since { base_pages, .. } => *base_pages,
+                };
+                // A page of which only a part is there was written, and is not whole.
+                let last = (written / PAGE_BYTES as u64) as u32;
+                if stat.st_size as u64 != written && range.contains(&written) && last >= base_pages
+                {
+                    self.note_torn(*table, std::iter::once(last))?;
+                }
                 match changes {
                     Changes::All => {
                         data_pieces(fd, range.start..range.end.min(written), &item.entry.path)

@@ -558,6 +558,42 @@ fn a_line_that_does_not_know_the_base_gets_a_full_backup() {
     site.check(&made);
 }
 
+/// As before, but what is put back is the store without its tracker, which so knows the base, and notices that the log went back.
+#[test]
+fn a_log_that_went_back_beneath_its_tracker_is_no_more_the_one_that_the_base_is_of() {
+    let mut site = Site::with(52, 14, true);
+    let cold = |key| Op::Insert("cold".to_owned(), key, vec![key as u8; 100]);
+    let create = Op::Create("cold".to_owned());
+    site.database().commit(&[create, cold(0)]).unwrap();
+    site.run(20);
+    site.database().checkpoint().unwrap();
+    site.backup(BackupType::Full);
+    site.kill();
+    copy_tree(&site.place.path("source"), &site.place.path("copy"));
+    site.start();
+    site.database().commit(&[cold(1)]).unwrap();
+    site.run(30);
+    site.database().checkpoint().unwrap();
+    let base = site.backup(BackupType::Incremental);
+    assert_eq!(base.summary.reason, None);
+    site.kill();
+    fs::remove_dir_all(site.place.path("copy/tracker")).unwrap();
+    fs::rename(
+        site.place.source("tracker"),
+        site.place.path("copy/tracker"),
+    )
+    .unwrap();
+    site.replace_by("copy");
+    site.start();
+    site.run(60);
+    site.database().checkpoint().unwrap();
+    assert!(base.end() < site.redo_segment());
+    site.trim(site.redo_segment());
+    let made = site.backup(BackupType::Incremental);
+    assert_eq!(made.summary.backup_type, BackupType::Full);
+    site.check(&made);
+}
+
 /// Whatever breaks a chain makes the next backup a full one that says why, and restores.
 #[test]
 fn every_broken_chain_heals() {
@@ -776,6 +812,13 @@ fn damage_that_the_log_cannot_mend_is_an_error_and_nothing_is_published() {
     let error = site.try_backup(BackupType::Full).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);
     let object = format!("table {:08x}, page {}", table.0, table.1);
+    assert_eq!(error.object_name(), Some(&object[..]));
+    // The last page of the file is there in part.
+    let last = sound.len() / BLOCK - 1;
+    fs::write(&path, &sound[..sound.len() - 3000]).unwrap();
+    let error = site.try_backup(BackupType::Full).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    let object = format!("table {:08x}, page {last}", table.0);
     assert_eq!(error.object_name(), Some(&object[..]));
     // A page of a later log: the log has lost its end.
     let mut later = sound.clone();

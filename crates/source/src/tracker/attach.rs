@@ -121,6 +121,8 @@ struct Opening<'e> {
 
 impl Opening<'_> {
     fn run(&mut self) -> Result<Live> {
+        // The log ends here, so it did not go through what lies behind, whatever lies there one day.
+        self.epochs.forget_witnessed_behind(self.end)?;
         let state = match self.epochs.state() {
             Ok(state) if state.start <= self.end => state,
             Ok(state) => return self.anew(state.epoch + 1, Reset::LogBehind),

@@ -468,6 +468,25 @@ impl Epochs {
         witness.save(&*self.disk, |made| self.give(made))
     }
 
+    /// Forgets the backups of a log that went on behind `end`, where the log of this line ends: the store, or its log alone, was put
+    /// back to an earlier state, and will soon reach their positions on another line.
+    ///
+    /// # Errors
+    /// As for [`testify`](Self::testify).
+    pub(super) fn forget_witnessed_behind(&self, end: Lsn) -> Result<()> {
+        let mut witness = match Witness::read(&*self.disk, &self.identity) {
+            // What is damaged says nothing.
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(()),
+            found => found?,
+        };
+        let all = witness.ends.len();
+        witness.ends.retain(|(at, _)| *at <= end);
+        match witness.ends.len() == all {
+            true => Ok(()),
+            false => witness.save(&*self.disk, |made| self.give(made)),
+        }
+    }
+
     /// Holds the log for a backup: a database that asks removes nothing of it until the hold is told, or dropped.
     ///
     /// # Errors

@@ -51,6 +51,26 @@ fn a_delta_restore_beside_a_database_that_runs_is_refused_and_changes_nothing() 
     DirDisk::open_locked(&source).unwrap();
 }
 
+/// One that does not lock its directory, and marks its changes.
+#[test]
+fn a_database_that_only_its_tracker_shows_is_not_restored_over() {
+    let mut site = Site::with(72, 14, true);
+    site.run(20);
+    let full = site.backup(BackupType::Full);
+    site.run(20);
+    let source = site.place.path("source");
+    let id = full.summary.backup_id.to_string();
+    let options = site.place.restore_options(&id, "source", true);
+    let before = snapshot(&source);
+    let error = site.place.try_restore(&engine(), &options).err().unwrap();
+    assert_eq!(error.kind(), Kind::Conflict, "{error}");
+    assert!(error.to_string().contains("marks its changes"), "{error}");
+    assert!(snapshot(&source) == before, "something was changed");
+    site.kill();
+    let restored = site.place.try_restore(&engine(), &options).unwrap();
+    assert_eq!(restored.settled.unwrap().position, full.end().0);
+}
+
 #[test]
 fn what_a_killed_delta_restore_left_is_not_opened_by_the_database_until_it_is_restored_to_the_end()
 {
