@@ -548,14 +548,19 @@ fn a_line_that_does_not_know_the_base_gets_a_full_backup() {
     assert_eq!(base.summary.reason, None);
     site.kill();
     site.replace_by("copy");
+    let made = went_on_past(&mut site, &base);
+    assert!(made.summary.reason.as_ref().unwrap().contains("missing"));
+    site.check(&made);
+}
+
+/// Starts a stopped store, goes on until its log has passed the end of `base`, trims the log to there, and backs up what changed.
+fn went_on_past(site: &mut Site, base: &Made) -> Made {
     site.start();
     site.run(60);
     site.database().checkpoint().unwrap();
     assert!(base.end() < site.redo_segment());
     site.trim(site.redo_segment());
-    let made = site.backup(BackupType::Incremental);
-    assert!(made.summary.reason.as_ref().unwrap().contains("missing"));
-    site.check(&made);
+    site.backup(BackupType::Incremental)
 }
 
 /// As before, but what is put back is the store without its tracker, which so knows the base, and notices that the log went back.
@@ -584,12 +589,7 @@ fn a_log_that_went_back_beneath_its_tracker_is_no_more_the_one_that_the_base_is_
     )
     .unwrap();
     site.replace_by("copy");
-    site.start();
-    site.run(60);
-    site.database().checkpoint().unwrap();
-    assert!(base.end() < site.redo_segment());
-    site.trim(site.redo_segment());
-    let made = site.backup(BackupType::Incremental);
+    let made = went_on_past(&mut site, &base);
     assert_eq!(made.summary.backup_type, BackupType::Full);
     site.check(&made);
 }

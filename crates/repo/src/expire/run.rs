@@ -36,7 +36,7 @@ pub struct Refusal {
     pub problem: String,
 }
 
-/// A backup that was to go and stays for now.
+/// A backup that was to go by the plan, and that this run does not delete, because it is needed.
 #[derive(Debug, Clone, Serialize)]
 pub struct PutOff {
     /// The backup.

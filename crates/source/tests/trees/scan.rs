@@ -198,6 +198,18 @@ fn a_tree_that_takes_too_much_memory_is_refused() {
     assert!(!error.hint_text().unwrap().contains("raise"));
 }
 
+/// The file `f` of a file system whose files hold any number of attributes.
+fn file_in(mounted: &Mounted) -> File {
+    let path = mounted.0.join("f");
+    fs::write(&path, b"x").unwrap();
+    File::open(&path).unwrap()
+}
+
+fn set_attribute(file: &File, number: usize, value: &[u8]) {
+    let name = format!("trusted.{number:04}");
+    rustix::fs::fsetxattr(file, name, value, rustix::fs::XattrFlags::empty()).unwrap();
+}
+
 #[test]
 fn more_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
     if !is_root() {
@@ -205,13 +217,8 @@ fn more_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mounted = Mounted::tmpfs(dir.path());
-    let path = mounted.0.join("f");
-    fs::write(&path, b"x").unwrap();
-    let fd = File::open(&path).unwrap();
-    let set = |number: usize| {
-        let name = format!("trusted.{number:04}");
-        rustix::fs::fsetxattr(&fd, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
-    };
+    let file = file_in(&mounted);
+    let set = |number| set_attribute(&file, number, b"");
     (0..1024).for_each(set);
     assert_eq!(item(&scan(dir.path()), "f").entry.xattrs.len(), 1024);
     set(1024);
@@ -229,14 +236,9 @@ fn longer_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mounted = Mounted::tmpfs(dir.path());
-    let path = mounted.0.join("f");
-    fs::write(&path, b"x").unwrap();
-    let fd = File::open(&path).unwrap();
+    let file = file_in(&mounted);
     let value = vec![1; 64 << 10];
-    let set = |number: usize| {
-        let name = format!("trusted.{number:04}");
-        rustix::fs::fsetxattr(&fd, name, &value, rustix::fs::XattrFlags::empty()).unwrap();
-    };
+    let set = |number| set_attribute(&file, number, &value);
     (0..15).for_each(set);
     assert_eq!(item(&scan(dir.path()), "f").entry.xattrs.len(), 15);
     (15..17).for_each(set);
