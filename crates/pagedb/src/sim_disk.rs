@@ -2,7 +2,7 @@
 //!
 //! Invariants: synced bytes and names survive every crash; of what was not synced, each sector of 512 bytes holds an
 //! earlier or a later content, and names change in their order. After the stated number of operations everything
-//! fails, as for a process whose machine is off.
+//! fails, as for a process whose machine is off; or for one that is killed, if the disk is then given to the next as it is.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -163,6 +163,12 @@ impl SimDisk {
             names,
             ..State::default()
         })))
+    }
+
+    /// Lets the next process have the disk after the last one was killed: what that wrote and did not sync is there, and may
+    /// still be lost.
+    pub fn restart(&self) {
+        self.state().off_at = None;
     }
 
     /// The disk as it is now, everything on it durable.

@@ -16,7 +16,7 @@ mod tail;
 mod walk;
 mod writer;
 
-pub use live_end::find_end_beside_writer;
+pub use live_end::{clear_behind, find_end_beside_writer};
 pub use reader::{LogReader, Verify};
 pub use record::{Group, Record, TableKind};
 pub use segment::{Fork, LSN_MAX, LogIdentity, SegmentSize};

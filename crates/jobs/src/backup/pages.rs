@@ -63,6 +63,8 @@ enum Content {
     Log {
         kept: Range<u64>,
         read: Range<u64>,
+        /// Where the log ends, if it ends in this one: nothing is taken of what stands behind it in its block.
+        end: Option<Lsn>,
     },
 }
 
@@ -249,7 +251,7 @@ impl PageOrigin {
         match &item.content {
             Content::Dir => Err(not_listed()),
             Content::Bytes(_) => Ok(VecDeque::from([Piece::Read(range)])),
-            Content::Log { kept, read } => {
+            Content::Log { kept, read, .. } => {
                 let part = |of: Range<u64>| range.start.max(of.start)..range.end.min(of.end);
                 let pieces = [
                     Piece::Read(part(0..LOG_BLOCK_BYTES)),
@@ -304,12 +306,20 @@ impl PageOrigin {
 
     /// Checks the pages that were read from `offset` of a table on. One that is torn is read again, and so is one that is as it
     /// was before the log says that it was changed: a write was lost, or the file lost its end and grew again. With `last`, it is
-    /// noted as torn.
+    /// noted as torn. Of the log, what stands behind its end is cleared: it may have been written since that was found.
     pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<Found> {
-        let Content::Table { table, changes } = &self.item(at)?.content else {
-            return Ok(Found::Whole);
+        let (table, changes) = match &self.item(at)?.content {
+            Content::Table { table, changes } => (*table, changes),
+            Content::Log { end: Some(end), .. } => {
+                let identity = &self.checkpoint.control.identity;
+                let behind = end.0 - identity.size.start_of(*end).0;
+                if let Some(behind) = bytes.get_mut(behind.saturating_sub(offset) as usize..) {
+                    wal::clear_behind(identity, *end, behind);
+                }
+                return Ok(Found::Whole);
+            }
+            Content::Dir | Content::Bytes(_) | Content::Log { .. } => return Ok(Found::Whole),
         };
-        let table = *table;
         let is_stale = |number: u32, lsn: Lsn| match changes {
             Changes::Since {
                 pages,
@@ -461,7 +471,11 @@ impl PageOrigin {
             let (kept, read) = log_parts(size, start, range, base_end);
             self.items.push(PageItem {
                 entry,
-                content: Content::Log { kept, read },
+                content: Content::Log {
+                    kept,
+                    read,
+                    end: (size.start_of(end) == start).then_some(end),
+                },
             });
             start = size.next_of(start);
         }
@@ -511,7 +525,7 @@ impl PageOrigin {
             let bytes = item.entry.content_bytes();
             totals.bytes += bytes;
             totals.allocated_bytes += match &item.content {
-                Content::Log { kept, read } => read.end - kept.start + LOG_BLOCK_BYTES,
+                Content::Log { kept, read, .. } => read.end - kept.start + LOG_BLOCK_BYTES,
                 _ => bytes,
             };
         }
@@ -633,6 +647,8 @@ pub(crate) fn changes_since(since: &mut Since, table: u32, base_pages: Option<u3
 
 #[cfg(test)]
 mod tests {
+    use mover_source::disk::{DirDisk, Disk};
+    use mover_source::pages::Store;
     use mover_source::tracker::Changed;
     use proptest::prelude::*;
 
@@ -724,6 +740,79 @@ mod tests {
             parts(16384, 4096..21000, Some(9000)),
             (4096..4096, 4096..8192)
         );
+    }
+
+    /// A block of the log that was only half written when the log's end was found, so that a flush of two groups looked like one
+    /// of the first, is whole when it is copied.
+    #[test]
+    fn a_flush_that_comes_to_stand_behind_the_end_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let identity = mover_source::pages::new_identity([7; 32], SegmentSize::new(15).unwrap());
+        let segment = identity.path(Lsn(0));
+        // Names of the tables that the first group makes: it ends within the first block, at its end, within the second.
+        for (names, ends) in [
+            (vec![1], 4096 + 64),
+            ([vec![255; 14], vec![227]].concat(), 2 * 4096),
+            (vec![255; 20], 2 * 4096 + 1392),
+        ] {
+            let (from, to) = (path("from"), path("to"));
+            std::fs::create_dir(&from).unwrap();
+            let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(&from).unwrap());
+            let mut store = Store::create(disk, identity).unwrap();
+            let writer = store.recover(4).unwrap().writer;
+            let mut group = wal::Group::new();
+            for (table, len) in (10..).zip(names) {
+                let name = "x".repeat(len);
+                group.create(table, wal::TableKind::Rows, &name).unwrap();
+            }
+            let end = writer
+                .append(&group, 1, mover_base::Timestamp::from_micros(1))
+                .unwrap()
+                .end;
+            let mut group = wal::Group::new();
+            group.create(99, wal::TableKind::Rows, "y").unwrap();
+            let behind = writer
+                .append(&group, 2, mover_base::Timestamp::from_micros(2))
+                .unwrap()
+                .end;
+            writer.flush_to(behind).unwrap();
+            let whole = std::fs::read(from.join(&segment)).unwrap();
+            let mut half = whole.clone();
+            half[end.0 as usize..].fill(0);
+            std::fs::write(from.join(&segment), &half).unwrap();
+
+            let live = Arc::new(LiveStore::open(&format!("pages://{}", from.display())).unwrap());
+            let checkpoint = live.checkpoint().unwrap();
+            let mut origin = PageOrigin::new(&live, checkpoint, None, |_, _| Changes::All).unwrap();
+            let range = origin.add_log(None, |_| false).unwrap();
+            assert_eq!((range.end, end), (end, Lsn(ends)));
+            std::fs::write(from.join(&segment), &whole).unwrap();
+
+            for (at, item) in (0..).zip(&origin.items) {
+                let path = to.join(std::str::from_utf8(&item.entry.path).unwrap());
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                match &item.content {
+                    Content::Dir => std::fs::create_dir_all(path).unwrap(),
+                    Content::Bytes(bytes) => std::fs::write(path, bytes).unwrap(),
+                    Content::Table { .. } => {}
+                    Content::Log { read, .. } => {
+                        let mut bytes = whole.clone();
+                        for range in [0..LOG_BLOCK_BYTES, read.clone()] {
+                            let part = &mut bytes[range.start as usize..range.end as usize];
+                            origin.check(at, range.start, part, false).unwrap();
+                        }
+                        bytes[read.end as usize..].fill(0);
+                        std::fs::write(path, &bytes).unwrap();
+                    }
+                }
+            }
+            let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(&to).unwrap());
+            let recovered = Store::open(disk).unwrap().recover(4).unwrap();
+            assert_eq!(recovered.log.end, end);
+            std::fs::remove_dir_all(&from).unwrap();
+            std::fs::remove_dir_all(&to).unwrap();
+        }
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! up to an end that is behind every page that was copied. Redo brings them together, as after a crash.
 //!
 //! Invariants: nothing here writes, but for making durable what the database wrote to its log. The end that is given out
-//! is the end of a flush, so that the log cut there is a log that was stopped, whatever of it is sealed.
+//! is the end of a group, so that the log cut there is a log that was stopped, whatever of it is sealed.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -222,7 +222,8 @@ impl LiveStore {
     }
 
     /// An end of the log behind `newest`, the largest LSN of a page that was copied, and behind everything that was committed
-    /// before this was called, read from `from` on (the end of a group). It is the end of a flush, durable when this returns.
+    /// before this was called, read from `from` on (the end of a group). It is the end of a group, durable when this returns; the
+    /// block that it lies in may still be written behind it.
     /// Of what is written meanwhile about a segment is read.
     ///
     /// # Errors

@@ -4,7 +4,9 @@
 //! a log that is sound can look as if it were damaged. Whatever does not look sound is looked at again, from the last flush
 //! that was seen to begin, with nothing kept of what was read before; what is damaged stays so.
 //!
-//! Invariants: the end that is given out is the end of a flush. Where something does not look sound, no more of the log is read
+//! Invariants: the end that is given out is the end of a flush, or of a group within one of which no more was to be seen: it was
+//! being written, and looked like one that ends there. Whoever copies the log up to an end clears what came to stand behind it
+//! meanwhile ([`clear_behind`]). Where something does not look sound, no more of the log is read
 //! again than what lies behind that last flush, however fast the log grows: what was not there at the first look is not waited
 //! for.
 
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use mover_base::{Error, Kind, Lsn, Result};
 
+use super::record::{HistorySeed, Parsed, Record, parse};
 use super::segment::LogIdentity;
 use super::tail::{look_for_end, segments};
 use crate::disk::Disk;
@@ -23,8 +26,19 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How often in a row the same must be found for damage.
 const DAMAGE_TRIES: usize = 2;
 
+/// Clears what stands behind the `end` of a copy of the log in its last block, which `bytes` show from there on; but not the
+/// record that ends the segment, which may stand nowhere else where the flush began in an earlier one.
+pub fn clear_behind(identity: &LogIdentity, end: Lsn, bytes: &mut [u8]) {
+    let seed = HistorySeed::new(identity.history);
+    let kept = match parse(bytes, end, seed) {
+        Parsed::Record(Record::SegmentEnd, len) => len,
+        _ => 0,
+    };
+    bytes[kept..].fill(0);
+}
+
 /// Finds an end of the log behind `newest` and behind everything that was committed before this was called, reading from
-/// `from` on (the end of a group). It is the end of a flush, and need not be durable yet.
+/// `from` on (the end of a group). It is the end of a group, and need not be durable yet.
 ///
 /// # Errors
 /// `Corrupt` if the log is damaged, or ends before `newest`; `NotFound` if a segment is missing; `Source` if a file cannot

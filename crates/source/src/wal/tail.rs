@@ -476,13 +476,20 @@ pub fn clean(disk: &dyn Disk, identity: &LogIdentity, found: &LogEnd) -> Result<
         },
     };
     // From the last on: whatever is left of them when this is cut off has no gap.
-    let later = segments(disk, identity)?;
-    for start in later.iter().rev().filter(|start| **start > kept) {
+    let there = segments(disk, identity)?;
+    for start in there.iter().rev().filter(|start| **start > kept) {
         let path = identity.path(*start);
         disk.remove(&path).map_err(|error| failed(&path, error))?;
     }
     disk.sync_dir(LOG_DIR)
         .map_err(|error| failed(LOG_DIR, error))?;
+    // A process that was killed may have left unsynced what it wrote last: blocks of the last flush, and footers because of it.
+    let first = size.start_of(found.before_flush);
+    for start in there.range(first..=kept.max(first)) {
+        let path = identity.path(*start);
+        let synced = disk.open(&path, Access::Write).and_then(|file| file.sync());
+        synced.map_err(|error| failed(&path, error))?;
+    }
     // What is kept is cleared and made durable, before anything is sealed.
     let (start, from) = match found.rest {
         Rest::Free | Rest::Ended => (last, Some(found.end)),
