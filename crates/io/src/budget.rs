@@ -31,6 +31,9 @@ const CARRY_SECONDS: f64 = 0.05;
 /// Overdrawn rate that the coordinator remembers, in seconds of the rate; more comes from a clock that jumped.
 const DEBT_SECONDS: f64 = 0.5;
 
+/// Parts of a byte, or of a request, in which accrued credit is told.
+const PARTS: f64 = 1024.0;
+
 /// Time over which the carried rate is given out, or taken back.
 const CARRY_HORIZON_SECONDS: f64 = 0.5;
 
@@ -56,12 +59,19 @@ pub struct RateBudget {
 #[repr(align(128))]
 #[derive(Default)]
 struct Line {
-    /// Bytes per second that the shard may accrue. Written by the coordinator.
-    share: AtomicU64,
-    /// Bytes that the shard has accrued in its life. Written by the shard.
-    issued: AtomicU64,
+    /// Bytes per second that the shard may accrue, the bits of an `f64`: of a rate of a few requests per second a shard's share
+    /// is a fraction of one. Written by the coordinator.
+    share_bits: AtomicU64,
+    /// What the shard has accrued in its life, in parts of a byte ([`PARTS`]). Written by the shard.
+    issued_parts: AtomicU64,
     /// Whether a demand waits. Written by the shard.
     waiting: AtomicBool,
+}
+
+impl Line {
+    fn set_share(&self, share: f64) {
+        self.share_bits.store(share.to_bits(), Ordering::Relaxed);
+    }
 }
 
 /// The coordinator's books.
@@ -161,8 +171,8 @@ impl Accounts {
         self.lines.retain_mut(|account| {
             // Read before the count of owners: a shard that has ended issues nothing after that.
             let ended = Arc::strong_count(&account.line) == 1;
-            let issued = account.line.issued.load(Ordering::Acquire);
-            let fresh = issued.wrapping_sub(account.seen) as f64;
+            let issued = account.line.issued_parts.load(Ordering::Acquire);
+            let fresh = issued.wrapping_sub(account.seen) as f64 / PARTS;
             account.seen = issued;
             total += fresh;
             if !ended {
@@ -193,7 +203,7 @@ impl Accounts {
             })
             .collect();
         for (account, share) in self.lines.iter().zip(fill(self.total(rate), &wants)) {
-            account.line.share.store(share as u64, Ordering::Relaxed);
+            account.line.set_share(share);
         }
     }
 
@@ -202,7 +212,7 @@ impl Accounts {
         self.settle(rate, now);
         let share = self.total(rate) / self.lines.len().max(1) as f64;
         for account in &self.lines {
-            account.line.share.store(share as u64, Ordering::Relaxed);
+            account.line.set_share(share);
         }
     }
 
@@ -283,7 +293,7 @@ impl Bucket {
     }
 
     fn share(&self) -> f64 {
-        self.line.share.load(Ordering::Relaxed) as f64
+        f64::from_bits(self.line.share_bits.load(Ordering::Relaxed))
     }
 
     /// Accrues credit up to now: as much as is demanded, and the burst.
@@ -303,8 +313,8 @@ impl Bucket {
         let waiting = self.demanded.get() > self.credited.get();
         self.line.waiting.store(waiting, Ordering::Relaxed);
         self.line
-            .issued
-            .store(self.issued.get() as u64, Ordering::Release);
+            .issued_parts
+            .store((self.issued.get() * PARTS) as u64, Ordering::Release);
     }
 }
 
@@ -505,6 +515,39 @@ mod tests {
         assert_at_most(&passed, RATE);
         let first: u64 = passed[10_000..10_050].iter().sum();
         assert!(first as f64 <= RATE as f64 * (0.05 + 0.05 + BURST_SECONDS) + PIECE as f64);
+    }
+
+    /// Requests are counted by the same budget, and there may be more shards than requests per second.
+    #[test]
+    fn a_rate_below_one_for_each_shard_is_shared_too() {
+        for (shards, rate) in [(8, 4), (64, 1), (3, 5), (2, 1)] {
+            let start = Instant::now();
+            let budget = RateBudget::starting(Some(rate), start);
+            let buckets: Vec<_> = (0..shards)
+                .map(|_| Rc::new(Bucket::new(Arc::clone(&budget), start)))
+                .collect();
+            let mut waiting: Vec<Option<Demand>> = buckets.iter().map(|_| None).collect();
+            let mut passed = 0;
+            for ms in 0..200_000 {
+                let now = start + STEP * ms;
+                for (bucket, waiting) in buckets.iter().zip(&mut waiting) {
+                    let demand = waiting.get_or_insert_with(|| bucket.demand(1, now));
+                    if demand.poll(now).is_ready() {
+                        *waiting = None;
+                        passed += 1;
+                    }
+                }
+                if ms % 100 == 0 {
+                    budget.rebalance(now);
+                }
+            }
+            // All shards wait for their next one at the end, each for less than a whole one.
+            let due = 200 * rate;
+            assert!(
+                passed <= due + 1 && passed + shards >= due * 97 / 100,
+                "{passed} of {due} passed on {shards} shards"
+            );
+        }
     }
 
     #[test]

@@ -320,8 +320,10 @@ fn is_own_temporary(name: &str) -> bool {
         return false;
     };
     match own.split_once('/') {
-        None => own.strip_prefix("probe-").is_some_and(is_mark),
-        Some((object, mark)) => object.strip_prefix("claim-").is_some_and(is_mark) && is_mark(mark),
+        None => own.strip_prefix(put::PROBE).is_some_and(is_mark),
+        Some((object, mark)) => {
+            object.strip_prefix(claim::CLAIM).is_some_and(is_mark) && is_mark(mark)
+        }
     }
 }
 

@@ -24,6 +24,8 @@ use super::put::{self, new_mark, put_request};
 use crate::Put;
 use crate::key::TEMPORARY_PART;
 
+/// What the names of claims begin with, behind [`TEMPORARY_PART`].
+pub(super) const CLAIM: &str = "claim-";
 /// How long a claim keeps others away when its holder dies.
 const CLAIM_MS: i64 = 60_000;
 /// How long its holder may use it.
@@ -64,7 +66,7 @@ pub(super) async fn claimed(
     mark: &str,
 ) -> Result<Put> {
     let prefix = format!(
-        "{}{TEMPORARY_PART}/claim-{}/",
+        "{}{TEMPORARY_PART}/{CLAIM}{}/",
         client.place.location.prefix,
         &hex::encode(&sha256(name.as_bytes()))[..32]
     );

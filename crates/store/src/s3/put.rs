@@ -208,10 +208,13 @@ pub(super) async fn conditions(client: &Client) -> Result<Conditions> {
         .copied()
 }
 
+/// What the names of objects begin with that only try out the server, behind [`TEMPORARY_PART`].
+pub(super) const PROBE: &str = "probe-";
+
 /// A name for an object that only tries out the server.
 pub(super) fn new_probe_name(client: &Client) -> Result<String> {
     let prefix = &client.place.location.prefix;
-    Ok(format!("{prefix}{TEMPORARY_PART}/probe-{}", new_mark()?))
+    Ok(format!("{prefix}{TEMPORARY_PART}/{PROBE}{}", new_mark()?))
 }
 
 /// Deletes a probe. One that stays is small, hidden, and told by the leftovers; why it stays is kept for whoever tries the
