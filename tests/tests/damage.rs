@@ -407,6 +407,39 @@ fn objects_of_another_repository_are_refused() {
     }
 }
 
+/// What a target has is lost with the first change, so it is found out before that whether every pack is there.
+#[test]
+fn a_restore_in_place_does_not_begin_where_a_pack_is_missing_or_cut() {
+    let sample = Sample::new("delta-damage", Protection::Passphrase, 1);
+    let target = sample.scratch.join("source-0");
+    fs::write(target.join("rows"), "changed").expect("file");
+    fs::write(target.join("extra"), "not in the backup").expect("file");
+    let before = Tree::read(&target);
+    let pack = sample
+        .objects
+        .iter()
+        .find(|(path, _)| path.starts_with("packs"));
+    let (pack, bytes) = pack.expect("a pack");
+    let path = sample.repo.dir.join(pack);
+    let restore = || {
+        let mut command = sample.repo.restore_command("latest", &target);
+        Outcome::of(command.arg("--delta"))
+    };
+    for damage in [None, Some(&bytes[..bytes.len() - 1])] {
+        match damage {
+            None => fs::remove_file(&path).expect("a pack"),
+            Some(cut) => fs::write(&path, cut).expect("a pack"),
+        }
+        let error = restore().expect(exit::CORRUPT).error();
+        before.assert_same(&Tree::read(&target), &error.to_string());
+    }
+    fs::write(&path, bytes).expect("a pack");
+    restore().summary();
+    sample.truth[0]
+        .1
+        .assert_same(&Tree::read(&target), "restored");
+}
+
 #[test]
 fn wrong_or_missing_keys_and_repositories_are_told_apart() {
     let scratch = Scratch::new("keys");

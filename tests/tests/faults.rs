@@ -62,6 +62,26 @@ fn full_target_disk_is_a_target_error() {
     Tree::read(&small).assert_same(&Tree::read(&target), "what fits");
 }
 
+/// A full file system has room for a name, and often for a block.
+#[test]
+fn check_finds_out_that_a_repository_has_no_room() {
+    let scratch = Scratch::new("check-full");
+    let disk = SmallDisk::new(&scratch, "disk", 16 * MIB);
+    let repo = Repo::create_at(&scratch, &disk.path().join("repo"), Protection::None);
+    let check = || Outcome::of(repo.command("check").arg("--json"));
+    check().expect(exit::OK);
+    let filler = disk.path().join("filler");
+    let file = File::create(&filler).expect("filler");
+    let taken = disk.free_bytes() - (64 << 10);
+    let flags = rustix::fs::FallocateFlags::empty();
+    rustix::fs::fallocate(&file, flags, 0, taken).expect("filler takes its space");
+    let full = check().expect(exit::CHECK_FAILED);
+    assert!(full.stdout.contains("the repository is full"), "{full}");
+    fs::remove_file(&filler).expect("filler");
+    drop(file);
+    check().expect(exit::OK);
+}
+
 #[test]
 fn target_disk_that_fills_during_a_restore_is_a_target_error() {
     let scratch = Scratch::new("filling-target");

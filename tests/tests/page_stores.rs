@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use mover_test_servers::Garage;
 use mover_tests::bucket::repo_in;
 use mover_tests::clock;
+use mover_tests::disk::SmallDisk;
 use mover_tests::job::wait_until;
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit};
 use mover_tests::scratch::Scratch;
@@ -218,6 +219,38 @@ fn a_database_at_work_is_backed_up_into_s3() {
     let garage = Garage::start(scratch.path());
     let repo = repo_in(garage.access(), &scratch, "pages", Protection::Identity);
     chain(&repo, &scratch);
+}
+
+/// A restored store begins a new history, whose first log segment is a file of its own.
+#[test]
+fn a_target_without_room_for_a_new_history_is_a_target_error() {
+    let scratch = Scratch::new("page-store-full");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let site = Site {
+        repo: &repo,
+        store: scratch.dir("store"),
+    };
+    let load = Load::start(&site.store);
+    load.go_on(10);
+    load.kill();
+    let made = site.backup("full", "full");
+    let shown = Outcome::of(repo.command("show").args(["latest", "--json"])).document();
+    let data_bytes = shown["metadata"]["size_info"]["data_bytes"].as_u64();
+    let segment = fs::read_dir(site.store.join("wal")).expect("a log").next();
+    let segment_bytes = segment.unwrap().unwrap().metadata().unwrap().len();
+    let disk = SmallDisk::new(&scratch, "disk", 4 * (data_bytes.unwrap() + segment_bytes));
+    let target = disk.path().join("target");
+    let filler = File::create(disk.path().join("filler")).expect("filler");
+    let taken = disk.free_bytes() - data_bytes.unwrap() - segment_bytes / 2;
+    let flags = rustix::fs::FallocateFlags::empty();
+    rustix::fs::fallocate(&filler, flags, 0, taken).expect("filler takes its space");
+    let error = repo.restore("latest", &target).told(exit::TARGET, "target");
+    assert_eq!(error["kind"], "target", "{error}");
+    assert!(!target.exists(), "a failed restore left its target");
+    drop(filler);
+    fs::remove_file(disk.path().join("filler")).expect("filler");
+    let id = id_of(&made);
+    assert!(repo.restore(&id, &target).summary()["settled"].is_object());
 }
 
 /// The incremental backup was made by a clock that was half an hour ahead.

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use mover_tests::job::{Job, status_of, wait_until};
 use mover_tests::mover::{Protection, Repo, exit, isolated};
@@ -47,6 +48,40 @@ fn limits_of_the_file_are_taken_over_by_a_job_that_runs() {
     wait_until(|| !job.is_running());
     job.outcome().expect(exit::OK);
     restores_to(&repo, "latest", &truth, &scratch);
+}
+
+/// A verification, and a restore that compares what is there, read no faster than they may.
+#[test]
+fn what_only_reads_keeps_to_its_limit_too() {
+    let scratch = Scratch::new("read-limits");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let truth = Tree::read(&source);
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    repo.backup(&source).summary();
+    let file = scratch.join("config.toml");
+    let printed = scratch.join("printed");
+    let mut compare = repo.restore_command("latest", &source);
+    compare.arg("--delta");
+    let mut verify = repo.command("verify");
+    verify.arg("--json");
+    for (mut command, phase) in [(verify, "verify"), (compare, "restore")] {
+        fs::write(&file, "limit-read = '1KiB/s'\n").expect("a configuration file");
+        fs::write(&printed, "").expect("a file");
+        command.arg("--config").arg(&file);
+        let stdout = File::create(&printed).expect("a file").into();
+        let mut job = Job::start_into(&mut command, stdout, Stdio::piped());
+        let phase = format!("\"phase\":\"{phase}\"");
+        wait_until(|| fs::read_to_string(&printed).is_ok_and(|said| said.contains(&phase)));
+        // Without a limit it would have ended long before; with it hours are left.
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(job.is_running(), "{}", job.outcome());
+        fs::write(&file, "").expect("a configuration file");
+        job.signal(Signal::USR2);
+        wait_until(|| !job.is_running());
+        job.outcome().expect(exit::OK);
+    }
+    truth.assert_same(&Tree::read(&source), "compared");
 }
 
 #[test]

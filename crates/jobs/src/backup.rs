@@ -20,7 +20,7 @@ use mover_io::Shard;
 use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
     BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, Earlier, LogMark, MapNode,
-    Repository, SourceName, WriterOutcome, find_parent,
+    Repository, SourceName, WriterOutcome, find_parent, require_extents,
 };
 use mover_source::delta::PageSet;
 use mover_source::disk::BytesRead;
@@ -193,6 +193,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         tick(&progress, stop)
     })?)?;
     refuse_in_source(&repository, &origin.tree)?;
+    require_extents(origin.tree.items.iter().map(|item| &item.entry))?;
     let Earlier {
         parent,
         latest,

@@ -413,6 +413,8 @@ impl Filler {
             }
         }
         lap(&mut self.stages.hash, clock);
+        drop(buf);
+        self.shard.throttle(&self.limits.read, read as u64).await;
         self.shard.turn().await;
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mover_base::{BackupId, Result};
+use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
 use mover_repo::{BackupView, Origin};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
@@ -29,7 +29,7 @@ use crate::overlap::{self, refuse_in_target};
 use crate::progress::{Phase, Progress};
 use crate::report::{EngineReport, ShardFigures};
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
-use crate::settle::{Settled, is_page_store, require_plain, settle};
+use crate::settle::{Settled, in_target, is_page_store, require_plain, segment_bytes, settle};
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -170,7 +170,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     let size = view.metadata.size_info.clone();
     // What a dead restore left takes space that comes free before it is needed.
     if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
-        target.check_space(size.data_bytes)?;
+        target.check_space(bytes_needed(&view))?;
     }
     let made_in = view.metadata.ended.seconds_since(view.metadata.started);
     warnings.extend(leftover_warnings(&target));
@@ -213,6 +213,15 @@ impl RestorePlan {
     }
 }
 
+/// Bytes that a target must have room for: the files, and of a page store the log segment that its new history begins with.
+fn bytes_needed(view: &BackupView) -> u64 {
+    let files = view.metadata.size_info.data_bytes;
+    match is_page_store(view) {
+        true => files.saturating_add(segment_bytes(view)),
+        false => files,
+    }
+}
+
 /// Refuses a target that has the repository in it.
 fn refuse_repository(
     engine: &Engine,
@@ -224,6 +233,31 @@ fn refuse_repository(
     let wanted = wanted(view);
     let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(&wanted, go_on);
     interruptible(&engine.single(), progress, tick, count).map(drop)
+}
+
+/// Refuses to begin on what is there where a pack is not, by the names and lengths of a listing: what a target has is no longer
+/// whole after its first change, and would not become so again.
+fn require_packs(
+    engine: &Engine,
+    view: &BackupView,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<()> {
+    let look = async |shard: Shard| {
+        mover_repo::verify::missing_pack(&shard, view.repository(), view.packs()).await
+    };
+    let missing = only(mover_io::run(&engine.single(), look, |stop| {
+        tick(progress, stop)
+    })?)?;
+    match missing {
+        None => Ok(()),
+        Some(missing) => Err(Error::new(
+            Kind::Corrupt,
+            format!("the backup cannot be restored: {missing}"),
+        )
+        .object(view.id.to_string())
+        .hint("nothing was changed; verify the backup, and restore another one meanwhile")),
+    }
 }
 
 /// The paths that a target is to have.
@@ -289,15 +323,18 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     if mode == TargetMode::Delta && overlap::directory(view.repository()).is_some() {
         refuse_repository(engine, &view, &target, &progress, &mut *tick)?;
     }
-    let not_removed = clear_leftovers(engine, &target, plan.data_bytes, &progress, &mut *tick)?;
+    if mode == TargetMode::Delta {
+        require_packs(engine, &view, &progress, &mut *tick)?;
+    }
+    let not_removed = clear_leftovers(engine, &target, bytes_needed(&view), &progress, &mut *tick)?;
     let target = DirTarget::begin(target)?;
     let filled = fill(engine, &view, &target, mode, &progress, &mut *tick).and_then(|filled| {
         let settled = match is_page_store(&view) {
             true => {
                 let disk = Arc::new(target.disk()?);
                 let settle = || settle(&view, &target, disk.clone());
-                let settled = watched(&engine.single(), disk.watch(), &progress, tick, settle)?;
-                Some(settled)
+                let settled = watched(&engine.single(), disk.watch(), &progress, tick, settle);
+                Some(settled.map_err(in_target)?)
             }
             false => None,
         };

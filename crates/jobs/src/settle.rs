@@ -6,16 +6,17 @@
 //! that it was restored from apart.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
 
 use mover_base::tree::{Entry, EntryKind, display_path};
 use mover_base::{Error, HistoryId, Kind, Result};
 use mover_io::random_bytes;
 use mover_repo::BackupView;
-use mover_source::DirTarget;
 use mover_source::disk::Disk;
 use mover_source::pages::{CATALOGUE_FILE, Store, TABLES_DIR};
 use mover_source::wal::segment::LOG_DIR;
+use mover_source::{DirTarget, target_error};
 use serde::Serialize;
 
 use crate::backup::SOURCE_KIND;
@@ -37,6 +38,36 @@ pub struct Settled {
 /// Whether the backup is of a page store, so that its restore must be settled.
 pub(crate) fn is_page_store(view: &BackupView) -> bool {
     view.metadata.source.kind == SOURCE_KIND
+}
+
+/// Length of the store's log segments in bytes: all of them are equally long.
+pub(crate) fn segment_bytes(view: &BackupView) -> u64 {
+    let in_log = |path: &[u8]| {
+        path.strip_prefix(LOG_DIR.as_bytes())
+            .is_some_and(|rest| rest.starts_with(b"/"))
+    };
+    let segments = view.items.iter().filter(|item| in_log(&item.entry.path));
+    let bytes = segments.map(|item| item.entry.content_bytes());
+    bytes.max().unwrap_or_default()
+}
+
+/// An error of [`settle`] as that of a restore: what is read and written there, as a database does with its store, is the target.
+pub(crate) fn in_target(error: Error) -> Error {
+    if !matches!(
+        error.kind(),
+        Kind::Storage | Kind::Source | Kind::SourceChanged
+    ) {
+        return error;
+    }
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(code) => target_error(
+            error.message(),
+            error.object_name().unwrap_or_default().as_bytes(),
+            io::Error::from_raw_os_error(code),
+        ),
+        None => error.with_kind(Kind::Target),
+    }
 }
 
 /// Refuses a page store that has anything but directories and files among its entries: no backup of one is made so.
@@ -108,9 +139,9 @@ fn own(view: &BackupView, target: &DirTarget, disk: &dyn Disk) -> Result<()> {
     };
     let mut paths = vec![CATALOGUE_FILE.to_owned()];
     for dir in [TABLES_DIR, LOG_DIR] {
-        let names = disk.list(dir).map_err(|error| {
-            mover_source::target_error("a directory cannot be listed", dir.as_bytes(), error)
-        })?;
+        let names = disk
+            .list(dir)
+            .map_err(|error| target_error("a directory cannot be listed", dir.as_bytes(), error))?;
         let paths_of = names.iter().map(|name| format!("{dir}/{name}"));
         paths.extend(paths_of.filter(|path| !known.contains(path.as_bytes())));
     }
@@ -159,5 +190,54 @@ mod tests {
             assert_eq!(error.object_name(), Some("control"));
             entries.pop();
         }
+    }
+
+    #[test]
+    fn what_fails_in_a_restored_store_is_the_targets() {
+        let of = |kind, code| {
+            Error::new(kind, "a log segment cannot be written")
+                .object("wal/x")
+                .cause(io::Error::from_raw_os_error(code))
+        };
+        let (no_space, io) = (28, 5);
+        for (kind, code, wanted, says) in [
+            (
+                Kind::Storage,
+                no_space,
+                Kind::Target,
+                "the target file system is full: wal/x",
+            ),
+            (
+                Kind::Storage,
+                io,
+                Kind::Target,
+                "a log segment cannot be written: wal/x",
+            ),
+            (
+                Kind::Source,
+                io,
+                Kind::Target,
+                "a log segment cannot be written: wal/x",
+            ),
+            (
+                Kind::Corrupt,
+                io,
+                Kind::Corrupt,
+                "a log segment cannot be written: wal/x",
+            ),
+        ] {
+            let error = in_target(of(kind, code));
+            assert_eq!(error.kind(), wanted);
+            assert!(error.to_string().starts_with(says), "{error}");
+            assert!(
+                error.hint_text().is_some() || kind == Kind::Corrupt,
+                "{error}"
+            );
+        }
+        // Without a cause, as a log says it that failed before.
+        let error = in_target(Error::new(Kind::Storage, "the log cannot be written"));
+        assert_eq!(error.kind(), Kind::Target);
+        let error = in_target(Error::new(Kind::Cancelled, "told to end"));
+        assert_eq!(error.kind(), Kind::Cancelled);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec;
 
 use mover_base::{BackupId, Error, Kind, Result};
-use mover_io::Shard;
+use mover_io::{RateBudget, Shard};
 use mover_repo::verify::{
     self, Damage, Inventory, PACKS_AHEAD, PiecesAhead, StatedPack, Unreferenced, begin_pack,
     check_map, check_pack, finding,
@@ -217,7 +217,8 @@ pub fn execute(engine: &Engine, options: &VerifyOptions, tick: Tick<'_>) -> Resu
     let mut found = Found::by(&mut inventory);
     let origins = inventory.backups;
     let tasks = Tasks::new(origins.keys().copied().collect(), inventory.packs);
-    let work = async |shard: Shard| check(&shard, &repository, &tasks, &progress).await;
+    let limit = &engine.limits.read;
+    let work = async |shard: Shard| check(&shard, &repository, &tasks, limit, &progress).await;
     let wide = engine.wide_to_read(&repository)?;
     let parts = mover_io::run(&wide, work, |stop| tick(&progress, stop))?;
     let mut shards = Vec::new();
@@ -410,6 +411,7 @@ async fn check(
     shard: &Shard,
     repository: &Arc<Repository>,
     tasks: &Tasks,
+    read_limit: &Arc<RateBudget>,
     progress: &Progress,
 ) -> Result<(Found, ShardFigures)> {
     let (mut part, mut stages) = (Found::default(), StageSeconds::default());
@@ -441,7 +443,7 @@ async fn check(
             break;
         };
         part.objects += 1;
-        match check_pack(shard, next, pieces).await {
+        match check_pack(shard, next, pieces, read_limit).await {
             Ok(checked) => {
                 part.bytes += checked.bytes;
                 part.blocks += checked.blocks;

@@ -25,7 +25,7 @@ use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
 use crate::records::at_once;
 use crate::repository::{Repository, Session};
-use crate::search::{NOBODY_VOUCHES, is_vouched, no_parent};
+use crate::search::{NOBODY_VOUCHES, is_vouched, no_parent, too_many_packs};
 use crate::sessions::{self, Registration, lost_parent};
 use crate::tree::{FileMap, read_entries};
 use crate::verify::each_pack;
@@ -166,7 +166,8 @@ impl BackupRun {
             Some(open) if !is_vouched(repository, open) => Some(NOBODY_VOUCHES.to_owned()),
             Some(open) => {
                 let lost = lost_parent(shard, repository, open.id).await?;
-                lost.map(|lost| format!("it {lost}"))
+                let lost = lost.map(|lost| format!("it {lost}"));
+                lost.or_else(|| too_many_packs(open.manifest.packs.len()))
             }
             None => None,
         };

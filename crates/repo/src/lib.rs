@@ -47,6 +47,7 @@ mod writer;
 
 pub use backup::{BackupRequest, BackupRun, Committed};
 pub use keys::{SlotInfo, generate_identity};
+pub use map::require_extents;
 pub use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS};
 pub use mover_format::manifest::{
     BackupMetadata, BackupType, LogMark, PackInfo, ReplicationInfo, SizeInfo, SourceInfo,
@@ -60,7 +61,7 @@ pub use records::is_unreadable;
 pub use repository::{InitRequest, Repository};
 pub use restore::{BackupView, Content, ExtentReader, Segment, Sought, block_bytes};
 pub use sample::SampleEncoder;
-pub use search::{Earlier, SourceName, find_latest, find_parent, is_vouched};
+pub use search::{Earlier, SourceName, find_latest, find_parent, is_vouched, too_many_packs};
 pub use secret::{Credentials, Secret};
 pub use slots::{ListedSlot, SlotListing};
 pub use timing::{StageSeconds, lap};

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use mover_base::checksum::{Sha256, crc32, sha256};
 use mover_base::tree::Entry;
+use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, PackId, Result};
 use mover_format::entry::{EntryPageBuilder, StoredEntry};
 use mover_format::frame::{FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
@@ -22,7 +23,7 @@ use mover_io::Shard;
 
 use crate::pack::PackWriter;
 use crate::timing::StageSeconds;
-use crate::tree::EXTENTS_MAX;
+use crate::tree::{EXTENT_BYTES, EXTENTS_MAX};
 use crate::writer::{Commits, MapNode, WriteShared};
 
 /// Plain bytes at which a frame of nodes is closed: large enough to compress well, small enough that reading
@@ -162,6 +163,33 @@ impl NodeWriter {
     }
 }
 
+/// Refuses a source whose files have more extents together than a backup can list, before any of them is looked at: what is kept
+/// of each while the backup runs would fill the memory first. A sparse file may claim any size.
+///
+/// # Errors
+/// `Limit`, naming the largest file.
+pub fn require_extents<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Result<()> {
+    let (mut extents, mut largest) = (0_u64, None::<&Entry>);
+    for entry in entries {
+        let bytes = entry.content_bytes();
+        extents = extents.saturating_add(bytes.div_ceil(EXTENT_BYTES));
+        if largest.is_none_or(|largest| largest.content_bytes() < bytes) {
+            largest = Some(entry);
+        }
+    }
+    match largest.filter(|_| extents > EXTENTS_MAX) {
+        None => Ok(()),
+        Some(largest) => Err(too_large().object(largest.display_path())),
+    }
+}
+
+fn too_large() -> Error {
+    let limit = format_bytes(EXTENTS_MAX * EXTENT_BYTES);
+    let what = format!("the files have more than {limit} together, holes included");
+    Error::new(Kind::Limit, what)
+        .hint("leave the file out with --exclude, or back up parts of the source on their own")
+}
+
 /// Joins the extents of files into maps, and the entries into pages.
 pub(crate) struct TreeWriter {
     nodes: NodeWriter,
@@ -192,10 +220,7 @@ impl TreeWriter {
     pub async fn join(&mut self, extents: Vec<MapNode>) -> Result<Option<MapNode>> {
         self.extents += extents.len() as u64;
         if self.extents > EXTENTS_MAX {
-            let what = "the files have more than 4 PiB together, holes included";
-            return Err(
-                Error::new(Kind::Limit, what).hint("back up parts of the source on their own")
-            );
+            return Err(too_large());
         }
         let mut children: Vec<Child> = extents.into_iter().map(|node| node.0).collect();
         let mut level = 0;
@@ -246,5 +271,33 @@ impl TreeWriter {
         self.end_page().await?;
         let packs = self.nodes.finish(&mut self.encoder).await?;
         Ok((self.pages, packs, self.nodes.used_packs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::tree::EntryKind;
+
+    use super::*;
+
+    #[test]
+    fn files_that_claim_more_than_a_map_holds_are_refused_by_name() {
+        let file = |path: &[u8], bytes| Entry {
+            path: path.to_vec(),
+            kind: EntryKind::File { bytes },
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime: Default::default(),
+            xattrs: Vec::new(),
+        };
+        let most = EXTENTS_MAX * EXTENT_BYTES;
+        require_extents(&[file(b"a", most - EXTENT_BYTES), file(b"b", 1)]).unwrap();
+        require_extents(&[file(b"a", 0), file(b"b", most)]).unwrap();
+        for (a, b, named) in [(most, 1, "a"), (1, most, "b"), (u64::MAX, u64::MAX, "a")] {
+            let error = require_extents(&[file(b"a", a), file(b"b", b)]).unwrap_err();
+            assert_eq!(error.kind(), Kind::Limit);
+            assert_eq!(error.object_name(), Some(named));
+        }
     }
 }

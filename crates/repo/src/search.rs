@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use mover_base::{BackupId, Kind, Result};
-use mover_format::manifest::BackupMetadata;
+use mover_format::manifest::{BackupMetadata, MANIFEST_PACKS_MAX};
 use mover_format::seal::Origin;
 use mover_io::Shard;
 
@@ -71,6 +71,17 @@ impl Earlier {
             self.warnings.push(no_parent(id, why));
         }
     }
+}
+
+/// Packs of a backup from which on no other one builds on it: three quarters of those that a manifest may list. Each backup that
+/// does lists its packs too, as long as one block of them is needed, and at the cap none could be published any more.
+const BUILT_ON_PACKS_MAX: usize = MANIFEST_PACKS_MAX / 4 * 3;
+
+/// Why no other backup should build on one that lists so many packs, if so: their blocks are better stored anew.
+pub fn too_many_packs(packs: usize) -> Option<String> {
+    (packs > BUILT_ON_PACKS_MAX).then(|| {
+        format!("it lists {packs} packs, of {MANIFEST_PACKS_MAX} that a backup can list; what is still needed of them is stored anew")
+    })
 }
 
 /// The warning that an earlier backup is no parent.
@@ -215,6 +226,14 @@ mod tests {
     use mover_base::Timestamp;
 
     use super::*;
+
+    #[test]
+    fn no_backup_builds_on_one_whose_packs_leave_no_room_for_more() {
+        assert_eq!(too_many_packs(0), None);
+        assert_eq!(too_many_packs(MANIFEST_PACKS_MAX / 4 * 3), None);
+        let why = too_many_packs(MANIFEST_PACKS_MAX / 4 * 3 + 1).unwrap();
+        assert!(why.contains("786433 packs"), "{why}");
+    }
 
     #[test]
     fn manifests_are_read_as_many_at_a_time_as_their_lengths_allow() {

@@ -6,7 +6,7 @@
 //! ones concern is read again in the end.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use mover_format::node::{Leaf, Run};
 use mover_format::preamble::ObjectType;
 use mover_format::record::{AnnotationRecord, Record};
 use mover_format::seal::Origin;
-use mover_io::Shard;
+use mover_io::{RateBudget, Shard};
 use mover_store::Key;
 use tokio::task::JoinHandle;
 
@@ -400,6 +400,31 @@ pub async fn each_pack(
     .await
 }
 
+/// What is wrong with stored packs, going by their names and lengths: the first of `packs` that is not as it is stated.
+pub async fn missing_pack(
+    shard: &Shard,
+    repository: &Repository,
+    packs: impl IntoIterator<Item = &PackInfo>,
+) -> Result<Option<String>> {
+    let mut wanted: HashMap<_, _> = packs
+        .into_iter()
+        .map(|pack| (pack.id, pack.bytes))
+        .collect();
+    let mut wrong = None;
+    each_pack(shard, repository, |id, bytes| {
+        if let Some(stated) = wanted.remove(&id)
+            && stated != bytes
+        {
+            wrong = Some(format!("pack {id} has {bytes} bytes instead of {stated}"));
+        }
+    })
+    .await?;
+    Ok(wrong.or_else(|| {
+        let gone = wanted.keys().next()?;
+        Some(format!("pack {gone} is missing"))
+    }))
+}
+
 /// Packs that are opened on a shard, and whose first frames are read, while another one is checked, where the repository lies
 /// behind a link: opening one and reading its first frames take two requests, one after the other.
 pub const PACKS_AHEAD: usize = 2;
@@ -484,7 +509,13 @@ fn all_frames(pack: &OpenPack) -> impl Iterator<Item = FrameNeed> + use<> {
 }
 
 /// Reads a whole pack and checks every frame, seal, block and the lengths that the manifest states.
-pub async fn check_pack(shard: &Shard, next: NextPack, pieces: PiecesAhead) -> Result<PackCheck> {
+/// What is read for it is paid for from `limit`.
+pub async fn check_pack(
+    shard: &Shard,
+    next: NextPack,
+    pieces: PiecesAhead,
+    limit: &Arc<RateBudget>,
+) -> Result<PackCheck> {
     let clock = Instant::now();
     let begun = next.0.await.map_err(|error| {
         Error::new(Kind::Internal, "opening a pack ended without a result").cause(error)
@@ -496,9 +527,12 @@ pub async fn check_pack(shard: &Shard, next: NextPack, pieces: PiecesAhead) -> R
         reader.announce(all_frames(&pack)).await?;
     }
     let mut plain = vec![0; mover_format::frame::FRAME_PLAIN_BYTES_MAX];
+    let mut paid_bytes = 0;
     for frame in 0..pack.directory.frames.len() as u32 {
         shard.stop()?;
         reader.check_frame(&pack, frame, &mut plain).await?;
+        let unpaid = reader.read_bytes - std::mem::replace(&mut paid_bytes, reader.read_bytes);
+        shard.throttle(limit, unpaid).await;
         shard.turn().await;
     }
     Ok(PackCheck {

@@ -178,9 +178,10 @@ impl DirSource {
                 .map_err(|_| changed("it was added", found.path))?;
             seen[at] = true;
             let item = &tree.items[at];
-            // Excluded names may come and go, which shows in the stamps of their directories.
+            // Excluded names may come and go, which shows in the stamps of their directories; and what is in a file system that
+            // is left out, in the stamp of its root.
             let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
-            if is_dir && !tree.options.exclude.is_empty() {
+            if is_dir && (found.is_other_file_system || !tree.options.exclude.is_empty()) {
                 return check_dir(item, &found.stat);
             }
             match item.stamp.difference(&Stamp::of(&found.stat)) {

@@ -191,16 +191,31 @@ fn open_extra(base: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> rustix::io::Re
 
 /// Opens a directory that will be emptied.
 fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
-    let open = |flags| open_extra(base, dir, flags);
-    let opened = open(beneath::DIR_FLAGS).or_else(|error| {
+    let opened = open_by_owner(|flags| open_extra(base, dir, flags));
+    opened.map_err(|error| not_emptied(dir, error))
+}
+
+/// Opens a directory that stays, to look through it. Its mode is set at the end of a restore; one that takes its owner's rights
+/// away, as the backup may have it, keeps no later restore by that owner out.
+fn open_kept(root: BorrowedFd<'_>, dir: &[u8], extra: Extra) -> rustix::io::Result<OwnedFd> {
+    match extra {
+        Extra::Remove => open_by_owner(|flags| beneath::open(root, dir, flags)),
+        Extra::Count => beneath::open(root, dir, beneath::DIR_FLAGS),
+    }
+}
+
+/// Opens a directory, which gets its owner's rights back if they are all that is missing.
+fn open_by_owner(
+    open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+) -> rustix::io::Result<OwnedFd> {
+    open(beneath::DIR_FLAGS).or_else(|error| {
         if error != Errno::ACCESS {
             return Err(error);
         }
         let held = open(OFlags::PATH | OFlags::DIRECTORY)?;
         beneath::chmod_held(held.as_fd(), 0o700)?;
         open(beneath::DIR_FLAGS)
-    });
-    opened.map_err(|error| not_emptied(dir, error))
+    })
 }
 
 fn not_emptied(dir: &[u8], error: Errno) -> Error {
@@ -280,7 +295,7 @@ pub(crate) fn each_extra(
     while let Some(dir) = pending.pop() {
         go_on()?;
         let failed = |error: Errno| target_error("a directory cannot be listed", &dir, error);
-        let here = beneath::open(root, &dir, beneath::DIR_FLAGS).map_err(failed)?;
+        let here = open_kept(root, &dir, extra).map_err(failed)?;
         let here_stat = rustix::fs::fstat(&here).map_err(failed)?;
         let mut extra_dirs = Vec::new();
         beneath::list(&here, |name| {

@@ -216,13 +216,17 @@ impl LocalStore {
         }
     }
 
-    /// Begins an upload and throws it away.
+    /// Writes what an object would hold, waits until that is durable, and throws it away. 1 MiB: a full file system may have
+    /// room for a block or two.
     pub(crate) async fn try_out(&self, shard: &Shard) -> Result<()> {
         let key = Key::new("try-out")?;
         let mut upload = self.upload(shard, &key).await?;
-        let pushed = upload.push(shard.buffer().await, 1).await;
+        let written = match upload.push(shard.buffer().await, BUF_BYTES).await {
+            Ok(()) => upload.sync().await,
+            Err(error) => Err(error),
+        };
         upload.abort().await?;
-        pushed
+        written
     }
 
     pub(crate) async fn stale_temporaries(&self) -> Result<Vec<Temporary>> {

@@ -4,15 +4,15 @@
 //! base's end, every record since, and every pack that the base needs. Whatever else is found makes the backup a full
 //! one, with the reason; nothing is guessed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use mover_base::{BackupId, Error, Kind, Lsn, LsnRange, Result, hex};
 use mover_io::Shard;
 use mover_repo::catalogue::{self, OpenManifest};
+use mover_repo::verify::missing_pack;
 use mover_repo::{
     BackupMetadata, BackupType, Earlier, LogMark, Repository, SourceName, expire, find_latest,
-    find_parent, is_vouched,
+    find_parent, is_vouched, too_many_packs,
 };
 use mover_source::delta::{BUDGET_BYTES_DEFAULT, extract};
 use mover_source::pages::{Checkpoint, LiveStore, MARK_BLOCKS};
@@ -108,7 +108,7 @@ pub(crate) async fn find(
             Err("earlier backups cannot be read without a key".to_owned())
         }
         None => Err(nothing_before(wanted.backup_type).to_owned()),
-        Some(base) => match missing_pack(shard, repository, base).await? {
+        Some(base) => match unusable_packs(shard, repository, base).await? {
             Some(missing) => Err(format!("base {}: {missing}", base.id)),
             None => {
                 on_log();
@@ -243,31 +243,17 @@ async fn named_base(
     Ok(open)
 }
 
-/// What is wrong with the packs of `base`, going by their names and lengths.
-async fn missing_pack(
+/// Why nothing can stand on the packs of `base`, going by their number, names and lengths.
+async fn unusable_packs(
     shard: &Shard,
     repository: &Arc<Repository>,
     base: &OpenManifest,
 ) -> Result<Option<String>> {
-    let mut wanted: HashMap<_, _> = base
-        .manifest
-        .packs
-        .iter()
-        .map(|pack| (pack.id, pack.bytes))
-        .collect();
-    let mut wrong = None;
-    mover_repo::verify::each_pack(shard, repository, |id, bytes| {
-        if let Some(stated) = wanted.remove(&id)
-            && stated != bytes
-        {
-            wrong = Some(format!("pack {id} has {bytes} bytes instead of {stated}"));
-        }
-    })
-    .await?;
-    Ok(wrong.or_else(|| {
-        let gone = wanted.keys().next()?;
-        Some(format!("pack {gone} is missing"))
-    }))
+    let packs = &base.manifest.packs;
+    match too_many_packs(packs.len()) {
+        None => missing_pack(shard, repository, packs).await,
+        many => Ok(many),
+    }
 }
 
 /// What the log says changed between what `base` holds and the redo position of `checkpoint`, or why that is not

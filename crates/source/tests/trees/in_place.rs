@@ -113,6 +113,39 @@ fn a_user_works_on_their_own_files_in_place() {
     }
 }
 
+/// As a backup has it, and as a restore leaves it that was killed while it set modes.
+#[test]
+fn a_directory_that_its_owner_may_not_list_keeps_its_owner_not_out() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    set(dir.path(), NOBODY, NOBODY, 0o755);
+    let inner = dir.path().join("d");
+    fs::create_dir(&inner).unwrap();
+    for name in ["kept", "extra"] {
+        fs::write(inner.join(name), b"x").unwrap();
+        set(&inner.join(name), NOBODY, NOBODY, 0o600);
+    }
+    for mode in [0o300, 0o000] {
+        set(&inner, NOBODY, NOBODY, mode);
+        let to = dir.path().to_owned();
+        let removed = std::thread::spawn(move || {
+            let nobody = rustix::fs::Uid::from_raw(NOBODY);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let target = begin(&to, TargetMode::Delta);
+            let wanted: [&[u8]; 3] = [b"", b"d", b"d/kept"];
+            target
+                .remove_extra(&wanted.into_iter().collect(), &|| Ok(()))
+                .unwrap()
+        });
+        let removed = removed.join().unwrap();
+        assert_eq!(removed, u64::from(mode == 0o300), "{mode:o}");
+        assert!(inner.join("kept").exists() && !inner.join("extra").exists());
+        fs::remove_file(dir.path().join(RESTORE_MARKER)).unwrap();
+    }
+}
+
 #[test]
 fn a_file_that_is_replaced_while_it_is_worked_on_is_not_opened_again() {
     let dir = tempfile::tempdir().unwrap();

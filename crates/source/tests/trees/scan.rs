@@ -182,6 +182,13 @@ fn other_file_systems_are_left_out_on_request_only() {
     assert_eq!(tree.items.len(), 2);
     assert_eq!(tree.skipped[0].reason, SkipReason::OtherFileSystem);
     source.check_tree_unchanged(&tree).unwrap();
+    // What happens in it is no change of the source.
+    fs::write(mounted.0.join("more"), b"x").unwrap();
+    fs::create_dir(mounted.0.join("below")).unwrap();
+    source.check_tree_unchanged(&tree).unwrap();
+    rustix::fs::chmod(&mounted.0, Mode::from_raw_mode(0o711)).unwrap();
+    let (kind, _, _) = failure(source.check_tree_unchanged(&tree));
+    assert_eq!(kind, Kind::SourceChanged);
 }
 
 #[test]

@@ -95,13 +95,18 @@ impl LocalUpload {
         self.push(buf, bytes.len()).await
     }
 
-    pub(crate) async fn commit(mut self) -> Result<Put> {
+    /// Waits until all that was pushed is written and durable.
+    pub(super) async fn sync(&mut self) -> Result<()> {
         while !self.in_flight.is_empty() {
             self.reap().await?;
         }
         let told = |error| explain(error, "write an object", self.key.as_str());
         self.file.set_len(self.bytes).map_err(told)?;
-        self.file.sync_all().await.map_err(told)?;
+        self.file.sync_all().await.map_err(told)
+    }
+
+    pub(crate) async fn commit(mut self) -> Result<Put> {
+        self.sync().await?;
         let put = self.publish()?;
         // Also where the object existed: another writer may have named it a moment ago and not have made
         // the name durable yet, and our caller is about to rely on it.
