@@ -39,6 +39,8 @@ pub enum Action {
     /// Upstream answers, and of a listing the entries whose keys contain one of these are left out of the reply, as from an
     /// index that lags behind.
     Hide(Vec<String>),
+    /// Upstream answers, and the reply bears this date, as from a server whose clock is wrong.
+    Dated(String),
     /// The request waits, and then passes.
     Delay(Duration),
 }

@@ -294,6 +294,12 @@ async fn carry_out(
             Ok(reply.into_response().map(boxed))
         }
         Action::Hide(keys) => hide(upstream, request, &keys).await,
+        Action::Dated(date) => {
+            let mut reply = forward(upstream, request.map(boxed)).await?;
+            let date = date.parse().map_err(|_| Broken)?;
+            reply.headers_mut().insert(hyper::header::DATE, date);
+            Ok(reply.map(boxed))
+        }
         Action::Delay(time) => {
             let forwarded = forward(upstream, request.map(boxed));
             Ok(after(time, forwarded).await?.map(boxed))

@@ -5,11 +5,14 @@
 //! writers at least one sees the other, since each lists after it has written and listings show what was written
 //! before, so never do both believe to be alone.
 //!
-//! Invariants: a claim counts for [`CLAIM_MS`] by the server's clock, and its holder names the object within half
-//! of that by its own, or not at all; what takes long (sending the bytes) happens before the claim. Where the write
-//! failed it may still arrive, so its claim is not withdrawn and runs out. This leans on consistent listings, which the
-//! probe cannot prove: `check` says that the store is of the weaker kind.
+//! Invariants: no clock but this process's own steady one is asked. A holder names the object within half of a claim's
+//! life from before it wrote the claim, or not at all; what takes long (sending the bytes) happens before the claim.
+//! A rival's claim is dead when it was seen here for the whole life, which is longer than its holder has it. Where the
+//! write failed it may still arrive, so its claim stays until its life is over, and only then is it looked for and, if
+//! it is not there, sent again. This leans on consistent listings, which the probe cannot prove: `check` says that the
+//! store is of the weaker kind.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use mover_base::checksum::sha256;
@@ -17,7 +20,7 @@ use mover_base::{Error, Kind, Result, hex};
 use mover_io::random_bytes;
 
 use super::body::Payload;
-use super::client::{Client, Request, Sink};
+use super::client::{Client, PATIENCE, Request, Sink};
 use super::list;
 use super::multipart;
 use super::put::{self, new_mark, put_request};
@@ -26,16 +29,18 @@ use crate::key::TEMPORARY_PART;
 
 /// What the names of claims begin with, behind [`TEMPORARY_PART`].
 pub(super) const CLAIM: &str = "claim-";
-/// How long a claim keeps others away when its holder dies.
-const CLAIM_MS: i64 = 60_000;
-/// How long its holder may use it.
-const USE_MAX: Duration = Duration::from_millis(CLAIM_MS as u64 / 2);
+/// How long claims hold.
+const TERMS: Terms = Terms {
+    life: Duration::from_secs(60),
+    patience: PATIENCE,
+};
 /// Payloads up to this are written under the claim; longer ones are sent first and named under it.
 const INLINE_BYTES_MAX: u64 = 64 << 10;
-/// Tries to be alone. With pauses that double up to 6 s they go on for about two minutes.
-const TRIES_MAX: u32 = 40;
+/// Pauses between tries to be alone double up to 6 s.
 const PAUSE_FIRST_MS: u64 = 50;
 const PAUSE_DOUBLINGS_MAX: u32 = 7;
+/// How often whoever waits looks whether the job is to end.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Writes `payload` as the object `name` unless that exists.
 pub(super) async fn put(client: &Client, name: &str, payload: Payload) -> Result<Put> {
@@ -65,119 +70,411 @@ pub(super) async fn claimed(
     request: &Request,
     mark: &str,
 ) -> Result<Put> {
-    let prefix = format!(
-        "{}{TEMPORARY_PART}/{CLAIM}{}/",
-        client.place.location.prefix,
-        &hex::encode(&sha256(name.as_bytes()))[..32]
-    );
-    for attempt in 0..TRIES_MAX {
-        if put::head(client, name).await?.is_some() {
-            return Ok(Put::Exists);
-        }
-        let claim = format!("{prefix}{}", new_mark()?);
-        let since = Instant::now();
-        let ended = match turn(client, name, &prefix, &claim).await {
-            // What failed here may still arrive, and would overwrite what others create without the claim.
-            Ok(Turn::Write) => Ok(Some(write(client, name, request, mark, since).await?)),
-            Ok(Turn::Exists) => Ok(Some(Put::Exists)),
-            Ok(Turn::Wait) => Ok(None),
-            Err(error) => Err(error),
-        };
-        // Left behind it would keep others away for a minute.
-        let withdrawn = put::delete(client, &claim).await;
-        if let Some(put) = ended? {
-            return Ok(put);
-        }
-        withdrawn?;
-        let bound = PAUSE_FIRST_MS << attempt.min(PAUSE_DOUBLINGS_MAX);
-        tokio::time::sleep(Duration::from_millis(
-            u64::from_ne_bytes(random_bytes()?) % bound,
-        ))
-        .await;
+    let creation = Creation::new(client, name, request, mark, TERMS);
+    creation.run().await
+}
+
+/// How long claims hold, and how long their writers go on.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    /// How long a claim keeps others away when its holder dies.
+    life: Duration,
+    /// How long one object is tried; the last try may last longer.
+    patience: Duration,
+}
+
+impl Terms {
+    /// How long its holder may use a claim.
+    fn use_max(&self) -> Duration {
+        self.life / 2
     }
-    Err(Error::new(
-        Kind::Conflict,
-        "too many writers want to create the same object",
-    )
-    .object(name)
-    .hint("let them run one after the other, or use a store that supports If-None-Match"))
+
+    /// How much of that has to be left when the object is sent: what breaks off in the middle costs the claim's life.
+    fn use_min(&self) -> Duration {
+        self.use_max() / 3
+    }
+}
+
+/// One object on its way into being.
+struct Creation<'a> {
+    client: &'a Client,
+    name: &'a str,
+    request: &'a Request,
+    mark: &'a str,
+    terms: Terms,
+    /// What the names of all claims to the object begin with.
+    prefix: String,
+    sightings: Sightings,
+    /// Whether the object was sent: then it may be there by our hand.
+    is_sent: bool,
 }
 
 /// What a claim comes to.
 enum Turn {
-    /// Ours alone: the object may be written.
-    Write,
-    /// The object was written meanwhile.
-    Exists,
-    /// There are others.
-    Wait,
+    /// The object is there.
+    Ended(Put),
+    /// Nothing was sent that could create the object, and why.
+    NotSent(Error),
+    /// It was sent, and may arrive yet.
+    Unclear(Error),
+    /// It was sent and refused, or what became of it is not known and does not become known by waiting.
+    Failed(Error),
 }
 
-/// Claims the object `name`, and sends nothing yet that could create it.
-async fn turn(client: &Client, name: &str, prefix: &str, claim: &str) -> Result<Turn> {
-    if !is_alone(client, prefix, claim).await? {
-        return Ok(Turn::Wait);
+impl<'a> Creation<'a> {
+    fn new(
+        client: &'a Client,
+        name: &'a str,
+        request: &'a Request,
+        mark: &'a str,
+        terms: Terms,
+    ) -> Self {
+        let prefix = format!(
+            "{}{TEMPORARY_PART}/{CLAIM}{}/",
+            client.place.location.prefix,
+            &hex::encode(&sha256(name.as_bytes()))[..32]
+        );
+        Creation {
+            client,
+            name,
+            request,
+            mark,
+            terms,
+            prefix,
+            sightings: Sightings::default(),
+            is_sent: false,
+        }
     }
-    Ok(match put::head(client, name).await? {
-        Some(_) => Turn::Exists,
-        None => Turn::Write,
-    })
-}
 
-/// Writes our claim and looks whether there are others.
-async fn is_alone(client: &Client, prefix: &str, claim: &str) -> Result<bool> {
-    let payload = put::payload_of(client, b"claim")?;
-    let request = put_request(client, claim, payload, "claim");
-    client.send_small(&request).await?;
-    let found = list::all(client, prefix).await?;
-    let mut is_alone = true;
-    for object in &found.objects {
-        if object.name == claim {
-            continue;
-        }
-        let age_us = found
-            .server_time
-            .as_micros()
-            .saturating_sub(object.modified.as_micros());
-        match age_us / 1000 > CLAIM_MS {
-            true => put::delete(client, &object.name).await?,
-            false => is_alone = false,
+    async fn run(mut self) -> Result<Put> {
+        let begun = Instant::now();
+        let (mut attempt, mut failed) = (0, None);
+        loop {
+            if let Some(put) = self.standing().await? {
+                return Ok(put);
+            }
+            if let Some(error) = failed.filter(|_| begun.elapsed() > self.terms.patience) {
+                return Err(error);
+            }
+            let claim = format!("{}{}", self.prefix, new_mark()?);
+            let since = Instant::now();
+            let turn = self.turn(&claim, since).await;
+            if let Ok(Turn::Unclear(error)) = &turn {
+                tracing::debug!(name = self.name, %error, "waiting for what may still arrive");
+                self.wait_until(since + self.terms.life).await?;
+            }
+            let withdrawn = match &turn {
+                // It may still arrive, and would overwrite what others create without the claim.
+                Ok(Turn::Failed(_)) => Ok(()),
+                // Left behind it would keep others away for a minute.
+                _ => put::delete(self.client, &claim).await,
+            };
+            failed = match turn? {
+                Turn::Ended(put) => return Ok(put),
+                Turn::Failed(error) => return Err(error),
+                Turn::NotSent(error) | Turn::Unclear(error) => Some(error),
+            };
+            withdrawn?;
+            let bound = PAUSE_FIRST_MS << attempt.min(PAUSE_DOUBLINGS_MAX);
+            let pause = u64::from_ne_bytes(random_bytes()?) % bound;
+            self.wait_until(Instant::now() + Duration::from_millis(pause))
+                .await?;
+            attempt += 1;
         }
     }
-    // A server that does not show what was just written gives no protection.
-    match found.objects.iter().any(|object| object.name == claim) {
-        true => Ok(is_alone),
-        false => Err(Error::new(
-            Kind::Storage,
-            "the store neither supports conditional writes nor lists what was just written",
+
+    /// Claims the object, and sends it if nobody else may.
+    async fn turn(&mut self, claim: &str, since: Instant) -> Result<Turn> {
+        if let Some(why) = self.is_kept_away(claim, since).await? {
+            return Ok(Turn::NotSent(why));
+        }
+        if let Some(put) = self.standing().await? {
+            return Ok(Turn::Ended(put));
+        }
+        let left = self.terms.use_max().saturating_sub(since.elapsed());
+        if left < self.terms.use_min() {
+            return Ok(Turn::NotSent(self.too_slow()));
+        }
+        self.is_sent = true;
+        Ok(match self.write(left).await {
+            Ok(put) => Turn::Ended(put),
+            Err(error) if error.kind() == Kind::Unreachable => Turn::Unclear(error),
+            Err(error) => Turn::Failed(error),
+        })
+    }
+
+    /// Writes our claim and looks whether there are others: then, why the object may not be written now.
+    async fn is_kept_away(&mut self, claim: &str, since: Instant) -> Result<Option<Error>> {
+        let payload = put::payload_of(self.client, b"claim")?;
+        let request = put_request(self.client, claim, payload, "claim");
+        self.client.send_small(&request).await?;
+        let found = list::all(self.client, &self.prefix).await?;
+        let names = found.objects.iter().map(|object| object.name.as_str());
+        let rivals: Vec<&str> = names.filter(|name| *name != claim).collect();
+        let is_shown = rivals.len() < found.objects.len();
+        let dead = self
+            .sightings
+            .dead(&rivals, Instant::now(), self.terms.life);
+        for name in &dead {
+            put::delete(self.client, name).await?;
+        }
+        // A server that does not show what was just written gives no protection. What is no longer new others may
+        // have taken for dead.
+        if !is_shown && since.elapsed() < self.terms.use_max() {
+            return Err(Error::new(
+                Kind::Storage,
+                "the store neither supports conditional writes nor lists what was just written",
+            )
+            .object(self.client.place.location.server())
+            .hint("a repository needs one of the two; use another store"));
+        }
+        Ok(match rivals.len() - dead.len() {
+            _ if !is_shown => Some(self.too_slow()),
+            0 => None,
+            _ => Some(self.crowd()),
+        })
+    }
+
+    /// The step that decides, which has this long.
+    async fn write(&self, left: Duration) -> Result<Put> {
+        let mut sink = Sink::Answer;
+        let sent = self.client.send(self.request, &mut sink);
+        let sent = tokio::time::timeout(left, sent).await;
+        let answer = sent.map_err(|_| self.too_slow())??;
+        // A try that was answered late may have been preceded by one that arrived.
+        match put::outcome(self.client, self.request, answer, self.mark).await? {
+            Some(put) => Ok(put),
+            None => Err(put::unsettled(self.name)),
+        }
+    }
+
+    /// What it means for us that the object is there, if it is.
+    async fn standing(&self) -> Result<Option<Put>> {
+        let found = put::mark_of(self.client, self.name).await?;
+        Ok(found.map(|mark| match self.is_sent && mark == self.mark {
+            true => Put::Created,
+            false => Put::Exists,
+        }))
+    }
+
+    async fn wait_until(&self, then: Instant) -> Result<()> {
+        loop {
+            self.client.shard.stop()?;
+            let left = then.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            tokio::time::sleep(left.min(LOOK_EVERY)).await;
+        }
+    }
+
+    fn crowd(&self) -> Error {
+        Error::new(
+            Kind::Conflict,
+            "too many writers want to create the same object",
         )
-        .object(client.place.location.server())
-        .hint("a repository needs one of the two; use another store")),
+        .object(self.name)
+        .hint("let them run one after the other, or use a store that supports If-None-Match")
     }
-}
 
-/// The step that decides, under a claim held since `since`.
-async fn write(
-    client: &Client,
-    name: &str,
-    request: &Request,
-    mark: &str,
-    since: Instant,
-) -> Result<Put> {
-    let left = USE_MAX.saturating_sub(since.elapsed());
-    let late = || {
+    fn too_slow(&self) -> Error {
         Error::new(
             Kind::Unreachable,
             "the store was too slow to create an object safely",
         )
-        .object(name)
+        .object(self.name)
         .hint("try again later")
+    }
+}
+
+/// Since when which claims of rivals are seen; of those that are there no more nothing is kept.
+#[derive(Debug, Default)]
+struct Sightings(HashMap<String, Instant>);
+
+impl Sightings {
+    /// Takes in the rivals of a listing that had come by `now`; returns those of them that were seen for `life`.
+    fn dead<'n>(&mut self, rivals: &[&'n str], now: Instant, life: Duration) -> Vec<&'n str> {
+        let known = std::mem::take(&mut self.0);
+        for &rival in rivals {
+            let first = known.get(rival).copied().unwrap_or(now);
+            self.0.insert(rival.to_owned(), first);
+        }
+        let is_dead = |rival: &&&str| now.saturating_duration_since(self.0[**rival]) > life;
+        rivals.iter().filter(is_dead).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_io::{BUF_BYTES, Shard, ShardConfig};
+    use mover_test_servers::{Action, Fault, FaultProxy, FilesystemS3};
+    use tempfile::TempDir;
+
+    use super::super::S3Store;
+    use super::*;
+    use crate::LinkLimits;
+
+    const SHORT: Terms = Terms {
+        life: Duration::from_secs(2),
+        patience: Duration::from_secs(20),
     };
-    let sent = tokio::time::timeout(left, client.send(request, &mut Sink::Answer)).await;
-    let answer = sent.map_err(|_| late())??;
-    // A try that was answered late may have been preceded by one that arrived.
-    match put::outcome(client, request, answer, mark).await? {
-        Some(put) => Ok(put),
-        None => Err(put::unsettled(name)),
+    const NAME: &str = "x";
+    const MARK: &str = "ours";
+
+    /// A server behind a proxy that breaks what a test says.
+    struct Scene {
+        _directory: TempDir,
+        server: FilesystemS3,
+        proxy: FaultProxy,
+        store: S3Store,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = TempDir::new().unwrap();
+            let server = FilesystemS3::start(directory.path());
+            let proxy = FaultProxy::start(&server.access().endpoint);
+            let (access, keys) = (server.access(), directory.path().join("keys"));
+            let text = format!(
+                "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+                access.key.id, access.key.secret
+            );
+            std::fs::write(&keys, text).unwrap();
+            let url = format!(
+                "{}?endpoint={}&region={}&credentials={}",
+                access.bucket,
+                proxy.endpoint(),
+                access.region,
+                keys.display()
+            );
+            let store = S3Store::open(&url, &LinkLimits::default()).unwrap();
+            Scene {
+                _directory: directory,
+                server,
+                proxy,
+                store,
+            }
+        }
+
+        /// Creates the object under claims of a short life, and does `meanwhile` at the same time.
+        fn create(&self, meanwhile: impl AsyncFn() + Sync) -> (Put, Duration) {
+            let config = ShardConfig {
+                shards: 1,
+                pin: false,
+                arena_bytes: 8 * BUF_BYTES,
+                ..ShardConfig::default()
+            };
+            let run = async |shard: Shard| {
+                let client = self.store.client(&shard)?;
+                let payload = put::payload_of(&client, b"ours")?;
+                let request = put_request(&client, NAME, payload, MARK);
+                let begun = Instant::now();
+                let creation = Creation::new(&client, NAME, &request, MARK, SHORT);
+                let (put, ()) = tokio::join!(creation.run(), meanwhile());
+                Ok((put?, begun.elapsed()))
+            };
+            let ended = mover_io::run(&config, run, |_| {}).unwrap().pop();
+            ended.unwrap()
+        }
+
+        fn seen(&self, method: &str, part: &str) -> usize {
+            let seen = self.proxy.seen();
+            let is_so = |line: &&String| line.starts_with(method) && line.contains(part);
+            seen.iter().filter(is_so).count()
+        }
+
+        fn writes_of_object(&self) -> usize {
+            self.seen("PUT", "/x")
+        }
+
+        fn assert_holds(&self, body: &[u8]) {
+            let client = self.server.access().client();
+            assert_eq!(client.get(NAME).unwrap().body, body);
+            let (claims, _) = client.list("tmp/", 100).unwrap();
+            assert_eq!(claims.len(), 0, "claims that stay keep others away");
+        }
+    }
+
+    fn of_object(action: Action) -> Fault {
+        Fault::new(action).method("PUT").path("/x").times(1)
+    }
+
+    #[test]
+    fn a_rival_is_dead_when_it_was_seen_for_the_life_of_a_claim() {
+        let (mut sightings, begin) = (Sightings::default(), Instant::now());
+        let mut at = |seconds, rivals: &[&'static str]| {
+            let now = begin + Duration::from_secs(seconds);
+            sightings.dead(rivals, now, Duration::from_secs(60))
+        };
+        assert!(at(0, &["a"]).is_empty());
+        assert!(at(60, &["a", "b"]).is_empty());
+        assert_eq!(at(61, &["a", "b"]), ["a"]);
+        assert_eq!(at(121, &["b"]), ["b"]);
+        // What went away and came back is new.
+        assert!(at(122, &["a"]).is_empty());
+        assert_eq!(sightings.0.len(), 1);
+    }
+
+    #[test]
+    fn a_claim_that_was_left_behind_is_taken_away_after_its_life() {
+        let scene = Scene::new();
+        let prefix = format!("tmp/{CLAIM}{}", &hex::encode(&sha256(b"x"))[..32]);
+        let left = format!("{prefix}/{}", "0".repeat(32));
+        let client = scene.server.access().client();
+        client.put(&left, b"claim").unwrap();
+        let (put, after) = scene.create(async || {});
+        assert_eq!(put, Put::Created);
+        assert!(after > SHORT.life, "{after:?}");
+        scene.assert_holds(b"ours");
+    }
+
+    #[test]
+    fn a_write_whose_answer_is_lost_for_good_is_found_by_its_mark() {
+        let scene = Scene::new();
+        scene.proxy.inject(of_object(Action::SilentReply));
+        let (put, after) = scene.create(async || {});
+        assert_eq!(put, Put::Created);
+        assert!(after > SHORT.life, "{after:?}: it may still arrive");
+        assert_eq!(scene.writes_of_object(), 1);
+        scene.assert_holds(b"ours");
+    }
+
+    #[test]
+    fn a_write_that_does_not_arrive_is_sent_again_when_it_cannot_arrive_any_more() {
+        let scene = Scene::new();
+        scene.proxy.inject(of_object(Action::Stall));
+        let (put, after) = scene.create(async || {});
+        assert_eq!(put, Put::Created);
+        assert!(after > SHORT.life, "{after:?}");
+        assert_eq!(scene.writes_of_object(), 2);
+        scene.assert_holds(b"ours");
+    }
+
+    #[test]
+    fn an_object_that_is_anothers_after_a_failed_write_exists() {
+        let scene = Scene::new();
+        let stalled = scene.proxy.inject(of_object(Action::Stall));
+        let (put, _) = scene.create(async || {
+            while scene.proxy.hits(stalled) == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let theirs = || scene.server.access().client().put(NAME, b"theirs").unwrap();
+            // Their client blocks, which this thread's runtime does not allow.
+            std::thread::scope(|scope| scope.spawn(theirs).join().unwrap());
+        });
+        assert_eq!(put, Put::Exists);
+        scene.assert_holds(b"theirs");
+    }
+
+    #[test]
+    fn an_object_is_not_sent_at_the_end_of_a_claim() {
+        let scene = Scene::new();
+        let slow = Fault::new(Action::Delay(SHORT.use_max()));
+        scene.proxy.inject(slow.query("list-type=2").times(1));
+        let (put, _) = scene.create(async || {});
+        assert_eq!(put, Put::Created);
+        assert_eq!(scene.writes_of_object(), 1);
+        assert_eq!(scene.seen("PUT", CLAIM), 2, "one claim was given back");
+        scene.assert_holds(b"ours");
     }
 }

@@ -38,7 +38,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a waiting request is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// How long one request is tried, from its first failure since it brought a byte on: time to restart a server, or to fail over.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// The same where the server has never answered: the address is wrong more often than the server is down.
 const PATIENCE_AT_FIRST: Duration = Duration::from_secs(8);
 /// What a connection has to bring or take, where nothing better is known.

@@ -52,8 +52,6 @@ pub(super) struct Found {
 /// One answer of the server.
 pub(super) struct Names {
     pub objects: Vec<Found>,
-    /// When the server answered, by its clock.
-    pub server_time: Timestamp,
     next: Option<String>,
 }
 
@@ -320,11 +318,7 @@ pub(super) fn parse(location: &Location, answer: &Answer) -> Result<Names> {
                 })?,
         ),
     };
-    Ok(Names {
-        objects,
-        server_time: server_time(answer),
-        next,
-    })
+    Ok(Names { objects, next })
 }
 
 /// A page of a listing of unfinished uploads: those, and where the next page begins, if it says that there is one.

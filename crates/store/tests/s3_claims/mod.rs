@@ -3,11 +3,13 @@
 //!
 //! Invariant: what the server holds in the end is looked at without the code under test.
 
+use std::thread;
 use std::time::Duration;
 
+use mover_store::Put;
 use mover_test_servers::{Action, Conditions, Fault, FilesystemOptions};
 
-use super::conformance::{Subject, exactly_one_of_many_writers_creates};
+use super::conformance::{Subject, exactly_one_of_many_writers_creates, key};
 use super::s3_servers::{Behind, Place, garage_place, place};
 use super::survive_faults;
 
@@ -67,4 +69,37 @@ fn one_of_many_writers_creates_over_faults() {
         let (objects, _) = kept.client().list("race/", 1000).expect("a listing");
         assert_eq!(objects.len(), 12, "{name}: one object for each round");
     }
+}
+
+/// Two servers of a cluster have two clocks, so how old another's claim is cannot be told by what they say.
+#[test]
+fn a_claim_holds_whatever_time_a_server_says_that_it_is() {
+    let (kept, subject) = heedless();
+    let (first, late) = (Behind::plain(&kept), Behind::plain(&kept));
+    late.proxy.inject(Fault::new(Action::Dated(
+        "Fri, 01 Jan 2100 00:00:00 GMT".into(),
+    )));
+    let held = Fault::new(Action::Hold).method("PUT").path("/x");
+    first.proxy.inject(held.times(1));
+    let write = |of: &Behind, bytes: &[u8]| {
+        subject.on_shard(async |shard| of.store.put_if_absent(&shard, &key("x"), bytes).await)
+    };
+    let (write, first, late) = (&write, &first, &late);
+    let (of_first, of_late) = thread::scope(|scope| {
+        let of_first = scope.spawn(move || write(first, b"first"));
+        while first.proxy.held() == 0 {
+            assert!(!of_first.is_finished(), "its write is held");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let of_late = scope.spawn(move || write(late, b"late"));
+        // Time to claim, to look, and to come back.
+        thread::sleep(Duration::from_secs(2));
+        assert!(!of_late.is_finished(), "the first may write yet");
+        first.proxy.release();
+        let join = |of: thread::ScopedJoinHandle<'_, Put>| of.join().expect("no panic");
+        (join(of_first), join(of_late))
+    });
+    assert_eq!((of_first, of_late), (Put::Created, Put::Exists));
+    let stored = kept.client().get("x").expect("stored").body;
+    assert_eq!(stored, b"first");
 }
