@@ -606,7 +606,7 @@ fn deleting_many_tells_what_stays_and_does_without_the_request() {
     subject.on_shard(write);
     answer(
         200,
-        "<DeleteResult><Deleted><Key>a</Key></Deleted><Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>",
+        "<DeleteResult><Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error><Deleted><Key>a</Key></Deleted><Error><Key>c</Key></Error></DeleteResult>",
     );
     let error = refusal(&subject, &store, async |store, shard| {
         store.delete_all(shard, &keys).await
@@ -627,9 +627,10 @@ fn deleting_many_tells_what_stays_and_does_without_the_request() {
         store.delete_all(shard, &keys).await
     });
     assert_eq!(error.object_name(), Some("b"), "{error}");
-    for status in [501, 405] {
+    const UNKNOWN: &str = "<Error><Code>InvalidRequest</Code></Error>";
+    for (status, text) in [(501, ""), (405, ""), (400, UNKNOWN)] {
         subject.on_shard(write);
-        let fault = answer(status, "");
+        let fault = answer(status, text);
         subject.on_shard(async |shard| store.delete_all(&shard, &keys).await);
         assert_eq!(proxy.hits(fault), 1);
         for key in &keys {

@@ -153,6 +153,26 @@ impl Answer {
         )
     }
 
+    /// Whether who signed is not let in, or not this far: where that was for a time, others may sign by now.
+    pub fn is_refusal_of_signer(&self) -> bool {
+        matches!(
+            self.error_code(),
+            "AccessDenied" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidTokenId"
+        )
+    }
+
+    /// Whether a condition was not met, which a completion says behind a head of success.
+    pub fn is_unmet_condition(&self) -> bool {
+        let is_hidden = self.is_hidden_error() && self.error_code() == "PreconditionFailed";
+        self.status == StatusCode::PRECONDITION_FAILED || is_hidden
+    }
+
+    /// Whether the server does not know such a request. A completion says it behind a head of success.
+    pub fn is_not_implemented(&self) -> bool {
+        let is_hidden = self.is_hidden_error() && self.error_code() == "NotImplemented";
+        self.status == StatusCode::NOT_IMPLEMENTED || is_hidden
+    }
+
     /// Whether its body is a page for people. An error of S3's is none, whatever it says that it is.
     fn is_page(&self) -> bool {
         const BEGINNINGS: [&[u8]; 2] = [b"<!doctype html", b"<html"];

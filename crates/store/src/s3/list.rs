@@ -382,7 +382,8 @@ pub(super) async fn uploads(client: &Client, prefix: &str) -> Result<(Vec<Unfini
     }
 }
 
-/// An answer's document of a known form.
+/// An answer's document of a known form. What is told of two kinds may come mixed, as by servers that answer in the order of
+/// what was asked.
 pub(super) fn document<T: DeserializeOwned>(location: &Location, answer: &Answer) -> Result<T> {
     let text = std::str::from_utf8(&answer.body)
         .map_err(|_| not_s3(location, "an answer that is not text"))?;

@@ -1,13 +1,14 @@
 //! Deleting many objects by few requests (DeleteObjects).
 //!
 //! Invariants: an object counts as deleted where the server says so by name, or where it is looked for and not
-//! found; a server that does not know the request is asked object by object.
+//! found; a server that does not take the request as such is asked object by object, which says what is wrong if it is
+//! not that.
 
-use http::{Method, StatusCode};
+use http::Method;
 use mover_base::{Error, Kind, Result};
 use serde::Deserialize;
 
-use super::answer::{Operation, escaped};
+use super::answer::{Answer, Operation, escaped};
 use super::client::{Client, Request, Sink};
 use super::list::document;
 use super::location::Checksum;
@@ -47,11 +48,7 @@ pub(super) async fn delete_all(client: &Client, keys: &[Key]) -> Result<()> {
     for keys in keys.chunks(KEYS_MAX) {
         let request = request(client, keys)?;
         let answer = client.send(&request, &mut Sink::Answer).await?;
-        let is_unknown = matches!(
-            answer.status,
-            StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED
-        );
-        if is_unknown {
+        if is_not_taken(&answer) {
             one_by_one(client, keys.iter()).await?;
             continue;
         }
@@ -79,6 +76,23 @@ pub(super) async fn delete_all(client: &Client, keys: &[Key]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a server wants no such request, whatever objects it names: some know none, and some want another checksum.
+fn is_not_taken(answer: &Answer) -> bool {
+    match answer.status.as_u16() {
+        405 | 501 => true,
+        400 => matches!(
+            answer.error_code(),
+            "NotImplemented"
+                | "MethodNotAllowed"
+                | "InvalidRequest"
+                | "InvalidArgument"
+                | "MalformedXML"
+                | "MissingContentMD5"
+        ),
+        _ => answer.is_not_implemented(),
+    }
 }
 
 async fn one_by_one(client: &Client, keys: impl Iterator<Item = &Key>) -> Result<()> {
@@ -122,4 +136,59 @@ fn stayed(object: &str) -> Error {
     Error::new(Kind::Storage, "the store did not delete an object")
         .object(object)
         .hint("the credentials need s3:DeleteObject, and a locked object stays until its lock ends; others may be gone already")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, StatusCode};
+
+    use super::super::location::{Location, Surroundings};
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer::new(status, HeaderMap::new(), Bytes::from(body.to_owned()))
+    }
+
+    /// In the order of the request, as some servers tell them.
+    #[test]
+    fn what_was_deleted_and_what_was_not_may_be_told_in_any_order() {
+        let mixed = answer(
+            200,
+            "<?xml version=\"1.0\"?><DeleteResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+             <Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error>\
+             <Deleted><Key>a</Key></Deleted>\
+             <Error><Key>c</Key><Code>InternalError</Code><Message>no</Message></Error>\
+             <Deleted><Key>d</Key><DeleteMarker>true</DeleteMarker></Deleted></DeleteResult>",
+        );
+        let location = Location::parse("b?endpoint=http://h", &Surroundings::default()).unwrap();
+        let result: DeleteResult = document(&location, &mixed).unwrap();
+        let deleted = result.deleted.iter().map(|one| one.key.as_str());
+        assert_eq!(deleted.collect::<Vec<_>>(), ["a", "d"]);
+        let refused = result.refused.iter();
+        let refused = refused.map(|one| (one.key.as_str(), one.code.as_str()));
+        assert_eq!(
+            refused.collect::<Vec<_>>(),
+            [("b", "AccessDenied"), ("c", "InternalError")]
+        );
+    }
+
+    #[test]
+    fn a_server_that_wants_no_such_request_is_told_from_one_that_refuses() {
+        let document = |code: &str| format!("<Error><Code>{code}</Code></Error>");
+        for (status, code, is_so) in [
+            (501, "NotImplemented", true),
+            (405, "MethodNotAllowed", true),
+            (400, "InvalidRequest", true),
+            (400, "MissingContentMD5", true),
+            (400, "ExpiredToken", false),
+            (403, "AccessDenied", false),
+            (200, "NotImplemented", true),
+            (200, "AccessDenied", false),
+        ] {
+            let answer = answer(status, &document(code));
+            assert_eq!(is_not_taken(&answer), is_so, "{status} {code}");
+        }
+    }
 }
