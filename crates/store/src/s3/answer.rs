@@ -126,7 +126,12 @@ impl Answer {
             ),
             200..=299 => matches!(
                 code,
-                "InternalError" | "SlowDown" | "ServiceUnavailable" | "RequestTimeout"
+                "InternalError"
+                    | "SlowDown"
+                    | "ServiceUnavailable"
+                    | "RequestTimeout"
+                    | "ConditionalRequestConflict"
+                    | "OperationAborted"
             ),
             _ => false,
         }
@@ -250,12 +255,27 @@ impl Answer {
             }
             (
                 _,
-                "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "InvalidSecurity",
+                "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "InvalidTokenId"
+                | "InvalidSecurity",
             ) => told(
                 Kind::Storage,
                 "the store does not accept the credentials".into(),
             )
             .hint("check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile, and the region")
+            .cause(said),
+            // Whose quota is used up may lack no right, though some servers say so by that status.
+            (
+                _,
+                "QuotaExceeded"
+                | "XMinioAdminBucketQuotaExceeded"
+                | "XMinioStorageFull"
+                | "InsufficientStorage",
+            ) => full(object, said),
+            (_, "InvalidObjectState") => told(
+                Kind::Storage,
+                format!("the store cannot {act} that is archived"),
+            )
+            .hint("restore it from its class of storage first (aws s3api restore-object); rules of the bucket must not archive a repository's objects")
             .cause(said),
             _ if self.is_page() => page(status, location, &said),
             (401 | 403, _) => told(Kind::Storage, format!("the store does not allow to {act}"))
@@ -266,11 +286,7 @@ impl Answer {
                 .cause(said),
             _ if self.is_nobodys_absence(operation) => not_s3(location, &said),
             (404, _) => told(Kind::NotFound, "no such object".into()).cause(said),
-            (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage") => {
-                told(Kind::Storage, "the store is full".into())
-                    .hint("free or buy space, then try again; nothing that is listed was lost")
-                    .cause(said)
-            }
+            (507, _) => full(object, said),
             (501, _) => told(Kind::Storage, format!("the store does not offer to {act}"))
                 .hint("the server lacks this part of S3: a newer version of it, or another server, may have it")
                 .cause(said),
@@ -307,6 +323,14 @@ impl Answer {
             "check endpoint and region of the repository's URL{to}"
         ))
     }
+}
+
+/// The error for a store that takes no more.
+fn full(object: &str, said: String) -> Error {
+    Error::new(Kind::Storage, "the store is full")
+        .object(object)
+        .hint("free or buy space, or raise the quota, then try again; nothing that is listed was lost")
+        .cause(said)
 }
 
 /// What two clocks show, in whole seconds.
@@ -445,6 +469,48 @@ mod tests {
                 "{code} has a remedy"
             );
         }
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_is_no_missing_right() {
+        for (status, code) in [
+            (403, "QuotaExceeded"),
+            (403, "XMinioAdminBucketQuotaExceeded"),
+            (400, "XMinioAdminBucketQuotaExceeded"),
+            (507, "XMinioStorageFull"),
+            (507, ""),
+        ] {
+            let error = answer(status, &document(code));
+            let error = error.into_error(Operation::Put, "key", &location());
+            assert_eq!(error.message(), "the store is full", "{status} {code}");
+            assert_eq!(error.kind(), Kind::Storage);
+        }
+    }
+
+    #[test]
+    fn an_archived_object_is_told_as_one() {
+        let error = answer(403, &document("InvalidObjectState"));
+        let error = error.into_error(Operation::Get, "key", &location());
+        assert_eq!(
+            error.message(),
+            "the store cannot read an object that is archived"
+        );
+        let hint = error.hint_text().unwrap();
+        assert!(hint.contains("restore it"), "{hint}");
+    }
+
+    #[test]
+    fn what_a_completion_says_behind_a_head_of_success_is_what_it_means() {
+        for status in [200, 412] {
+            assert!(answer(status, &document("PreconditionFailed")).is_unmet_condition());
+        }
+        for status in [200, 501] {
+            assert!(answer(status, &document("NotImplemented")).is_not_implemented());
+        }
+        let conflict = answer(200, &document("ConditionalRequestConflict"));
+        assert!(conflict.may_pass(Operation::Multipart));
+        assert!(!conflict.is_unmet_condition() && !conflict.is_not_implemented());
+        assert!(!answer(200, "").is_unmet_condition());
     }
 
     fn answer_with(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {

@@ -126,7 +126,7 @@ pub(super) async fn outcome(
     answer: Answer,
     mark: &str,
 ) -> Result<Option<Put>> {
-    let is_taken = answer.status == StatusCode::PRECONDITION_FAILED
+    let is_taken = answer.is_unmet_condition()
         || answer.status == StatusCode::CONFLICT
         || answer.error_code() == "NoSuchUpload";
     let is_in_parts = request.operation == Operation::Multipart;
@@ -246,13 +246,14 @@ async fn probe(client: &Client, name: &str) -> Result<Conditions> {
 /// # Errors
 /// A refusal for another reason: whoever took it for a server without conditions would write where others rely on them.
 pub(super) fn tried(client: &Client, request: &Request, answer: Answer) -> Result<Conditions> {
-    match answer.status {
-        StatusCode::PRECONDITION_FAILED => Ok(Conditions::Kept),
-        StatusCode::NOT_IMPLEMENTED => Ok(Conditions::Ignored),
-        _ => client
-            .succeeded(request, answer)
-            .map(|_| Conditions::Ignored),
+    if answer.is_unmet_condition() {
+        return Ok(Conditions::Kept);
     }
+    if answer.is_not_implemented() {
+        return Ok(Conditions::Ignored);
+    }
+    let taken = client.succeeded(request, answer);
+    taken.map(|_| Conditions::Ignored)
 }
 
 /// Deletes the object `name`, whether it exists or not.

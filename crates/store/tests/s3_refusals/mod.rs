@@ -333,6 +333,30 @@ fn an_upload_in_parts_is_stored_only_where_its_result_says_so() {
     }
 }
 
+/// What an upload in parts was asked for at its end, and how it is told where that fails.
+#[test]
+fn a_completion_that_fails_behind_a_head_of_success_is_understood() {
+    let bytes = pattern(17 * BUF_BYTES, 1);
+    for (code, is_rival_there, put) in [
+        ("PreconditionFailed", true, Put::Exists),
+        ("ConditionalRequestConflict", false, Put::Created),
+    ] {
+        let (kept, subject) = place(FilesystemOptions::default());
+        let Behind { proxy, store } = Behind::plain(&kept);
+        if is_rival_there {
+            kept.client().put("long", b"theirs").expect("stored");
+        }
+        let failed = Fault::new(Action::Answer(Reply::s3_error(200, code, "no")));
+        let failed = failed.method("POST").path("/long").query("uploadId=");
+        let failed = proxy.inject(failed.times(1));
+        let told =
+            subject.on_shard(async |shard| upload_all(&store, &shard, &key("long"), &bytes).await);
+        assert_eq!((told, proxy.hits(failed)), (put, 1), "{code}");
+        let stored = kept.client().get("long").expect("stored").body;
+        assert_eq!(stored == bytes, put == Put::Created, "{code}");
+    }
+}
+
 #[test]
 fn a_success_that_bears_no_tag_stores_nothing() {
     let scripted = Scripted::start(|_, _| Reply::new(200, "{\"status\":\"ok\"}"));
