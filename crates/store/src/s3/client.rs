@@ -567,7 +567,9 @@ impl Client {
             _ => {}
         }
         let body = self.small_body(request, &mut response).await?;
-        if status.is_success() && is_html(&headers) {
+        // Some servers say of an answer without a body that it is a page. One to HEAD tells of a body.
+        let is_page = request.operation == Operation::Head || !body.is_empty();
+        if status.is_success() && is_page && is_html(&headers) {
             let said = format!("HTTP {} with a page of HTML", status.as_u16());
             return Err(Failure::Final(not_s3(&self.place.location, &said)));
         }

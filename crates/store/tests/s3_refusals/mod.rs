@@ -357,6 +357,34 @@ fn a_completion_that_fails_behind_a_head_of_success_is_understood() {
     }
 }
 
+/// Google's XML interface says so of what it writes and deletes.
+#[test]
+fn an_answer_without_a_body_is_no_page_whatever_it_says_that_it_is() {
+    let writes = AtomicUsize::new(0);
+    let html = |status| Reply::new(status, "").with("content-type", "text/html; charset=UTF-8");
+    let scripted = Scripted::start(move |head, _| match head.method.as_str() {
+        "PUT" if writes.fetch_add(1, Ordering::Relaxed) == 1 => {
+            Reply::s3_error(412, "PreconditionFailed", "it exists")
+        }
+        "PUT" => html(200).with("etag", "\"x\""),
+        "DELETE" => html(204),
+        _ => Reply::new(200, "").with("etag", "\"x\""),
+    });
+    let (kept, subject) = place(FilesystemOptions::default());
+    let store = kept.store_at(&scripted.endpoint(), "", &LinkLimits::default());
+    subject.on_shard(async |shard| {
+        let put = store.put_if_absent(&shard, &key("x"), b"y").await?;
+        assert_eq!(put, Put::Created);
+        store.delete(&shard, &key("x")).await
+    });
+    let deleted = |path: &str| {
+        let requests = scripted.requests();
+        let mut heads = requests.iter().map(|request| &request.head);
+        heads.any(|head| head.method == "DELETE" && head.path.contains(path))
+    };
+    assert!(deleted("/probe-") && deleted("/x"));
+}
+
 #[test]
 fn a_success_that_bears_no_tag_stores_nothing() {
     let scripted = Scripted::start(|_, _| Reply::new(200, "{\"status\":\"ok\"}"));
