@@ -173,7 +173,7 @@ pub(super) struct Client {
 
 impl Client {
     pub fn new(shard: &Shard, place: &Arc<Place>) -> Result<Self> {
-        let share = place.location.connections.div_ceil(shard.count().max(1));
+        let share = share(place.location.connections, shard.count(), shard.index());
         Ok(Client {
             shard: shard.clone(),
             place: Arc::clone(place),
@@ -728,6 +728,13 @@ impl Client {
     }
 }
 
+/// How many of a job's connections are a shard's: each has one at least.
+fn share(connections: usize, shards: usize, index: usize) -> usize {
+    let shards = shards.max(1);
+    let is_among_first = index < connections % shards;
+    (connections / shards + usize::from(is_among_first)).max(1)
+}
+
 /// The connections of a shard.
 fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client> {
     let location = &place.location;
@@ -898,6 +905,20 @@ mod tests {
             assert!(is_overload, "fewer requests at a time may help");
             // Not as long as a body in the kernel is waited for that is on its way.
             assert!(after < Duration::from_secs(12), "{bytes}: {after:?}");
+        }
+    }
+
+    #[test]
+    fn shards_share_the_connections_and_have_one_at_least() {
+        for (connections, shares) in [
+            (9, vec![2, 1, 1, 1, 1, 1, 1, 1]),
+            (32, vec![4; 8]),
+            (2, vec![1; 3]),
+            (5, vec![3, 2]),
+        ] {
+            let of = |index| share(connections, shares.len(), index);
+            let all: Vec<usize> = (0..shares.len()).map(of).collect();
+            assert_eq!(all, shares, "{connections}");
         }
     }
 
