@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod list;
 mod location;
 mod multipart;
+mod pace;
 mod put;
 mod reader;
 mod remove;

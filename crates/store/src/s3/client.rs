@@ -26,6 +26,7 @@ use super::chunked::{self, SealSlot};
 use super::credentials::{Edition, Outlook, Unsigned};
 use super::flow::{Class, Flow, LONG_BYTES_MIN, pause_before};
 use super::location::Checksum;
+use super::pace::{Pace, is_worth};
 use super::run::{BodyEnd, Run};
 use super::upload::UploadMemory;
 use crate::bounds::too_large;
@@ -47,9 +48,6 @@ const BODY_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 const SENT_BYTES_MAX: u64 = 8 << 20;
 /// Longest answer that is no object: a listing of 1000 names of 1 KiB, each with its other facts.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// Slower answers than this, but for runs of objects, which are divided among connections, are given up: a byte now and then
-/// would keep a request for ever.
-const ANSWER_BYTES_PER_SECOND_MIN: u64 = 64;
 /// Memory taken for an object before its bytes arrive.
 const RESERVED_BYTES_MAX: u64 = 1 << 20;
 /// Uploads whose abort waits for the next request.
@@ -203,6 +201,7 @@ impl Client {
             let may_be_slow_now = may_be_slow && self.flow.has_tries_to_spare();
             let again = std::mem::replace(&mut is_again, true);
             self.place.traffic.count_request(again);
+            let begun = Instant::now();
             let outcome = self.attempt(request, sink, may_be_slow_now).await;
             let now = Instant::now();
             let error = match outcome {
@@ -233,7 +232,7 @@ impl Client {
             // Whoever waits to try again leaves its place to others.
             drop(permit);
             // A try that brought a part of a run was none in vain: the rest is a request of its own.
-            if sink.left() < left {
+            if is_worth(left - sink.left(), now.saturating_duration_since(begun)) {
                 (first_failure, retry) = (None, 0);
                 (may_be_slow, may_be_expired) = (true, true);
             }
@@ -592,10 +591,9 @@ impl Client {
         }
         // More only as it arrives: a length is the server's word.
         out.reserve_exact(expected.min(RESERVED_BYTES_MAX) as usize);
-        let begun = Instant::now();
-        while let Some(chunk) = self.chunk(request, response).await? {
+        let mut pace = Pace::default();
+        while let Some(chunk) = self.chunk(request, response, &mut pace).await? {
             let got = (out.len() + chunk.len()) as u64;
-            self.check_pace(request, begun, got)?;
             if got > bytes_max {
                 return Err(too_large(got));
             }
@@ -613,8 +611,9 @@ impl Client {
         slow_after: Option<Duration>,
     ) -> Result<(), Failure> {
         let (begun, left) = (Instant::now(), run.left());
+        let mut pace = Pace::default();
         loop {
-            let next = self.paid_chunk(request, response);
+            let next = self.paid_chunk(request, response, &mut pace);
             let next = match slow_after {
                 Some(slow_after) => {
                     let rest = slow_after.saturating_sub(begun.elapsed());
@@ -627,6 +626,10 @@ impl Client {
             let Some(chunk) = next? else { break };
             run.fill(&chunk).map_err(Failure::Final)?;
             self.shard.stop().map_err(Failure::Final)?;
+            // What has come stays. Of a run that is whole nothing is left to ask for.
+            if run.left() > 0 {
+                self.check_pace(request, &pace)?;
+            }
         }
         match run.end_answer() {
             BodyEnd::Complete => {
@@ -660,9 +663,8 @@ impl Client {
         response: &mut reqwest::Response,
     ) -> Result<Bytes, Failure> {
         let mut body = BytesMut::new();
-        let begun = Instant::now();
-        while let Some(chunk) = self.chunk(request, response).await? {
-            self.check_pace(request, begun, (body.len() + chunk.len()) as u64)?;
+        let mut pace = Pace::default();
+        while let Some(chunk) = self.chunk(request, response, &mut pace).await? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
                 let said = format!("an answer of more than {ANSWER_BYTES_MAX} bytes");
                 return Err(Failure::Final(not_s3(&self.place.location, &said)));
@@ -672,17 +674,15 @@ impl Client {
         Ok(body.freeze())
     }
 
-    /// Fails where an answer that began at `begun` has brought so few bytes that it might go on for ever.
-    fn check_pace(&self, request: &Request, begun: Instant, bytes: u64) -> Result<(), Failure> {
-        let since = begun.elapsed();
-        let late = since.saturating_sub(self.place.location.timeout);
-        if bytes >= late.as_secs() * ANSWER_BYTES_PER_SECOND_MIN {
-            return Ok(());
+    /// Fails where an answer has brought so little that it might go on for ever.
+    fn check_pace(&self, request: &Request, pace: &Pace) -> Result<(), Failure> {
+        match pace.is_too_slow(self.place.location.timeout) {
+            false => Ok(()),
+            true => Err(Failure::Passing {
+                error: self.no_answer(request, pace.waited()),
+                is_overload: true,
+            }),
         }
-        Err(Failure::Passing {
-            error: self.no_answer(request, since),
-            is_overload: true,
-        })
     }
 
     /// The next piece of an answer, at the pace of the budget.
@@ -690,9 +690,11 @@ impl Client {
         &self,
         request: &Request,
         response: &mut reqwest::Response,
+        pace: &mut Pace,
     ) -> Result<Option<Bytes>, Failure> {
-        let chunk = self.paid_chunk(request, response).await?;
+        let chunk = self.paid_chunk(request, response, pace).await?;
         if let Some(chunk) = &chunk {
+            self.check_pace(request, pace)?;
             let download = &self.place.limits.download;
             self.shard.throttle(download, chunk.len() as u64).await;
         }
@@ -704,8 +706,9 @@ impl Client {
         &self,
         request: &Request,
         response: &mut reqwest::Response,
+        pace: &mut Pace,
     ) -> Result<Option<Bytes>, Failure> {
-        let timeout = self.place.location.timeout;
+        let (timeout, asked) = (self.place.location.timeout, Instant::now());
         let next = tokio::time::timeout(timeout, response.chunk()).await;
         let chunk = next
             .map_err(|_| Failure::Passing {
@@ -714,6 +717,7 @@ impl Client {
             })?
             .map_err(|error| self.transport(request, error))?;
         let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        pace.add(asked.elapsed(), bytes);
         self.place.traffic.add_received(bytes);
         Ok(chunk)
     }
