@@ -55,6 +55,50 @@ fn without_any_credentials_the_tool_says_so_after_one_look() {
     assert_eq!(silent.seen(), ["PUT /latest/api/token"]);
 }
 
+/// Who names one does not mean what the machine has for everybody.
+#[test]
+fn a_profile_that_gives_nothing_is_told_and_the_role_of_the_machine_is_not_taken() {
+    let demanding = Demanding::new("s3-profile", "role-token");
+    let session = demanding.session("role-token");
+    let metadata = Scripted::instance_metadata("mover-role", &[session]);
+    let metadata_at = metadata.endpoint();
+    let of_machine = (METADATA, metadata_at.as_str());
+    let config = demanding.scratch.join("config");
+    let signed_in = "sso_start_url = https://x.invalid\nsso_region = eu-west-1\nsso_account_id = 1\nsso_role_name = r\n";
+    let text =
+        format!("[profile role]\nrole_arn = r\nsource_profile = base\n[default]\n{signed_in}");
+    fs::write(&config, text).expect("a configuration");
+    let config = config.display().to_string();
+    let config = ("AWS_CONFIG_FILE", config.as_str());
+    let url = |option: &str| format!("{}&{option}", demanding.repo.url());
+    let here = demanding.repo.url().to_owned();
+    let (usable, sign_in) = ("no usable credentials", "gives no credentials");
+    for (url, environment, message, hint) in [
+        (url("profile=absent"), vec![of_machine], usable, "[absent]"),
+        (
+            url("profile=role"),
+            vec![of_machine, config],
+            usable,
+            "role_arn",
+        ),
+        (
+            here.clone(),
+            vec![of_machine, ("AWS_PROFILE", "absent")],
+            usable,
+            "[absent]",
+        ),
+        (here, vec![of_machine, config], sign_in, "aws sso login"),
+    ] {
+        let repo = demanding.repo.at(&url, &environment);
+        told(repo.list(), exit::STORAGE, message, hint);
+    }
+    let absent = url("credentials=/nonexistent");
+    let unreadable = demanding.repo.at(&absent, &[of_machine]).list();
+    assert_eq!(unreadable.error()["object"], "/nonexistent", "{unreadable}");
+    told(unreadable, exit::USAGE, "cannot be read", "credentials=");
+    assert_eq!(metadata.requests().len(), 0, "the machine was asked");
+}
+
 /// Libraries that load credentials log whole providers, tokens included.
 #[test]
 fn a_log_of_everything_holds_nothing_of_the_libraries_for_credentials() {

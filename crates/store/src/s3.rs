@@ -22,6 +22,7 @@ mod put;
 mod reader;
 mod remove;
 mod run;
+mod sources;
 mod upload;
 
 use std::rc::Rc;

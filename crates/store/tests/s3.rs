@@ -8,6 +8,7 @@ mod s3_claims;
 mod s3_crowd;
 mod s3_headers;
 mod s3_hedging;
+mod s3_keys;
 mod s3_pace;
 mod s3_refusals;
 mod s3_runs;

@@ -23,7 +23,7 @@ use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
 use super::chunked::{self, SealSlot};
-use super::credentials::{Edition, Outlook, Unsigned};
+use super::credentials::{Outlook, SignedBy, Unsigned};
 use super::flow::{Class, Flow, LONG_BYTES_MIN, pause_before};
 use super::location::Checksum;
 use super::pace::{Pace, is_worth};
@@ -153,7 +153,9 @@ enum Failure {
     /// The answer is late, or comes slowly; another connection may be faster.
     Slow(Error),
     /// The credentials that signed it ran out.
-    Expired(Error, Edition),
+    Expired(Error, SignedBy),
+    /// It is refused; perhaps other credentials have taken the place of those that signed it.
+    Doubted(Error, SignedBy),
     /// It will not.
     Final(Error),
 }
@@ -211,7 +213,14 @@ impl Client {
                     if !std::mem::take(&mut may_be_expired) {
                         return Err(error);
                     }
-                    self.place.signature.forget(signed_by);
+                    self.place.signature.forget(&signed_by);
+                    continue;
+                }
+                Err(Failure::Doubted(error, signed_by)) => {
+                    let may_be_doubted = std::mem::take(&mut may_be_expired);
+                    if !may_be_doubted || !self.place.signature.renew(&signed_by).await {
+                        return Err(error);
+                    }
                     continue;
                 }
                 Err(Failure::Slow(error)) => {
@@ -311,6 +320,9 @@ impl Client {
         if answer.is_expired() {
             return Err(Failure::Expired(self.refusal(request, answer), signed_by));
         }
+        if signed_by.is_for_a_time() && answer.is_refusal_of_signer() {
+            return Err(Failure::Doubted(self.refusal(request, answer), signed_by));
+        }
         // A server of S3 that is busy has answered; a proxy whose server is gone has not.
         if answer.asks_to_slow_down() && !answer.error_code().is_empty() {
             self.place.has_answered.store(true, Relaxed);
@@ -345,7 +357,7 @@ impl Client {
         request: &Request,
         sink: &Sink<'_>,
         progress: &Arc<Progress>,
-    ) -> Result<(reqwest::Request, Edition), Failure> {
+    ) -> Result<(reqwest::Request, SignedBy), Failure> {
         let place = &self.place;
         let failed = |error: &dyn std::fmt::Display| {
             let error = Error::new(Kind::Internal, "a request to the store could not be made")

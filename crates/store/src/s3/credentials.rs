@@ -1,46 +1,33 @@
-//! Where credentials come from, and the signature of a request.
+//! Credentials and the signature of a request.
 //!
-//! Invariants: the chain is that of Amazon's tools (environment, profile, SSO, web identity, container, instance
-//! metadata v2) and is walked once for all shards, again only when the credentials run out; whoever bears a web
-//! identity is that or nobody, so where its role is refused, or not given just now, nothing behind it is asked; no
-//! error, log or debug text holds a secret, because none of them is made from a request's headers or body, nor from an
-//! error that may quote one.
+//! Invariants: they are looked for (see `sources`) once for all shards, again when they run out, and when the store no
+//! longer lets in who signed for a time; whoever bears a web identity is that or nobody, so where its role is refused, or
+//! not given just now, nothing behind it is asked; no error, log or debug text holds a secret, because none of them is
+//! made from a request's headers or body, nor from an error that may quote one.
 
 use std::error::Error as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use http::HeaderValue;
 use http::request::Parts;
 use mover_base::{Error, Kind, Result};
-use reqsign_aws_v4::{
-    AssumeRoleWithWebIdentityCredentialProvider, Credential, DefaultCredentialProvider,
-    ProfileCredentialProvider, RequestSigner,
-};
+use reqsign_aws_v4::{Credential, RequestSigner};
 use reqsign_core::time::Timestamp;
-use reqsign_core::{
-    Context, ErrorKind, FileRead, HttpSend, OsEnv, ProvideCredential, SignRequest, Signer,
-};
-use reqwest::Url;
+use reqsign_core::{Context, ErrorKind, OsEnv, ProvideCredential, SignRequest, Signer};
 
 use super::chunked::{Seal, SealSlot};
 use super::client::innermost;
 use super::location::Location;
+use super::sources::{
+    CredentialServices, Files, OF_FILE, OF_SERVICE, OF_SSO, OF_WEB_IDENTITY, Sources, Wish,
+};
 
-/// Time-outs towards the services that give credentials on a machine: they are near, or not there at all.
-const NEAR: Reach = Reach {
-    connect: Duration::from_secs(1),
-    answer: Duration::from_secs(5),
-    is_proxied: false,
-};
-/// The same towards those that give them to many, which are as far away as the store.
-const FAR: Reach = Reach {
-    connect: Duration::from_secs(5),
-    answer: Duration::from_secs(15),
-    is_proxied: true,
-};
-/// What marks an error of the service that gives roles to web identities.
-const OF_WEB_IDENTITY: &str = "web identity";
+/// How often the same credentials are doubted because the store does not let in who signed: most often what is missing is a
+/// right, and there are no others.
+const DOUBT_EVERY: Duration = Duration::from_secs(60);
+/// The header that bears the token of credentials for a time.
+const TOKEN_HEADER: &str = "x-amz-security-token";
 /// How its refusals are told that no later try changes. The others may be of a token that is about to be replaced, or of
 /// a service behind it.
 const REFUSALS: [&str; 3] = [
@@ -48,15 +35,13 @@ const REFUSALS: [&str; 3] = [
     "error_code: IDPRejectedClaim",
     "error_code: InvalidIdentityToken",
 ];
-/// Longest file or answer that may hold credentials, in bytes.
-const CREDENTIALS_BYTES_MAX: u64 = 1 << 20;
-
 /// Signs requests for one location; shared by all shards.
 pub(super) struct Signature {
     region: String,
-    profile: Option<String>,
-    file: Option<String>,
+    sources: Arc<Sources>,
     current: Mutex<Current>,
+    /// When those that sign were doubted last.
+    doubted: tokio::sync::Mutex<Option<(Edition, Instant)>>,
 }
 
 /// What signs at present, and how many did before.
@@ -65,9 +50,23 @@ struct Current {
     edition: Edition,
 }
 
-/// Tells which credentials signed a request.
+/// Counts the credentials that signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Edition(u64);
+struct Edition(u64);
+
+/// Tells which credentials signed a request.
+pub(super) struct SignedBy {
+    edition: Edition,
+    /// Their token, where they hold for a time.
+    token: Option<HeaderValue>,
+}
+
+impl SignedBy {
+    /// Whether they hold for a time, so that others may follow them.
+    pub fn is_for_a_time(&self) -> bool {
+        self.token.is_some()
+    }
+}
 
 impl std::fmt::Debug for Signature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -79,38 +78,69 @@ impl std::fmt::Debug for Signature {
 
 impl Signature {
     pub fn new(location: &Location) -> Self {
-        let file = location
-            .credentials
-            .as_ref()
-            .map(|path| path.to_string_lossy().into_owned());
-        let (region, profile) = (location.region.clone(), location.profile.clone());
-        let signer = signer(&region, profile.as_deref(), file.as_deref());
+        let (region, sources) = (&location.region, Sources::new(Wish::new(location)));
+        let sources = Arc::new(sources);
+        let signer = signer(region, &sources);
         let edition = Edition(0);
         Signature {
-            region,
-            profile,
-            file,
+            region: region.clone(),
+            sources,
             current: Mutex::new(Current { signer, edition }),
+            doubted: tokio::sync::Mutex::default(),
         }
     }
 
     /// Adds date, token and signature to a request's headers. A request that bears a slot for a seal gets one.
-    pub async fn sign(&self, parts: &mut Parts) -> Result<Edition, Unsigned> {
+    pub async fn sign(&self, parts: &mut Parts) -> Result<SignedBy, Unsigned> {
         let (signer, edition) = {
             let current = self.current();
             (current.signer.clone(), current.edition)
         };
         let signed = signer.sign(parts, None).await;
-        signed.map_err(|error| unsigned(&error))?;
-        Ok(edition)
+        signed.map_err(|error| unsigned(&error, self.sources.wish()))?;
+        let token = parts.headers.get(TOKEN_HEADER).cloned();
+        Ok(SignedBy { edition, token })
     }
 
-    /// Walks the chain anew for the next request: the server says that what signed is expired. Of all who are told so
-    /// at the same time the first forgets.
-    pub fn forget(&self, expired: Edition) {
+    /// Looks for credentials anew for the next request: the server says that what signed is expired. Of all who are told
+    /// so at the same time the first forgets.
+    pub fn forget(&self, expired: &SignedBy) {
+        let fresh = signer(&self.region, &self.sources);
+        self.replace(expired.edition, fresh);
+    }
+
+    /// Looks for credentials anew because the server does not let in who signed. Returns whether others sign from now on.
+    pub async fn renew(&self, refused: &SignedBy) -> bool {
+        // Who is refused at the same time waits for what the first finds.
+        let mut doubted = self.doubted.lock().await;
+        if self.current().edition != refused.edition {
+            return true;
+        }
+        let is_known = |(edition, at): (Edition, Instant)| {
+            edition == refused.edition && at.elapsed() < DOUBT_EVERY
+        };
+        if doubted.is_some_and(is_known) {
+            return false;
+        }
+        *doubted = Some((refused.edition, Instant::now()));
+        let fresh = signer(&self.region, &self.sources);
+        let mut request = http::Request::new(());
+        *request.uri_mut() = http::Uri::from_static("http://localhost/");
+        let (mut parts, ()) = request.into_parts();
+        // That there are none just now is no news to whoever was refused.
+        let is_signed = fresh.sign(&mut parts, None).await.is_ok();
+        if !is_signed || parts.headers.get(TOKEN_HEADER) == refused.token.as_ref() {
+            return false;
+        }
+        self.replace(refused.edition, fresh);
+        true
+    }
+
+    /// Lets others sign in place of those of this edition.
+    fn replace(&self, edition: Edition, signer: Signer<Credential>) {
         let mut current = self.current();
-        if current.edition == expired {
-            current.signer = signer(&self.region, self.profile.as_deref(), self.file.as_deref());
+        if current.edition == edition {
+            current.signer = signer;
             current.edition.0 += 1;
         }
     }
@@ -138,8 +168,9 @@ pub(super) enum Outlook {
     Refused,
 }
 
-fn unsigned(error: &reqsign_core::Error) -> Unsigned {
-    let is_of_web_identity = error.context().iter().any(|of| of == OF_WEB_IDENTITY);
+fn unsigned(error: &reqsign_core::Error, wish: &Wish) -> Unsigned {
+    let is_of = |mark| error.context().iter().any(|of| of == mark);
+    let is_of_web_identity = is_of(OF_WEB_IDENTITY);
     // The library takes whatever keeps a request from being answered for a fault that passes.
     let mut causes = sources(error).filter_map(|cause| cause.downcast_ref());
     let is_setting =
@@ -152,32 +183,85 @@ fn unsigned(error: &reqsign_core::Error) -> Unsigned {
     };
     let kind = match outlook {
         Outlook::Passing => Kind::Unreachable,
-        Outlook::Refused if is_setting => Kind::Usage,
+        _ if is_setting || is_of(OF_FILE) => Kind::Usage,
         Outlook::Unclear | Outlook::Refused => Kind::Storage,
     };
-    let (message, hint) = match (is_of_web_identity, error.kind()) {
-        (true, _) if is_setting => (
+    let told = match is_of_web_identity {
+        true => without_role(kind, outlook, is_setting),
+        false if is_of(OF_SSO) => without_sign_in(kind, wish),
+        false => match (&wish.file, &wish.profile) {
+            (Some(file), _) => without_keys_in(file, kind, is_of(OF_FILE), wish),
+            (None, Some(profile)) => without_keys_of(profile, kind),
+            (None, None) => without_any(kind, error.kind()),
+        },
+    };
+    let error = told.cause(cause_of(error));
+    Unsigned { error, outlook }
+}
+
+/// The error for a web identity that was given no role.
+fn without_role(kind: Kind, outlook: Outlook, is_setting: bool) -> Error {
+    let (message, hint) = match outlook {
+        _ if is_setting => (
             "the service that gives roles to web identities cannot be asked",
             "set AWS_ENDPOINT_URL_STS to a URL such as https://sts.example.com, or to nothing",
         ),
-        (true, _) if outlook == Outlook::Passing => (
+        Outlook::Passing => (
             "the service that gives roles to web identities does not answer as it should",
             "check AWS_ENDPOINT_URL_STS and the network, then try again",
         ),
-        (true, _) => (
+        Outlook::Unclear | Outlook::Refused => (
             "no role was given for the web identity",
             "check the token in the file that AWS_WEB_IDENTITY_TOKEN_FILE names, and whether the role AWS_ROLE_ARN trusts who issued it",
         ),
-        (false, kind) => (
-            match kind {
-                ErrorKind::CredentialInvalid => "no usable credentials for the store were found",
-                _ => "the credentials for the store could not be loaded",
-            },
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached",
-        ),
     };
-    let error = Error::new(kind, message).hint(hint).cause(cause_of(error));
-    Unsigned { error, outlook }
+    Error::new(kind, message).hint(hint)
+}
+
+/// The error for a profile that is signed in for (SSO), and gives no credentials.
+fn without_sign_in(kind: Kind, wish: &Wish) -> Error {
+    let profile = wish.profile();
+    Error::new(kind, "the profile's sign-in (SSO) gives no credentials")
+        .object(format!("profile {profile}"))
+        .hint(format!(
+            "run `aws sso login --profile {profile}`, then try again"
+        ))
+}
+
+/// What is not followed in a profile.
+const NOT_FOLLOWED: &str = "role_arn, source_profile and credential_process are not followed";
+
+/// The error for the file that the URL names.
+fn without_keys_in(file: &str, kind: Kind, is_unreadable: bool, wish: &Wish) -> Error {
+    if is_unreadable {
+        return Error::new(kind, "the file of credentials cannot be read")
+            .object(file)
+            .hint("credentials= names a file in the form that Amazon's tools share, with aws_access_key_id and aws_secret_access_key of a profile");
+    }
+    let profile = wish.profile();
+    Error::new(kind, "the file of credentials holds no usable keys of the profile")
+        .object(format!("{file}, profile {profile}"))
+        .hint(format!(
+            "write aws_access_key_id and aws_secret_access_key below [{profile}] into it, or name another profile (profile=); {NOT_FOLLOWED}"
+        ))
+}
+
+/// The error for a profile that was named.
+fn without_keys_of(profile: &str, kind: Kind) -> Error {
+    Error::new(kind, "the profile has no usable credentials")
+        .object(format!("profile {profile}"))
+        .hint(format!(
+            "write aws_access_key_id and aws_secret_access_key below [{profile}] into ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE), or name another profile; {NOT_FOLLOWED}"
+        ))
+}
+
+/// The error where nothing was named and nothing was found.
+fn without_any(kind: Kind, of: ErrorKind) -> Error {
+    let message = match of {
+        ErrorKind::CredentialInvalid => "no usable credentials for the store were found",
+        _ => "the credentials for the store could not be loaded",
+    };
+    Error::new(kind, message).hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached")
 }
 
 fn is_refusal(context: &str) -> bool {
@@ -193,10 +277,21 @@ fn sources(
 
 /// What an error says, and what the innermost does that it comes from.
 fn cause_of(error: &reqsign_core::Error) -> String {
-    let said = first_line(&error.to_string());
+    let said = words_of(error);
     match sources(error).map_while(harmless).last() {
         Some(innermost) => format!("{said}: {innermost}"),
         None => said,
+    }
+}
+
+/// What an error says itself, without the answer, or the place in a document, that it may quote.
+fn words_of(error: &reqsign_core::Error) -> String {
+    const OF_DOCUMENT: &str = "failed to parse";
+    let said = first_line(&error.to_string());
+    let is_of_service = error.context().iter().any(|of| of == OF_SERVICE);
+    match said.split_once(": ") {
+        Some((own, _)) if is_of_service || said.starts_with(OF_DOCUMENT) => own.to_owned(),
+        _ => said,
     }
 }
 
@@ -209,33 +304,18 @@ fn harmless(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     is_own.then(|| first_line(&error.to_string()))
 }
 
-/// Where credentials are looked for, in this order.
+/// The sources, as the library asks them.
 #[derive(Debug)]
-struct Sources {
-    /// What was set for this program or this user.
-    own: DefaultCredentialProvider,
-    web_identity: AssumeRoleWithWebIdentityCredentialProvider,
-    /// What the machine has for whoever runs on it.
-    of_machine: DefaultCredentialProvider,
-}
+struct Shared(Arc<Sources>);
 
-impl ProvideCredential for Sources {
+impl ProvideCredential for Shared {
     type Credential = Credential;
 
     async fn provide_credential(
         &self,
         context: &Context,
     ) -> reqsign_core::Result<Option<Credential>> {
-        if let Some(found) = self.own.provide_credential(context).await? {
-            return Ok(Some(found));
-        }
-        // The chains of the library take a failure for "none here" and ask on; behind a web identity that would be the
-        // role of the machine, which is another's.
-        let given = self.web_identity.provide_credential(context).await;
-        match given.map_err(|error| error.with_context(OF_WEB_IDENTITY))? {
-            Some(given) => Ok(Some(given)),
-            None => self.of_machine.provide_credential(context).await,
-        }
+        self.0.find(context).await
     }
 }
 
@@ -279,7 +359,7 @@ impl SignRequest for HeadsAndSeals {
     }
 }
 
-fn signer(region: &str, profile: Option<&str>, file: Option<&str>) -> Signer<Credential> {
+fn signer(region: &str, sources: &Arc<Sources>) -> Signer<Credential> {
     let context = Context::new()
         .with_env(OsEnv)
         .with_file_read(Files)
@@ -288,48 +368,7 @@ fn signer(region: &str, profile: Option<&str>, file: Option<&str>) -> Signer<Cre
         heads: RequestSigner::new("s3", region).with_standard_session_token(),
         region: region.to_owned(),
     };
-    // A credential process would be a program of someone else's choice run with this one's rights.
-    let own = DefaultCredentialProvider::builder()
-        .no_web_identity()
-        .no_process()
-        .no_ecs()
-        .no_imds();
-    if let Some(file) = file {
-        // Who names a file means that file: nothing else is asked.
-        let mut only = ProfileCredentialProvider::new()
-            .with_credentials_file(file)
-            .with_config_file(file);
-        if let Some(profile) = profile {
-            only = only.with_profile(profile);
-        }
-        return Signer::new(
-            context,
-            own.no_env().no_sso().profile(only).build(),
-            requests,
-        );
-    }
-    let own = match profile {
-        // Who names a profile does not mean what happens to stand in the environment.
-        Some(profile) => own.with_profile(profile).no_env(),
-        None => own,
-    };
-    let of_machine = DefaultCredentialProvider::builder()
-        .no_env()
-        .no_profile()
-        .no_sso()
-        .no_web_identity()
-        .no_process();
-    let mut web_identity = AssumeRoleWithWebIdentityCredentialProvider::new();
-    if std::env::var_os("AWS_ROLE_SESSION_NAME").is_none_or(|name| name.is_empty()) {
-        // By it people find out who did something under a role.
-        web_identity = web_identity.with_role_session_name("helios-mover".to_owned());
-    }
-    let sources = Sources {
-        own: own.build(),
-        web_identity,
-        of_machine: of_machine.build(),
-    };
-    Signer::new(context, sources, requests)
+    Signer::new(context, Shared(Arc::clone(sources)), requests)
 }
 
 /// An error's text without the context that follows it.
@@ -342,139 +381,12 @@ fn first_line(text: &str) -> String {
         .collect()
 }
 
-/// Small local files: reading one blocks for less than the switch to another thread would take.
-#[derive(Debug)]
-struct Files;
-
-impl FileRead for Files {
-    async fn file_read(&self, path: &str) -> reqsign_core::Result<Vec<u8>> {
-        let failed = |error: std::io::Error| {
-            reqsign_core::Error::unexpected("a file with credentials cannot be read")
-                .with_source(error)
-        };
-        let bytes = std::fs::metadata(path).map_err(failed)?.len();
-        if bytes > CREDENTIALS_BYTES_MAX {
-            return Err(reqsign_core::Error::unexpected(
-                "a file with credentials is longer than 1 MiB",
-            ));
-        }
-        std::fs::read(path).map_err(failed)
-    }
-}
-
-/// How a service for credentials is spoken to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Reach {
-    connect: Duration,
-    answer: Duration,
-    /// By way of the environment's proxies, if there are some.
-    is_proxied: bool,
-}
-
-/// How the service at `url` is reached. What is on the machine, or beside it, speaks without TLS.
-fn reach_of(url: &Url) -> Reach {
-    match url.scheme() {
-        "https" => FAR,
-        _ => NEAR,
-    }
-}
-
-/// Where a request goes that is meant for `url`: the service for roles may be another than Amazon's. A request that is
-/// signed is signed for its place.
-fn place_of(url: Url, is_signed: bool, sts: Option<&str>) -> Result<Url, String> {
-    let is_sts = url.host_str().is_some_and(|host| host.starts_with("sts."));
-    let Some(sts) = sts.filter(|_| is_sts && !is_signed) else {
-        return Ok(url);
-    };
-    let place = Url::parse(sts).ok();
-    let is_web = |place: &Url| matches!(place.scheme(), "http" | "https") && place.has_host();
-    place
-        .filter(is_web)
-        .ok_or_else(|| "AWS_ENDPOINT_URL_STS is no URL of a web server".to_owned())
-}
-
-/// Requests to metadata and token services. A client of its own each time: they are rare, and a client belongs
-/// to the runtime that it was made on.
-#[derive(Debug)]
-struct CredentialServices;
-
-impl HttpSend for CredentialServices {
-    async fn http_send(
-        &self,
-        request: http::Request<Bytes>,
-    ) -> reqsign_core::Result<http::Response<Bytes>> {
-        let failed = |error: reqwest::Error| {
-            reqsign_core::Error::unexpected("a service for credentials does not answer")
-                .with_source(error.without_url())
-        };
-        let mut request = reqwest::Request::try_from(request).map_err(failed)?;
-        let is_signed = request.headers().contains_key(http::header::AUTHORIZATION);
-        let sts = std::env::var("AWS_ENDPOINT_URL_STS").ok();
-        let sts = sts.as_deref().filter(|url| !url.is_empty());
-        let place = place_of(request.url().clone(), is_signed, sts)
-            .map_err(reqsign_core::Error::config_invalid)?;
-        let reach = reach_of(&place);
-        *request.url_mut() = place;
-        let client = reqwest::Client::builder()
-            .connect_timeout(reach.connect)
-            .timeout(reach.answer)
-            .redirect(reqwest::redirect::Policy::none());
-        let client = match reach.is_proxied {
-            true => client,
-            false => client.no_proxy(),
-        };
-        let client = client.build().map_err(failed)?;
-        let mut response = client.execute(request).await.map_err(failed)?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if (body.len() + chunk.len()) as u64 > CREDENTIALS_BYTES_MAX {
-                return Err(reqsign_core::Error::unexpected(
-                    "a service for credentials answers without end",
-                ));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let mut answer = http::Response::new(Bytes::from(body));
-        *answer.status_mut() = response.status();
-        *answer.headers_mut() = std::mem::take(response.headers_mut());
-        Ok(answer)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn url(text: &str) -> Url {
-        Url::parse(text).unwrap()
-    }
-
-    #[test]
-    fn services_of_the_machine_are_near_and_others_may_be_behind_a_proxy() {
-        for near in [
-            "http://169.254.169.254/latest",
-            "http://127.0.0.1:1/x",
-            "http://minio:9000/",
-        ] {
-            assert_eq!(reach_of(&url(near)), NEAR);
-        }
-        assert_eq!(reach_of(&url("https://sts.amazonaws.com/")), FAR);
-    }
-
-    #[test]
-    fn the_service_for_roles_may_be_elsewhere() {
-        let place = |of: &str, is_signed, sts| place_of(url(of), is_signed, sts);
-        let (amazon, own) = ("https://sts.eu-west-1.amazonaws.com/", "http://minio:9000/");
-        assert_eq!(place(amazon, false, Some(own)), Ok(url(own)));
-        assert_eq!(place(amazon, false, None), Ok(url(amazon)));
-        assert_eq!(place(amazon, true, Some(own)), Ok(url(amazon)), "signed");
-        let other = "https://portal.sso.eu-west-1.amazonaws.com/";
-        assert_eq!(place(other, false, Some(own)), Ok(url(other)));
-        for bad in ["minio:9000", "/path", "file:///x"] {
-            let said = place(amazon, false, Some(bad)).unwrap_err();
-            assert!(said.contains("AWS_ENDPOINT_URL_STS"), "{said}");
-        }
-    }
+    /// Where nobody named anything.
+    const ANYWHERE: Wish = Wish::anywhere();
 
     #[test]
     fn what_expired_is_forgotten_once() {
@@ -482,11 +394,15 @@ mod tests {
         let location = Location::parse("b?endpoint=http://h", &surroundings).unwrap();
         let signature = Signature::new(&location);
         let edition = || signature.current().edition;
+        let by = |edition| SignedBy {
+            edition,
+            token: None,
+        };
         let first = edition();
-        signature.forget(first);
+        signature.forget(&by(first));
         let second = edition();
         assert_ne!(first, second);
-        signature.forget(first);
+        signature.forget(&by(first));
         assert_eq!(edition(), second, "what is fresh stays");
     }
 
@@ -494,14 +410,14 @@ mod tests {
     fn what_may_pass_is_unreachable_and_what_is_refused_is_told_with_its_variables() {
         let busy =
             reqsign_core::Error::rate_limited("Throttling: no").with_context(OF_WEB_IDENTITY);
-        let busy = unsigned(&busy);
+        let busy = unsigned(&busy, &ANYWHERE);
         assert_eq!(busy.outlook, Outlook::Passing);
         assert_eq!(busy.error.kind(), Kind::Unreachable);
         let refused = reqsign_core::Error::credential_invalid("InvalidIdentityToken: no");
         for (error, part) in [
-            (unsigned(&refused), "AWS_ACCESS_KEY_ID"),
+            (unsigned(&refused, &ANYWHERE), "AWS_ACCESS_KEY_ID"),
             (
-                unsigned(&refused.with_context(OF_WEB_IDENTITY)),
+                unsigned(&refused.with_context(OF_WEB_IDENTITY), &ANYWHERE),
                 "AWS_WEB_IDENTITY_TOKEN_FILE",
             ),
         ] {
@@ -525,8 +441,16 @@ mod tests {
             ("ExpiredTokenException", Outlook::Unclear),
         ] {
             let of_web_identity = refused(code).with_context(OF_WEB_IDENTITY);
-            assert_eq!(unsigned(&of_web_identity).outlook, outlook, "{code}");
-            assert_eq!(unsigned(&refused(code)).outlook, Outlook::Unclear, "{code}");
+            assert_eq!(
+                unsigned(&of_web_identity, &ANYWHERE).outlook,
+                outlook,
+                "{code}"
+            );
+            assert_eq!(
+                unsigned(&refused(code), &ANYWHERE).outlook,
+                Outlook::Unclear,
+                "{code}"
+            );
         }
     }
 
@@ -545,8 +469,19 @@ mod tests {
         let secret = "s3cret".parse::<u8>().unwrap_err();
         let quoted = reqsign_core::Error::unexpected("no answer").with_source(secret);
         assert_eq!(cause_of(&outer(quoted)), "failed to send: no answer");
+        for quoting in [
+            reqsign_core::Error::unexpected("failed to parse the token: s3cret at line 1"),
+            reqsign_core::Error::unexpected("the container's service said: s3cret")
+                .with_context(OF_SERVICE),
+        ] {
+            let said = cause_of(&quoting);
+            assert!(!said.is_empty() && !said.contains("s3cret"), "{said}");
+        }
         // No later try makes another URL of it.
-        let setting = unsigned(&outer(reqsign_core::Error::config_invalid("no URL")));
+        let setting = unsigned(
+            &outer(reqsign_core::Error::config_invalid("no URL")),
+            &ANYWHERE,
+        );
         assert_eq!(setting.outlook, Outlook::Refused);
         assert_eq!(setting.error.kind(), Kind::Usage);
         let said = setting.error.to_string();
