@@ -48,8 +48,9 @@ pub const LIST_LIMIT_MAX: usize = 10_000;
 pub const STRAYS_MAX: usize = 100;
 /// Most leftovers told by one call of [`Store::stale_temporaries`].
 pub const TEMPORARIES_MAX: usize = 10_000;
-/// Age from which an unfinished upload counts as left over by a killed job, in milliseconds. Every write renews it,
-/// and no job pauses for a day between two writes of one object.
+/// Age from which an unfinished upload, or a temporary object, counts as left over by a killed job, in milliseconds. In a
+/// directory every write renews it, and no job pauses for a day between two; in a bucket it counts from where an upload began,
+/// and none takes a day.
 pub const STALE_AFTER_MS: i64 = 24 * 3600 * 1000;
 
 /// What a repository's URL looks like.
