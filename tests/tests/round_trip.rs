@@ -317,8 +317,9 @@ fn every_shape_survives_a_delta_restore_over_another() {
         planter(&source, &mut Random::new(SEED));
         let made = repo.backup(&source).summary();
         let id = made["backup_id"].as_str().expect("id");
-        // The target holds the shape before this one.
-        Outcome::of(repo.restore_command(id, &target).arg("--delta")).summary();
+        // The target holds the shape before this one, of which it may have no name.
+        let mut restore = repo.restore_command(id, &target);
+        Outcome::of(restore.args(["--delta", "--confirm"])).summary();
         Tree::read(&source).assert_same(&Tree::read(&target), name);
     }
 }
@@ -466,7 +467,8 @@ fn a_dry_run_changes_nothing() {
     .summary();
     assert_eq!(plan["removes"], 5, "{plan}");
     kept.assert_same(&Tree::read(&existing), "target after a dry delta restore");
-    let delta = Outcome::of(repo.restore_command("latest", &existing).args(["--delta"])).summary();
+    let mut delta = repo.restore_command("latest", &existing);
+    let delta = Outcome::of(delta.args(["--delta", "--confirm"])).summary();
     assert_eq!(delta["removed"], 5, "{delta}");
 
     before

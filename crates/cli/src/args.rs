@@ -291,7 +291,8 @@ impl ShowArgs {
     helios-mover restore --set 20261122-181409-7f3a9c2e --to /srv/restored --dry-run\n  \
     helios-mover restore --source pages:///srv/heliosdb --host db7 --to /srv/heliosdb --delta\n\n\
     Without --delta the target must be empty or absent. With --delta, what is there is compared block by \
-    block, only differences are written, and files that the backup does not hold are removed.")]
+    block, only differences are written, and files that the backup does not hold are removed. A target that has \
+    none of the backup's names at its top is only restored over with --confirm.")]
 pub struct RestoreArgs {
     /// Backup: an id, its beginning, or `latest` [default: latest]
     #[arg(long, value_name = "ID")]
@@ -308,6 +309,9 @@ pub struct RestoreArgs {
     /// Make an existing directory equal to the backup, writing only what differs
     #[arg(long)]
     pub delta: bool,
+    /// With --delta: say that a directory which holds nothing of the backup shall really be replaced by it
+    #[arg(long, requires = "delta")]
+    pub confirm: bool,
     /// Print the plan and its estimates, write nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -5,6 +5,7 @@
 //! that is left alone was read and matched it too. Names and metadata are put back beneath the target's root,
 //! whatever the backup's entries say.
 
+mod foreign;
 mod names;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -18,6 +19,7 @@ use mover_repo::{BackupView, Origin};
 use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
 use serde::{Serialize, Serializer};
 
+use self::foreign::foreign_names;
 use self::names::Names;
 use crate::backup::only;
 use crate::choice::{Choice, choose};
@@ -80,6 +82,9 @@ pub struct RestorePlan {
     pub free_bytes: u64,
     /// Names that are not in the backup and will be removed (delta only), once [`RestorePlan::count_removals`] looked.
     pub removes: Option<u64>,
+    /// The first names at the top of the target, if there are any and none of them is in the backup (delta only): whoever restores over
+    /// them should be asked.
+    pub foreign_names: Vec<String>,
     /// How long it will take, if it goes as fast as the backup went.
     pub estimated_seconds: Option<f64>,
     /// Things to know.
@@ -172,6 +177,10 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
         target.check_space(bytes_needed(&view))?;
     }
+    let foreign_names = match mode {
+        TargetMode::Fresh => Vec::new(),
+        TargetMode::Delta => foreign_names(target.path(), &wanted(&view))?,
+    };
     let made_in = view.metadata.ended.seconds_since(view.metadata.started);
     warnings.extend(leftover_warnings(&target));
     warnings.extend(authenticity_warning(&view));
@@ -193,6 +202,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         pack_bytes,
         free_bytes: target.free_bytes()?,
         removes: None,
+        foreign_names,
         estimated_seconds: (made_in > 0.0).then_some(made_in),
         warnings,
         prepared: Prepared { view, target },

@@ -23,11 +23,13 @@ const SYSTEM_FILE: &str = "/etc/helios-mover/helios-mover.toml";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Options that say something about one call and so must be said in it.
-pub const FLAG_ONLY: [&str; 4] = [
+pub const FLAG_ONLY: [&str; 6] = [
     "key.remove.confirm",
     "expire.confirm",
     "expire.forget-session",
     "annotate.remove",
+    "restore.delta",
+    "restore.confirm",
 ];
 /// Options that a file cannot hold: it cannot name itself.
 pub const NOT_IN_FILE: [&str; 1] = ["config"];
@@ -433,6 +435,11 @@ fn unknown_key(
     full: &str,
     file: &str,
 ) -> Error {
+    let wrong = Error::new(Kind::Usage, "unknown key in the configuration file")
+        .object(format!("`{full}` in {file}"));
+    if FLAG_ONLY.contains(&full) {
+        return wrong.hint("it is a flag only, which is given with each call: remove the key");
+    }
     let mut known: Vec<&str> = names
         .iter()
         .filter(|name| name.verbs == verbs)
@@ -454,9 +461,7 @@ fn unknown_key(
         true => "no option of this verb can stand in the file: remove the key".to_owned(),
         false => format!("known here: {}", known.join(", ")),
     };
-    Error::new(Kind::Usage, "unknown key in the configuration file")
-        .object(format!("`{full}` in {file}"))
-        .hint(hint)
+    wrong.hint(hint)
 }
 
 /// The value as one text per element; `None` when its shape does not fit the option.

@@ -327,6 +327,8 @@ fn an_unknown_key_names_key_file_and_alternatives() {
         error.hint_text().unwrap().contains("remove the key"),
         "{error}"
     );
+    let error = Fixture::new().file("[restore]\ndelta = true").error("list");
+    assert!(error.hint_text().unwrap().contains("flag"), "{error}");
     for text in [
         "backup = 3",
         "config = 'x'",

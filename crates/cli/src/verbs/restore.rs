@@ -1,7 +1,7 @@
 //! `restore`: plans, then executes; with `--dry-run` prints the plan.
 
-use mover_base::Result;
 use mover_base::units::format_bytes;
+use mover_base::{Error, Kind, Result};
 use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
 use mover_jobs::{Choice, source_on};
 
@@ -9,7 +9,8 @@ use super::{Context, DryRun, Ended, figures_of, missing, whose};
 use crate::args::RestoreArgs;
 use crate::config::target;
 use crate::figures;
-use crate::table::Table;
+use crate::output::YELLOW;
+use crate::table::{Cell, Table};
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
@@ -35,6 +36,10 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
             plan.count_removals(engine, tick)?;
             return Ok(Ended::Planned(plan));
         }
+        if !plan.foreign_names.is_empty() && !args.confirm {
+            plan.count_removals(engine, &mut *tick)?;
+            require_confirmation(&plan)?;
+        }
         let told = plan.warnings.len();
         let summary = restore::execute(engine, plan, tick)?;
         Ok(Ended::Done { summary, told })
@@ -51,6 +56,29 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses to replace a directory that looks as if another one was meant.
+fn require_confirmation(plan: &RestorePlan) -> Result<()> {
+    let removes = plan.removes.unwrap_or(0);
+    if removes == 0 {
+        return Ok(());
+    }
+    let what = format!(
+        "the target holds nothing of the backup, and all that is in it would be removed: {} ({})",
+        figures::counted(removes, "name"),
+        first_names(plan, removes)
+    );
+    Err(Error::new(Kind::Target, what)
+        .object(plan.target.display().to_string())
+        .hint("restore to a new directory without --delta; if all of that shall really go, add --confirm"))
+}
+
+/// The first names that would be removed; more are below them or behind them.
+fn first_names(plan: &RestorePlan, removes: u64) -> String {
+    let names = plan.foreign_names.join(", ");
+    let more = removes > plan.foreign_names.len() as u64;
+    format!("{names}{}", if more { ", ..." } else { "" })
 }
 
 fn plan_table(plan: &RestorePlan) -> Table {
@@ -79,6 +107,11 @@ fn plan_table(plan: &RestorePlan) -> Table {
             removes => format!("{}, not in the backup", figures::counted(removes, "name")),
         };
         table.pair("to remove", removes);
+    }
+    if let (Some(removes @ 1..), false) = (plan.removes, plan.foreign_names.is_empty()) {
+        let names = first_names(plan, removes);
+        let needed = format!("--confirm: the target holds nothing of the backup, but {names}");
+        table.pair("needs", Cell::styled(needed, YELLOW));
     }
     table.pair("free", format_bytes(plan.free_bytes));
     let estimate = plan
