@@ -573,11 +573,14 @@ fn a_repository_in_its_source_or_target_is_refused_and_stays_whole() {
         "{error}"
     );
     let mut check = repo.command("check");
-    let checked = Outcome::of(check.args(["--json", "--source", &dir_url(&source)])).summary();
+    check.args(["--json", "--source", &dir_url(&source)]);
+    let outcome = Outcome::of(&mut check).expect(exit::CHECK_FAILED);
+    let checked = outcome.lines().remove(0);
     let items = checked["items"].as_array().expect("items");
     let told = items.iter().find(|item| item["name"] == "repository in it");
     let told = told.unwrap_or_else(|| panic!("{checked}"));
-    assert_eq!(told["status"], "warn", "{told}");
+    assert_eq!(told["status"], "fail", "{told}");
+    Outcome::of(check.args(["--exclude", "backups"])).summary();
     let mut backup = repo.backup_command(&source);
     Outcome::of(backup.args(["--exclude", "backups"])).summary();
 

@@ -70,3 +70,83 @@ fn a_delta_restore_over_another_directory_needs_a_confirmation() {
     assert_eq!(plan["foreign_names"], serde_json::json!([]), "{plan}");
     assert_eq!(restore(&[]).summary()["removed"], 1);
 }
+
+#[test]
+fn an_encrypted_repository_without_a_slot_is_told_from_one_without_encryption() {
+    let scratch = Scratch::new("locked-out");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    repo.backup(&source).summary();
+    let without_key = repo.opened_with(&[]);
+    let run = |verb: &str, args: &[&str]| Outcome::of(without_key.command(verb).args(args));
+    let whole = run("key list", &["--json"]).expect(exit::OK).document();
+    assert_eq!(whole["encrypted"], true, "{whole}");
+    run("check", &[]).expect(exit::OK);
+    let backup = || without_key.backup(&source).summary();
+    assert!(!backup()["warnings"].to_string().contains("no key slot"));
+
+    fs::remove_dir_all(repo.dir.join("keys")).expect("the slots go");
+    let listed = run("key list", &[]).expect(exit::OK);
+    assert!(
+        listed.stdout.contains("encrypted, and no slot is left")
+            && listed.stderr.contains("nobody can read"),
+        "{listed}"
+    );
+    let listed = run("key list", &["--json"]).expect(exit::OK).document();
+    assert_eq!(listed["encrypted"], true, "{listed}");
+    assert!(listed["warnings"].to_string().contains("nobody can read"));
+    let checked = run("check", &["--json"]).expect(exit::CHECK_FAILED);
+    let items = checked.lines().remove(0)["items"].clone();
+    let items = items.as_array().expect("items");
+    let item = items.iter().find(|item| item["name"] == "key slots");
+    assert_eq!(item.expect("the slots are looked at")["status"], "fail");
+    // It goes on, and says that what it stores is lost.
+    assert!(backup()["warnings"].to_string().contains("nobody can read"));
+
+    let open = Repo::create(&scratch, "open", Protection::None);
+    let listed = Outcome::of(&mut open.command("key list")).expect(exit::OK);
+    assert!(listed.stdout.contains("is not encrypted"), "{listed}");
+    let listed = Outcome::of(open.command("key list").arg("--json")).document();
+    assert_eq!(listed["encrypted"], false, "{listed}");
+}
+
+/// The items of a check, by their names.
+fn items(outcome: &Outcome) -> std::collections::BTreeMap<String, serde_json::Value> {
+    let summary = outcome.lines().remove(0);
+    let items = summary["items"].as_array().expect("items").clone();
+    let named = |item: serde_json::Value| (item["name"].as_str().expect("name").to_owned(), item);
+    items.into_iter().map(named).collect()
+}
+
+#[test]
+fn check_looks_at_what_the_configured_backup_would_do() {
+    let scratch = Scratch::new("check-config");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create_at(&scratch, &source.join("backups"), Protection::None);
+    let check = |text: &str, args: &[&str]| {
+        let file = scratch.join("config.toml");
+        fs::write(&file, text).expect("file");
+        let mut command = repo.command("check");
+        command.args(["--json", "--config"]).arg(file).args(args);
+        Outcome::of(&mut command)
+    };
+    let backup = format!("[backup]\nsource = \"{}\"\n", source.display());
+    let overlaps = check(&backup, &[]).expect(exit::CHECK_FAILED);
+    let found = items(&overlaps);
+    assert_eq!(found["repository in it"]["status"], "fail", "{found:?}");
+    let left_out = format!("{backup}exclude = [\"backups\"]\n");
+    let found = items(&check(&left_out, &[]).expect(exit::OK));
+    assert!(found["readable"]["detail"].to_string().contains("1 file"));
+    // What is said of the check itself wins, in any layer.
+    let absent = scratch.join("absent").display().to_string();
+    let own = format!("{left_out}[check]\nsource = \"{absent}\"\n");
+    check(&own, &[]).expect(exit::CHECK_FAILED);
+    check(&left_out, &["--source", &absent]).expect(exit::CHECK_FAILED);
+    check(&left_out, &["--exclude", "nothing"]).expect(exit::CHECK_FAILED);
+
+    let with_key = check("", &["--passphrase-file", &absent]).expect(exit::CHECK_FAILED);
+    let found = items(&with_key);
+    assert_eq!(found["key file"]["status"], "fail", "{found:?}");
+    assert!(found["key file"]["detail"].to_string().contains(&absent));
+    check("", &["--repo", "s3:/bucket"]).expect(exit::USAGE);
+}

@@ -521,11 +521,18 @@ pub struct KeyGenerateArgs {
 #[command(after_help = "Examples:\n  \
     helios-mover check\n  \
     helios-mover check --repo file:///backup/helios --source /srv/heliosdb\n\n\
-    Exits with 52 when something would make a job fail.")]
+    Exits with 52 when something would make a job fail. What is not said is taken from the options of backup in the \
+    environment and the configuration file, so that what is checked is what a backup would do.")]
 pub struct CheckArgs {
-    /// Source to check too: pages:///srv/heliosdb, dir:///srv/heliosdb or a path
+    /// Source to check too: pages:///srv/heliosdb, dir:///srv/heliosdb or a path [default: that of backup]
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
+    /// Paths that the backup leaves out; can be given several times [default: those of backup]
+    #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
+    pub exclude: Vec<String>,
+    /// The backup does not enter other file systems [default: as of backup]
+    #[arg(long)]
+    pub one_file_system: bool,
 }
 
 /// `tune`

@@ -37,6 +37,7 @@ use self::pages::{Changes, PageOrigin};
 use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::estimate::{self, Estimate};
 use crate::extents::ExtentId;
+use crate::key;
 use crate::log_work;
 use crate::machine::{Clock, host_name};
 use crate::overlap::refuse_in_source;
@@ -269,13 +270,13 @@ fn require_full(options: &BackupOptions) -> Result<()> {
 }
 
 /// Of a page store nothing can be left out.
-fn require_whole(options: &BackupOptions) -> Result<()> {
-    if options.exclude.is_empty() && !options.one_file_system {
+pub(crate) fn require_whole(source: &str, exclude: &[String], one_file_system: bool) -> Result<()> {
+    if exclude.is_empty() && !one_file_system {
         return Ok(());
     }
     Err(
         Error::new(Kind::Usage, "a page store is backed up as a whole")
-            .object(options.source.clone())
+            .object(source)
             .hint("leave out --exclude and --one-file-system"),
     )
 }
@@ -295,7 +296,9 @@ async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Re
         kind: TREE_KIND,
         host: &host_name(),
     };
-    let earlier = find_parent(shard, &repository, source).await?;
+    let mut earlier = find_parent(shard, &repository, source).await?;
+    let locked_out = key::locked_out_warning(shard, &repository).await;
+    earlier.warnings.extend(locked_out);
     let estimate = match options.estimate {
         true => estimate::sample(shard, &origin.source, &origin.tree, options.level).await?,
         false => Estimate::default(),
@@ -308,7 +311,7 @@ async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Re
 }
 
 fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
-    require_whole(options)?;
+    require_whole(&options.source, &options.exclude, options.one_file_system)?;
     let started = Timestamp::now();
     let progress = Progress::default();
     let store = Arc::new(LiveStore::open(&options.source)?);
@@ -324,7 +327,9 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted, || {
             progress.begin(Phase::Log, 0, 0);
         });
-        let footing = footing.await?;
+        let mut footing = footing.await?;
+        let locked_out = key::locked_out_warning(&shard, &repository).await;
+        footing.warnings.extend(locked_out);
         Ok((repository, footing))
     };
     let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {

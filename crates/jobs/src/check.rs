@@ -15,7 +15,8 @@ use mover_source::pages::{LiveStore, SCHEME, table_path};
 use mover_source::{DirSource, Item, ScanOptions, Tree};
 use serde::Serialize;
 
-use crate::backup::only;
+use crate::backup::{only, require_whole};
+use crate::key::{LOCKED_OUT, LOCKED_OUT_HINT};
 use crate::overlap::refuse_in_source;
 use crate::settings::{Engine, RepoAccess};
 
@@ -36,12 +37,16 @@ const NAMED_MAX: usize = 3;
 const UNDELETED_HINT: &str = "backups work and leave small objects behind, and `expire` does not free what it should; leave it so only where deletes are denied on purpose, as beside an object lock";
 
 /// What to look at besides the environment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub struct CheckOptions {
-    /// A repository.
-    pub repo: Option<RepoAccess>,
+    /// A repository, or why it cannot be opened: its key file cannot be used.
+    pub repo: Option<Result<RepoAccess>>,
     /// URL of a source.
     pub source: Option<String>,
+    /// Paths that a backup of the source would leave out.
+    pub exclude: Vec<String>,
+    /// A backup of the source would not descend into other file systems.
+    pub one_file_system: bool,
 }
 
 /// How an item stands.
@@ -84,13 +89,17 @@ pub struct CheckReport {
 pub fn run(engine: &Engine, options: &CheckOptions) -> Result<CheckReport> {
     let mut items = environment(engine);
     let (mut of_source, tree) = match &options.source {
-        Some(url) => source(url),
+        Some(url) => source(url, options),
         None => (Vec::new(), None),
     };
-    if let Some(repo) = &options.repo {
-        let found = repository(engine, repo, tree.as_ref());
-        items.extend(found.items);
-        of_source.extend(found.overlap);
+    match &options.repo {
+        Some(Ok(repo)) => {
+            let found = repository(engine, repo, tree.as_ref());
+            items.extend(found.items);
+            of_source.extend(found.overlap);
+        }
+        Some(Err(error)) => items.push(failed("repository", "key file", error)),
+        None => {}
     }
     items.append(&mut of_source);
     let ok = items.iter().all(|item| item.status != Status::Fail);
@@ -212,6 +221,12 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
                 )
             }
         }));
+        if slots.is_locked_out() {
+            items.push(CheckItem {
+                hint: Some(LOCKED_OUT_HINT.to_owned()),
+                ..item(AREA, "key slots", Status::Fail, LOCKED_OUT)
+            });
+        }
         items.extend(stray_names(&[listed.strays, slots.strays].concat()));
         match leftovers {
             Ok(leftovers) if leftovers.is_empty() => {}
@@ -251,11 +266,7 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
             Err(error) => items.push(failed(AREA, "writable", &error)),
         }
         let overlap = tree.and_then(|tree| refuse_in_source(&repository, tree).err());
-        // No failure: a backup may leave it out.
-        let overlap = overlap.map(|error| CheckItem {
-            status: Status::Warn,
-            ..failed("source", "repository in it", &error)
-        });
+        let overlap = overlap.map(|error| failed("source", "repository in it", &error));
         Ok(RepositoryFound { items, overlap })
     };
     match mover_io::run(&engine.single(), body, |_| {}).and_then(only) {
@@ -275,14 +286,24 @@ fn stray_names(strays: &[String]) -> Option<CheckItem> {
     })
 }
 
-/// The items of a source, and the tree of a directory.
-fn source(url: &str) -> (Vec<CheckItem>, Option<Tree>) {
+/// The items of a source, and the tree of a directory: of what a backup with the same options would read.
+fn source(url: &str, options: &CheckOptions) -> (Vec<CheckItem>, Option<Tree>) {
     const AREA: &str = "source";
     if url.starts_with(SCHEME) {
-        return (vec![page_store(AREA, url)], None);
+        let whole = require_whole(url, &options.exclude, options.one_file_system);
+        let refused = whole.err().map(|error| failed(AREA, "left out", &error));
+        return (
+            [page_store(AREA, url)].into_iter().chain(refused).collect(),
+            None,
+        );
     }
+    let scan_options = ScanOptions {
+        exclude: options.exclude.clone(),
+        one_file_system: options.one_file_system,
+        ..ScanOptions::default()
+    };
     let opened = DirSource::open(url).and_then(|source| {
-        let tree = source.scan(&ScanOptions::default())?;
+        let tree = source.scan(&scan_options)?;
         let opened = open_files(&source, &tree);
         Ok((tree, opened))
     });

@@ -9,6 +9,24 @@ use crate::settings::{Engine, RepoAccess};
 
 pub use mover_repo::{ListedSlot, SlotInfo, SlotListing, generate_identity};
 
+/// What to say of an encrypted repository that no key opens any more.
+pub const LOCKED_OUT: &str = "the repository is encrypted, and no key slot is left that can be used: nobody can read what it holds, nor what is added to it";
+/// What to do about that.
+pub const LOCKED_OUT_HINT: &str =
+    "copy what was below keys/ back from a copy of the repository, or back up into a new one";
+
+/// The warning of that for whoever writes without a key, and so would not notice. Where the slots cannot be looked at, which
+/// such a host need not be allowed to, there is none.
+pub(crate) async fn locked_out_warning(shard: &Shard, repository: &Repository) -> Option<String> {
+    if repository.can_read() {
+        return None;
+    }
+    let slots = repository.slots(shard).await.ok()?;
+    slots
+        .is_locked_out()
+        .then(|| format!("{LOCKED_OUT}; {LOCKED_OUT_HINT}"))
+}
+
 /// The key slots of the repository at `url`, damaged ones too. Needs no key, and so works for whom no key is left.
 pub fn list(engine: &Engine, url: &str) -> Result<SlotListing> {
     let repo = RepoAccess {

@@ -73,10 +73,19 @@ pub struct ListedSlot {
 /// The key slots of a repository, as listings show them.
 #[derive(Debug, Clone, Serialize)]
 pub struct SlotListing {
+    /// Whether what the repository holds is encrypted: if it is and no slot is left, nobody can read it.
+    pub encrypted: bool,
     /// The slots, damaged ones too.
     pub slots: Vec<ListedSlot>,
     /// Names among them that no slot has.
     pub strays: Vec<String>,
+}
+
+impl SlotListing {
+    /// Whether what is encrypted has no slot left that can be used, so that no key opens it.
+    pub fn is_locked_out(&self) -> bool {
+        self.encrypted && self.slots.iter().all(|slot| slot.damaged)
+    }
 }
 
 impl StoredSlot {
@@ -235,6 +244,7 @@ impl Repository {
     pub async fn slots(&self, shard: &Shard) -> Result<SlotListing> {
         let found = self.read_slots(shard).await?;
         Ok(SlotListing {
+            encrypted: self.is_encrypted(),
             slots: found.slots.iter().map(StoredSlot::listed).collect(),
             strays: found.strays,
         })

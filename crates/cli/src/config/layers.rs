@@ -31,6 +31,12 @@ pub const FLAG_ONLY: [&str; 6] = [
     "restore.delta",
     "restore.confirm",
 ];
+/// Options of `check` that are, where nobody sets them, those of `backup`: what is checked is what a backup would do.
+const INHERITED: [(&str, &str); 3] = [
+    ("check.source", "backup.source"),
+    ("check.exclude", "backup.exclude"),
+    ("check.one-file-system", "backup.one-file-system"),
+];
 /// Options that a file cannot hold: it cannot name itself.
 pub const NOT_IN_FILE: [&str; 1] = ["config"];
 /// The filter of the log.
@@ -193,11 +199,15 @@ pub fn layer(
 
     let mut by_key = BTreeMap::new();
     let mut filled = command;
-    for name in &names {
-        let set = from_environment
-            .get(&name.key)
+    let lower = |key: &str| {
+        let variable = from_environment.get(key);
+        variable
             .map(|values| (Layer::Environment, values))
-            .or_else(|| Some((Layer::File, from_file.get(&name.key)?)));
+            .or_else(|| Some((Layer::File, from_file.get(key)?)))
+    };
+    for name in &names {
+        let inherited = INHERITED.iter().find(|(key, _)| *key == name.key);
+        let set = lower(&name.key).or_else(|| lower(inherited?.1));
         if given(first, name) {
             by_key.insert(name.key.clone(), Layer::Flag);
         } else if let Some((layer, values)) = set {

@@ -11,16 +11,22 @@ use crate::table::{Align, Cell, Table};
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: CheckArgs) -> Result<()> {
+    let repo = match context.settings.repo.is_some() {
+        true => {
+            // A URL that is none is a wrong command line; what is wrong with a key file is what is looked for.
+            context.settings.repo_url()?;
+            Some(context.repo_access())
+        }
+        false => None,
+    };
+    let source = args
+        .source
+        .map(|source| absolute("source", "dir://", &source));
     let options = CheckOptions {
-        repo: if context.settings.repo.is_some() {
-            Some(context.repo_access()?)
-        } else {
-            None
-        },
-        source: args
-            .source
-            .map(|source| absolute("source", "dir://", &source))
-            .transpose()?,
+        repo,
+        source: source.transpose()?,
+        exclude: args.exclude,
+        one_file_system: args.one_file_system,
     };
     let report = check::run(&context.settings.engine, &options)?;
     tell(context, &report.items);

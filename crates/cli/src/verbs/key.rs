@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use mover_base::{Error, Kind, Result};
-use mover_jobs::key::{self, ListedSlot, SlotInfo};
+use mover_jobs::key::{self, LOCKED_OUT, LOCKED_OUT_HINT, ListedSlot, SlotInfo};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -82,12 +82,19 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
             note,
         ]);
     }
-    if listed.slots.is_empty() {
+    match (listed.slots.is_empty(), listed.encrypted) {
+        (true, false) => context
+            .out
+            .line("no key slots: the repository is not encrypted"),
+        (true, true) => context
+            .out
+            .line("no key slots: the repository is encrypted, and no slot is left"),
+        (false, _) => context.out.table(&table),
+    }
+    if listed.is_locked_out() {
         context
             .out
-            .line("no key slots: the repository is not encrypted");
-    } else {
-        context.out.table(&table);
+            .warning(&format!("{LOCKED_OUT}; {LOCKED_OUT_HINT}"));
     }
     context.out.summary(&listed);
     Ok(())

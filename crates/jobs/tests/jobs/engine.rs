@@ -85,10 +85,7 @@ fn the_smallest_arena_goes_forward_and_a_smaller_one_is_refused() {
             ..engine()
         })
         .find(|engine| {
-            let options = check::CheckOptions {
-                repo: None,
-                source: None,
-            };
+            let options = check::CheckOptions::default();
             check::run(engine, &options).unwrap().ok
         })
         .unwrap();

@@ -66,8 +66,8 @@ fn a_stray_name_stops_no_job_and_is_told_and_kept() {
     assert_eq!(sorted(summary.strays), told);
     place.verify_is_ok(Some("latest"));
     let options = CheckOptions {
-        repo: Some(place.access()),
-        source: None,
+        repo: Some(Ok(place.access())),
+        ..CheckOptions::default()
     };
     let report = check::run(&engine(), &options).unwrap();
     assert!(report.ok, "{:?}", report.items);
