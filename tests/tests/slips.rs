@@ -148,5 +148,42 @@ fn check_looks_at_what_the_configured_backup_would_do() {
     let found = items(&with_key);
     assert_eq!(found["key file"]["status"], "fail", "{found:?}");
     assert!(found["key file"]["detail"].to_string().contains(&absent));
-    check("", &["--repo", "s3:/bucket"]).expect(exit::USAGE);
+    tool(&scratch, &["check", "--repo", "s3:/bucket"]).expect(exit::USAGE);
+}
+
+#[test]
+fn a_source_is_the_same_one_however_its_path_is_spelled() {
+    let scratch = Scratch::new("spelled");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let path = source.display().to_string();
+    let (parent, name) = path.rsplit_once('/').expect("a path");
+    let spellings = [
+        format!("dir://{path}"),
+        format!("dir://{path}/"),
+        format!("dir://{parent}//{name}"),
+        format!("dir://{parent}/./{name}"),
+        format!("{name}/"),
+    ];
+    let mut known = None;
+    for spelling in &spellings {
+        let mut backup = repo.command("backup");
+        backup
+            .args(["--json", "--source", spelling])
+            .current_dir(parent);
+        let made = Outcome::of(&mut backup).summary();
+        assert_eq!(made["parent"].as_str(), known.as_deref(), "{spelling}");
+        known = made["backup_id"].as_str().map(str::to_owned);
+    }
+    for spelling in &spellings {
+        let mut list = repo.command("list");
+        list.args(["--json", "--source", spelling])
+            .current_dir(parent);
+        let listed = Outcome::of(&mut list).document();
+        let backups = listed["backups"].as_array().expect("backups");
+        assert_eq!(backups.len(), spellings.len(), "{spelling}");
+    }
+    let mut expire = repo.command("expire");
+    let plan = Outcome::of(expire.args(["--keep-last", "1", "--json"])).summary();
+    assert_eq!(plan["kept"], 1, "they are of one source: {plan}");
 }

@@ -268,10 +268,18 @@ impl Settings {
     }
 }
 
-/// A plain path becomes a URL of `scheme`; what has a scheme stays as it is.
+/// Schemes whose URLs name a path on this machine and nothing else: a backup's source is told by its URL, so that one path must
+/// have one.
+const SOURCE_SCHEMES: [&str; 2] = ["dir://", "pages://"];
+
+/// A plain path becomes a URL of `scheme`; of what has a scheme, only the path of a source is brought into its plain form.
 pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
     if text.contains("://") {
-        return Ok(text.to_owned());
+        let source = |scheme| Some((scheme, text.strip_prefix(scheme)?));
+        return Ok(match SOURCE_SCHEMES.into_iter().find_map(source) {
+            Some((scheme, path)) => format!("{scheme}{}", plain(path)),
+            None => text.to_owned(),
+        });
     }
     let wrong = |message: String| Error::new(Kind::Usage, message).object(text);
     if text.is_empty() {
@@ -289,14 +297,17 @@ pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
     let path = path
         .to_str()
         .ok_or_else(|| wrong(format!("the path of the {what} is not UTF-8")))?;
-    Ok(format!(
-        "{scheme}{}",
-        if path.len() > 1 {
-            path.trim_end_matches('/')
-        } else {
-            path
-        }
-    ))
+    Ok(format!("{scheme}{}", plain(path)))
+}
+
+/// An absolute path without doubled or trailing slashes and without `.`, as far as its text goes: what `..` leads to, the
+/// file system alone knows. Another one stays for its scheme to refuse.
+fn plain(path: &str) -> String {
+    if !path.starts_with('/') {
+        return path.to_owned();
+    }
+    let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
+    format!("/{}", names.collect::<Vec<_>>().join("/"))
 }
 
 /// A restore's target, which is a directory and takes no scheme: `file:///srv` would become a directory called `file:`.

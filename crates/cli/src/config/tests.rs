@@ -575,6 +575,25 @@ fn paths_become_urls() {
         absolute("source", "dir://", "dir:///srv").unwrap(),
         "dir:///srv"
     );
+    for one in [
+        "dir:///srv/db/",
+        "dir:///srv//db",
+        "dir:////srv/./db/.",
+        "/srv/db/.",
+        "//srv/db",
+    ] {
+        assert_eq!(absolute("source", "dir://", one).unwrap(), "dir:///srv/db");
+    }
+    for (typed, url) in [
+        ("pages:///srv/./db/", "pages:///srv/db"),
+        ("dir:///", "dir:///"),
+        // Where a symbolic link lies before it, `..` leads elsewhere than its text says.
+        ("dir:///srv/../db", "dir:///srv/../db"),
+        ("dir://srv//db/", "dir://srv//db/"),
+        ("s3://bucket//prefix/", "s3://bucket//prefix/"),
+    ] {
+        assert_eq!(absolute("source", "dir://", typed).unwrap(), url);
+    }
     let here = std::env::current_dir().unwrap();
     assert_eq!(
         absolute("source", "dir://", "db").unwrap(),
