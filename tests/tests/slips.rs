@@ -187,3 +187,24 @@ fn a_source_is_the_same_one_however_its_path_is_spelled() {
     let plan = Outcome::of(expire.args(["--keep-last", "1", "--json"])).summary();
     assert_eq!(plan["kept"], 1, "they are of one source: {plan}");
 }
+
+#[test]
+fn verify_of_a_repository_without_backups_proves_nothing_and_says_so() {
+    let scratch = Scratch::new("nothing");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let outcome = repo.verify().expect(exit::NOT_FOUND);
+    assert_eq!(
+        outcome.lines().remove(outcome.lines().len() - 2)["ok"],
+        false
+    );
+    outcome.told(exit::NOT_FOUND, repo.url());
+    // A backup that is lost without its packs, as by a directory that was not copied along.
+    let source = small_source(&scratch, "source");
+    repo.backup(&source).summary();
+    repo.verify().expect(exit::OK);
+    fs::remove_dir_all(repo.dir.join("backups")).expect("the manifests go");
+    let error = repo.verify().told(exit::NOT_FOUND, repo.url());
+    assert!(error["hint"].to_string().contains("pack"), "{error}");
+    let text = Outcome::of(&mut repo.command("verify")).expect(exit::NOT_FOUND);
+    assert!(text.stdout.contains("nothing to verify"), "{text}");
+}

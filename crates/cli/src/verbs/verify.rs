@@ -7,7 +7,7 @@ use mover_jobs::verify::{self, Level, VerifyOptions, VerifySummary};
 use super::{Context, figures_of, first_of};
 use crate::args::{LevelArg, VerifyArgs};
 use crate::figures;
-use crate::output::{GREEN, RED};
+use crate::output::{GREEN, RED, YELLOW};
 use crate::table::{Cell, Table};
 
 /// Runs the verb.
@@ -19,13 +19,20 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
         },
         set: args.set,
     };
-    let summary = context.watch(None, |engine, tick| verify::execute(engine, &options, tick))?;
+    let mut summary =
+        context.watch(None, |engine, tick| verify::execute(engine, &options, tick))?;
+    let is_empty = summary.ok && summary.backups.is_empty();
+    // Nothing is damaged, and nothing was proved.
+    summary.ok &= !is_empty;
     context.warn_of_strays(&summary.strays);
     context.tell_warnings(&summary.warnings, 0);
     tell(context, &summary);
     context.out.summary(&summary);
     if summary.ok {
         return Ok(());
+    }
+    if is_empty {
+        return Err(nothing_to_prove(&options.repo.url, &summary));
     }
     let hint = match damaged_backups(&summary) {
         0 => {
@@ -42,19 +49,40 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
         .hint(hint))
 }
 
+fn nothing_to_prove(url: &str, summary: &VerifySummary) -> Error {
+    let hint = match unreferenced(summary) {
+        Some(packs) => format!("it holds {packs}"),
+        None => "check the URL, or make a backup".to_owned(),
+    };
+    Error::new(Kind::NotFound, "the repository holds no backup yet")
+        .object(url)
+        .hint(hint)
+}
+
+/// The packs that no backup needs, if there are any.
+fn unreferenced(summary: &VerifySummary) -> Option<String> {
+    let packs = summary.unreferenced_packs.filter(|packs| *packs > 0)?;
+    let bytes = format_bytes(summary.unreferenced_bytes?);
+    let packs = figures::counted(packs, "pack");
+    Some(format!(
+        "{packs}, {bytes}: left by backups that did not end, or of one that runs"
+    ))
+}
+
 fn damaged_backups(summary: &VerifySummary) -> u64 {
     let damaged = summary.backups.iter().filter(|backup| !backup.ok);
     damaged.count() as u64
 }
 
 fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
-    let title = if summary.ok {
-        context.out.paint("verified", GREEN)
-    } else {
-        context.out.paint("DAMAGED", RED)
+    let is_empty = summary.backups.is_empty() && summary.findings.is_empty();
+    let title = match (summary.ok, is_empty) {
+        (true, _) => context.out.paint("verified", GREEN),
+        (false, true) => context.out.paint("nothing to verify", YELLOW),
+        (false, false) => context.out.paint("DAMAGED", RED),
     };
     let all = figures::counted(summary.backups.len() as u64, "backup");
-    let of = match summary.ok {
+    let of = match summary.ok || is_empty {
         true => String::new(),
         false => format!("{} of ", figures::count(damaged_backups(summary))),
     };
@@ -78,15 +106,8 @@ fn tell(context: &mut Context<'_>, summary: &VerifySummary) {
     let rate = summary.bytes as f64 / summary.engine.seconds.max(1e-9);
     table.pair("read", figures_of::timed(&read, &summary.engine, rate));
     table.pair("checked", figures::counted(summary.blocks, "block"));
-    if let (Some(packs), Some(bytes)) = (summary.unreferenced_packs, summary.unreferenced_bytes)
-        && packs > 0
-    {
-        let packs = figures::counted(packs, "pack");
-        let why = "left by backups that did not end, or of one that runs";
-        table.pair(
-            "unreferenced",
-            format!("{packs}, {}: {why}", format_bytes(bytes)),
-        );
+    if let Some(packs) = unreferenced(summary) {
+        table.pair("unreferenced", packs);
     }
     figures_of::engine_rows(&summary.engine, &mut table);
     context.out.table(&table);
