@@ -208,3 +208,40 @@ fn verify_of_a_repository_without_backups_proves_nothing_and_says_so() {
     let text = Outcome::of(&mut repo.command("verify")).expect(exit::NOT_FOUND);
     assert!(text.stdout.contains("nothing to verify"), "{text}");
 }
+
+#[test]
+fn a_backup_is_of_the_host_that_is_named() {
+    let scratch = Scratch::new("host");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let backup = |host: &str| {
+        let mut command = repo.backup_command(&source);
+        command.env("HELIOS_MOVER_BACKUP_HOST", host);
+        Outcome::of(&mut command).summary()
+    };
+    let first = backup("db7");
+    let second = backup("db7");
+    assert_eq!(second["parent"], first["backup_id"], "{second}");
+    let of = |host: &str| {
+        let mut list = repo.command("list");
+        let listed = Outcome::of(list.args(["--json", "--host", host])).document();
+        listed["backups"].as_array().expect("backups").len()
+    };
+    assert_eq!((of("db7"), of("db8")), (2, 0));
+    // Without it the machine's own name stands, and both are kept for what they are.
+    let own = repo.backup(&source).summary();
+    let mut show = repo.command("show");
+    let id = own["backup_id"].as_str().expect("id");
+    let shown = Outcome::of(show.args([id, "--json"])).document();
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    assert!(
+        shown.to_string().contains(&format!("\"host\":\"{name}\"")),
+        "{shown}"
+    );
+    let mut expire = repo.command("expire");
+    let plan = Outcome::of(expire.args(["--keep-last", "1", "--json"])).summary();
+    assert_eq!(plan["kept"], 2, "{plan}");
+    let mut wrong = repo.backup_command(&source);
+    Outcome::of(wrong.args(["--host", "db 7"])).expect(exit::USAGE);
+}

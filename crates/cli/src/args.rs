@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::values::{
-    Annotation, Rate, Span, parse_annotation, parse_arena, parse_index, parse_rate,
+    Annotation, Rate, Span, parse_annotation, parse_arena, parse_host, parse_index, parse_rate,
     parse_request_rate, parse_span,
 };
 
@@ -230,6 +230,9 @@ pub struct BackupArgs {
     /// Backup to stand on, for incr and diff: an id or its beginning [default: the latest that serves]
     #[arg(long, value_name = "ID")]
     pub base: Option<String>,
+    /// Host to name in the backup, where the machine's own name changes, as in a container [default: the machine's name]
+    #[arg(long, value_name = "NAME", value_parser = parse_host)]
+    pub host: Option<String>,
     /// zstd level, 1 (fast) to 19 (small) [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
     pub level: Option<i32>,

@@ -281,6 +281,7 @@ impl Demo<'_, '_> {
         let options = BackupOptions {
             repo: access.clone(),
             source: format!("pages://{}", home.display()),
+            host: None,
             backup_type,
             base: None,
             level: COMPRESSION_LEVEL_DEFAULT,

@@ -111,6 +111,20 @@ pub fn parse_span(text: &str) -> Result<Span, String> {
     }
 }
 
+/// Longest name of a host; those of the domain name system have 253 bytes.
+const HOST_BYTES_MAX: usize = 255;
+
+/// `backup --host`
+pub fn parse_host(text: &str) -> Result<String, String> {
+    let is_wrong = |c: char| c.is_whitespace() || c.is_control();
+    if text.is_empty() || text.len() > HOST_BYTES_MAX || text.contains(is_wrong) {
+        return Err(format!(
+            "write a name of at most {HOST_BYTES_MAX} bytes without spaces, such as db7"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
 /// `--annotation`
 pub fn parse_annotation(text: &str) -> Result<Annotation, String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
@@ -148,6 +162,14 @@ mod tests {
         assert_eq!(parse_rate(" None "), Ok(Rate(None)));
         for bad in ["", "0", "0/s", "fast", "1MiB/min", "-1"] {
             assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_one_word() {
+        assert_eq!(parse_host("db7.example"), Ok("db7.example".to_owned()));
+        for bad in ["", "db 7", " db7", "db7\n", "a\u{1b}b", &"x".repeat(256)] {
+            assert!(parse_host(bad).is_err(), "{bad:?}");
         }
     }
 

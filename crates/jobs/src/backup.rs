@@ -58,6 +58,8 @@ pub struct BackupOptions {
     pub repo: RepoAccess,
     /// What, as a URL.
     pub source: String,
+    /// The host that it is said to be on; this machine if none is named. What a session says of its process is not of it.
+    pub host: Option<String>,
     /// Full, incremental or differential.
     pub backup_type: BackupType,
     /// The backup to stand on: an id or the beginning of one; the latest that serves if none is named.
@@ -72,6 +74,12 @@ pub struct BackupOptions {
     pub one_file_system: bool,
     /// Let the plan read and pack a sample of the source, to say what the backup would take.
     pub estimate: bool,
+}
+
+impl BackupOptions {
+    pub(crate) fn host(&self) -> String {
+        self.host.clone().unwrap_or_else(host_name)
+    }
 }
 
 /// What a backup would do.
@@ -294,7 +302,7 @@ async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Re
     let source = SourceName {
         url: origin.source.url(),
         kind: TREE_KIND,
-        host: &host_name(),
+        host: &options.host(),
     };
     let mut earlier = find_parent(shard, &repository, source).await?;
     let locked_out = key::locked_out_warning(shard, &repository).await;
@@ -321,6 +329,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let wanted = Wanted {
         backup_type: options.backup_type,
         base: options.base.as_deref(),
+        host: &options.host(),
     };
     let look = async |shard: Shard| {
         let repository = Arc::new(options.repo.open(&shard).await?);
@@ -704,6 +713,7 @@ mod tests {
                 link: Default::default(),
             },
             source: "dir:///nowhere".into(),
+            host: None,
             backup_type: BackupType::Incremental,
             base: None,
             level: 3,

@@ -56,6 +56,7 @@ fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions
         base: args.base.clone(),
         repo: context.repo_access()?,
         source,
+        host: args.host.clone(),
         level: args.level.unwrap_or(COMPRESSION_LEVEL_DEFAULT),
         annotations: annotations(&args.annotation)?,
         exclude: args.exclude.clone(),

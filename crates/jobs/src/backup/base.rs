@@ -22,7 +22,6 @@ use mover_source::wal::segment::LOG_BLOCK_BYTES;
 
 use super::pages::history_text;
 use super::{Base, LogPart};
-use crate::machine::host_name;
 
 /// How manifests name this kind of source.
 pub(crate) const SOURCE_KIND: &str = "pages";
@@ -73,6 +72,8 @@ pub(crate) struct Wanted<'a> {
     pub backup_type: BackupType,
     /// The base, if one was named.
     pub base: Option<&'a str>,
+    /// The host that the source is on.
+    pub host: &'a str,
 }
 
 /// Chooses the base and finds out what changed since. `on_log` is called before the log is read for that.
@@ -177,7 +178,7 @@ async fn candidate(
     let source = SourceName {
         url: store.url(),
         kind: SOURCE_KIND,
-        host: &host_name(),
+        host: wanted.host,
     };
     if let Some(named) = wanted.base {
         if wanted.backup_type == BackupType::Full {

@@ -13,7 +13,6 @@ use serde::Serialize;
 
 use super::pages::history_text;
 use super::{BackupOptions, Copied};
-use crate::machine::host_name;
 use crate::report::EngineReport;
 
 /// Warnings about skipped names that are spelled out; the rest is counted.
@@ -109,7 +108,7 @@ pub(super) fn draft(
         source: SourceInfo {
             url: options.source.clone(),
             kind: copied.origin.kind().to_owned(),
-            host: host_name(),
+            host: options.host(),
         },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         annotations: options.annotations.clone(),

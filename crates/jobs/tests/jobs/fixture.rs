@@ -92,6 +92,7 @@ impl Place {
         BackupOptions {
             repo: self.access(),
             source: format!("dir://{}", self.path("source").display()),
+            host: None,
             backup_type: BackupType::Full,
             base: None,
             level: 1,
