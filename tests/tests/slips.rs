@@ -245,3 +245,20 @@ fn a_backup_is_of_the_host_that_is_named() {
     let mut wrong = repo.backup_command(&source);
     Outcome::of(wrong.args(["--host", "db 7"])).expect(exit::USAGE);
 }
+
+#[test]
+fn a_rate_without_a_unit_is_refused_wherever_it_stands() {
+    let scratch = Scratch::new("rate");
+    let error = tool(&scratch, &["list", "--json", "--limit-read", "5000"])
+        .expect(exit::USAGE)
+        .error();
+    assert!(error.to_string().contains("5000KiB/s"), "{error}");
+    let file = scratch.join("config.toml");
+    fs::write(&file, "limit-write = 5000\n").expect("file");
+    let path = file.to_str().expect("path");
+    let error = tool(&scratch, &["list", "--json", "--config", path])
+        .expect(exit::USAGE)
+        .error();
+    assert!(error["object"].to_string().contains("`limit-write`"));
+    assert!(error.to_string().contains("5000KiB/s"), "{error}");
+}

@@ -60,8 +60,16 @@ pub fn parse_index(text: &str) -> Result<u64, String> {
     within(parse_size(text)?, INDEX_BYTES_MIN, INDEX_BYTES_MAX)
 }
 
-/// `--limit-read`, `--limit-write`, `--limit-upload`, `--limit-download`: `200MiB/s`, `200MiB` or `none`.
+/// `--limit-read`, `--limit-write`, `--limit-upload`, `--limit-download`: `200MiB/s`, `200MiB` or `none`. Not a bare number: other
+/// tools take that for KiB, and a job at a thousandth of what was meant looks as if it hung.
 pub fn parse_rate(text: &str) -> Result<Rate, String> {
+    let number = text.trim();
+    let number = number.strip_suffix("/s").unwrap_or(number).trim();
+    if number.parse().is_ok_and(|number: f64| number > 0.0) {
+        return Err(format!(
+            "write a unit: {number}KiB/s, or {number}B/s if bytes are meant"
+        ));
+    }
     let wrong = "write a rate such as 200MiB/s, 1.5GB/s, or `none`";
     limit(text, |size| parse_bytes(size).ok(), wrong)
 }
@@ -163,6 +171,16 @@ mod tests {
         for bad in ["", "0", "0/s", "fast", "1MiB/min", "-1"] {
             assert!(parse_rate(bad).is_err(), "{bad}");
         }
+        assert_eq!(parse_rate("5000B/s"), Ok(Rate(Some(5000))));
+    }
+
+    #[test]
+    fn a_rate_without_a_unit_is_refused() {
+        for bare in ["5000", " 5000/s", "1.5", "1e6"] {
+            let error = parse_rate(bare).unwrap_err();
+            assert!(error.contains("KiB/s"), "{bare}: {error}");
+        }
+        assert!(parse_rate("0").unwrap_err().contains("never end"));
     }
 
     #[test]
