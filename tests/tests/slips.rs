@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mover_tests::mover::{self, Outcome, Protection, Repo, exit};
@@ -261,4 +262,35 @@ fn a_rate_without_a_unit_is_refused_wherever_it_stands() {
         .error();
     assert!(error["object"].to_string().contains("`limit-write`"));
     assert!(error.to_string().contains("5000KiB/s"), "{error}");
+}
+
+#[test]
+fn what_is_warned_of_before_a_job_stands_in_its_summary() {
+    let scratch = Scratch::new("early");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let key = Path::new(&repo.key_args()[1]);
+    fs::set_permissions(key, fs::Permissions::from_mode(0o644)).expect("mode");
+    let warned = |verb: &str, args: &[&str]| {
+        let mut command = repo.command(verb);
+        let summary = Outcome::of(command.arg("--json").args(args)).summary();
+        let warnings = summary["warnings"].as_array().expect("warnings").clone();
+        let is_it = |text: &&serde_json::Value| text.to_string().contains("mode 0644");
+        assert_eq!(
+            warnings.iter().filter(is_it).count(),
+            1,
+            "{verb}: {summary}"
+        );
+    };
+    let path = source.to_str().expect("path");
+    warned("backup", &["--source", path, "--dry-run"]);
+    warned("backup", &["--source", path]);
+    let target = scratch.join("target");
+    let target = target.to_str().expect("path");
+    warned("restore", &["--to", target, "--dry-run"]);
+    warned("restore", &["--to", target]);
+    warned("verify", &[]);
+    warned("expire", &["--keep-last", "1"]);
+    warned("expire", &["--keep-last", "1", "--confirm"]);
+    warned("list", &[]);
 }

@@ -54,6 +54,7 @@ struct Summary {
     comparison_of_first: Compared,
     seconds: f64,
     kept_in: Option<PathBuf>,
+    warnings: Vec<String>,
 }
 
 /// How many transactions were committed, and when.
@@ -108,6 +109,7 @@ pub fn run(context: &mut Context<'_>, args: DemoArgs) -> Result<()> {
     let mut summary = played?;
     summary.seconds = began.elapsed().as_secs_f64();
     summary.kept_in = args.keep.then(|| dir.path().to_owned());
+    context.out.merge_warnings(&mut summary.warnings);
     tell_end(context, &summary);
     if !args.keep {
         let path = dir.path().to_owned();
@@ -202,6 +204,7 @@ impl Demo<'_, '_> {
             comparison_of_first,
             seconds: 0.0,
             kept_in: None,
+            warnings: Vec::new(),
         })
     }
 

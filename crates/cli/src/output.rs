@@ -35,7 +35,7 @@ pub const DIM: Style = Style::new().dimmed();
 pub enum Shape {
     /// One document; warnings stand in it.
     Query,
-    /// JSON lines; warnings are lines of their own.
+    /// JSON lines; warnings are lines of their own, and stand in the summary again.
     Job,
 }
 
@@ -89,6 +89,7 @@ pub struct Output {
     manner: Manner,
     shape: Shape,
     verb: String,
+    /// Warnings that a summary is to have: of a query those told so far, of a job too, which were lines of their own.
     held_warnings: Vec<String>,
     failure: Option<io::Error>,
     /// Whether standard output took nothing for another reason than that nobody reads it any more.
@@ -250,10 +251,22 @@ impl Output {
         }
     }
 
-    /// The document that ends a verb; only with `--json`.
+    /// The document that ends a verb; only with `--json`. That of a job has its own list of warnings.
     pub fn summary(&mut self, body: impl Serialize) {
-        let warnings = std::mem::take(&mut self.held_warnings);
+        let mut warnings = std::mem::take(&mut self.held_warnings);
+        if self.shape == Shape::Job {
+            warnings.clear();
+        }
         self.json_line("summary", body, &warnings);
+    }
+
+    /// Puts what was warned of before a job knew of it, such as a key file that others can read, before the warnings of its
+    /// summary.
+    pub fn merge_warnings(&mut self, warnings: &mut Vec<String>) {
+        let mut all = std::mem::take(&mut self.held_warnings);
+        all.retain(|told| !warnings.contains(told));
+        all.append(warnings);
+        *warnings = all;
     }
 
     /// One line of a running job; only with `--json`.
@@ -282,7 +295,10 @@ impl Output {
         if self.manner.json {
             match self.shape {
                 Shape::Query => self.held_warnings.push(message.to_owned()),
-                Shape::Job => self.json_line("warning", WarningLine { message }, &[]),
+                Shape::Job => {
+                    self.json_line("warning", WarningLine { message }, &[]);
+                    self.held_warnings.push(message.to_owned());
+                }
             }
         } else if !self.manner.quiet {
             let title = self.paint_err("warning:", YELLOW);
@@ -540,6 +556,17 @@ pub mod tests {
             "{\"message_type\":\"warning\",\"verb\":\"backup\",\"message\":\"careful\"}\n\
              {\"message_type\":\"summary\",\"verb\":\"backup\",\"backups\":2}\n"
         );
+    }
+
+    #[test]
+    fn what_was_warned_of_before_a_job_stands_in_its_summary_once() {
+        let (mut output, _, _) = captured(JSON);
+        output.begin("backup", Shape::Job);
+        output.warning("early");
+        output.warning("of the plan");
+        let mut warnings = vec!["of the plan".to_owned(), "late".to_owned()];
+        output.merge_warnings(&mut warnings);
+        assert_eq!(warnings, ["early", "of the plan", "late"]);
     }
 
     #[test]

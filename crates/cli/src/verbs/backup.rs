@@ -29,12 +29,14 @@ pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
         Ok(Ended::Done { summary, told })
     })?;
     match ended {
-        Ended::Planned(plan) => {
+        Ended::Planned(mut plan) => {
+            context.out.merge_warnings(&mut plan.warnings);
             let title = "plan of a backup (nothing was stored)";
             context.tell(title, &plan_table(&plan), DryRun::of(Told::of(&plan)));
         }
-        Ended::Done { summary, told } => {
+        Ended::Done { mut summary, told } => {
             context.tell_warnings(&summary.warnings, told);
+            context.out.merge_warnings(&mut summary.warnings);
             let id = summary.backup_id;
             context
                 .out

@@ -18,6 +18,7 @@ use crate::table::{Align, Cell, Table};
 #[derive(Serialize)]
 struct Forgotten {
     session_id: String,
+    warnings: Vec<String>,
 }
 
 /// Runs the verb.
@@ -47,9 +48,13 @@ pub fn run(context: &mut Context<'_>, args: ExpireArgs) -> Result<()> {
         Ok(Ended::Done { summary, told })
     })?;
     match ended {
-        Ended::Planned(plan) => tell_plan(context, &plan),
-        Ended::Done { summary, told } => {
+        Ended::Planned(mut plan) => {
+            context.out.merge_warnings(&mut plan.warnings);
+            tell_plan(context, &plan);
+        }
+        Ended::Done { mut summary, told } => {
             context.tell_warnings(&summary.outcome.warnings, told);
+            context.out.merge_warnings(&mut summary.outcome.warnings);
             return tell_done(context, &summary);
         }
     }
@@ -72,8 +77,11 @@ fn forget(
     let id = expire::forget_session(&context.settings.engine, repo, session)?;
     let title = context.out.paint("given up", GREEN);
     context.out.line(format!("{title} session {id}"));
+    let mut warnings = Vec::new();
+    context.out.merge_warnings(&mut warnings);
     context.out.summary(Forgotten {
         session_id: id.to_string(),
+        warnings,
     });
     Ok(())
 }

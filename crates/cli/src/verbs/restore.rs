@@ -45,12 +45,14 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         Ok(Ended::Done { summary, told })
     })?;
     match ended {
-        Ended::Planned(plan) => {
+        Ended::Planned(mut plan) => {
+            context.out.merge_warnings(&mut plan.warnings);
             let title = "plan of a restore (nothing was written)";
             context.tell(title, &plan_table(&plan), DryRun::of(&plan));
         }
-        Ended::Done { summary, told } => {
+        Ended::Done { mut summary, told } => {
             context.tell_warnings(&summary.warnings, told);
+            context.out.merge_warnings(&mut summary.warnings);
             let title = format!("restored {}", summary.backup_id);
             context.tell(&title, &figures_of::restore_table(&summary), &summary);
         }

@@ -26,6 +26,7 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     summary.ok &= !is_empty;
     context.warn_of_strays(&summary.strays);
     context.tell_warnings(&summary.warnings, 0);
+    context.out.merge_warnings(&mut summary.warnings);
     tell(context, &summary);
     context.out.summary(&summary);
     if summary.ok {
