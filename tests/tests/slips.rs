@@ -294,3 +294,21 @@ fn what_is_warned_of_before_a_job_stands_in_its_summary() {
     warned("expire", &["--keep-last", "1", "--confirm"]);
     warned("list", &[]);
 }
+
+#[test]
+fn a_key_file_that_cannot_be_written_is_not_left_in_the_way() {
+    let scratch = Scratch::new("no-room");
+    let disk = mover_tests::disk::SmallDisk::new(&scratch, "disk", 1 << 20);
+    // The name still finds its place in the directory; the content none.
+    let fill = vec![1; disk.free_bytes() as usize];
+    fs::write(disk.path().join("fill"), &fill).expect("the disk is filled");
+    let path = disk.path().join("identity");
+    let path = path.to_str().expect("path");
+    let generate = || tool(&scratch, &["key", "generate", "--json", "--output", path]);
+    generate().told(exit::TARGET, path);
+    assert!(!Path::new(path).exists(), "something was left");
+    fs::remove_file(disk.path().join("fill")).expect("room is made");
+    generate().expect(exit::OK);
+    let text = fs::read_to_string(path).expect("identity");
+    assert!(text.contains("AGE-SECRET-KEY-1"));
+}

@@ -1,6 +1,6 @@
 //! `key list|add|remove|generate`.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -190,7 +190,7 @@ fn cannot_write(path: &Path, error: std::io::Error) -> Error {
         ),
         _ => (
             Kind::Target,
-            "name a file in a directory that can be written",
+            "name a file in a directory that can be written and has room",
         ),
     };
     Error::new(kind, "the identity file cannot be created")
@@ -199,20 +199,29 @@ fn cannot_write(path: &Path, error: std::io::Error) -> Error {
         .cause(error)
 }
 
-/// Creates `path` for its owner alone, never over something that exists, and makes it durable.
+/// Creates `path` for its owner alone, never over something that exists, and makes it durable. Where that fails, what was
+/// created goes again: half a key opens nothing, and would stand in the way of the next try.
 fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
+    let written = write_durably(file, path, bytes);
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
+
+fn write_durably(mut file: File, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    std::fs::File::open(parent)?.sync_all()
+    File::open(parent)?.sync_all()
 }
 
 #[cfg(test)]
