@@ -129,6 +129,57 @@ fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
     job.outcome().expect(exit::CANCELLED);
 }
 
+#[test]
+fn a_job_that_is_asked_says_how_far_it_is_and_goes_on() {
+    let scratch = Scratch::new("asked");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let file = scratch.join("config.toml");
+    let printed = scratch.join("printed");
+    let said = || fs::read_to_string(&printed).expect("a file");
+    for json in [false, true] {
+        // Where the data is known already, nothing is written and no limit holds the job.
+        let repo = Repo::create(&scratch, &format!("repo-{json}"), Protection::None);
+        fs::write(&file, CRAWL).expect("a configuration file");
+        let mut command = repo.command("backup");
+        command
+            .arg("--source")
+            .arg(&source)
+            .arg("--config")
+            .arg(&file);
+        command.args(json.then_some("--json"));
+        let stream = || File::create(&printed).expect("a file").into();
+        let mut job = match json {
+            true => Job::start_into(&mut command, stream(), Stdio::piped()),
+            false => Job::start_into(&mut command, Stdio::piped(), stream()),
+        };
+        let id = job.id();
+        wait_until(|| catches(id, Signal::USR1));
+        let copying = ["copying", "\"phase\":\"copy\""][usize::from(json)];
+        wait_until(|| {
+            job.signal(Signal::USR1);
+            said().contains(copying)
+        });
+        // More than one a second are not told by themselves.
+        let lines = said().lines().count();
+        for more in 1..=5 {
+            job.signal(Signal::USR1);
+            wait_until(|| said().lines().count() >= lines + more);
+        }
+        assert!(job.is_running());
+        if !json {
+            let text = said();
+            let last = text.lines().last().expect("lines");
+            assert!(last.contains("%") && last.contains("of 12.0 MiB"), "{last}");
+        }
+        fs::write(&file, "").expect("a configuration file");
+        job.signal(Signal::USR2);
+        wait_until(|| !job.is_running());
+        job.outcome().expect(exit::OK);
+        assert_eq!(repo.ids().len(), 1);
+    }
+}
+
 /// Whether a process has a handler for `signal`.
 fn catches(id: u32, signal: Signal) -> bool {
     let caught = status_of(id, "SigCgt:");

@@ -1,4 +1,5 @@
-//! How a running job is shown: a bar on a terminal, JSON lines with `--json`, sparse lines with `-v`.
+//! How a running job is shown: a bar on a terminal, JSON lines with `--json`, sparse lines with `-v`, and a line whenever SIGUSR1
+//! asks for one.
 //!
 //! Invariants: rates are measured over the last few seconds of the current phase, so that an ETA follows the
 //! job and not its history; a JSON job writes at least one status line; the display never fails a job.
@@ -126,6 +127,13 @@ fn rough(seconds: f64) -> String {
     figures::duration(seconds)
 }
 
+/// All of it in one line, for where there is no bar.
+fn whole_line(reading: &Reading, figures: &Figures) -> String {
+    let (phase, share) = (phase_name(reading.phase), share_text(figures));
+    let line = format!("{phase} {share:5}  {}", describe(reading, figures));
+    line.trim_end().to_owned()
+}
+
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "preparing",
@@ -222,8 +230,9 @@ impl<'a> Ticker<'a> {
             bar.set_message(format!("{:5}  {text}", share_text(&figures)));
             bar.set_position((figures.percent.unwrap_or(0.0) / 100.0 * BAR_STEPS as f64) as u64);
         }
+        let asked = self.signals.take_asked();
         let due = |every: Duration| self.last_line.is_none_or(|last| last.elapsed() >= every);
-        if self.out.is_json() && due(STATUS_EVERY) {
+        if self.out.is_json() && (asked || due(STATUS_EVERY)) {
             self.last_line = Some(Instant::now());
             self.out.status(Status {
                 step: self.step,
@@ -231,12 +240,12 @@ impl<'a> Ticker<'a> {
                 figures,
                 elapsed_seconds: self.began.elapsed().as_secs_f64(),
             });
+        } else if asked {
+            self.out.note(&whole_line(reading, &figures));
         } else if self.out.verbosity() > 0 && self.out.bars().is_hidden() && due(NOTE_EVERY) {
             let first = self.last_line.replace(Instant::now()).is_none();
             if !first {
-                let text = describe(reading, &figures);
-                let (phase, share) = (phase_name(reading.phase), share_text(&figures));
-                self.out.note(&format!("{phase} {share:5}  {text}"));
+                self.out.note(&whole_line(reading, &figures));
             }
         }
     }
@@ -346,6 +355,8 @@ mod tests {
         let line = describe(&reading(1 << 20, 2 << 20), &figures);
         assert_eq!(line, "1.00 MiB of 2.00 MiB  1.00 MiB/s  ETA 2 s");
         assert_eq!(share_text(&figures), " 50 %");
+        let whole = whole_line(&reading(1 << 20, 2 << 20), &figures);
+        assert_eq!(whole, format!("copying  50 %  {line}"));
         let nearly = Figures {
             percent: Some(99.9),
             ..figures
@@ -373,5 +384,7 @@ mod tests {
             describe(&log(0), &Meter::default().observe(0.0, &log(0))),
             ""
         );
+        let nothing = Meter::default().observe(0.0, &log(0));
+        assert_eq!(whole_line(&log(0), &nothing), "reading log");
     }
 }

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP, which end, and SIGUSR2, which has the limits read again.
+//! SIGINT, SIGTERM and SIGHUP, which end, SIGUSR1, which asks how far a job is, and SIGUSR2, which has the limits read again.
 //!
 //! Invariants: during a job the first signal asks it to end in order and the second ends the process at once;
 //! during a query the first one ends it. In each case the exit code is that of [`Kind::Cancelled`].
@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mover_base::{Error, Kind, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 
 /// Whether a signal has come.
 #[derive(Debug, Clone)]
 pub struct Signals {
     raised: Arc<AtomicBool>,
     at_once: Arc<AtomicBool>,
+    asked: Arc<AtomicBool>,
     reread: Arc<AtomicBool>,
 }
 
@@ -36,7 +37,9 @@ impl Signals {
             signal_hook::flag::register(signal, raised.clone()).map_err(cannot)?;
             signal_hook::flag::register(signal, at_once.clone()).map_err(cannot)?;
         }
-        // SIGUSR1 is asked elsewhere for a line about the progress.
+        // Between jobs it waits for the next one; it never ends anything.
+        let asked = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGUSR1, asked.clone()).map_err(cannot)?;
         let reread = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(SIGUSR2, reread.clone()).map_err(cannot)?;
         // Where it is handled at all, the write itself fails and says why.
@@ -44,6 +47,7 @@ impl Signals {
         Ok(Signals {
             raised,
             at_once,
+            asked,
             reread,
         })
     }
@@ -56,6 +60,11 @@ impl Signals {
     /// Whether a signal has come.
     pub fn raised(&self) -> bool {
         self.raised.load(Relaxed)
+    }
+
+    /// Whether somebody asks how far the job is; each signal is told once.
+    pub fn take_asked(&self) -> bool {
+        self.asked.swap(false, Relaxed)
     }
 
     /// Whether the limits are to be read again; each signal is told once.
