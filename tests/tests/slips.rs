@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 
 use mover_tests::mover::{self, Outcome, Protection, Repo, exit};
 use mover_tests::scratch::Scratch;
@@ -311,4 +312,62 @@ fn a_key_file_that_cannot_be_written_is_not_left_in_the_way() {
     generate().expect(exit::OK);
     let text = fs::read_to_string(path).expect("identity");
     assert!(text.contains("AGE-SECRET-KEY-1"));
+}
+
+#[test]
+fn small_slips_are_told() {
+    let scratch = Scratch::new("small");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let run = |verb: &str, args: &[&str]| Outcome::of(repo.command(verb).args(args));
+    let made = repo.backup(&source).summary();
+    repo.backup(&source).summary();
+    let id = made["backup_id"].as_str().expect("id");
+
+    let error = run("show", &["20", "--json"]).told(exit::USAGE, "20");
+    assert!(error["message"].to_string().contains(id), "{error}");
+    let error = run("restore", &[id, "--json"]).expect(exit::USAGE).error();
+    assert!(error["hint"].to_string().contains(&format!("--set {id}")));
+    let text = run("verify", &[id]).expect(exit::USAGE).stderr;
+    assert!(text.contains(&format!("--set {id}")), "{text}");
+
+    let gone = run("annotate", &[id, "a=1", "--remove", "nosuch", "--json"]).document();
+    assert_eq!(gone["absent"][0], "nosuch", "{gone}");
+    let gone = run("annotate", &[id, "--remove", "a", "--json"]).document();
+    assert_eq!(gone["absent"], serde_json::json!([]), "{gone}");
+
+    let limited = run("list", &["--limit-upload", "1MiB/s"]).expect(exit::OK);
+    assert!(limited.stderr.contains("--limit-upload limits nothing"));
+    let listed = Outcome::of(&mut repo.opened_with(&[]).command("list")).expect(exit::OK);
+    assert_eq!(listed.stderr.matches("this needs a key").count(), 1);
+    assert!(!listed.stdout.contains("this needs a key"), "{listed}");
+
+    let url = format!("file://{}", scratch.join("other").display());
+    let init = [
+        "init",
+        "--json",
+        "--no-encryption",
+        "--label",
+        "x",
+        "--repo",
+        &url,
+    ];
+    let error = tool(&scratch, &init).expect(exit::USAGE).error();
+    assert!(error["hint"].is_string() && !scratch.join("other").exists());
+
+    let mut backup = repo.backup_command(&source);
+    let backup = backup.env("HELIOS_MOVER_BACKUP_EXCLUDE", "a[");
+    Outcome::of(backup).told(exit::USAGE, "HELIOS_MOVER_BACKUP_EXCLUDE");
+}
+
+#[test]
+fn help_that_nobody_gets_is_an_error() {
+    let scratch = Scratch::new("full");
+    for flag in ["--help", "--version"] {
+        let mut command = mover::command(&scratch.dir("home"));
+        let full = fs::File::options().write(true).open("/dev/full");
+        command.arg(flag).stdout(full.expect("a full device"));
+        let status = command.stderr(Stdio::null()).status().expect("it runs");
+        assert_eq!(status.code(), Some(exit::TARGET), "{flag}");
+    }
 }

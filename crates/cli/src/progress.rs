@@ -174,7 +174,8 @@ impl<'a> Ticker<'a> {
         signals.in_order();
         let bar = (!out.is_json()).then(|| {
             let bar = out.bars().add(ProgressBar::new(BAR_STEPS));
-            let template = "{prefix:11} [{bar:30}] {msg}";
+            // 80 columns hold all of it; where there are fewer, the end is cut, since a line that wraps would be drawn anew and anew.
+            let template = "{prefix:11} [{bar:10}] {wide_msg}";
             // The template is a constant; should it be wrong, the default bar does.
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());

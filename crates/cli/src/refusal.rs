@@ -28,10 +28,17 @@ pub fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) ->
         Refusal::Wrong(error) => error,
         Refusal::Clap(error) if !error.use_stderr() => {
             out.rendered(&error.render(), false);
-            return ExitCode::SUCCESS;
+            match out.finish() {
+                Ok(()) => return ExitCode::SUCCESS,
+                Err(error) => error,
+            }
         }
         Refusal::Clap(error) if guess.json => usage_error(&error, &guess.verb),
-        Refusal::Clap(error) => {
+        Refusal::Clap(mut error) => {
+            if let Some(tip) = set_tip(&error, &guess.verb) {
+                let tips = ContextValue::StyledStrs(vec![tip.into()]);
+                error.insert(ContextKind::Suggested, tips);
+            }
             let text: StyledStr = error.render();
             out.rendered(&text, true);
             return ExitCode::from(Kind::Usage.exit_code());
@@ -81,6 +88,17 @@ fn verb(matches: &ArgMatches) -> String {
     words.join(" ")
 }
 
+/// What to write instead of a bare id, which `show` takes and others do not.
+fn set_tip(error: &clap::Error, verb: &str) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument || !matches!(verb, "restore" | "verify") {
+        return None;
+    }
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    (!typed.starts_with('-')).then(|| format!("to name a backup, write --set {typed}"))
+}
+
 /// clap's error as a message, what it is about, and a hint.
 fn usage_error(error: &clap::Error, verb: &str) -> Error {
     let listed = |kind| match error.get(kind) {
@@ -114,6 +132,7 @@ fn usage_error(error: &clap::Error, verb: &str) -> Error {
     if !meant.is_empty() {
         hints.push(format!("perhaps {} was meant", meant.join(" or ")));
     }
+    hints.extend(set_tip(error, verb));
     let words: Vec<&str> = ["helios-mover", verb, "--help"]
         .into_iter()
         .filter(|word| !word.is_empty())
@@ -152,6 +171,8 @@ mod tests {
             ),
             ("helios-mover backup --sourc x", "'--sourc'", "--source"),
             ("helios-mover bakup", "'bakup'", "backup"),
+            ("helios-mover restore 2026", "'2026'", "--set 2026"),
+            ("helios-mover verify latest", "'latest'", "--set latest"),
             ("helios-mover hold", "no verb", "helios-mover hold --help"),
             ("helios-mover", "no verb", "`helios-mover --help`"),
             (

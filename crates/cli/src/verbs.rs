@@ -27,7 +27,7 @@ use mover_jobs::{Engine, Progress, RepoAccess, Stop, Tick, Whose};
 use serde::Serialize;
 
 use crate::args::{HoldVerb, KeyVerb, Verb};
-use crate::config::layers::Environment;
+use crate::config::layers::{Environment, Layer};
 use crate::config::{Call, Settings, absolute};
 use crate::figures;
 use crate::output::{BOLD, Output, Shape};
@@ -54,8 +54,25 @@ impl Context<'_> {
     /// The repository with its key; warns about careless key files.
     pub fn repo_access(&mut self) -> Result<RepoAccess> {
         let out = &mut *self.out;
-        self.settings
-            .repo_access(&mut |warning| out.warning(&warning))
+        let access = self
+            .settings
+            .repo_access(&mut |warning| out.warning(&warning))?;
+        // What stands in a file or the environment may be meant for other repositories.
+        let link = &self.settings.link;
+        let limits = [
+            ("limit-upload", &link.upload),
+            ("limit-download", &link.download),
+            ("limit-requests", &link.requests),
+        ];
+        for (key, limit) in limits {
+            let is_typed = self.settings.layers.of(key) == Layer::Flag;
+            if is_typed && !limit.is_unlimited() && access.url.starts_with("file://") {
+                self.out.warning(&format!(
+                    "--{key} limits nothing here: the repository is a directory; --limit-read and --limit-write limit disks"
+                ));
+            }
+        }
+        Ok(access)
     }
 
     /// Runs a job with its progress shown; `step` names the part of a verb that runs several jobs.

@@ -193,7 +193,8 @@ impl Shard {
             cpu_seconds,
             wall_seconds,
             busy_share: if wall_seconds > 0.0 {
-                cpu_seconds / wall_seconds
+                // The clocks differ by a tick, and a share is no more than all.
+                (cpu_seconds / wall_seconds).min(1.0)
             } else {
                 0.0
             },

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
-use mover_repo::annotations;
+use mover_repo::{Repository, annotations, catalogue};
 use serde::Serialize;
 
 use crate::backup::only;
@@ -28,6 +28,8 @@ pub struct Annotated {
     pub backup_id: BackupId,
     /// The place of this change among those of the backup.
     pub number: u32,
+    /// Keys that were to be taken away and were not there, as far as that could be read.
+    pub absent: Vec<String>,
 }
 
 /// Changes the annotations of a backup. Works without a key that reads.
@@ -45,10 +47,44 @@ pub fn run(engine: &Engine, repo: &RepoAccess, options: &AnnotateOptions) -> Res
     }
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
-        let (set, put, remove) = (&options.set, &options.put, &options.remove);
+        let id = catalogue::find(&shard, &repository, &options.set).await?;
+        let absent = absent(&shard, &repository, id, &options.remove).await;
+        let set = id.to_string();
+        let (put, remove) = (&options.put, &options.remove);
         let (backup_id, number) =
-            annotations::change(&shard, &repository, set, put, remove).await?;
-        Ok(Annotated { backup_id, number })
+            annotations::change(&shard, &repository, &set, put, remove).await?;
+        Ok(Annotated {
+            backup_id,
+            number,
+            absent,
+        })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)
+}
+
+/// Which of these keys the backup has no annotation of. None where that cannot be read: the change needs no key that reads.
+async fn absent(
+    shard: &Shard,
+    repository: &Repository,
+    id: BackupId,
+    keys: &BTreeSet<String>,
+) -> Vec<String> {
+    if keys.is_empty() || !repository.can_read() {
+        return Vec::new();
+    }
+    let there = async {
+        let mut there = catalogue::load(shard, repository, id)
+            .await?
+            .manifest
+            .metadata
+            .annotations;
+        let changes = annotations::of(shard, repository, id).await?;
+        annotations::apply(shard, repository, id, &changes, &mut there).await?;
+        Ok::<_, Error>(there)
+    };
+    let Ok(there) = there.await else {
+        return Vec::new();
+    };
+    let is_absent = |key: &&String| !there.contains_key(*key);
+    keys.iter().filter(is_absent).cloned().collect()
 }

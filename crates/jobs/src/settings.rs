@@ -3,6 +3,7 @@
 //! Invariant: at the defaults the arenas and the block index take the same memory for any size of database and
 //! any number of cores; what follows the number of names and extents is stated in docs/architecture.md.
 
+use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, RateBudget, Rung, Shard, ShardConfig, Stop};
 use mover_repo::{Credentials, LinkLimits, Repository};
@@ -145,7 +146,7 @@ impl Engine {
         let buffers = self.arena_bytes / BUF_BYTES;
         if buffers < BUFFERS_MIN {
             return Err(Error::new(Kind::Usage, "the buffers are too small")
-                .object(format!("{} bytes", self.arena_bytes))
+                .object(format_bytes(self.arena_bytes as u64))
                 .hint(format!("give --arena at least {BUFFERS_MIN}MiB")));
         }
         let config = self.config(self.shards, self.arena_bytes);

@@ -210,9 +210,28 @@ pub(crate) fn only_match<T: ToString>(
     let missing = |problem: String| Err(Error::new(Kind::NotFound, problem).object(text));
     match (matching.next(), matching.next()) {
         (Some(id), None) if !text.is_empty() => Ok(id),
-        (Some(_), Some(_)) => missing(format!("several {what}s begin with this id")),
+        (Some(first), Some(second)) => {
+            let candidates = [first, second].into_iter().chain(matching);
+            Err(ambiguous(text, what, candidates.map(|id| id.to_string())))
+        }
         _ => missing(format!("there is no such {what}")),
     }
+}
+
+/// The error for the beginning of an id that several have.
+pub(crate) fn ambiguous(text: &str, what: &str, candidates: impl Iterator<Item = String>) -> Error {
+    const NAMED_MAX: usize = 5;
+    let mut named: Vec<String> = candidates.take(NAMED_MAX + 1).collect();
+    if named.len() > NAMED_MAX {
+        named.truncate(NAMED_MAX);
+        named.push("...".to_owned());
+    }
+    let named = named.join(", ");
+    Error::new(
+        Kind::Usage,
+        format!("several {what}s begin with this id: {named}"),
+    )
+    .object(text)
 }
 
 #[cfg(test)]
@@ -231,16 +250,25 @@ mod tests {
         assert_eq!(find("12ab").unwrap(), "12ab");
         assert_eq!(find("3").unwrap(), "3");
         for (text, problem) in [
-            ("12", "several things begin with this id"),
-            ("", "several things begin with this id"),
+            ("12", "several things begin with this id: 12ab, 12cd"),
+            ("", "several things begin with this id: 12ab, 12cd, 3"),
             ("4", "there is no such thing"),
             ("12abc", "there is no such thing"),
         ] {
             let error = find(text).unwrap_err();
-            assert_eq!(error.kind(), Kind::NotFound);
+            let kind = match problem.contains("several") {
+                true => Kind::Usage,
+                false => Kind::NotFound,
+            };
+            assert_eq!(error.kind(), kind, "{text}");
             assert!(error.to_string().contains(problem), "{text}: {error}");
         }
         assert!(only_match(["3"].into_iter(), "", "thing").is_err());
+        let many = only_match(10..20, "1", "thing").unwrap_err();
+        assert!(
+            many.message().ends_with(": 10, 11, 12, 13, 14, ..."),
+            "{many}"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::keys::{self, RepoSecret, SlotInfo, SlotOwner};
 use crate::layout;
+use crate::records;
 use crate::repository::Repository;
 use crate::secret::{Credentials, Secret};
 
@@ -344,14 +345,15 @@ impl Repository {
         let count = matching.len();
         let chosen = match matching.pop() {
             Some(slot) if count == 1 => slot,
-            _ => {
-                let (kind, what) = match count {
-                    0 => (Kind::NotFound, "no key slot begins with this id"),
-                    _ => (Kind::Usage, "several key slots begin with this id"),
+            last => {
+                let ids = matching.iter().chain(&last).map(|slot| slot.id.to_string());
+                let error = match count {
+                    0 => {
+                        Error::new(Kind::NotFound, "no key slot begins with this id").object(prefix)
+                    }
+                    _ => records::ambiguous(prefix, "key slot", ids),
                 };
-                return Err(Error::new(kind, what)
-                    .object(prefix)
-                    .hint("`helios-mover key list` shows the ids"));
+                return Err(error.hint("`helios-mover key list` shows the ids"));
             }
         };
         let is_opened = |other: &StoredSlot| self.is_opened_by(other, credentials);

@@ -268,7 +268,13 @@ fn unknown_variables(names: &[OptionName], environment: &Environment) -> Vec<Str
                 .any(|name| name.variable == variable && !FLAG_ONLY.contains(&name.key.as_str()))
     };
     let tell = |variable: &String| {
-        if variable.ends_with("PASSPHRASE") || variable.ends_with("IDENTITY") {
+        let is_flag = |name: &&OptionName| name.variable == *variable;
+        if let Some(name) = names.iter().find(is_flag) {
+            let long = name.arg.get_long().unwrap_or_default();
+            format!(
+                "{variable} is not read: --{long} is a flag only, which is given with each call"
+            )
+        } else if variable.ends_with("PASSPHRASE") || variable.ends_with("IDENTITY") {
             format!("{variable} is not read: secrets come from files only, use {variable}_FILE")
         } else {
             format!("{variable} is set but is not an option")
@@ -360,7 +366,11 @@ fn is_there(path: &Path) -> bool {
 
 fn read_text(path: &Path) -> Result<String> {
     let wrong = |what: &str| Error::new(Kind::Usage, what).object(path.display().to_string());
-    let cannot = |error| wrong("the configuration file cannot be read").cause(error);
+    let cannot = |error| {
+        wrong("the configuration file cannot be read")
+            .hint("set HOME or --config to where one can be read, or give --config /dev/null for none")
+            .cause(error)
+    };
     let metadata = std::fs::metadata(path).map_err(cannot)?;
     if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
         return Err(wrong(
@@ -469,9 +479,29 @@ fn unknown_key(
     );
     let hint = match known.is_empty() {
         true => "no option of this verb can stand in the file: remove the key".to_owned(),
-        false => format!("known here: {}", known.join(", ")),
+        false => {
+            let typed = full.rsplit('.').next().unwrap_or(full);
+            let meant = known.iter().find(|known| is_near(typed, known));
+            let meant = meant.map(|meant| format!("perhaps {meant} was meant; "));
+            let known = known.join(", ");
+            format!("{}known here: {known}", meant.unwrap_or_default())
+        }
     };
     wrong.hint(hint)
+}
+
+/// Whether one is most likely the other with a slip in it: a letter too many, too few or another, or two that changed places.
+fn is_near(typed: &str, known: &str) -> bool {
+    let (typed, known) = (typed.replace('_', "-"), known.as_bytes());
+    let typed = typed.as_bytes();
+    let same = typed.iter().zip(known).take_while(|(a, b)| a == b).count();
+    let (typed, known) = (&typed[same..], &known[same..]);
+    let behind = |typed_by: usize, known_by: usize| {
+        let (typed, known) = (typed.get(typed_by..), known.get(known_by..));
+        typed.is_some() && typed == known
+    };
+    let swapped = matches!((typed, known), ([a, b, ..], [c, d, ..]) if (a, b) == (d, c));
+    behind(0, 0) || behind(1, 0) || behind(0, 1) || behind(1, 1) || (swapped && behind(2, 2))
 }
 
 /// The value as one text per element; `None` when its shape does not fit the option.

@@ -321,7 +321,20 @@ fn an_unknown_key_names_key_file_and_alternatives() {
         object.contains("`backup.levle`") && object.contains("config.toml"),
         "{object}"
     );
-    assert!(error.hint_text().unwrap().contains("level"));
+    assert!(error.hint_text().unwrap().contains("perhaps level was"));
+    for (text, meant) in [
+        ("rep = 'x'", "perhaps repo was"),
+        ("repoo = 'x'", "perhaps repo was"),
+        ("ripo = 'x'", "perhaps repo was"),
+        ("limit_read = '1MiB'", "perhaps limit-read was"),
+        ("[backup]\nexcludes = ['x']", "perhaps exclude was"),
+        ("[backups]\nlevel = 1", "perhaps backup was"),
+    ] {
+        let error = Fixture::new().file(text).error("list");
+        assert!(error.hint_text().unwrap().contains(meant), "{error:?}");
+    }
+    let error = Fixture::new().file("nothing-like-it = 1").error("list");
+    assert!(!error.hint_text().unwrap().contains("perhaps"), "{error:?}");
     let error = Fixture::new().file("[key.list]\nall = true").error("list");
     assert!(
         error.hint_text().unwrap().contains("remove the key"),

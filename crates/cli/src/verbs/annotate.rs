@@ -17,6 +17,11 @@ pub fn run(context: &mut Context<'_>, args: AnnotateArgs) -> Result<()> {
         remove: args.remove.into_iter().collect(),
     };
     let done = annotate::run(&context.settings.engine, &repo, &options)?;
+    for key in &done.absent {
+        context
+            .out
+            .warning(&format!("there was no note to take away: {key}"));
+    }
     let title = context.out.paint("annotated", GREEN);
     context.out.line(format!("{title} {}", done.backup_id));
     context.out.summary(&done);

@@ -18,8 +18,10 @@ use crate::values::Annotation;
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
     let options = options(context, &args)?;
+    let place = context.settings.layers.place("backup.exclude");
     let ended = context.watch_warned(None, |engine, tick, warn| {
-        let plan = backup::plan(engine, &options, &mut *tick)?;
+        let plan = backup::plan(engine, &options, &mut *tick)
+            .map_err(|error| placed(error, &options.exclude, place.as_deref()))?;
         warn(&plan.warnings);
         if args.dry_run {
             return Ok(Ended::Planned(plan));
@@ -65,6 +67,22 @@ fn options(context: &mut Context<'_>, args: &BackupArgs) -> Result<BackupOptions
         one_file_system: args.one_file_system,
         estimate: args.dry_run,
     })
+}
+
+/// An error about a pattern that nobody typed says where it stands.
+fn placed(error: Error, exclude: &[String], place: Option<&str>) -> Error {
+    let is_of = |pattern: &&String| error.object_name() == Some(pattern.as_str());
+    match (exclude.iter().find(is_of), place) {
+        (Some(pattern), Some(place)) if error.kind() == Kind::Usage => {
+            let told = Error::new(Kind::Usage, error.message())
+                .object(format!("{pattern} (from {place})"));
+            match error.hint_text() {
+                Some(hint) => told.hint(hint),
+                None => told,
+            }
+        }
+        _ => error,
+    }
 }
 
 fn backup_type(typed: TypeArg) -> BackupType {

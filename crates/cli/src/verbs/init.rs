@@ -29,6 +29,18 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
             "the key from {unused} is not used: --no-encryption comes from a stronger layer, and the repository is not encrypted"
         ));
     }
+    let layers = &context.settings.layers;
+    // A name of slots that stands in a file for other repositories is no slip.
+    if !encryption
+        && args.label.is_some()
+        && layers.of("init.label") >= layers.of("init.no-encryption")
+    {
+        return Err(Error::new(
+            Kind::Usage,
+            "a label is the name of a key slot, and without encryption there is none",
+        )
+        .hint("drop --label, or --no-encryption"));
+    }
     let passphrase = match encryption {
         true => passphrase(context)?,
         false => None,

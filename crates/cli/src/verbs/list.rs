@@ -31,10 +31,17 @@ pub fn run(context: &mut Context<'_>, args: &ListArgs) -> Result<()> {
     let is_meant = |item: &ListItem| source(item).is_none_or(|source| whose.is_of(source));
     let items: Vec<ListItem> = all.into_iter().filter(is_meant).collect();
     context.warn_of_strays(&listed.strays);
+    let shared = shared_problem(&items);
     if items.is_empty() {
         context.out.line("no backups");
     } else {
-        context.out.table(&table(&items));
+        context.out.table(&table(&items, shared));
+    }
+    if let Some(problem) = shared.filter(|_| !context.out.is_json()) {
+        let all = figures::counted(items.len() as u64, "backup");
+        context
+            .out
+            .warning(&format!("{all} cannot be read: {problem}"));
     }
     context.out.summary(Document {
         repository: &repo.url,
@@ -42,6 +49,14 @@ pub fn run(context: &mut Context<'_>, args: &ListArgs) -> Result<()> {
         strays: &listed.strays,
     });
     Ok(())
+}
+
+/// Why none of several backups can be read, if that is the same of all: without a key, most likely.
+fn shared_problem(items: &[ListItem]) -> Option<&str> {
+    let first = items.first()?.problem.as_deref()?;
+    let is_same =
+        |item: &ListItem| item.metadata.is_none() && item.problem.as_deref() == Some(first);
+    (items.len() > 1 && items.iter().all(is_same)).then_some(first)
 }
 
 fn source(item: &ListItem) -> Option<&SourceInfo> {
@@ -63,8 +78,8 @@ const COLUMNS: [(&str, Align); 7] = [
     ("FILES", Align::Right),
 ];
 
-/// The source has a column where there is more than one.
-fn table(items: &[ListItem]) -> Table {
+/// The source has a column where there is more than one. A problem that all share is told beside the table.
+fn table(items: &[ListItem], shared: Option<&str>) -> Table {
     let sources: BTreeSet<String> = items.iter().filter_map(source).map(of_text).collect();
     let has_sources = sources.len() > 1;
     let mut columns = COLUMNS.to_vec();
@@ -80,7 +95,10 @@ fn table(items: &[ListItem]) -> Table {
             ),
             None => {
                 let unknown = (1..COLUMNS.len()).map(|_| Cell::from(UNKNOWN));
-                let problem = item.problem.as_deref().unwrap_or("cannot be read");
+                let problem = match shared {
+                    Some(_) => "cannot be read",
+                    None => item.problem.as_deref().unwrap_or("cannot be read"),
+                };
                 (
                     std::iter::once(id).chain(unknown).collect(),
                     Cell::styled(problem, YELLOW),

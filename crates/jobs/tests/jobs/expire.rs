@@ -647,7 +647,7 @@ fn a_hold_outlasts_every_policy() {
     let error = hold::add(&engine(), &writer, &history.made[0], " ").unwrap_err();
     assert_eq!(error.kind(), Kind::Usage);
     let error = hold::add(&engine(), &writer, "2", "several").unwrap_err();
-    assert_eq!(error.kind(), Kind::NotFound);
+    assert_eq!(error.kind(), Kind::Usage);
     expire(place, 1);
     let kept = [history.made[0].clone(), history.made[2].clone()];
     history.holds_exactly(&kept);
