@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -464,7 +465,8 @@ impl Repo {
         Repo::objects_of(&self.dir)
     }
 
-    /// Every object of the repository in `root`, as (path below it, bytes), sorted.
+    /// Every object of the repository in `root`, as (path below it, bytes), sorted. What a job that runs takes away meanwhile is
+    /// none any more.
     pub fn objects_of(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut out = Vec::new();
         let mut open = vec![root.to_path_buf()];
@@ -478,7 +480,11 @@ impl Repo {
                         .strip_prefix(root)
                         .expect("below the repository")
                         .to_path_buf();
-                    out.push((name, fs::read(&path).expect("object is readable")));
+                    match fs::read(&path) {
+                        Ok(bytes) => out.push((name, bytes)),
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(error) => panic!("{} cannot be read: {error}", path.display()),
+                    }
                 }
             }
         }
