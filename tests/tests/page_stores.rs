@@ -148,6 +148,14 @@ impl Site<'_> {
     }
 }
 
+/// A store that a database has begun to write to.
+fn at_work<'a>(repo: &'a AnyRepo, scratch: &Scratch) -> (Site<'a>, Load) {
+    let store = scratch.dir("store");
+    let load = Load::start(&store);
+    load.go_on(10);
+    (Site { repo, store }, load)
+}
+
 fn id_of(summary: &Value) -> String {
     summary["backup_id"].as_str().expect("id").to_owned()
 }
@@ -226,12 +234,7 @@ fn a_database_at_work_is_backed_up_into_s3() {
 fn a_target_without_room_for_a_new_history_is_a_target_error() {
     let scratch = Scratch::new("page-store-full");
     let repo = Repo::create(&scratch, "repo", Protection::None);
-    let site = Site {
-        repo: &repo,
-        store: scratch.dir("store"),
-    };
-    let load = Load::start(&site.store);
-    load.go_on(10);
+    let (site, load) = at_work(&repo, &scratch);
     load.kill();
     let made = site.backup("full", "full");
     let shown = Outcome::of(repo.command("show").args(["latest", "--json"])).document();
@@ -258,12 +261,7 @@ fn a_target_without_room_for_a_new_history_is_a_target_error() {
 fn after_a_clock_went_back_a_differential_backup_is_the_latest() {
     let scratch = Scratch::new("page-store-clock");
     let repo = Repo::create(&scratch, "repo", Protection::None);
-    let site = Site {
-        repo: &repo,
-        store: scratch.dir("store"),
-    };
-    let load = Load::start(&site.store);
-    load.go_on(10);
+    let (site, load) = at_work(&repo, &scratch);
     site.backup("full", "full");
     let mut ahead = site.command("incr");
     clock::off_by(ahead.arg("--json"), "+30m");

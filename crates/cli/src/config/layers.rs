@@ -492,16 +492,7 @@ fn unknown_key(
 
 /// Whether one is most likely the other with a slip in it: a letter too many, too few or another, or two that changed places.
 fn is_near(typed: &str, known: &str) -> bool {
-    let (typed, known) = (typed.replace('_', "-"), known.as_bytes());
-    let typed = typed.as_bytes();
-    let same = typed.iter().zip(known).take_while(|(a, b)| a == b).count();
-    let (typed, known) = (&typed[same..], &known[same..]);
-    let behind = |typed_by: usize, known_by: usize| {
-        let (typed, known) = (typed.get(typed_by..), known.get(known_by..));
-        typed.is_some() && typed == known
-    };
-    let swapped = matches!((typed, known), ([a, b, ..], [c, d, ..]) if (a, b) == (d, c));
-    behind(0, 0) || behind(1, 0) || behind(0, 1) || behind(1, 1) || (swapped && behind(2, 2))
+    strsim::osa_distance(&typed.replace('_', "-"), known) <= 1
 }
 
 /// The value as one text per element; `None` when its shape does not fit the option.
