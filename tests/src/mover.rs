@@ -46,6 +46,8 @@ pub mod exit {
     pub const VERIFY_FAILED: i32 = 51;
     /// `check` found something that would make a job fail.
     pub const CHECK_FAILED: i32 = 52;
+    /// A stated limit was exceeded.
+    pub const LIMIT: i32 = 60;
     /// Cancelled by a signal.
     pub const CANCELLED: i32 = 130;
 }

@@ -5,6 +5,7 @@
 //! it imports none of the others.
 
 pub mod checksum;
+pub mod entries;
 pub mod error;
 pub mod hex;
 pub mod id;

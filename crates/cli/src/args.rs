@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::values::{
-    Annotation, Rate, Span, parse_annotation, parse_arena, parse_host, parse_index, parse_rate,
-    parse_request_rate, parse_span,
+    Annotation, Rate, Span, parse_annotation, parse_arena, parse_host, parse_index, parse_names,
+    parse_rate, parse_request_rate, parse_span,
 };
 
 const REPOSITORY: &str = "Repository";
@@ -104,6 +104,9 @@ pub struct GlobalArgs {
     /// Memory for the deduplication index [default: 48MiB]
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_index, help_heading = ENGINE)]
     pub index: Option<u64>,
+    /// Memory for the list of a source's files, 128 MiB at most [default: 56MiB]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_names, help_heading = ENGINE)]
+    pub names: Option<u64>,
     /// Highest rate of reading, such as 200MiB/s; `none` for no limit [default: none]
     #[arg(long, global = true, value_name = "RATE", value_parser = parse_rate, help_heading = ENGINE)]
     pub limit_read: Option<Rate>,

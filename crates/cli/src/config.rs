@@ -117,6 +117,9 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         index_bytes: raw
             .index
             .map_or(defaults.index_bytes, |bytes| bytes as usize),
+        names_bytes: raw
+            .names
+            .map_or(defaults.names_bytes, |bytes| bytes as usize),
         limits: JobLimits {
             read: budget(raw.limit_read),
             write: budget(raw.limit_write),

@@ -14,6 +14,11 @@ const INDEX_BYTES_MIN: u64 = 1 << 20;
 /// Most memory for the deduplication index; above it a mistyped unit is likelier than a need.
 const INDEX_BYTES_MAX: u64 = 256 << 30;
 
+/// Least memory for the names of a source, enough for ten thousand.
+const NAMES_BYTES_MIN: u64 = 1 << 20;
+/// Most memory for the names of a source: whatever is backed up can be restored, which keeps a list in memory, too.
+const NAMES_BYTES_MAX: u64 = 128 << 20;
+
 /// A limit in bytes, or in requests, per second; `None` is no limit, which a flag can say to win over a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
@@ -58,6 +63,11 @@ pub fn parse_arena(text: &str) -> Result<u64, String> {
 /// `--index`
 pub fn parse_index(text: &str) -> Result<u64, String> {
     within(parse_size(text)?, INDEX_BYTES_MIN, INDEX_BYTES_MAX)
+}
+
+/// `--names`
+pub fn parse_names(text: &str) -> Result<u64, String> {
+    within(parse_size(text)?, NAMES_BYTES_MIN, NAMES_BYTES_MAX)
 }
 
 /// `--limit-read`, `--limit-write`, `--limit-upload`, `--limit-download`: `200MiB/s`, `200MiB` or `none`. Not a bare number: other

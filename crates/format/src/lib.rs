@@ -5,6 +5,7 @@
 //! at hand before it allocates, refuses what the specification does not allow, trailing bytes included, and
 //! answers with [`mover_base::Kind::Corrupt`]; the caller, who knows the key, adds the object's name.
 
+mod children;
 pub mod config;
 pub mod entry;
 pub mod frame;
@@ -18,6 +19,7 @@ mod single;
 pub mod slot;
 mod wire;
 
+pub use children::ChildList;
 pub use config::RepositoryConfig;
 pub use entry::{EntryPage, EntryPageBuilder, StoredEntry};
 pub use frame::{Codec, FrameDecoder, FrameEncoder, FrameHeader, FrameKind};

@@ -19,7 +19,7 @@ use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result, Time
 use mover_io::Shard;
 use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
-    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, Earlier, LogMark, MapNode,
+    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, Earlier, LogMark, MapNodes,
     Repository, SourceName, WriterOutcome, find_parent, require_extents,
 };
 use mover_source::delta::PageSet;
@@ -36,7 +36,6 @@ use self::origin::{Origin, TREE_KIND, TreeOrigin};
 use self::pages::{Changes, PageOrigin};
 use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::estimate::{self, Estimate};
-use crate::extents::ExtentId;
 use crate::key;
 use crate::log_work;
 use crate::machine::{Clock, host_name};
@@ -144,6 +143,14 @@ enum Source {
 }
 
 impl Source {
+    /// Memory that the list of its files takes.
+    fn names_bytes(&self) -> usize {
+        match self {
+            Source::Tree(origin) => origin.tree.memory_bytes(),
+            Source::Pages(_) => 0,
+        }
+    }
+
     /// Whether blocks of it may stand elsewhere than in the parent.
     fn may_have_moved(&self) -> bool {
         match self {
@@ -186,7 +193,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     let scan_options = ScanOptions {
         exclude: options.exclude.clone(),
         one_file_system: options.one_file_system,
-        ..ScanOptions::default()
+        names_bytes_max: engine.names_bytes as u64,
     };
     let single = engine.single();
     let tree = log_work::interruptible(&single, &progress, &mut *tick, |go_on| {
@@ -202,7 +209,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         tick(&progress, stop)
     })?)?;
     refuse_in_source(&repository, &origin.tree)?;
-    require_extents(origin.tree.items.iter().map(|item| &item.entry))?;
+    require_extents(origin.tree.entries())?;
     let Earlier {
         parent,
         latest,
@@ -439,7 +446,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         latest,
         started,
         level: options.level,
-        index_bytes: engine.index_bytes,
+        index_bytes: engine.index_bytes_beside(source.names_bytes()),
         source_blocks,
         moved: source.may_have_moved(),
     };
@@ -583,10 +590,9 @@ impl Work<'_> {
 fn copy_tree(work: &Work<'_>, tree: TreeOrigin, tick: Tick<'_>) -> Result<Copied> {
     let totals = tree.tree.totals;
     work.progress.begin(Phase::Copy, totals.bytes, totals.files);
-    let items = (0u32..).zip(&tree.tree.items);
-    let files = items
-        .map(|(at, item)| (at, item.entry.content_bytes()))
-        .collect();
+    let entries = tree.tree.entries();
+    let sizes = (0..entries.len()).map(|at| entries.content_bytes(at));
+    let files = (0..).zip(sizes).collect();
     let origin = Origin::Tree(tree);
     let mut gathered = Gathered::default();
     work.copy(&origin, files, u64::MAX, &mut gathered, &mut *tick)?;
@@ -616,7 +622,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     } = source;
     let base_end = base.map(|base| base.end);
     let origin = PageOrigin::new(&store, checkpoint, base_end, |table, path| {
-        let base = work.run.parent_map(path).map(|map| map.blocks() as u32);
+        let base = work.run.parent_blocks(path).map(|blocks| blocks as u32);
         match &mut changed {
             Some(changed) => pages::changes_since(changed, table, base),
             None => Changes::All,
@@ -635,7 +641,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let Origin::Pages(pages) = &mut origin else {
         return Err(Error::new(Kind::Internal, "a page store is not a tree"));
     };
-    let add = || pages.add_log(base_end, |path| work.run.parent_map(path).is_some());
+    let add = || pages.add_log(base_end, |path| work.run.parent_blocks(path).is_some());
     let single = work.engine.single_for_data();
     let range = log_work::watched(&single, store.watch(), work.progress, &mut *tick, add)?;
     let (others, log_bytes) = (pages.others(), pages.log_bytes());
@@ -667,28 +673,20 @@ fn publish(
     engine: &Engine,
     run: BackupRun,
     outcomes: Vec<WriterOutcome>,
-    mut nodes: Vec<(ExtentId, MapNode)>,
+    nodes: Vec<MapNodes>,
     origin: &Origin,
     draft: BackupMetadata,
     tick: &mut dyn FnMut(&mover_io::Stop),
 ) -> Result<Committed> {
-    nodes.sort_by_key(|(extent, _)| *extent);
-    let mut nodes = nodes.into_iter().peekable();
-    let entries = origin.entries().enumerate().map(move |(at, entry)| {
-        let mut extents = Vec::new();
-        while let Some((_, node)) = nodes.next_if(|((item, _), _)| *item as usize == at) {
-            extents.push(node);
-        }
-        (entry.clone(), extents)
-    });
     // The shard's body may be called once per shard, and there is one shard.
-    let work = Mutex::new(Some((run, outcomes, entries, draft)));
+    let work = Mutex::new(Some((run, outcomes, nodes, draft)));
     let commit = async |shard: Shard| {
         let taken = work.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((run, outcomes, entries, draft)) = taken else {
+        let Some((run, outcomes, nodes, draft)) = taken else {
             return Err(Error::new(Kind::Internal, "a backup was committed twice"));
         };
-        run.commit(&shard, outcomes, entries, draft).await
+        let entries = origin.entries();
+        run.commit(&shard, outcomes, nodes, entries, draft).await
     };
     only(mover_io::run(&engine.single(), commit, tick)?)
 }

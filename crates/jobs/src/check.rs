@@ -6,13 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use mover_base::tree::EntryKind;
 use mover_base::units::{count, counted, format_bytes};
 use mover_base::{Error, Kind, Result};
 use mover_io::{Rung, Shard, ShardReport};
 use mover_repo::catalogue;
 use mover_source::pages::{LiveStore, SCHEME, table_path};
-use mover_source::{DirSource, Item, ScanOptions, Tree};
+use mover_source::{DirSource, ScanOptions, Tree};
 use serde::Serialize;
 
 use crate::backup::{only, require_whole};
@@ -89,7 +88,7 @@ pub struct CheckReport {
 pub fn run(engine: &Engine, options: &CheckOptions) -> Result<CheckReport> {
     let mut items = environment(engine);
     let (mut of_source, tree) = match &options.source {
-        Some(url) => source(url, options),
+        Some(url) => source(engine, url, options),
         None => (Vec::new(), None),
     };
     match &options.repo {
@@ -287,7 +286,7 @@ fn stray_names(strays: &[String]) -> Option<CheckItem> {
 }
 
 /// The items of a source, and the tree of a directory: of what a backup with the same options would read.
-fn source(url: &str, options: &CheckOptions) -> (Vec<CheckItem>, Option<Tree>) {
+fn source(engine: &Engine, url: &str, options: &CheckOptions) -> (Vec<CheckItem>, Option<Tree>) {
     const AREA: &str = "source";
     if url.starts_with(SCHEME) {
         let whole = require_whole(url, &options.exclude, options.one_file_system);
@@ -300,7 +299,7 @@ fn source(url: &str, options: &CheckOptions) -> (Vec<CheckItem>, Option<Tree>) {
     let scan_options = ScanOptions {
         exclude: options.exclude.clone(),
         one_file_system: options.one_file_system,
-        ..ScanOptions::default()
+        names_bytes_max: engine.names_bytes as u64,
     };
     let opened = DirSource::open(url).and_then(|source| {
         let tree = source.scan(&scan_options)?;
@@ -387,9 +386,12 @@ fn open_some<T>(
 }
 
 fn open_files(source: &DirSource, tree: &Tree) -> Opened {
-    let is_file = |item: &&Item| matches!(item.entry.kind, EntryKind::File { .. });
-    let files: Vec<&Item> = tree.items.iter().filter(is_file).collect();
-    let open = |item: &&Item| source.open_file(item).map(drop);
+    let all = 0..tree.entries().len();
+    let files: Vec<usize> = all.filter(|at| tree.entries().is_file(*at)).collect();
+    let open = |at: &usize| match tree.item(*at) {
+        Some(item) => source.open_file(&item).map(drop),
+        None => Ok(()),
+    };
     open_some(&files, open, OPENED_MAX, OPENING_MAX)
 }
 
@@ -442,6 +444,8 @@ fn page_store(area: &'static str, url: &str) -> CheckItem {
 mod tests {
     use std::fs;
 
+    use mover_source::Item;
+
     use super::*;
 
     #[test]
@@ -452,7 +456,7 @@ mod tests {
         }
         let source = DirSource::open(&format!("dir://{}", dir.path().display())).unwrap();
         let tree = source.scan(&ScanOptions::default()).unwrap();
-        let files: Vec<&Item> = tree.items.iter().collect();
+        let files: Vec<Item> = tree.items().collect();
         let tried = |max, time| open_some(&files, |_| Ok(()), max, time).tried;
         assert_eq!(tried(OPENED_MAX, OPENING_MAX), 26, "the root is one");
         assert_eq!(tried(26, OPENING_MAX), 26);

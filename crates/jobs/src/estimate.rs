@@ -81,7 +81,7 @@ pub(crate) async fn sample(
 ) -> Result<Estimate> {
     let mut estimate = Estimate::default();
     // Sizes are the source's word: sparse files may claim more than 64 bits hold together.
-    let sizes = tree.items.iter().map(data_bytes);
+    let sizes = tree.items().map(|item| data_bytes(&item));
     let total = sizes.fold(0, u64::saturating_add);
     if total == 0 {
         return Ok(estimate);
@@ -89,14 +89,14 @@ pub(crate) async fn sample(
     let mut encoder = SampleEncoder::new(level)?;
     let step = (total / SAMPLES_MAX).max(PIECE_BYTES);
     let (mut before, mut next) = (0, step / 2);
-    for item in &tree.items {
-        let end = data_bytes(item).saturating_add(before);
+    for item in tree.items() {
+        let end = data_bytes(&item).saturating_add(before);
         while next < end {
             let data_before = next - before;
             let begun = Instant::now();
-            let fd = source.open_file(item)?;
+            let fd = source.open_file(&item)?;
             next = step.saturating_add(next);
-            let Some(piece) = piece(fd.as_fd(), item, data_before) else {
+            let Some(piece) = piece(fd.as_fd(), &item, data_before) else {
                 continue;
             };
             let Ok(file) = shard.file(fd, Access::Direct) else {

@@ -7,6 +7,7 @@
 //! Invariants: every byte of every file is in exactly one share; a share lies within one extent and begins at a block;
 //! which share a shard gets depends on nothing but the order in which shards ask.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -81,11 +82,10 @@ impl Share {
     }
 }
 
-/// A stretch of a file that is handed out in equal units.
+/// A stretch of a file that is handed out in equal units: all of it, or one of the two parts of that in which the shares begin
+/// to be smaller.
 struct Span {
     item: u32,
-    /// First byte, at the beginning of an extent.
-    begin: u64,
     file_bytes: u64,
     /// Shares in all spans up to the end of this one.
     shares: u64,
@@ -99,22 +99,23 @@ pub(crate) struct ExtentQueue {
     spans: Vec<Span>,
     /// The first span that is handed out in shares smaller than an extent.
     shared_from: usize,
+    /// First byte of that span, at the beginning of an extent; all others begin with their files.
+    shared_begin: u64,
     next: AtomicU64,
 }
 
 impl ExtentQueue {
     /// Divides files with these sizes, given as (index, bytes), among so many shards.
     pub fn new(files: impl Iterator<Item = (u32, u64)>, shards: usize) -> Self {
-        let (mut files, short): (Vec<_>, Vec<_>) = files
-            .filter(|(_, bytes)| *bytes > 0)
-            .partition(|(_, bytes)| *bytes > EXTENT_BYTES);
-        files.extend(short);
+        let mut files: Vec<(u32, u64)> = files.filter(|(_, bytes)| *bytes > 0).collect();
+        files.sort_by_key(|(_, bytes)| *bytes <= EXTENT_BYTES);
         let shared_bytes =
             SHARED_EXTENTS * EXTENT_BYTES * if shards > 1 { shards as u64 } else { 0 };
         let (cut, cut_at) = cut(&files, shared_bytes);
         let mut queue = ExtentQueue {
             spans: Vec::with_capacity(files.len() + 1),
             shared_from: 0,
+            shared_begin: cut_at,
             next: AtomicU64::new(0),
         };
         for (at, (item, bytes)) in files.into_iter().enumerate() {
@@ -142,7 +143,6 @@ impl ExtentQueue {
         let shares = (range.end - range.start).div_ceil(unit);
         self.spans.push(Span {
             item,
-            begin: range.start,
             file_bytes,
             shares: before.saturating_add(shares),
         });
@@ -155,11 +155,12 @@ impl ExtentQueue {
         let span = self.spans.get(at)?;
         let before = at.checked_sub(1).and_then(|before| self.spans.get(before));
         let number = next - before.map_or(0, |before| before.shares);
-        let unit = match at < self.shared_from {
-            true => EXTENT_BYTES,
-            false => SHARE_BYTES,
+        let (begin, unit) = match at.cmp(&self.shared_from) {
+            Ordering::Less => (0, EXTENT_BYTES),
+            Ordering::Equal => (self.shared_begin, SHARE_BYTES),
+            Ordering::Greater => (0, SHARE_BYTES),
         };
-        let begin = span.begin + number * unit;
+        let begin = begin + number * unit;
         Some(Share::new(span.item, begin, unit, span.file_bytes))
     }
 }

@@ -29,8 +29,8 @@ pub(crate) fn refuse_in_source(repository: &Repository, tree: &Tree) -> Result<(
     let Some(directory) = directory(repository) else {
         return Ok(());
     };
-    let is_repository = |item: &&mover_source::Item| (item.stamp.dev, item.stamp.ino) == directory;
-    let Some(item) = tree.items.iter().find(is_repository) else {
+    let is_repository = |item: &mover_source::Item| (item.stamp.dev, item.stamp.ino) == directory;
+    let Some(item) = tree.items().find(is_repository) else {
         return Ok(());
     };
     let path = item.entry.display_path();

@@ -8,7 +8,7 @@
 mod foreign;
 mod names;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -167,7 +167,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         tick(&progress, stop)
     })?)?;
     if is_page_store(&view) {
-        require_plain(view.items.iter().map(|item| &item.entry))?;
+        require_plain(view.items.entries().iter())?;
     }
     let mut target = DirTarget::plan(&options.to, mode)?;
     refuse_in_target(view.repository(), target.path())?;
@@ -179,7 +179,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     }
     let foreign_names = match mode {
         TargetMode::Fresh => Vec::new(),
-        TargetMode::Delta => foreign_names(target.path(), &wanted(&view))?,
+        TargetMode::Delta => foreign_names(target.path(), view.items.entries())?,
     };
     let made_in = view.metadata.ended.seconds_since(view.metadata.started);
     warnings.extend(leftover_warnings(&target));
@@ -214,8 +214,8 @@ impl RestorePlan {
     pub fn count_removals(&mut self, engine: &Engine, tick: Tick<'_>) -> Result<()> {
         let Prepared { view, target } = &self.prepared;
         if target.mode() == TargetMode::Delta {
-            let wanted = wanted(view);
-            let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(&wanted, go_on);
+            let wanted = view.items.entries();
+            let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(wanted, go_on);
             let progress = Progress::default();
             self.removes = Some(interruptible(&engine.single(), &progress, tick, count)?);
         }
@@ -240,8 +240,8 @@ fn refuse_repository(
     progress: &Progress,
     tick: Tick<'_>,
 ) -> Result<()> {
-    let wanted = wanted(view);
-    let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(&wanted, go_on);
+    let wanted = view.items.entries();
+    let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(wanted, go_on);
     interruptible(&engine.single(), progress, tick, count).map(drop)
 }
 
@@ -268,12 +268,6 @@ fn require_packs(
         .object(view.id.to_string())
         .hint("nothing was changed; verify the backup, and restore another one meanwhile")),
     }
-}
-
-/// The paths that a target is to have.
-fn wanted(view: &BackupView) -> BTreeSet<&[u8]> {
-    let items = view.items.iter();
-    items.map(|item| item.entry.path.as_slice()).collect()
 }
 
 /// What its seal says of who made a backup, if that is not who has its key.
@@ -441,8 +435,8 @@ fn fill(
     let removed = match mode {
         TargetMode::Fresh => 0,
         TargetMode::Delta => {
-            let wanted = wanted(view);
-            let remove = |go_on: &dyn Fn() -> Result<()>| target.remove_extra(&wanted, go_on);
+            let wanted = view.items.entries();
+            let remove = |go_on: &dyn Fn() -> Result<()>| target.remove_extra(wanted, go_on);
             interruptible(&engine.single(), progress, &mut *tick, remove)?
         }
     };
@@ -450,12 +444,8 @@ fn fill(
     names.make_first(engine, progress, &mut *tick)?;
     let bytes = view.metadata.size_info.original_bytes;
     progress.begin(Phase::Restore, bytes, view.metadata.size_info.files);
-    let files = || {
-        view.items
-            .iter()
-            .enumerate()
-            .map(|(at, item)| (at as u32, item.entry.content_bytes()))
-    };
+    let entries = view.items.entries();
+    let sizes = || (0..entries.len()).map(|at| entries.content_bytes(at));
     let wide = engine.wide_to_read(view.repository())?;
     let job = FillJob {
         view,
@@ -464,8 +454,8 @@ fn fill(
         mode,
         progress,
         limits: engine.limits.clone(),
-        extents: ExtentQueue::new(files(), wide.shard_count()),
-        open_bytes: files().map(|(_, bytes)| AtomicU64::new(bytes)).collect(),
+        extents: ExtentQueue::new((0..).zip(sizes()), wide.shard_count()),
+        open_bytes: sizes().map(AtomicU64::new).collect(),
     };
     let work = async |shard: Shard| fill_shard(&shard, &job).await;
     let parts = mover_io::run(&wide, work, |stop| tick(progress, stop))?;
@@ -522,7 +512,7 @@ async fn prepare_some(
         };
         let item = next.item();
         let entry = job.view.entry(item)?;
-        let open = filler.open(item, entry, || job.names.open(item))?;
+        let open = filler.open(item, &entry, || job.names.open(item))?;
         ready.push_back(filler.prepare(open, next).await?);
         *sought = job.extents.claim().map(|share| filler.seek(share));
     }
@@ -534,7 +524,7 @@ fn complete_files(filler: &mut Filler, job: &FillJob<'_>) -> Result<()> {
     for (open, share) in filler.take_ended() {
         let at = open.item as usize;
         if job.open_bytes[at].fetch_sub(share.bytes(), Ordering::AcqRel) == share.bytes() {
-            filler.complete(&open, job.target, &job.view.items[at].entry)?;
+            filler.complete(&open, job.target, &job.view.entry(open.item)?)?;
             job.progress.add_files(1);
         }
     }

@@ -8,6 +8,8 @@ use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, RateBudget, Rung, Shard, ShardConfig, Stop};
 use mover_repo::{Credentials, LinkLimits, Repository};
 
+use mover_source::NAMES_BYTES_DEFAULT;
+
 use crate::progress::Progress;
 use std::sync::Arc;
 
@@ -15,6 +17,11 @@ use std::sync::Arc;
 pub const ARENA_BYTES_DEFAULT: usize = 64 << 20;
 /// Default of [`Engine::index_bytes`]: about 1.5 million blocks, 6 GB of distinct content.
 pub const INDEX_BYTES_DEFAULT: usize = 48 << 20;
+/// Names beside which the whole index has room. What they take beyond it is taken from the index, so that both together stay
+/// within bounds: a file that is where it was is recognised without it.
+const NAMES_BYTES_BESIDE: usize = 24 << 20;
+/// The index that is made beside any number of names.
+const INDEX_BYTES_LEAST: usize = 16 << 20;
 /// Buffers that a shard needs beside those it reads ahead into: one pack of blocks and one of nodes being
 /// filled, the writes of either under way, and one for reading a parent's directory.
 pub(crate) const BUFFERS_RESERVED: usize = 7;
@@ -65,6 +72,8 @@ pub struct Engine {
     pub gentle: bool,
     /// Budget of the block index, in bytes.
     pub index_bytes: usize,
+    /// Budget of the list of a source's names, in bytes.
+    pub names_bytes: usize,
     /// Limits on what a job reads and writes.
     pub limits: JobLimits,
 }
@@ -80,6 +89,7 @@ impl Default for Engine {
             register_buffers: true,
             gentle: false,
             index_bytes: INDEX_BYTES_DEFAULT,
+            names_bytes: NAMES_BYTES_DEFAULT as usize,
             limits: JobLimits::default(),
         }
     }
@@ -125,6 +135,13 @@ impl Default for JobLimits {
 }
 
 impl Engine {
+    /// Budget of the block index beside a list of names that takes so many bytes.
+    pub(crate) fn index_bytes_beside(&self, names_bytes: usize) -> usize {
+        let taken = names_bytes.saturating_sub(NAMES_BYTES_BESIDE);
+        let left = self.index_bytes.saturating_sub(taken);
+        left.max(INDEX_BYTES_LEAST.min(self.index_bytes))
+    }
+
     /// Shards on every core, for the work on a source's data. More cores than the arenas allow for are left idle.
     pub(crate) fn wide(&self) -> Result<ShardConfig> {
         // What is written is stored, and of what is stored one shard may fall short.
@@ -237,6 +254,25 @@ mod tests {
         // Three runs of 7 MiB in a restore. A verification, which writes nothing, divides them among three packs.
         assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, WRITES_MAX), 21);
         assert_eq!(pieces_ahead(BUFFERS_LINK_MAX, 0), 29);
+    }
+
+    #[test]
+    fn names_and_index_share_what_they_may_take() {
+        let beside = |index_mib: usize, names_mib: usize| {
+            let engine = Engine {
+                index_bytes: index_mib << 20,
+                ..Engine::default()
+            };
+            engine.index_bytes_beside(names_mib << 20) >> 20
+        };
+        let default = INDEX_BYTES_DEFAULT >> 20;
+        assert_eq!(
+            [0, 24, 25, 56, 128].map(|names| beside(default, names)),
+            [48, 48, 47, 16, 16]
+        );
+        assert_eq!([0, 56].map(|names| beside(8, names)), [8, 8]);
+        assert_eq!([0, 56].map(|names| beside(1024, names)), [1024, 992]);
+        assert_eq!(NAMES_BYTES_DEFAULT >> 20, 56);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! else than to the backup's position is an error. The new history keeps backups of the restored database and of the one
 //! that it was restored from apart.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
@@ -46,8 +45,9 @@ pub(crate) fn segment_bytes(view: &BackupView) -> u64 {
         path.strip_prefix(LOG_DIR.as_bytes())
             .is_some_and(|rest| rest.starts_with(b"/"))
     };
-    let segments = view.items.iter().filter(|item| in_log(&item.entry.path));
-    let bytes = segments.map(|item| item.entry.content_bytes());
+    let entries = view.items.entries().iter();
+    let segments = entries.filter(|entry| in_log(&entry.path));
+    let bytes = segments.map(|entry| entry.content_bytes());
     bytes.max().unwrap_or_default()
 }
 
@@ -74,8 +74,8 @@ pub(crate) fn in_target(error: Error) -> Error {
 ///
 /// # Errors
 /// `Corrupt` naming the first of them.
-pub(crate) fn require_plain<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Result<()> {
-    let strange = |entry: &&Entry| !matches!(entry.kind, EntryKind::Dir | EntryKind::File { .. });
+pub(crate) fn require_plain(entries: impl IntoIterator<Item = Entry>) -> Result<()> {
+    let strange = |entry: &Entry| !matches!(entry.kind, EntryKind::Dir | EntryKind::File { .. });
     match entries.into_iter().find(strange) {
         None => Ok(()),
         Some(entry) => {
@@ -128,13 +128,9 @@ pub(crate) fn settle(
 
 /// Gives the files that recovery made the owner and mode that their kind had in the backup.
 fn own(view: &BackupView, target: &DirTarget, disk: &dyn Disk) -> Result<()> {
-    let known: HashSet<&[u8]> = view.items.iter().map(|item| &item.entry.path[..]).collect();
-    let Some(like) = view
-        .items
-        .iter()
-        .map(|item| &item.entry)
-        .find(|entry| entry.path == CATALOGUE_FILE.as_bytes())
-    else {
+    let known = view.items.entries();
+    let like = known.find(CATALOGUE_FILE.as_bytes());
+    let Some(like) = like.and_then(|at| known.get(at)) else {
         return Ok(());
     };
     let mut paths = vec![CATALOGUE_FILE.to_owned()];
@@ -143,7 +139,7 @@ fn own(view: &BackupView, target: &DirTarget, disk: &dyn Disk) -> Result<()> {
             .list(dir)
             .map_err(|error| target_error("a directory cannot be listed", dir.as_bytes(), error))?;
         let paths_of = names.iter().map(|name| format!("{dir}/{name}"));
-        paths.extend(paths_of.filter(|path| !known.contains(path.as_bytes())));
+        paths.extend(paths_of.filter(|path| known.find(path.as_bytes()).is_none()));
     }
     for path in paths {
         let made = Entry {
@@ -177,7 +173,7 @@ mod tests {
             entry("", EntryKind::Dir),
             entry("catalogue", EntryKind::File { bytes: 9 }),
         ];
-        require_plain(&entries).unwrap();
+        require_plain(entries.clone()).unwrap();
         let (target, first) = (b"x".to_vec(), b"catalogue".to_vec());
         for kind in [
             EntryKind::Fifo,
@@ -185,7 +181,7 @@ mod tests {
             EntryKind::Hardlink { first },
         ] {
             entries.push(entry("control", kind));
-            let error = require_plain(&entries).unwrap_err();
+            let error = require_plain(entries.clone()).unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt);
             assert_eq!(error.object_name(), Some("control"));
             entries.pop();

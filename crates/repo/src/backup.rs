@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mover_base::tree::Entry;
+use mover_base::units::blocks_of;
 use mover_base::{BackupId, Error, Kind, PackId, Result, Timestamp};
 use mover_format::manifest::{BackupMetadata, Manifest, PackInfo};
 use mover_format::node::NodeRef;
@@ -19,17 +20,17 @@ use mover_io::{RateBudget, Shard};
 use crate::catalogue;
 use crate::dedup::{BlockIndex, PackTable};
 use crate::layout;
-use crate::map::TreeWriter;
+use crate::map::{MapNodes, OrderedNodes, TreeWriter};
 use crate::parent::Parent;
+use crate::parent_names::{NamesCursor, ParentNames};
 use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
 use crate::records::at_once;
 use crate::repository::{Repository, Session};
 use crate::search::{NOBODY_VOUCHES, is_vouched, no_parent, too_many_packs};
 use crate::sessions::{self, Registration, lost_parent};
-use crate::tree::{FileMap, read_entries};
 use crate::verify::each_pack;
-use crate::writer::{MapNode, WriteCounts, WriteShared, WriterOutcome};
+use crate::writer::{WriteCounts, WriteShared, WriterOutcome};
 
 /// What a backup is begun with.
 pub struct BackupRequest<'a> {
@@ -60,12 +61,12 @@ pub struct BackupRun {
     pub warning: Option<String>,
 }
 
-/// The parent's names and maps; empty where there is no parent.
+/// What is asked for of the parent beside its blocks; empty where there is no parent.
 #[derive(Default)]
 struct ParentTree {
     id: Option<BackupId>,
-    maps: HashMap<Vec<u8>, FileMap>,
-    pages: Vec<NodeRef>,
+    /// Blocks of each of its files, where nothing may have moved.
+    blocks: HashMap<Vec<u8>, u64>,
     /// Its data packs, each with the number of its blocks.
     data_packs: Vec<(PackId, u64)>,
 }
@@ -79,32 +80,35 @@ pub struct Committed {
 }
 
 impl ParentTree {
-    /// Reads the names and maps of `open`. Its packs enter `packs` once all of them are read.
+    /// Reads the names of `open`. Its packs enter `packs` once all of them are read.
     async fn read(
         shard: &Shard,
         repository: &Arc<Repository>,
         open: &catalogue::OpenManifest,
         packs: &PackTable,
+        moved: bool,
     ) -> Result<(ParentTree, Parent)> {
         let manifest = &open.manifest;
         let infos: PackInfos = manifest.packs.iter().map(|pack| (pack.id, *pack)).collect();
         let infos = Arc::new(infos);
         let mut reader = PackReader::new(shard, repository, &infos);
-        let (items, pages) = read_entries(&mut reader, &manifest.pages).await?;
-        let maps = items
-            .into_iter()
-            .filter_map(|item| Some((item.entry.path, item.map?)))
-            .collect();
+        let mut blocks = HashMap::new();
+        let names = ParentNames::read(&mut reader, &manifest.pages, |stored| {
+            if !moved && stored.map.is_some() {
+                let bytes = stored.entry.content_bytes();
+                blocks.insert(stored.entry.path.clone(), blocks_of(bytes));
+            }
+        });
+        let names = names.await?;
         let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;
         let data_packs = manifest.packs.iter().filter(data);
         let data_packs = data_packs.map(|pack| (pack.id, u64::from(pack.blocks)));
         let tree = ParentTree {
             id: Some(open.id),
-            maps,
-            pages,
+            blocks,
             data_packs: data_packs.collect(),
         };
-        Ok((tree, Parent::new(infos, packs)))
+        Ok((tree, Parent::new(names, infos, packs)))
     }
 
     /// The packs to open first: those whose blocks the index has room for, or all if none go there.
@@ -174,7 +178,7 @@ impl BackupRun {
         if let (Some(open), Some(lost)) = (request.parent, lost) {
             warning = Some(no_parent(open.id, &lost));
         } else if let Some(open) = request.parent {
-            match ParentTree::read(shard, repository, open, &packs).await {
+            match ParentTree::read(shard, repository, open, &packs, request.moved).await {
                 Ok((read, shared)) => {
                     tree = read;
                     parent = Some(shared);
@@ -218,9 +222,10 @@ impl BackupRun {
         &self.shared
     }
 
-    /// The map that a file had in the parent.
-    pub fn parent_map(&self, path: &[u8]) -> Option<&FileMap> {
-        self.parent.maps.get(path)
+    /// How many blocks a file has in the parent, if it is there and not empty. None of a backup whose blocks may have moved:
+    /// nobody asks for them.
+    pub fn parent_blocks(&self, path: &[u8]) -> Option<u64> {
+        self.parent.blocks.get(path).copied()
     }
 
     /// Looks at the parent's packs and, if blocks may have moved, puts theirs into the index as far as its budget goes.
@@ -229,26 +234,34 @@ impl BackupRun {
         self.preload.run(shard, &self.shared).await
     }
 
-    /// Writes the tree and publishes the manifest. `entries` come in path order, each with the nodes of its
-    /// extents in order; `draft` is the metadata as far as the caller knows it.
+    /// Writes the tree and publishes the manifest. `entries` come in path order, and by their numbers in that the `nodes` of
+    /// their extents; `draft` is the metadata as far as the caller knows it.
     pub async fn commit(
         self,
         shard: &Shard,
         outcomes: Vec<WriterOutcome>,
-        entries: impl Iterator<Item = (Entry, Vec<MapNode>)>,
+        nodes: Vec<MapNodes>,
+        entries: impl Iterator<Item = Entry>,
         mut draft: BackupMetadata,
     ) -> Result<Committed> {
         let mut tree = TreeWriter::new(shard, &self.shared)?;
-        for page in &self.parent.pages {
-            tree.know(page);
+        if let Some(parent) = &self.shared.parent {
+            parent.names.stored().for_each(|page| tree.know(page));
         }
-        let mut reader = self.shared.parent.as_ref().map(|parent| {
-            PackReader::new(shard, &self.shared.repository, &parent.infos).with_packs(&parent.packs)
+        let mut old = self.shared.parent.as_ref().map(|parent| {
+            let reader = PackReader::new(shard, &self.shared.repository, &parent.infos);
+            (
+                parent,
+                reader.with_packs(&parent.packs),
+                NamesCursor::default(),
+            )
         });
-        for (entry, extents) in entries {
-            let old = self.parent_map(&entry.path).filter(|_| extents.len() > 1);
-            if let (Some(reader), Some(old)) = (&mut reader, old) {
-                self.know_interiors(reader, old, &mut tree).await?;
+        let mut nodes = OrderedNodes::new(nodes);
+        for (number, entry) in (0..).zip(entries) {
+            let extents = nodes.take(number)?;
+            if let Some((parent, reader, cursor)) = old.as_mut().filter(|_| extents.len() > 1) {
+                let interiors = interiors(parent, reader, cursor, &entry.path);
+                interiors.await?.iter().for_each(|name| tree.know(name));
             }
             let map = tree.join(extents).await?;
             tree.entry(entry, map).await?;
@@ -353,27 +366,6 @@ impl BackupRun {
         Ok(gone.into_iter().flatten().next())
     }
 
-    /// Lets the tree refer to the nodes that a file's old map has above its leaves. They are read first: an
-    /// equal node in a damaged pack must be written anew.
-    async fn know_interiors(
-        &self,
-        reader: &mut PackReader,
-        old: &FileMap,
-        tree: &mut TreeWriter,
-    ) -> Result<()> {
-        let (names, damage) = old.interior_names(reader).await;
-        names.iter().for_each(|name| tree.know(name));
-        match (damage, &self.shared.parent) {
-            (Some(error), Some(parent)) if error.kind() == Kind::Corrupt => {
-                tracing::warn!(%error, "the parent backup is damaged; its nodes are written anew");
-                parent.damaged_extents.fetch_add(1, Relaxed);
-                Ok(())
-            }
-            (Some(error), _) => Err(error),
-            (None, _) => Ok(()),
-        }
-    }
-
     /// Every pack that the maps reach, sorted by id.
     fn needed_packs(&self, new: Vec<PackInfo>, used: &HashSet<PackId>) -> Result<Vec<PackInfo>> {
         let mut packs: HashMap<PackId, PackInfo> =
@@ -405,4 +397,28 @@ impl BackupRun {
             .as_ref()
             .map_or(0, |parent| parent.damaged_extents.load(Relaxed))
     }
+}
+
+/// The nodes that the map of the file at `path` has above its leaves in the parent, so that equal ones need not be written
+/// again. They are read: an equal node in a damaged pack must be.
+async fn interiors(
+    parent: &Parent,
+    reader: &mut PackReader,
+    cursor: &mut NamesCursor,
+    path: &[u8],
+) -> Result<Vec<NodeRef>> {
+    let (names, damage) = match parent.names.map(cursor, reader, path).await {
+        Ok(Some(map)) => map.interior_names(reader).await,
+        Ok(None) => return Ok(Vec::new()),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    match damage {
+        Some(error) if error.kind() == Kind::Corrupt => {
+            tracing::warn!(%error, "the parent backup is damaged; its nodes are written anew");
+            parent.damaged_extents.fetch_add(1, Relaxed);
+        }
+        Some(error) => return Err(error),
+        None => {}
+    }
+    Ok(names)
 }

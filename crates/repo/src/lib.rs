@@ -21,12 +21,14 @@ pub mod expire;
 #[cfg(test)]
 mod fixture;
 pub mod holds;
+mod items;
 mod keys;
 mod layout;
 mod map;
 mod open_packs;
 mod pack;
 mod parent;
+mod parent_names;
 pub mod policy;
 mod preload;
 mod process;
@@ -46,8 +48,9 @@ pub mod verify;
 mod writer;
 
 pub use backup::{BackupRequest, BackupRun, Committed};
+pub use items::ItemList;
 pub use keys::{SlotInfo, generate_identity};
-pub use map::require_extents;
+pub use map::{MapNodes, require_extents};
 pub use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, COMPRESSION_LEVELS};
 pub use mover_format::manifest::{
     BackupMetadata, BackupType, LogMark, PackInfo, ReplicationInfo, SizeInfo, SourceInfo,
@@ -65,5 +68,5 @@ pub use search::{Earlier, SourceName, find_latest, find_parent, is_vouched, too_
 pub use secret::{Credentials, Secret};
 pub use slots::{ListedSlot, SlotListing};
 pub use timing::{StageSeconds, lap};
-pub use tree::{EXTENT_BYTES, FileMap, TreeItem};
+pub use tree::EXTENT_BYTES;
 pub use writer::{LeafPart, MapNode, ShardWriter, WriteCounts, WriteShared, WriterOutcome};

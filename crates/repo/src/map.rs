@@ -11,9 +11,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use mover_base::checksum::{Sha256, crc32, sha256};
+use mover_base::entries::EntryList;
 use mover_base::tree::Entry;
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, PackId, Result};
+use mover_format::ChildList;
 use mover_format::entry::{EntryPageBuilder, StoredEntry};
 use mover_format::frame::{FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
 use mover_format::manifest::PackInfo;
@@ -168,16 +170,16 @@ impl NodeWriter {
 ///
 /// # Errors
 /// `Limit`, naming the largest file.
-pub fn require_extents<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Result<()> {
-    let (mut extents, mut largest) = (0_u64, None::<&Entry>);
-    for entry in entries {
-        let bytes = entry.content_bytes();
+pub fn require_extents(entries: &EntryList) -> Result<()> {
+    let (mut extents, mut largest) = (0_u64, (0, 0));
+    for at in 0..entries.len() {
+        let bytes = entries.content_bytes(at);
         extents = extents.saturating_add(bytes.div_ceil(EXTENT_BYTES));
-        if largest.is_none_or(|largest| largest.content_bytes() < bytes) {
-            largest = Some(entry);
+        if bytes > largest.1 {
+            largest = (at, bytes);
         }
     }
-    match largest.filter(|_| extents > EXTENTS_MAX) {
+    match entries.get(largest.0).filter(|_| extents > EXTENTS_MAX) {
         None => Ok(()),
         Some(largest) => Err(too_large().object(largest.display_path())),
     }
@@ -188,6 +190,60 @@ fn too_large() -> Error {
     let what = format!("the files have more than {limit} together, holes included");
     Error::new(Kind::Limit, what)
         .hint("leave the file out with --exclude, or back up parts of the source on their own")
+}
+
+/// Nodes of extents, kept until all of them are there: some 65 bytes for that of a short file.
+#[derive(Default)]
+pub struct MapNodes {
+    /// Number of the file in path order, and of the extent in it.
+    extents: Vec<(u32, u32)>,
+    nodes: ChildList,
+}
+
+impl MapNodes {
+    /// Adds the node of an extent, by the file's number in path order and the extent's in the file.
+    ///
+    /// # Errors
+    /// `Limit` for more extents than a backup has, or nodes that take more than 4 GiB.
+    pub fn push(&mut self, file: u32, index: u64, node: &MapNode) -> Result<()> {
+        let index = u32::try_from(index).map_err(|_| too_large())?;
+        self.extents.push((file, index));
+        self.nodes.push(Some(&node.0))
+    }
+}
+
+/// The nodes of several lists, file by file.
+pub(crate) struct OrderedNodes {
+    lists: Vec<ChildList>,
+    /// File, extent, list and number in it, the last one first.
+    order: Vec<(u32, u32, u32, u32)>,
+}
+
+impl OrderedNodes {
+    pub fn new(lists: Vec<MapNodes>) -> Self {
+        let count = lists.iter().map(|list| list.extents.len()).sum();
+        let mut order = Vec::with_capacity(count);
+        let mut nodes = Vec::with_capacity(lists.len());
+        for (number, list) in (0u32..).zip(lists) {
+            let extents = (0u32..).zip(list.extents);
+            order.extend(extents.map(|(at, (file, index))| (file, index, number, at)));
+            nodes.push(list.nodes);
+        }
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        OrderedNodes {
+            lists: nodes,
+            order,
+        }
+    }
+
+    /// The nodes of a file in order. Files are asked for in theirs.
+    pub fn take(&mut self, file: u32) -> Result<Vec<MapNode>> {
+        let mut nodes = Vec::new();
+        while let Some((_, _, list, at)) = self.order.pop_if(|(next, ..)| *next == file) {
+            nodes.extend(self.lists[list as usize].get(at as usize)?.map(MapNode));
+        }
+        Ok(nodes)
+    }
 }
 
 /// Joins the extents of files into maps, and the entries into pages.
@@ -291,13 +347,56 @@ mod tests {
             mtime: Default::default(),
             xattrs: Vec::new(),
         };
+        let require = |a, b| {
+            let mut entries = EntryList::default();
+            entries.push(&file(b"a", a)).unwrap();
+            entries.push(&file(b"b", b)).unwrap();
+            require_extents(&entries)
+        };
         let most = EXTENTS_MAX * EXTENT_BYTES;
-        require_extents(&[file(b"a", most - EXTENT_BYTES), file(b"b", 1)]).unwrap();
-        require_extents(&[file(b"a", 0), file(b"b", most)]).unwrap();
+        require(most - EXTENT_BYTES, 1).unwrap();
+        require(0, most).unwrap();
         for (a, b, named) in [(most, 1, "a"), (1, most, "b"), (u64::MAX, u64::MAX, "a")] {
-            let error = require_extents(&[file(b"a", a), file(b"b", b)]).unwrap_err();
+            let error = require(a, b).unwrap_err();
             assert_eq!(error.kind(), Kind::Limit);
             assert_eq!(error.object_name(), Some(named));
         }
+    }
+
+    #[test]
+    fn nodes_of_several_lists_come_file_by_file_in_order() {
+        let node = |byte: u8| MapNode(Child::Inline(vec![1, byte]));
+        let mut lists = vec![
+            MapNodes::default(),
+            MapNodes::default(),
+            MapNodes::default(),
+        ];
+        let pushed = [
+            (0, 5, 0),
+            (1, 2, 1),
+            (0, 2, 0),
+            (2, 7, 0),
+            (1, 5, 1),
+            (0, 5, 2),
+        ];
+        for (list, file, index) in pushed {
+            let node = node((file * 10 + index) as u8);
+            lists[list].push(file as u32, index as u64, &node).unwrap();
+        }
+        let mut ordered = OrderedNodes::new(lists);
+        let mut taken = |file| -> Vec<u8> {
+            let nodes = ordered.take(file).unwrap().into_iter();
+            nodes
+                .map(|node| match node.0 {
+                    Child::Inline(bytes) => bytes[1],
+                    Child::Node(_) => 0,
+                })
+                .collect()
+        };
+        assert_eq!(taken(0), [0; 0]);
+        assert_eq!(taken(2), [20, 21]);
+        assert_eq!(taken(5), [50, 51, 52]);
+        assert_eq!(taken(6), [0; 0]);
+        assert_eq!(taken(7), [70]);
     }
 }

@@ -11,17 +11,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use mover_base::checksum::Sha256;
 use mover_base::{Error, Kind, PackId, Result};
-use mover_format::node::{NodeRef, Run};
+use mover_format::node::{Leaf, NodeRef, Run};
 use mover_io::Shard;
 
 use crate::dedup::{Location, PackTable};
 use crate::open_packs::OpenPacks;
+use crate::parent_names::{NamesCursor, ParentNames};
 use crate::reader::{OpenPack, PackInfos, PackReader};
-use crate::tree::FileMap;
 use crate::writer::WriteShared;
 
 /// What the shards share of the parent.
 pub(crate) struct Parent {
+    pub names: ParentNames,
     pub infos: Arc<PackInfos>,
     /// Those that are open.
     pub packs: Arc<OpenPacks>,
@@ -34,11 +35,12 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
-    /// A parent with these packs, which enter `table`.
-    pub fn new(infos: Arc<PackInfos>, table: &PackTable) -> Self {
+    /// A parent with these names and packs, which enter `table`.
+    pub fn new(names: ParentNames, infos: Arc<PackInfos>, table: &PackTable) -> Self {
         let numbers: HashMap<PackId, u32> = infos.keys().map(|id| (*id, table.add(*id))).collect();
         let numbered = numbers.values().max().map_or(0, |last| *last as usize + 1);
         Parent {
+            names,
             infos,
             packs: Arc::default(),
             numbers,
@@ -74,6 +76,7 @@ impl Parent {
 /// One shard's view of the parent.
 pub(crate) struct ParentReader {
     reader: PackReader,
+    cursor: NamesCursor,
     shared: Arc<WriteShared>,
     /// What the parent has in the extent at hand, in order; empty where that is not known.
     runs: Vec<PlacedRun>,
@@ -97,24 +100,19 @@ impl ParentReader {
         let reader = PackReader::new(shard, &shared.repository, &parent.infos);
         ParentReader {
             reader: reader.with_packs(&parent.packs),
+            cursor: NamesCursor::default(),
             shared: shared.clone(),
             runs: Vec::new(),
             expected: Vec::new(),
         }
     }
 
-    /// Loads what the parent has in extent `index` of a file. Gives the leaf's name if it has one.
-    pub async fn begin_extent(
-        &mut self,
-        map: Option<&FileMap>,
-        index: u64,
-    ) -> Result<Option<NodeRef>> {
+    /// Loads what the parent has in extent `index` of the file at `path`. Gives the leaf's name if it has one.
+    pub async fn begin_extent(&mut self, path: &[u8], index: u64) -> Result<Option<NodeRef>> {
         self.runs.clear();
-        let Some(map) = map.filter(|map| index < map.extents()) else {
-            return Ok(None);
-        };
-        let (leaf, name) = match map.leaf(&mut self.reader, index).await {
-            Ok(found) => found,
+        let (leaf, name) = match self.leaf(path, index).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
             Err(error) => return self.give_up(error).map(|()| None),
         };
         let mut first_block = 0;
@@ -126,6 +124,18 @@ impl ParentReader {
             first_block += u64::from(run.blocks());
         }
         Ok(name)
+    }
+
+    async fn leaf(&mut self, path: &[u8], index: u64) -> Result<Option<(Leaf, Option<NodeRef>)>> {
+        let Some(parent) = &self.shared.parent else {
+            return Ok(None);
+        };
+        let (cursor, reader) = (&mut self.cursor, &mut self.reader);
+        let map = parent.names.map(cursor, reader, path).await?;
+        match map.filter(|map| index < map.extents()) {
+            Some(map) => map.leaf(reader, index).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What the parent has at `count` blocks from `first_block` of the extent on. `None` if that is not known for all of

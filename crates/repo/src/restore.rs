@@ -19,11 +19,12 @@ use mover_store::LinkReport;
 use tokio::task::JoinHandle;
 
 use crate::catalogue;
+use crate::items::ItemList;
 use crate::open_packs::OpenPacks;
 use crate::reader::{FRAMES_SHARED_MAX, FrameNeed, PackInfos, PackReader};
 use crate::repository::Repository;
 use crate::timing::{StageSeconds, lap};
-use crate::tree::{FileMap, TreeItem, in_map, in_pages, read_entries};
+use crate::tree::{FileMap, in_map, in_pages};
 
 /// A backup opened for reading, shared by the shards.
 pub struct BackupView {
@@ -35,7 +36,7 @@ pub struct BackupView {
     /// Who wrote it, as far as its seal tells.
     pub origin: Origin,
     /// Its entries in path order.
-    pub items: Vec<TreeItem>,
+    pub items: ItemList,
     pub(crate) infos: Arc<PackInfos>,
     packs: Arc<OpenPacks>,
 }
@@ -121,8 +122,8 @@ impl BackupView {
         let infos = Arc::new(infos);
         let packs = Arc::default();
         let mut reader = PackReader::new(shard, repository, &infos).with_packs(&packs);
-        let read = read_entries(&mut reader, &open.manifest.pages).await;
-        let (items, _) = read.map_err(|error| in_pages(id, error))?;
+        let read = ItemList::read(&mut reader, &open.manifest.pages).await;
+        let items = read.map_err(|error| in_pages(id, error))?;
         Ok(BackupView {
             repository: repository.clone(),
             id,
@@ -156,15 +157,14 @@ impl BackupView {
     ///
     /// # Errors
     /// `Internal` if there is none of that index.
-    pub fn entry(&self, item: u32) -> Result<&Entry> {
-        let item = self.items.get(item as usize);
-        item.map(|item| &item.entry).ok_or_else(no_entry)
+    pub fn entry(&self, item: u32) -> Result<Entry> {
+        let entry = self.items.entries().get(item as usize);
+        entry.ok_or_else(no_entry)
     }
 
     /// The map of an entry that has blocks.
-    fn map(&self, item: u32) -> Result<&FileMap> {
-        let item = self.items.get(item as usize);
-        item.and_then(|item| item.map.as_ref()).ok_or_else(no_entry)
+    fn map(&self, item: u32) -> Result<FileMap> {
+        self.items.map(item as usize)?.ok_or_else(no_entry)
     }
 
     /// A reader for one shard, of whose buffers it may fill so many ahead ([`READS_AHEAD`](crate::READS_AHEAD) at least).
@@ -239,9 +239,9 @@ impl ExtentReader {
         Sought(self.reader.shard().spawn(async move {
             let found = match view.map(item) {
                 Ok(map) => {
-                    let found = segments(&mut scout, map, index, wanted).await;
+                    let found = segments(&mut scout, &map, index, wanted).await;
                     found.map_err(|error| match view.entry(item) {
-                        Ok(entry) => in_map(view.id, entry, error),
+                        Ok(entry) => in_map(view.id, &entry, error),
                         Err(_) => error,
                     })
                 }

@@ -1,16 +1,13 @@
-//! Reading the map: from a manifest's pages to entries, from a file's map to the leaf of an extent.
+//! Reading the map of a file, down to the leaf of an extent.
 //!
 //! Invariants: the shape of a map follows from the file's size and nothing else, and a node of another shape is
-//! refused; entries come in strictly rising path order over all pages; what a leaf covers is exactly the
-//! blocks of its extent. However a forged map repeats its nodes, whoever goes through it comes to an end: the extents of a backup
-//! are counted before any is looked at, and [`FileMap::each_leaf`] goes through a node once.
+//! refused; what a leaf covers is exactly the blocks of its extent. However a forged map repeats its nodes, whoever goes through
+//! it comes to an end: [`FileMap::each_leaf`] goes through a node once.
 
 use std::collections::HashSet;
 
-use mover_base::tree::{Entry, EntryKind};
-use mover_base::units::{blocks_of, format_bytes};
+use mover_base::tree::Entry;
 use mover_base::{BackupId, Error, Kind, Result};
-use mover_format::entry::EntryPage;
 use mover_format::node::{
     Child, Interior, LEAF_BLOCKS_MAX, Leaf, NodeRef, level_blocks, root_level,
 };
@@ -21,6 +18,10 @@ use crate::reader::{PackReader, damaged};
 /// Bytes of a file that one leaf of its map covers: the extent that a shard works on.
 pub const EXTENT_BYTES: u64 = LEAF_BLOCKS_MAX as u64 * mover_base::BLOCK_BYTES as u64;
 
+/// Most extents that the files of a backup have together: 4 PiB of files, holes included. A backup keeps some 80 bytes for each
+/// while it runs.
+pub(crate) const EXTENTS_MAX: u64 = 1 << 26;
+
 /// The map of one file: its root node and its size.
 #[derive(Debug, Clone)]
 pub struct FileMap {
@@ -28,24 +29,15 @@ pub struct FileMap {
     blocks: u64,
 }
 
-/// An entry of a backup; a file that is not empty has a map.
-#[derive(Debug, Clone)]
-pub struct TreeItem {
-    /// The entry.
-    pub entry: Entry,
-    /// The map of its content.
-    pub map: Option<FileMap>,
-}
-
 impl FileMap {
+    /// The map of a file of so many blocks.
+    pub(crate) fn new(root: Child, blocks: u64) -> Self {
+        FileMap { root, blocks }
+    }
+
     /// Extents of the file.
     pub fn extents(&self) -> u64 {
         self.blocks.div_ceil(LEAF_BLOCKS_MAX as u64)
-    }
-
-    /// Blocks of the file.
-    pub fn blocks(&self) -> u64 {
-        self.blocks
     }
 
     /// Blocks of extent `index`.
@@ -226,146 +218,14 @@ async fn interior(reader: &mut PackReader, child: &Child) -> Result<(Vec<Child>,
     Ok((Interior::decode(&bytes)?.children, name))
 }
 
-async fn node_bytes(reader: &mut PackReader, child: &Child) -> Result<(Vec<u8>, Option<NodeRef>)> {
+pub(crate) async fn node_bytes(
+    reader: &mut PackReader,
+    child: &Child,
+) -> Result<(Vec<u8>, Option<NodeRef>)> {
     match child {
         Child::Inline(bytes) => Ok((bytes.clone(), None)),
         Child::Node(node) => Ok((reader.node(node).await?, Some(*node))),
     }
-}
-
-/// Most memory that the entries of a backup may take: half as much again as a scan allows, in bytes.
-const ENTRIES_BYTES_MAX: usize = 192 << 20;
-
-/// Most extents that the files of a backup have together: 4 PiB of files, holes included. A backup keeps some 280 bytes for each
-/// while it runs.
-pub(crate) const EXTENTS_MAX: u64 = 1 << 26;
-
-/// What the entries read so far take.
-#[derive(Default)]
-struct Taken {
-    bytes: usize,
-    extents: u64,
-}
-
-impl Taken {
-    /// Takes one more into account.
-    fn add(&mut self, item: &TreeItem) -> Result<()> {
-        self.bytes += entry_bytes(&item.entry);
-        let extents = item.map.as_ref().map_or(0, FileMap::extents);
-        self.extents = self.extents.saturating_add(extents);
-        let what = if self.bytes > ENTRIES_BYTES_MAX {
-            let limit = format_bytes(ENTRIES_BYTES_MAX as u64);
-            format!("the backup's list of files takes more than {limit}")
-        } else if self.extents > EXTENTS_MAX {
-            let limit = format_bytes(EXTENTS_MAX * EXTENT_BYTES);
-            format!("the backup's files have more than {limit} together")
-        } else {
-            return Ok(());
-        };
-        Err(Error::new(Kind::Limit, what)
-            .object(item.entry.display_path())
-            .hint("no backup of this program lists so much: the manifest may be forged"))
-    }
-}
-
-/// The memory that an entry takes, in bytes.
-fn entry_bytes(entry: &Entry) -> usize {
-    let target = match &entry.kind {
-        EntryKind::Symlink { target } => target.len(),
-        EntryKind::Hardlink { first } => first.len(),
-        _ => 0,
-    };
-    let xattrs = entry.xattrs.iter();
-    let xattrs = xattrs.map(|pair| size_of_val(pair) + pair.0.len() + pair.1.len());
-    size_of::<TreeItem>() + entry.path.len() + target + xattrs.sum::<usize>()
-}
-
-/// Every entry that `pages` list, in path order, and the names of the stored pages.
-///
-/// # Errors
-/// `Corrupt` for what no writer stores; `Limit` for entries that take over [`ENTRIES_BYTES_MAX`] or whose files have over
-/// [`EXTENTS_MAX`]; those of the reader.
-pub(crate) async fn read_entries(
-    reader: &mut PackReader,
-    pages: &[Child],
-) -> Result<(Vec<TreeItem>, Vec<NodeRef>)> {
-    let mut items: Vec<TreeItem> = Vec::new();
-    let (mut names, mut taken) = (Vec::new(), Taken::default());
-    for page in pages {
-        let (bytes, name) = node_bytes(reader, page).await?;
-        names.extend(name);
-        for stored in EntryPage::decode(&bytes)?.entries {
-            if items
-                .last()
-                .is_some_and(|last| last.entry.path >= stored.entry.path)
-            {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    "the entries of the backup are not in order",
-                )
-                .object(stored.entry.display_path()));
-            }
-            let blocks = blocks_of(stored.entry.content_bytes());
-            let map = stored.map.map(|root| FileMap { root, blocks });
-            if map.is_some() != (blocks > 0) {
-                return Err(
-                    Error::new(Kind::Corrupt, "a file's map does not fit its size")
-                        .object(stored.entry.display_path()),
-                );
-            }
-            let item = TreeItem {
-                entry: stored.entry,
-                map,
-            };
-            taken.add(&item)?;
-            items.push(item);
-        }
-    }
-    check_parents(&items)?;
-    check_hardlinks(&items)?;
-    Ok((items, names))
-}
-
-/// A name must be in a directory that precedes it, or it could not be restored. The root itself has none.
-fn check_parents(items: &[TreeItem]) -> Result<()> {
-    for (at, item) in items.iter().enumerate() {
-        let path = &item.entry.path;
-        let is_root = path.is_empty();
-        let slash = path.iter().rposition(|byte| *byte == b'/');
-        let parent = &path[..slash.unwrap_or(0)];
-        let found = items[..at].binary_search_by(|other| other.entry.path.as_slice().cmp(parent));
-        let is_dir = |at: usize| items[at].entry.kind == EntryKind::Dir;
-        let fits = match is_root {
-            true => is_dir(at),
-            false => found.is_ok_and(is_dir),
-        };
-        if !fits {
-            let what = match is_root {
-                true => "the root of the backup is no directory",
-                false => "an entry of the backup lies in no directory of it",
-            };
-            return Err(Error::new(Kind::Corrupt, what).object(item.entry.display_path()));
-        }
-    }
-    Ok(())
-}
-
-/// A hard link must name a file that precedes it.
-fn check_hardlinks(items: &[TreeItem]) -> Result<()> {
-    for (at, item) in items.iter().enumerate() {
-        let EntryKind::Hardlink { first } = &item.entry.kind else {
-            continue;
-        };
-        let found = items[..at].binary_search_by(|other| other.entry.path.as_slice().cmp(first));
-        let is_file = |at: usize| matches!(items[at].entry.kind, EntryKind::File { .. });
-        if !found.is_ok_and(is_file) {
-            return Err(
-                Error::new(Kind::Corrupt, "a hard link does not name a file before it")
-                    .object(item.entry.display_path()),
-            );
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -376,7 +236,8 @@ mod tests {
 
     use mover_base::PackId;
     use mover_base::checksum::sha256;
-    use mover_base::tree::FileTime;
+    use mover_base::tree::{EntryKind, FileTime};
+    use mover_format::entry::EntryPage;
     use mover_format::node::{CHILDREN_MAX, LeafBuilder, Run};
 
     use super::*;
@@ -468,81 +329,20 @@ mod tests {
         }
     }
 
-    fn file(bytes: u64) -> TreeItem {
+    #[test]
+    fn a_fault_in_a_map_names_backup_and_file_where_it_names_no_object() {
+        let id = BackupId::new(mover_base::Timestamp::from_micros(0), 7);
         let entry = Entry {
             path: b"base/large".to_vec(),
-            kind: EntryKind::File { bytes },
+            kind: EntryKind::File { bytes: 1 },
             mode: 0o644,
             uid: 0,
             gid: 0,
             mtime: FileTime::default(),
             xattrs: Vec::new(),
         };
-        let (root, blocks) = (hole(1), blocks_of(bytes));
-        let map = Some(FileMap { root, blocks });
-        TreeItem { entry, map }
-    }
-
-    fn named(path: &str, kind: EntryKind) -> TreeItem {
-        let mut item = file(0);
-        item.entry = Entry {
-            path: path.into(),
-            kind,
-            ..item.entry
-        };
-        item.map = None;
-        item
-    }
-
-    #[test]
-    fn a_name_lies_in_a_directory_before_it() {
-        let dir = |path| named(path, EntryKind::Dir);
-        let empty = |path| named(path, EntryKind::File { bytes: 0 });
-        let target = b"base".to_vec();
-        let link = |path| named(path, EntryKind::Symlink { target });
-        let sound = [
-            dir(""),
-            dir("base"),
-            empty("base/1"),
-            dir("base/2"),
-            empty("base/2/x"),
-            empty("base0"),
-        ];
-        check_parents(&sound).unwrap();
-        check_parents(&[]).unwrap();
-        for (wrong, object) in [
-            (vec![empty("")], ""),
-            (vec![empty("base")], "base"),
-            (vec![dir(""), empty("base/1")], "base/1"),
-            (vec![dir(""), empty("base"), empty("base/1")], "base/1"),
-            (vec![dir(""), link("base"), empty("base/1")], "base/1"),
-            (vec![dir(""), dir("base"), empty("base/2/x")], "base/2/x"),
-        ] {
-            let error = check_parents(&wrong).unwrap_err();
-            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
-            let name = error.object_name().unwrap_or_default();
-            assert!(name.ends_with(object), "{error}");
-        }
-    }
-
-    #[test]
-    fn files_of_4_pib_are_taken_and_a_byte_more_is_refused() {
-        let mut taken = Taken::default();
-        taken.add(&file((4 << 50) - EXTENT_BYTES)).unwrap();
-        taken.add(&file(EXTENT_BYTES)).unwrap();
-        for bytes in [1, 1 << 63, u64::MAX] {
-            let error = taken.add(&file(bytes)).unwrap_err();
-            assert_eq!(error.kind(), Kind::Limit);
-            assert_eq!(error.object_name(), Some("base/large"));
-        }
-    }
-
-    #[test]
-    fn a_fault_in_a_map_names_backup_and_file_where_it_names_no_object() {
-        let id = BackupId::new(mover_base::Timestamp::from_micros(0), 7);
-        let item = file(1);
         let bare = Leaf::decode(&[1, 0, 2, 4, 4]).unwrap_err();
-        let error = in_map(id, &item.entry, bare);
+        let error = in_map(id, &entry, bare);
         assert_eq!(
             error.object_name(),
             Some("backups/19700101-000000-00000007")
@@ -558,7 +358,7 @@ mod tests {
         );
         assert!(error.hint_text().is_some());
         let of_pack = Error::new(Kind::Corrupt, "it is damaged").object("packs/ab/abcd");
-        let error = in_map(id, &item.entry, of_pack);
+        let error = in_map(id, &entry, of_pack);
         assert_eq!(error.to_string(), "it is damaged: packs/ab/abcd");
         let bare = EntryPage::decode(&[3]).unwrap_err();
         let error = in_pages(id, bare);

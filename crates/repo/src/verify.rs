@@ -559,16 +559,19 @@ pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId
             info.object_type == ObjectType::DataPack && end <= u64::from(info.blocks)
         }),
     };
-    for item in &view.items {
-        let Some(map) = &item.map else { continue };
+    let entries = view.items.entries();
+    for (at, entry) in entries.iter().enumerate() {
+        let Some(map) = view.items.map(at)? else {
+            continue;
+        };
         files += 1;
         shard.stop()?;
         let mut fits = true;
         let each = |leaf: &Leaf| fits &= leaf.runs().iter().all(holds);
         let read = map.each_leaf(&mut reader, &mut walked, each).await;
-        read.map_err(|error| in_map(id, &item.entry, error))?;
+        read.map_err(|error| in_map(id, &entry, error))?;
         if !fits {
-            unknown.get_or_insert_with(|| item.entry.display_path());
+            unknown.get_or_insert_with(|| entry.display_path());
         }
         shard.turn().await;
     }

@@ -27,7 +27,6 @@ use crate::pack::{PackWriter, PendingPack};
 use crate::parent::{Parent, ParentReader};
 use crate::repository::{Repository, Session};
 use crate::timing::{StageSeconds, lap};
-use crate::tree::FileMap;
 
 /// Packs of one shard whose commit may be under way at once: enough to hide the store's latency, few enough
 /// that a failing store is noticed soon.
@@ -206,12 +205,11 @@ impl ShardWriter {
         })
     }
 
-    /// Begins extent `index` of a file, or a part of it. `parent` is the map of the same file in the parent
-    /// backup, if it has one.
-    pub async fn begin_extent(&mut self, parent: Option<&FileMap>, index: u64) -> Result<()> {
+    /// Begins extent `index` of the file at `path`, or a part of it.
+    pub async fn begin_extent(&mut self, path: &[u8], index: u64) -> Result<()> {
         self.extent_begins = true;
         if let Some(reader) = &mut self.parent
-            && let Some(node) = reader.begin_extent(parent, index).await?
+            && let Some(node) = reader.begin_extent(path, index).await?
         {
             self.nodes.know(&node);
         }

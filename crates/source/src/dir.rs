@@ -96,7 +96,7 @@ impl DirSource {
     /// Lists the whole tree. No file is opened. Where something was changed a moment ago, it waits until a change after it
     /// shows: about two seconds at most, where the file system keeps whole seconds.
     ///
-    /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.tree_bytes_max` or with too
+    /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.names_bytes_max` or with too
     /// many extended attributes or too long ones or names, `Source` if
     /// something cannot be read or the tree is an unfinished restore.
     pub fn scan(&self, options: &ScanOptions) -> Result<Tree> {
@@ -118,12 +118,12 @@ impl DirSource {
                 tree.skip(display_path(found.path), SkipReason::OtherFileSystem)?;
             }
             match found.kind()? {
-                Ok(kind) => tree.push(found.item(kind, &mut attributes)?),
+                Ok(kind) => tree.push(&found.item(kind, &mut attributes)?),
                 Err(reason) => tree.skip(display_path(found.path), reason),
             }
         })?;
         let tree = tree.finish()?;
-        granule::wait(&tree.items, go_on)?;
+        granule::wait(tree.items().map(|item| item.stamp), go_on)?;
         Ok(tree)
     }
 
@@ -167,30 +167,29 @@ impl DirSource {
     /// each directory.
     pub fn check_tree_while(&self, tree: &Tree, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
         let excludes = Excludes::new(&tree.options.exclude)?;
-        let mut seen = vec![false; tree.items.len()];
+        let mut seen = vec![false; tree.entries().len()];
         self.walk(&excludes, &tree.options, go_on, &mut |found| {
             if found.skip_reason().is_some() {
                 return Ok(());
             }
-            let at = tree
-                .items
-                .binary_search_by(|item| item.entry.path.as_slice().cmp(found.path))
-                .map_err(|_| changed("it was added", found.path))?;
+            let at = tree.entries().find(found.path);
+            let known = at.and_then(|at| Some((at, tree.item(at)?)));
+            let (at, item) = known.ok_or_else(|| changed("it was added", found.path))?;
             seen[at] = true;
-            let item = &tree.items[at];
             // Excluded names may come and go, which shows in the stamps of their directories; and what is in a file system that
             // is left out, in the stamp of its root.
             let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
             if is_dir && (found.is_other_file_system || !tree.options.exclude.is_empty()) {
-                return check_dir(item, &found.stat);
+                return check_dir(&item, &found.stat);
             }
             match item.stamp.difference(&Stamp::of(&found.stat)) {
                 Some(how) => Err(changed(&how, found.path)),
-                None => check_owner(item, &found.stat),
+                None => check_owner(&item, &found.stat),
             }
         })?;
-        match seen.iter().position(|seen| !seen) {
-            Some(at) => Err(changed("it was removed", &tree.items[at].entry.path)),
+        let gone = seen.iter().position(|seen| !seen);
+        match gone.and_then(|at| tree.entries().get(at)) {
+            Some(entry) => Err(changed("it was removed", &entry.path)),
             None => Ok(()),
         }
     }
@@ -397,5 +396,40 @@ fn check_owner(item: &Item, now: &Stat) -> Result<()> {
     match owner == (now.st_uid, now.st_gid, now.st_mode & 0o7777) {
         true => Ok(()),
         false => Err(changed("its metadata changed", &entry.path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn another_owner_or_mode_is_a_change_whatever_the_stamps_say() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let source = DirSource::open(&format!("dir://{}", dir.path().display())).unwrap();
+        let options = ScanOptions::default();
+        let scanned = source.scan(&options).unwrap();
+        source.check_tree_unchanged(&scanned).unwrap();
+        let changes: [fn(&mut Entry); 3] = [
+            |entry| entry.uid ^= 1,
+            |entry| entry.gid ^= 1,
+            |entry| entry.mode ^= 1,
+        ];
+        for change in changes {
+            let mut changed = TreeBuilder::new(&options);
+            for mut item in scanned.items() {
+                if item.entry.path == b"file" {
+                    change(&mut item.entry);
+                }
+                changed.push(&item).unwrap();
+            }
+            let tree = changed.finish().unwrap();
+            let error = source.check_tree_unchanged(&tree).unwrap_err();
+            assert_eq!(error.kind(), Kind::SourceChanged);
+            assert!(error.to_string().contains("metadata changed"), "{error}");
+        }
     }
 }

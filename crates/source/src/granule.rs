@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mover_base::tree::FileTime;
 use mover_base::{Result, Timestamp};
 
-use crate::scan::Item;
+use crate::scan::Stamp;
 
 /// Two ticks of the slowest kernel clock (100 Hz), with which fine stamps are taken before Linux 6.13.
 const FINE: Duration = Duration::from_millis(20);
@@ -25,8 +25,11 @@ const SLICE: Duration = Duration::from_millis(50);
 
 /// Waits until every write shows in the stamp of what it changes; usually that is so. Ends with the error of `go_on`,
 /// which is asked from time to time in a long wait.
-pub(crate) fn wait(items: &[Item], go_on: &dyn Fn() -> Result<()>) -> Result<()> {
-    let rest = rest(items, Timestamp::now());
+pub(crate) fn wait(
+    stamps: impl Iterator<Item = Stamp>,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let rest = rest(stamps, Timestamp::now());
     let begun = Instant::now();
     loop {
         let left = rest.saturating_sub(begun.elapsed());
@@ -41,10 +44,10 @@ pub(crate) fn wait(items: &[Item], go_on: &dyn Fn() -> Result<()>) -> Result<()>
 }
 
 /// How long it is at `now` until the last file system takes other stamps than any that were found on it.
-fn rest(items: &[Item], now: Timestamp) -> Duration {
+fn rest(stamps: impl Iterator<Item = Stamp>, now: Timestamp) -> Duration {
     // The newest stamp of each file system, and whether all are of whole seconds.
     let mut newest: HashMap<u64, (FileTime, bool)> = HashMap::new();
-    for Item { stamp, .. } in items {
+    for stamp in stamps {
         let time = stamp.mtime.max(stamp.ctime);
         let is_whole = stamp.mtime.nanos == 0 && stamp.ctime.nanos == 0;
         newest
@@ -70,46 +73,32 @@ fn nanos_of(time: FileTime) -> i128 {
 
 #[cfg(test)]
 mod tests {
-    use mover_base::tree::{Entry, EntryKind};
-
     use super::*;
-    use crate::Stamp;
 
     const NOW: i64 = 1_700_000_000;
 
     /// A name on a device that was changed so many milliseconds after [`NOW`].
-    fn item(dev: u64, millis: i64) -> Item {
+    fn stamp(dev: u64, millis: i64) -> Stamp {
         let time = FileTime {
             seconds: NOW + millis.div_euclid(1_000),
             nanos: (millis.rem_euclid(1_000) * 1_000_000) as u32,
         };
-        Item {
-            entry: Entry {
-                path: Vec::new(),
-                kind: EntryKind::Dir,
-                mode: 0,
-                uid: 0,
-                gid: 0,
-                mtime: time,
-                xattrs: Vec::new(),
-            },
-            stamp: Stamp {
-                dev,
-                ino: 1,
-                size_bytes: 0,
-                mtime: time,
-                ctime: time,
-                allocated_bytes: 0,
-                links: 1,
-            },
+        Stamp {
+            dev,
+            ino: 1,
+            size_bytes: 0,
+            mtime: time,
+            ctime: time,
+            allocated_bytes: 0,
+            links: 1,
         }
     }
 
     #[test]
     fn only_what_was_changed_within_a_step_is_waited_for() {
         let rest_of = |items: &[(u64, i64)]| {
-            let items: Vec<Item> = items.iter().map(|&(dev, ms)| item(dev, ms)).collect();
-            rest(&items, Timestamp::from_micros(NOW * 1_000_000)).as_millis()
+            let stamps = items.iter().map(|&(dev, ms)| stamp(dev, ms));
+            rest(stamps, Timestamp::from_micros(NOW * 1_000_000)).as_millis()
         };
         assert_eq!(rest_of(&[]), 0);
         // Fine stamps; one of a whole second by chance.

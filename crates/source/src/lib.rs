@@ -38,9 +38,7 @@ pub use failure::{source_error, target_error};
 pub use holes::{DataRanges, HOLES_UNKNOWN, RANGES_MAX, data_ranges};
 pub use plan::{TargetMode, TargetPlan};
 pub use remove::{Inode, holds_repository};
-pub use scan::{
-    Item, ScanOptions, SkipReason, Skipped, Stamp, TREE_BYTES_MAX_DEFAULT, Totals, Tree,
-};
+pub use scan::{Item, NAMES_BYTES_DEFAULT, ScanOptions, SkipReason, Skipped, Stamp, Totals, Tree};
 pub use target::{DirTarget, Finished, WARNINGS_MAX};
 
 /// Marks a directory whose restore is not finished; its presence at the top of a tree makes a backup of

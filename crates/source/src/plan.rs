@@ -5,13 +5,13 @@
 //! symbolic links; it is resolved here, once, and what it led to is held open: whoever owns a directory on the way may put
 //! something else there meanwhile, and nothing is looked at, removed or made by that path again.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mover_base::entries::EntryList;
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -228,16 +228,12 @@ impl TargetPlan {
         self.repository = repository;
     }
 
-    /// Delta: how many names are in the target and not `wanted`: what [`DirTarget::remove_extra`] will remove.
+    /// Delta: how many names are in the target and not among the `wanted` ones, which are in path order: what [`DirTarget::remove_extra`] will remove.
     ///
     /// Errors: those of `go_on`, which is asked before each directory; `Usage` if the repository that [`spare`](Self::spare) named is in the target.
     ///
     /// [`DirTarget::remove_extra`]: crate::DirTarget::remove_extra
-    pub fn count_extra(
-        &self,
-        wanted: &BTreeSet<&[u8]>,
-        go_on: &dyn Fn() -> Result<()>,
-    ) -> Result<u64> {
+    pub fn count_extra(&self, wanted: &EntryList, go_on: &dyn Fn() -> Result<()>) -> Result<u64> {
         let Staging::InPlace { target } = &self.staging else {
             return Ok(0);
         };

@@ -5,10 +5,9 @@
 //! system is never entered. A repository is never removed or emptied, by whatever path it comes up: it is told by device
 //! and inode. The depth is bounded by the length of a path and not by the stack.
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use mover_base::entries::EntryList;
 use mover_base::tree::{PATH_BYTES_MAX, display_path};
 use mover_base::{Error, Kind, Result};
 use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
@@ -243,22 +242,14 @@ pub(crate) enum Fate {
 
 impl Fate {
     /// What becomes of `path` in a target where `wanted` is to be. The restore's marker stays.
-    pub(crate) fn of(path: &[u8], wanted: &BTreeSet<&[u8]>) -> Fate {
+    pub(crate) fn of(path: &[u8], wanted: &EntryList) -> Fate {
         match path {
             _ if path == RESTORE_MARKER.as_bytes() => Fate::Left,
-            _ if !wanted.contains(path) => Fate::Removed,
-            _ if holds_below(wanted, path) => Fate::Kept,
+            _ if wanted.find(path).is_none() => Fate::Removed,
+            _ if wanted.holds_below(path) => Fate::Kept,
             _ => Fate::KeptEmpty,
         }
     }
-}
-
-/// Whether something that is wanted lies below `dir`.
-fn holds_below(wanted: &BTreeSet<&[u8]>, dir: &[u8]) -> bool {
-    let below = [dir, b"/"].concat();
-    let from = (Bound::Included(below.as_slice()), Bound::Unbounded);
-    let first = wanted.range::<[u8], _>(from).next();
-    first.is_some_and(|path| path.starts_with(&below))
 }
 
 /// What to do with what is extra.

@@ -6,16 +6,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::mem::size_of;
 
+use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind, FileTime};
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use rustix::fs::Stat;
 
-/// How much memory the items of a tree may take unless an operator says otherwise: half of the 256 MiB
-/// that the whole process may, which holds about 500,000 files with paths of 50 bytes.
-pub const TREE_BYTES_MAX_DEFAULT: u64 = 128 << 20;
+/// How much memory the items of a tree may take unless an operator says otherwise: with what else a job keeps of each file, and with all that it takes for
+/// few, it stays below the 256 MiB that the whole process may. It holds 550,000 files with names of 20 bytes.
+pub const NAMES_BYTES_DEFAULT: u64 = 56 << 20;
 
 /// How a source is scanned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct ScanOptions {
     /// Keep directories where other file systems are mounted, without what is in them.
     pub one_file_system: bool,
     /// How much memory the list of files may take, in bytes.
-    pub tree_bytes_max: u64,
+    pub names_bytes_max: u64,
 }
 
 impl Default for ScanOptions {
@@ -34,7 +34,7 @@ impl Default for ScanOptions {
         ScanOptions {
             exclude: Vec::new(),
             one_file_system: false,
-            tree_bytes_max: TREE_BYTES_MAX_DEFAULT,
+            names_bytes_max: NAMES_BYTES_DEFAULT,
         }
     }
 }
@@ -166,8 +166,11 @@ pub struct Skipped {
 /// A scanned source.
 #[derive(Debug, Clone)]
 pub struct Tree {
-    /// Everything found, sorted by path bytes.
-    pub items: Vec<Item>,
+    entries: EntryList,
+    /// What else was found of each entry.
+    found: Vec<Found>,
+    /// The devices that hold the entries.
+    devices: Vec<u64>,
     /// Sums.
     pub totals: Totals,
     /// What was left out without having been excluded.
@@ -176,104 +179,171 @@ pub struct Tree {
     pub(crate) options: ScanOptions,
 }
 
+/// What a stamp has that its entry has not.
+#[derive(Debug, Clone)]
+struct Found {
+    ino: u64,
+    size_bytes: u64,
+    allocated_bytes: u64,
+    ctime_seconds: i64,
+    ctime_nanos: u32,
+    /// At most; nobody asks for more than whether there are several.
+    links: u16,
+    /// Number of its device.
+    device: u16,
+}
+
+impl Tree {
+    /// Everything found, in path order.
+    pub fn entries(&self) -> &EntryList {
+        &self.entries
+    }
+
+    /// Bytes that the items take, without the room that lists keep for more.
+    pub fn memory_bytes(&self) -> usize {
+        self.entries.memory_bytes() + size_of_val(&self.found[..])
+    }
+
+    /// The item with this number in path order.
+    pub fn item(&self, at: usize) -> Option<Item> {
+        let (entry, found) = (self.entries.get(at)?, self.found.get(at)?);
+        Some(self.join(entry, found))
+    }
+
+    /// Everything found, in path order, with its stamps.
+    pub fn items(&self) -> impl ExactSizeIterator<Item = Item> {
+        let found = self.entries.iter().zip(&self.found);
+        found.map(|(entry, found)| self.join(entry, found))
+    }
+
+    fn join(&self, entry: Entry, found: &Found) -> Item {
+        let stamp = Stamp {
+            dev: self.devices[found.device as usize],
+            ino: found.ino,
+            size_bytes: found.size_bytes,
+            mtime: entry.mtime,
+            ctime: FileTime {
+                seconds: found.ctime_seconds,
+                nanos: found.ctime_nanos,
+            },
+            allocated_bytes: found.allocated_bytes,
+            links: found.links.into(),
+        };
+        Item { entry, stamp }
+    }
+}
+
 /// A tree while it grows.
 pub(crate) struct TreeBuilder {
-    items: Vec<Item>,
-    skipped: Vec<Skipped>,
-    bytes: u64,
-    options: ScanOptions,
+    /// As they come; their paths are in order when it is finished.
+    tree: Tree,
+    skipped_bytes: usize,
 }
 
 impl TreeBuilder {
     pub(crate) fn new(options: &ScanOptions) -> TreeBuilder {
         TreeBuilder {
-            items: Vec::new(),
-            skipped: Vec::new(),
-            bytes: 0,
-            options: options.clone(),
+            tree: Tree {
+                entries: EntryList::default(),
+                found: Vec::new(),
+                devices: Vec::new(),
+                totals: Totals::default(),
+                skipped: Vec::new(),
+                options: options.clone(),
+            },
+            skipped_bytes: 0,
         }
     }
 
-    pub(crate) fn push(&mut self, item: Item) -> Result<()> {
-        self.charge(item_bytes(&item))?;
-        self.items.push(item);
-        Ok(())
+    pub(crate) fn push(&mut self, item: &Item) -> Result<()> {
+        let tree = &mut self.tree;
+        let Item { entry, stamp } = item;
+        // Hardly any source is on more than a few.
+        let device = tree.devices.iter().position(|device| *device == stamp.dev);
+        let device = device.unwrap_or_else(|| {
+            tree.devices.push(stamp.dev);
+            tree.devices.len() - 1
+        });
+        let device = u16::try_from(device).map_err(|_| {
+            Error::new(
+                Kind::Limit,
+                "the source is on more than 65,536 file systems",
+            )
+            .object(entry.display_path())
+            .hint("use --one-file-system, or back up parts of the source on their own")
+        })?;
+        tree.entries.push(entry)?;
+        tree.found.push(Found {
+            ino: stamp.ino,
+            size_bytes: stamp.size_bytes,
+            allocated_bytes: stamp.allocated_bytes,
+            ctime_seconds: stamp.ctime.seconds,
+            ctime_nanos: stamp.ctime.nanos,
+            links: stamp.links.try_into().unwrap_or(u16::MAX),
+            device,
+        });
+        self.check_room()
     }
 
     pub(crate) fn skip(&mut self, path: String, reason: SkipReason) -> Result<()> {
-        self.charge(size_of::<Skipped>() + path.len())?;
-        self.skipped.push(Skipped { path, reason });
-        Ok(())
+        self.skipped_bytes += size_of::<Skipped>() + path.len();
+        self.tree.skipped.push(Skipped { path, reason });
+        self.check_room()
     }
 
-    fn charge(&mut self, bytes: usize) -> Result<()> {
-        self.bytes = self.bytes.saturating_add(bytes as u64);
-        if self.bytes <= self.options.tree_bytes_max {
+    fn check_room(&self) -> Result<()> {
+        let tree = &self.tree;
+        let bytes = tree.memory_bytes() + self.skipped_bytes;
+        if bytes as u64 <= tree.options.names_bytes_max {
             return Ok(());
         }
-        let limit = format_bytes(self.options.tree_bytes_max);
-        let found = self.items.len();
+        let limit = format_bytes(tree.options.names_bytes_max);
+        let found = tree.entries.len();
         Err(Error::new(
             Kind::Limit,
             format!("the list of files takes more than {limit} of memory after {found} names"),
         )
-        .hint("exclude what is no part of the database, or split the source"))
+        .hint("exclude what is no part of the database, split the source, or allow more (--names, 128 MiB at most)"))
     }
 
-    pub(crate) fn finish(mut self) -> Result<Tree> {
-        self.items
-            .sort_unstable_by(|a, b| a.entry.path.cmp(&b.entry.path));
-        self.link()?;
-        let totals = totals(&self.items);
-        Ok(Tree {
-            items: self.items,
-            totals,
-            skipped: self.skipped,
-            options: self.options,
-        })
-    }
-
-    /// Turns every name of an inode but its first into a hard link.
-    fn link(&mut self) -> Result<()> {
-        let mut firsts: HashMap<(u64, u64), usize> = HashMap::new();
-        for at in 0..self.items.len() {
-            let Item { entry, stamp } = &self.items[at];
-            if stamp.links < 2 || !matches!(entry.kind, EntryKind::File { .. }) {
-                continue;
-            }
-            match firsts.get(&(stamp.dev, stamp.ino)) {
-                None => {
-                    firsts.insert((stamp.dev, stamp.ino), at);
-                    self.charge(size_of::<((u64, u64), usize)>())?;
-                }
-                Some(&first) => {
-                    let first = self.items[first].entry.path.clone();
-                    self.charge(first.len())?;
-                    let entry = &mut self.items[at].entry;
-                    entry.xattrs = Vec::new();
-                    entry.kind = EntryKind::Hardlink { first };
+    /// The tree in path order, where every name of an inode but its first is a hard link. Both orders are in memory for a
+    /// moment; nothing else of a job is yet.
+    pub(crate) fn finish(self) -> Result<Tree> {
+        let unordered = self.tree;
+        let mut order: Vec<u32> = (0..unordered.entries.len() as u32).collect();
+        let mut scratch = Vec::new();
+        order.sort_unstable_by(|a, b| {
+            let (a, b) = (*a as usize, *b as usize);
+            unordered.entries.order(a, b, &mut scratch)
+        });
+        let mut ordered = TreeBuilder {
+            skipped_bytes: self.skipped_bytes,
+            ..TreeBuilder::new(&unordered.options)
+        };
+        let mut firsts: HashMap<(u64, u64), u32> = HashMap::new();
+        for (at, from) in (0u32..).zip(order) {
+            let Some(mut item) = unordered.item(from as usize) else {
+                return Err(Error::new(Kind::Internal, "an item of the tree is gone"));
+            };
+            let stamp = &item.stamp;
+            if stamp.links > 1 && matches!(item.entry.kind, EntryKind::File { .. }) {
+                // Its own number, which is not in the list yet, if it is the first.
+                let first = *firsts.entry((stamp.dev, stamp.ino)).or_insert(at);
+                if let Some(first) = ordered.tree.entries.get(first as usize) {
+                    item.entry.kind = EntryKind::Hardlink { first: first.path };
+                    item.entry.xattrs = Vec::new();
                 }
             }
+            ordered.push(&item)?;
         }
-        Ok(())
+        let mut tree = ordered.tree;
+        tree.skipped = unordered.skipped;
+        tree.totals = totals(tree.items());
+        Ok(tree)
     }
 }
 
-fn item_bytes(item: &Item) -> usize {
-    let entry = &item.entry;
-    let target = match &entry.kind {
-        EntryKind::Symlink { target } => target.len(),
-        _ => 0,
-    };
-    let xattrs: usize = entry
-        .xattrs
-        .iter()
-        .map(|pair| size_of_val(pair) + pair.0.len() + pair.1.len())
-        .sum();
-    size_of::<Item>() + entry.path.len() + target + xattrs
-}
-
-fn totals(items: &[Item]) -> Totals {
+fn totals(items: impl Iterator<Item = Item>) -> Totals {
     let mut totals = Totals::default();
     for item in items {
         match &item.entry.kind {

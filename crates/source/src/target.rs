@@ -7,13 +7,14 @@
 //! last. In delta mode nothing is written through two names. Everything is writable by its owner alone until its metadata is applied. File contents are
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind, display_path, is_safe_path};
 use mover_base::{Error, Kind, Result};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
@@ -213,7 +214,7 @@ impl DirTarget {
     /// caller. To be called once per entry.
     ///
     /// Errors: `Target` if it stands under another entry already.
-    pub fn make_file(&self, entry: &Entry, other_names: &[&[u8]]) -> Result<OwnedFd> {
+    pub fn make_file(&self, entry: &Entry, other_names: &[Vec<u8>]) -> Result<OwnedFd> {
         self.check(entry, "file", matches!(entry.kind, EntryKind::File { .. }))?;
         let failed = self.failed("a file cannot be made", entry);
         let place = beneath::place(self.root.as_fd(), &entry.path).map_err(&failed)?;
@@ -254,7 +255,7 @@ impl DirTarget {
         &self,
         file: &Stat,
         place: &beneath::Place<'_>,
-        other_names: &[&[u8]],
+        other_names: &[Vec<u8>],
     ) -> bool {
         // By directory and name: through a bind mount one name is found at two paths.
         let mut names = HashSet::new();
@@ -373,18 +374,14 @@ impl DirTarget {
             .map_err(failed)
     }
 
-    /// Delta: removes every name that is not `wanted`, with everything below it, and returns how many names went.
+    /// Delta: removes every name that is not among the `wanted` ones, which are in path order, with everything below it, and returns how many names went.
     /// The marker stays. To be called before files are written, so that their space is free.
     ///
     /// Where another file system is mounted on a directory below which nothing is wanted, it was most likely no part
     /// of the source (or left out with `one_file_system`): it is left as it is, also by calls to come, with a warning.
     ///
     /// Errors: besides those of removing, that of `go_on`, which is asked before each directory.
-    pub fn remove_extra(
-        &self,
-        wanted: &BTreeSet<&[u8]>,
-        go_on: &dyn Fn() -> Result<()>,
-    ) -> Result<u64> {
+    pub fn remove_extra(&self, wanted: &EntryList, go_on: &dyn Fn() -> Result<()>) -> Result<u64> {
         if self.mode == TargetMode::Fresh {
             return Ok(0);
         }

@@ -82,7 +82,7 @@ fn sample(command: &Command, option: &OptionName) -> String {
     }
     match arg.get_long().unwrap() {
         "shards" | "level" | "seed" => "7",
-        "arena" | "index" => "64MiB",
+        "arena" | "index" | "names" => "64MiB",
         "limit-requests" => "50",
         "limit-read" | "limit-write" | "limit-upload" | "limit-download" => "5MiB/s",
         "annotation" => "key=value",
@@ -509,7 +509,7 @@ fn the_key_file_of_the_stronger_layer_is_used() {
 
 #[test]
 fn engine_options_reach_the_engine() {
-    let line = "list --shards 3 --pin false --rung threads --no-direct --arena 64MiB --index 8MiB \
+    let line = "list --shards 3 --pin false --rung threads --no-direct --arena 64MiB --index 8MiB --names 9MiB \
                 --limit-read 1MiB/s --limit-write none --limit-upload 3MiB --limit-requests 90";
     let settings = Fixture::new()
         .file("limit-write = '5MiB'\nlimit-download = '7MiB/s'")
@@ -527,8 +527,8 @@ fn engine_options_reach_the_engine() {
     );
     assert!(matches!(engine.top_rung, Rung::Threads));
     assert_eq!(
-        (engine.arena_bytes, engine.index_bytes),
-        (64 << 20, 8 << 20)
+        (engine.arena_bytes, engine.index_bytes, engine.names_bytes),
+        (64 << 20, 8 << 20, 9 << 20)
     );
     assert_eq!(
         (engine.limits.read.get(), engine.limits.write.get()),
@@ -554,7 +554,11 @@ fn the_defaults_told_are_those_used() {
     let engine = Engine::default();
     let doc = include_str!("../../../../docs/configuration.md");
     let command = RawArgs::command();
-    for (key, bytes) in [("arena", engine.arena_bytes), ("index", engine.index_bytes)] {
+    for (key, bytes) in [
+        ("arena", engine.arena_bytes),
+        ("index", engine.index_bytes),
+        ("names", engine.names_bytes),
+    ] {
         let told = format!("{}MiB", bytes >> 20);
         let row = doc
             .lines()

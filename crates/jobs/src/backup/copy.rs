@@ -5,11 +5,11 @@
 
 use mover_base::{BLOCK_BYTES, Result};
 use mover_io::{Shard, ShardConfig, Stop};
-use mover_repo::{BackupRun, LeafPart, MapNode, ShardWriter, WriterOutcome, lap};
+use mover_repo::{BackupRun, LeafPart, MapNodes, ShardWriter, WriterOutcome, lap};
 
 use super::feed::{Event, Feed};
 use super::origin::{Origin, not_listed};
-use crate::extents::{ExtentId, ExtentQueue, Joiner, Share};
+use crate::extents::{ExtentQueue, Joiner, Share};
 use crate::progress::Progress;
 use crate::report::ShardFigures;
 use crate::settings::JobLimits;
@@ -17,7 +17,7 @@ use crate::settings::JobLimits;
 /// What one shard brings back.
 struct Part {
     outcome: WriterOutcome,
-    nodes: Vec<(ExtentId, MapNode)>,
+    nodes: MapNodes,
     read_bytes: u64,
     figures: ShardFigures,
 }
@@ -26,7 +26,8 @@ struct Part {
 #[derive(Default)]
 pub(crate) struct Gathered {
     pub outcomes: Vec<WriterOutcome>,
-    pub nodes: Vec<(ExtentId, MapNode)>,
+    /// Of each shard.
+    pub nodes: Vec<MapNodes>,
     pub bytes_copied: u64,
     pub shards: Vec<ShardFigures>,
 }
@@ -34,7 +35,7 @@ pub(crate) struct Gathered {
 impl Gathered {
     fn add(&mut self, part: Part) {
         self.outcomes.push(part.outcome);
-        self.nodes.extend(part.nodes);
+        self.nodes.push(part.nodes);
         self.bytes_copied += part.read_bytes;
         // What is copied after the bulk, by shards of its own, says nothing more of the machinery; its time counts.
         let index = part.figures.report.shard;
@@ -82,7 +83,7 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
     job.run.preload(shard).await?;
     let mut writer = ShardWriter::new(shard, job.run.shared())?;
     let mut feed = Feed::new(shard, job.origin, &job.extents, &job.limits.read);
-    let mut nodes = Vec::new();
+    let mut nodes = MapNodes::default();
     let mut current = None;
     loop {
         shard.stop()?;
@@ -93,8 +94,7 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             None => break,
             Some(Event::Begin(share)) => {
                 let entry = job.origin.entry(share.item)?;
-                let parent = job.run.parent_map(&entry.path);
-                writer.begin_extent(parent, share.index).await?;
+                writer.begin_extent(&entry.path, share.index).await?;
                 if share.begin == 0 {
                     job.progress.add_files(1);
                 }
@@ -144,7 +144,8 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             Some(Event::End(share)) => {
                 let part = writer.end_part()?;
                 if let Some(parts) = job.parts.add(&share, part) {
-                    nodes.push((share.extent(), writer.end_extent(parts).await?));
+                    let node = writer.end_extent(parts).await?;
+                    nodes.push(share.item, share.index, &node)?;
                 }
             }
         }

@@ -64,8 +64,8 @@ pub(crate) struct TreeOrigin {
 }
 
 impl TreeOrigin {
-    fn item(&self, at: u32) -> Result<&Item> {
-        self.tree.items.get(at as usize).ok_or_else(not_listed)
+    fn item(&self, at: u32) -> Result<Item> {
+        self.tree.item(at as usize).ok_or_else(not_listed)
     }
 }
 
@@ -76,18 +76,21 @@ pub(crate) fn not_listed() -> Error {
 
 impl Origin {
     /// The entry with this number, in path order.
-    pub fn entry(&self, at: u32) -> Result<&Entry> {
+    pub fn entry(&self, at: u32) -> Result<Entry> {
         match self {
-            Origin::Tree(tree) => Ok(&tree.item(at)?.entry),
-            Origin::Pages(pages) => pages.entry(at),
+            Origin::Tree(tree) => {
+                let entry = tree.tree.entries().get(at as usize);
+                entry.ok_or_else(not_listed)
+            }
+            Origin::Pages(pages) => pages.entry(at).cloned(),
         }
     }
 
     /// All entries, in path order.
-    pub fn entries(&self) -> Box<dyn Iterator<Item = &Entry> + Send + '_> {
+    pub fn entries(&self) -> Box<dyn Iterator<Item = Entry> + '_> {
         match self {
-            Origin::Tree(tree) => Box::new(tree.tree.items.iter().map(|item| &item.entry)),
-            Origin::Pages(pages) => Box::new(pages.entries()),
+            Origin::Tree(tree) => Box::new(tree.tree.entries().iter()),
+            Origin::Pages(pages) => Box::new(pages.entries().cloned()),
         }
     }
 
@@ -102,7 +105,7 @@ impl Origin {
     /// Opens a file. `None` if it is gone and need not be there.
     pub fn open(&self, at: u32) -> Result<Option<OwnedFd>> {
         match self {
-            Origin::Tree(tree) => tree.source.open_file(tree.item(at)?).map(Some),
+            Origin::Tree(tree) => tree.source.open_file(&tree.item(at)?).map(Some),
             Origin::Pages(pages) => pages.open(at),
         }
     }
@@ -148,7 +151,7 @@ impl Origin {
     /// Checks a file after a share of it was read.
     pub fn check_end(&self, at: u32, fd: BorrowedFd<'_>) -> Result<()> {
         match self {
-            Origin::Tree(tree) => tree.source.check_unchanged(tree.item(at)?, fd),
+            Origin::Tree(tree) => tree.source.check_unchanged(&tree.item(at)?, fd),
             Origin::Pages(_) => Ok(()),
         }
     }

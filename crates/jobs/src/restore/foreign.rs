@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use mover_base::entries::EntryList;
 use mover_base::tree::display_path;
 use mover_base::{Error, Kind, Result};
 use mover_source::{PARTIAL_PREFIX, RESTORE_MARKER};
@@ -15,7 +16,7 @@ use mover_source::{PARTIAL_PREFIX, RESTORE_MARKER};
 const NAMED_MAX: usize = 5;
 
 /// The first names at the top of `target`, in order, if none of those there is `wanted`.
-pub(super) fn foreign_names(target: &Path, wanted: &BTreeSet<&[u8]>) -> Result<Vec<String>> {
+pub(super) fn foreign_names(target: &Path, wanted: &EntryList) -> Result<Vec<String>> {
     let failed = |error| {
         Error::new(Kind::Target, "the target cannot be listed")
             .object(target.display().to_string())
@@ -25,7 +26,7 @@ pub(super) fn foreign_names(target: &Path, wanted: &BTreeSet<&[u8]>) -> Result<V
     for entry in std::fs::read_dir(target).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let name = name.as_bytes();
-        if wanted.contains(name) {
+        if wanted.find(name).is_some() {
             return Ok(Vec::new());
         }
         // What restores themselves leave, and what every file system of that kind has, is nobody's data.
@@ -47,12 +48,26 @@ pub(super) fn foreign_names(target: &Path, wanted: &BTreeSet<&[u8]>) -> Result<V
 mod tests {
     use std::fs;
 
+    use mover_base::tree::{Entry, EntryKind, FileTime};
+
     use super::*;
 
     #[test]
     fn a_target_is_foreign_if_it_has_names_and_none_of_the_backup() {
         let dir = tempfile::tempdir().unwrap();
-        let wanted: BTreeSet<&[u8]> = [&b""[..], b"data", b"data/etc"].into();
+        let mut wanted = EntryList::default();
+        for path in ["", "data", "data/etc"] {
+            let entry = Entry {
+                path: path.into(),
+                kind: EntryKind::Dir,
+                mode: 0o700,
+                uid: 0,
+                gid: 0,
+                mtime: FileTime::default(),
+                xattrs: Vec::new(),
+            };
+            wanted.push(&entry).unwrap();
+        }
         let found = || foreign_names(dir.path(), &wanted).unwrap();
         let make = |name: &str| fs::create_dir(dir.path().join(name)).unwrap();
         assert!(found().is_empty(), "it is empty");

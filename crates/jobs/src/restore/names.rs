@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use mover_base::Result;
 use mover_base::tree::{Entry, EntryKind};
 use mover_io::Shard;
-use mover_repo::{BackupView, TreeItem};
+use mover_repo::BackupView;
 use mover_source::{DirTarget, TargetMode, target_error};
 
 use crate::progress::Progress;
@@ -24,7 +24,7 @@ const NAMES_PER_TURN: usize = 256;
 
 /// The names of a tree that is being restored.
 pub(super) struct Names<'a> {
-    items: &'a [TreeItem],
+    view: &'a BackupView,
     target: &'a DirTarget,
     mode: TargetMode,
     /// For each item, whether its file was made by [`open`](Self::open); locked while it is.
@@ -34,10 +34,15 @@ pub(super) struct Names<'a> {
 impl<'a> Names<'a> {
     pub fn new(view: &'a BackupView, target: &'a DirTarget, mode: TargetMode) -> Self {
         Names {
-            items: &view.items,
+            view,
             target,
             mode,
-            made: view.items.iter().map(|_| Mutex::new(false)).collect(),
+            made: view
+                .items
+                .entries()
+                .iter()
+                .map(|_| Mutex::new(false))
+                .collect(),
         }
     }
 
@@ -55,7 +60,14 @@ impl<'a> Names<'a> {
     /// Makes what comes after the content.
     pub fn make_last(&self, engine: &Engine, progress: &Progress, tick: Tick<'_>) -> Result<()> {
         let is_link = |entry: &Entry| matches!(entry.kind, EntryKind::Hardlink { .. });
-        match self.mode == TargetMode::Fresh && self.entries().any(is_link) {
+        match self.mode == TargetMode::Fresh
+            && self
+                .view
+                .items
+                .entries()
+                .iter()
+                .any(|entry| is_link(&entry))
+        {
             true => self.make(engine, progress, tick, is_link),
             false => Ok(()),
         }
@@ -64,7 +76,7 @@ impl<'a> Names<'a> {
     /// Opens the file of an item for writing and, where that was left to this, makes it; none if it is gone.
     pub fn open(&self, item: u32) -> Result<Option<OwnedFd>> {
         let at = item as usize;
-        let entry = &self.items[at].entry;
+        let entry = self.view.entry(item)?;
         if self.mode == TargetMode::Delta {
             return self.target.open_existing(&entry.path);
         }
@@ -72,13 +84,9 @@ impl<'a> Names<'a> {
         if *made {
             return self.target.open_existing(&entry.path);
         }
-        let fd = self.target.make_file(entry, &[])?;
+        let fd = self.target.make_file(&entry, &[])?;
         *made = true;
         Ok(Some(fd))
-    }
-
-    fn entries(&self) -> impl Iterator<Item = &'a Entry> {
-        self.items.iter().map(|item| &item.entry)
     }
 
     /// Makes the `chosen` names in path order.
@@ -90,17 +98,23 @@ impl<'a> Names<'a> {
         chosen: impl Fn(&Entry) -> bool + Sync,
     ) -> Result<()> {
         // A file's further names tell whether it may be worked on in place.
-        let mut links: HashMap<&[u8], Vec<&[u8]>> = HashMap::new();
-        for entry in self.entries() {
-            if let EntryKind::Hardlink { first } = &entry.kind {
-                links.entry(first).or_default().push(&entry.path);
+        let mut links: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
+        for entry in self.view.items.entries().iter() {
+            if let EntryKind::Hardlink { first } = entry.kind {
+                links.entry(first).or_default().push(entry.path);
             }
         }
         let body = async |shard: Shard| {
-            for (at, entry) in self.entries().filter(|entry| chosen(entry)).enumerate() {
+            let entries = self
+                .view
+                .items
+                .entries()
+                .iter()
+                .filter(|entry| chosen(entry));
+            for (at, entry) in entries.enumerate() {
                 shard.stop()?;
-                let links = links.get(entry.path.as_slice());
-                make_name(entry, links.map_or(&[], Vec::as_slice), self.target)?;
+                let links = links.get(&entry.path);
+                make_name(&entry, links.map_or(&[], Vec::as_slice), self.target)?;
                 if at % NAMES_PER_TURN == 0 {
                     shard.turn().await;
                 }
@@ -111,7 +125,7 @@ impl<'a> Names<'a> {
     }
 }
 
-fn make_name(entry: &Entry, links: &[&[u8]], target: &DirTarget) -> Result<()> {
+fn make_name(entry: &Entry, links: &[Vec<u8>], target: &DirTarget) -> Result<()> {
     match &entry.kind {
         EntryKind::Dir => {
             if !entry.path.is_empty() {

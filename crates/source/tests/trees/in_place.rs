@@ -9,7 +9,7 @@ use mover_base::Kind;
 use mover_base::tree::EntryKind;
 use mover_source::{DirTarget, RESTORE_MARKER, TargetMode};
 
-use crate::support::{assert_same, entry, failure, fill, is_root, listing, restore, scan};
+use crate::support::{assert_same, entry, failure, fill, is_root, listing, restore, scan, wanted};
 
 const FILE: EntryKind = EntryKind::File { bytes: 0 };
 const NOBODY: u32 = 65_534;
@@ -134,10 +134,8 @@ fn a_directory_that_its_owner_may_not_list_keeps_its_owner_not_out() {
             let nobody = rustix::fs::Uid::from_raw(NOBODY);
             rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             let target = begin(&to, TargetMode::Delta);
-            let wanted: [&[u8]; 3] = [b"", b"d", b"d/kept"];
-            target
-                .remove_extra(&wanted.into_iter().collect(), &|| Ok(()))
-                .unwrap()
+            let wanted = wanted(&[b"", b"d", b"d/kept"]);
+            target.remove_extra(&wanted, &|| Ok(())).unwrap()
         });
         let removed = removed.join().unwrap();
         assert_eq!(removed, u64::from(mode == 0o300), "{mode:o}");

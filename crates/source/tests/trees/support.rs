@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::{Error, Kind, Result};
 use mover_source::{DirSource, DirTarget, Finished, Item, ScanOptions, TargetMode, Tree};
@@ -27,22 +28,17 @@ pub fn scan(path: &Path) -> Tree {
 }
 
 /// The item at a relative path.
-pub fn item<'t>(tree: &'t Tree, path: &str) -> &'t Item {
-    tree.items
-        .iter()
-        .find(|item| item.entry.path == path.as_bytes())
-        .unwrap_or_else(|| panic!("{path} was not found"))
+pub fn item(tree: &Tree, path: &str) -> Item {
+    let found = tree.items().find(|item| item.entry.path == path.as_bytes());
+    found.unwrap_or_else(|| panic!("{path} was not found"))
 }
 
 pub fn paths(tree: &Tree) -> Vec<Vec<u8>> {
-    tree.items
-        .iter()
-        .map(|item| item.entry.path.clone())
-        .collect()
+    tree.entries().iter().map(|entry| entry.path).collect()
 }
 
 pub fn entries(tree: &Tree) -> Vec<Entry> {
-    tree.items.iter().map(|item| item.entry.clone()).collect()
+    tree.entries().iter().collect()
 }
 
 pub fn join(root: &Path, path: &[u8]) -> PathBuf {
@@ -76,9 +72,18 @@ pub fn entry(path: &[u8], kind: EntryKind) -> Entry {
     }
 }
 
+/// What a target is to have, in path order.
+pub fn wanted(paths: &[&[u8]]) -> EntryList {
+    let mut list = EntryList::default();
+    for path in paths {
+        list.push(&entry(path, EntryKind::Dir)).unwrap();
+    }
+    list
+}
+
 /// Makes everything in `tree` (scanned at `from`) in `target`, with contents copied by std.
 pub fn fill(target: &DirTarget, tree: &Tree, from: &Path) {
-    for Item { entry, .. } in &tree.items {
+    for entry in &entries(tree) {
         match &entry.kind {
             EntryKind::Dir => target.make_dir(entry).unwrap(),
             EntryKind::Symlink { .. } => target.make_symlink(entry).unwrap(),
@@ -103,9 +108,7 @@ pub fn restore(from: &Path, to: &Path, mode: TargetMode) -> Finished {
     let tree = scan(from);
     let target = DirTarget::begin(DirTarget::plan(to, mode).unwrap()).unwrap();
     if mode == TargetMode::Delta {
-        let wanted = paths(&tree);
-        let wanted = wanted.iter().map(Vec::as_slice).collect();
-        target.remove_extra(&wanted, &|| Ok(())).unwrap();
+        target.remove_extra(tree.entries(), &|| Ok(())).unwrap();
     }
     fill(&target, &tree, from);
     target.finish().unwrap()
@@ -115,7 +118,7 @@ pub fn restore(from: &Path, to: &Path, mode: TargetMode) -> Finished {
 pub fn assert_same(a: &Path, b: &Path) {
     let (left, right) = (scan(a), scan(b));
     assert_eq!(entries(&left), entries(&right));
-    for item in &left.items {
+    for item in left.items() {
         if matches!(item.entry.kind, EntryKind::File { .. }) {
             let read = |root| std::fs::read(join(root, &item.entry.path)).unwrap();
             assert!(read(a) == read(b), "{}", item.entry.display_path());

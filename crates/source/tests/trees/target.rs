@@ -1,6 +1,5 @@
 //! Targets: what is refused, what is staged, and that nothing outside is ever touched.
 
-use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -8,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mover_base::Kind;
+use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind};
 use mover_source::disk::DirDisk;
 use mover_source::{DirSource, DirTarget, RESTORE_MARKER, ScanOptions, TargetMode, target_error};
 
-use crate::support::{Mounted, assert_same, entry, failure, fill, is_root, listing, restore, scan};
+use crate::support::{
+    Mounted, assert_same, entry, failure, fill, is_root, listing, restore, scan, wanted,
+};
 
 const FILE: EntryKind = EntryKind::File { bytes: 0 };
 
@@ -568,7 +570,7 @@ fn a_mount_in_what_is_extra_is_never_emptied() {
     let mounted = Mounted::tmpfs(&inner);
     fs::write(mounted.0.join("precious"), b"x").unwrap();
     let target = begin(dir.path(), TargetMode::Delta);
-    let (kind, text, _) = failure(target.remove_extra(&BTreeSet::new(), &|| Ok(())));
+    let (kind, text, _) = failure(target.remove_extra(&EntryList::default(), &|| Ok(())));
     assert_eq!(kind, Kind::Target);
     assert!(text.contains("mounted"), "{text}");
     assert_eq!(listing(&inner), ["precious"]);
@@ -617,10 +619,8 @@ fn a_mount_on_a_kept_directory_is_left_unless_the_backup_holds_something_below()
     fs::remove_dir(from.join("data")).unwrap();
     fs::write(from.join("data"), b"file").unwrap();
     let target = begin(&to, TargetMode::Delta);
-    let wanted = [&b"data"[..], b"data-x", b"bound", b"full", b"full/wanted"];
-    target
-        .remove_extra(&BTreeSet::from(wanted), &|| Ok(()))
-        .unwrap();
+    let wanted = wanted(&[b"", b"bound", b"data", b"data-x", b"full", b"full/wanted"]);
+    target.remove_extra(&wanted, &|| Ok(())).unwrap();
     let made = target.make_file(&entry(b"data", FILE), &[]);
     assert!(failure(made).1.contains("mounted"));
     assert_eq!(listing(&to.join("data/deep")), ["precious"]);
@@ -806,7 +806,7 @@ fn a_target_that_is_swapped_for_a_link_after_it_was_planned_leads_nowhere() {
         symlink(&outside, root.join(swapped)).unwrap();
         let extra = u64::from(mode == TargetMode::Delta);
         assert_eq!(
-            plan.count_extra(&BTreeSet::new(), &|| Ok(())).unwrap(),
+            plan.count_extra(&EntryList::default(), &|| Ok(())).unwrap(),
             extra
         );
         assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
@@ -899,11 +899,11 @@ fn a_removal_and_a_scan_that_are_to_end_do_so_at_the_next_directory() {
     let checked = source.check_tree_while(&tree, &ends_after(3));
     assert_eq!((failure(checked).0, asked.get()), (Kind::Cancelled, 4));
     let plan = DirTarget::plan(&to, TargetMode::Delta).unwrap();
-    let counted = plan.count_extra(&BTreeSet::new(), &ends_after(3));
+    let counted = plan.count_extra(&EntryList::default(), &ends_after(3));
     assert_eq!((failure(counted).0, asked.get()), (Kind::Cancelled, 4));
     let target = DirTarget::begin(plan).unwrap();
     // The root, then `a`, which is emptied of nothing but directories, then the first of those.
-    let removed = target.remove_extra(&BTreeSet::new(), &ends_after(2));
+    let removed = target.remove_extra(&EntryList::default(), &ends_after(2));
     assert_eq!((failure(removed).0, asked.get()), (Kind::Cancelled, 3));
     assert_eq!(listing(&to.join("a")), ["b", "c"]);
 }
