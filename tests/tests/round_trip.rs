@@ -455,6 +455,23 @@ fn a_dry_run_changes_nothing() {
         "{plan}"
     );
     assert!(plan["estimated_seconds"].as_f64() > Some(0.0), "{plan}");
+    assert!(plan["sampled_bytes"].as_u64() > Some(0), "{plan}");
+    // No estimate is faster than a limit.
+    let mut limited = repo.restore_command("latest", &target);
+    let limited = Outcome::of(limited.args(["--dry-run", "--limit-write", "1KiB/s"])).summary();
+    let least = plan["data_bytes"]
+        .as_u64()
+        .map(|bytes| bytes as f64 / 1024.0);
+    assert!(limited["estimated_seconds"].as_f64() >= least, "{limited}");
+    let mut limited = repo.backup_command(&source);
+    let limited = Outcome::of(limited.args(["--dry-run", "--limit-write", "1KiB/s"])).summary();
+    let stored = limited["estimated_stored_bytes"].as_u64();
+    let least = stored.map(|bytes| bytes as f64 / 1024.0);
+    assert!(limited["estimated_seconds"].as_f64() >= least, "{limited}");
+    assert!(
+        limited["repository_free_bytes"].as_u64() > Some(0),
+        "{limited}"
+    );
     let existing = scratch.dir("existing");
     fs::write(existing.join("kept"), "kept").expect("file");
     fs::create_dir_all(existing.join("more/of/it")).expect("directories");

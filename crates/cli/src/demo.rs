@@ -375,6 +375,7 @@ impl Demo<'_, '_> {
             choice: backup.backup_id.to_string().as_str().into(),
             to: to.to_owned(),
             delta: false,
+            estimate: false,
         };
         let summary = self.context.watch(Some("restore"), |engine, tick| {
             let plan = restore::plan(engine, &options, &mut *tick)?;

@@ -15,6 +15,7 @@ mod summary;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mover_base::units::format_bytes;
 use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result, Timestamp};
 use mover_io::Shard;
 use mover_repo::catalogue::OpenManifest;
@@ -115,8 +116,10 @@ pub struct BackupPlan {
     /// What the backup would add to the repository, by a sample of the source; without regard to blocks that
     /// are known already. Absent where no estimate was asked for.
     pub estimated_stored_bytes: Option<u64>,
-    /// How long it would take, by the same sample.
+    /// How long it would take, by the same sample and the limits.
     pub estimated_seconds: Option<f64>,
+    /// Free bytes where the repository is, if that is a directory.
+    pub repository_free_bytes: Option<u64>,
     /// Bytes in the sample.
     pub sampled_bytes: u64,
     /// What will not be backed up, and other things to know.
@@ -200,7 +203,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         source.scan_while(&scan_options, go_on)
     })?;
     let origin = TreeOrigin { source, tree };
-    let look = async |shard: Shard| look(&shard, options, &origin).await;
+    let look = async |shard: Shard| look(engine, &shard, options, &origin).await;
     let Outlook {
         repository,
         earlier,
@@ -228,6 +231,16 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     } = origin.tree.totals;
     let data_bytes = allocated_bytes.min(bytes);
     let Estimate { sampled_bytes, .. } = estimate;
+    let stored_bytes = estimate.stored_bytes(data_bytes);
+    let stored = stored_bytes.unwrap_or(0);
+    let limits = [
+        (data_bytes, &engine.limits.read),
+        (stored, &engine.limits.write),
+        (stored, &options.repo.link.upload),
+    ];
+    let seconds = estimate.seconds(data_bytes, engine.wide()?.shard_count());
+    let free_bytes = repository.store().free_bytes();
+    warnings.extend(room_warning(stored_bytes, free_bytes));
     Ok(BackupPlan {
         source: options.source.clone(),
         repository: repository.url().to_owned(),
@@ -243,8 +256,9 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         hardlinks,
         source_bytes: bytes,
         data_bytes,
-        estimated_stored_bytes: estimate.stored_bytes(data_bytes),
-        estimated_seconds: estimate.seconds(data_bytes, engine.wide()?.shard_count()),
+        estimated_stored_bytes: stored_bytes,
+        estimated_seconds: estimate::within_limits(seconds, &limits),
+        repository_free_bytes: free_bytes,
         sampled_bytes,
         warnings,
         prepared: Prepared {
@@ -269,6 +283,15 @@ fn key_warning(repository: &Repository) -> Option<String> {
     const NO_KEY: &str =
         "no key was given: earlier backups cannot be read, so every block is stored again";
     (!repository.can_read()).then(|| NO_KEY.to_owned())
+}
+
+/// What the repository may not have room for.
+fn room_warning(stored_bytes: Option<u64>, free_bytes: Option<u64>) -> Option<String> {
+    let (stored, free) = (stored_bytes?, free_bytes?);
+    (stored > free).then(|| {
+        let (stored, free) = (format_bytes(stored), format_bytes(free));
+        format!("the repository has room for {free}, and the backup may take about {stored}")
+    })
 }
 
 /// A directory can only be backed up in full.
@@ -303,7 +326,12 @@ struct Outlook {
     estimate: Estimate,
 }
 
-async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Result<Outlook> {
+async fn look(
+    engine: &Engine,
+    shard: &Shard,
+    options: &BackupOptions,
+    origin: &TreeOrigin,
+) -> Result<Outlook> {
     let access = &options.repo;
     let repository = Arc::new(access.open(shard).await?);
     let source = SourceName {
@@ -315,7 +343,10 @@ async fn look(shard: &Shard, options: &BackupOptions, origin: &TreeOrigin) -> Re
     let locked_out = key::locked_out_warning(shard, &repository).await;
     earlier.warnings.extend(locked_out);
     let estimate = match options.estimate {
-        true => estimate::sample(shard, &origin.source, &origin.tree, options.level).await?,
+        true => {
+            let (source, tree) = (&origin.source, &origin.tree);
+            estimate::sample(shard, source, tree, options.level, &engine.limits.read).await?
+        }
         false => Estimate::default(),
     };
     Ok(Outlook {
@@ -388,6 +419,7 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         data_bytes: changed_bytes.unwrap_or(source_bytes),
         estimated_stored_bytes: None,
         estimated_seconds: None,
+        repository_free_bytes: repository.store().free_bytes(),
         sampled_bytes: 0,
         warnings,
         prepared: Prepared {
@@ -701,6 +733,14 @@ pub(crate) fn only<T>(mut results: Vec<T>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repository_without_room_for_the_estimate_is_told() {
+        assert_eq!(room_warning(Some(100), None), None);
+        assert_eq!(room_warning(None, Some(100)), None);
+        assert_eq!(room_warning(Some(100), Some(100)), None);
+        assert!(room_warning(Some(101), Some(100)).is_some());
+    }
 
     #[test]
     fn a_directory_is_only_backed_up_in_full() {

@@ -1,22 +1,34 @@
-//! What a backup would cost, from a small sample of the source that is really read, hashed and compressed.
+//! What a backup or a restore would cost, from a small sample of the source that is really read, hashed and compressed, or of the
+//! backup that is really read, decoded and checked.
 //!
-//! Invariants: an estimate is made of measurements of this machine and this data, or it is absent. Holes are no data: sampled,
-//! they would say that the rest takes as little as they do.
+//! Invariants: an estimate is made of measurements of this machine and this data, or it is absent; nothing is told to go faster
+//! than the job's limits let it. Holes are no data: sampled, they would say that the rest takes as little as they do.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mover_base::units::blocks_of;
 use mover_base::{BLOCK_BYTES, Result};
-use mover_io::{Access, BUF_BYTES, Shard};
-use mover_repo::SampleEncoder;
+use mover_io::{Access, BUF_BYTES, RateBudget, Shard};
+use mover_repo::{
+    BackupView, Content, EXTENT_BYTES, ExtentReader, SampleEncoder, Segment, block_bytes,
+};
 use mover_source::{DataRanges, DirSource, Item, Tree};
+
+use crate::settings::pieces_ahead;
 
 /// Pieces of 1 MiB that are sampled, spread evenly over the data of the source.
 const SAMPLES_MAX: u64 = 16;
 /// Longest piece.
 const PIECE_BYTES: u64 = BUF_BYTES as u64;
+/// Places of a backup that are sampled, spread evenly over its files.
+const PLACES_MAX: u64 = 8;
+/// Bytes of such a place: enough that requests are under way one beside the other, as in a restore.
+const PLACE_BYTES: u64 = 4 << 20;
+/// How long a backup is sampled: over a slow link fewer places must do.
+const SAMPLING_MAX: Duration = Duration::from_secs(2);
 /// Ranges of a sparse file that are passed over to find a piece: bounds what a file of many small ones costs.
 const RANGES_MAX: usize = 10_000;
 
@@ -43,9 +55,27 @@ impl Estimate {
     }
 }
 
+/// What `seconds`, estimated without limits, come to where each of these amounts of bytes must not move faster than its
+/// limit, in bytes per second.
+pub(crate) fn within_limits(
+    seconds: Option<f64>,
+    amounts: &[(u64, &Arc<RateBudget>)],
+) -> Option<f64> {
+    let limited = amounts.iter().filter_map(|(bytes, budget)| {
+        let limit = budget.get().filter(|limit| *limit > 0)?;
+        Some(*bytes as f64 / limit as f64)
+    });
+    seconds.map(|seconds| limited.fold(seconds, f64::max))
+}
+
 /// Bytes of a file that are no holes, as far as its size on the disk tells.
 fn data_bytes(item: &Item) -> u64 {
     item.entry.content_bytes().min(item.stamp.allocated_bytes)
+}
+
+/// The middle of the first step; of less than that, the middle of all.
+fn middle(step: u64, total: u64) -> u64 {
+    step.min(total) / 2
 }
 
 /// Where in a file the piece is that lies behind so much of its data. None where the file has less.
@@ -78,6 +108,7 @@ pub(crate) async fn sample(
     source: &DirSource,
     tree: &Tree,
     level: i32,
+    limit: &Arc<RateBudget>,
 ) -> Result<Estimate> {
     let mut estimate = Estimate::default();
     // Sizes are the source's word: sparse files may claim more than 64 bits hold together.
@@ -88,11 +119,13 @@ pub(crate) async fn sample(
     }
     let mut encoder = SampleEncoder::new(level)?;
     let step = (total / SAMPLES_MAX).max(PIECE_BYTES);
-    let (mut before, mut next) = (0, step / 2);
+    let (mut before, mut next) = (0, middle(step, total));
     for item in tree.items() {
         let end = data_bytes(&item).saturating_add(before);
         while next < end {
             let data_before = next - before;
+            shard.stop()?;
+            shard.throttle(limit, PIECE_BYTES).await;
             let begun = Instant::now();
             let fd = source.open_file(&item)?;
             next = step.saturating_add(next);
@@ -120,9 +153,118 @@ pub(crate) async fn sample(
     Ok(estimate)
 }
 
+/// Reads up to 32 MiB of a backup, spread over its files, and writes them nowhere.
+///
+/// # Errors
+/// Those of reading: what cannot be read now cannot be restored.
+pub(crate) async fn sample_stored(
+    shard: &Shard,
+    view: &Arc<BackupView>,
+    limit: &Arc<RateBudget>,
+) -> Result<Estimate> {
+    let mut estimate = Estimate::default();
+    let entries = view.items.entries();
+    let sizes = || (0..entries.len()).map(|at| entries.content_bytes(at));
+    let total = sizes().fold(0, u64::saturating_add);
+    let step = (total / PLACES_MAX).max(PLACE_BYTES);
+    let mut reader = view.reader(shard, pieces_ahead(shard.buffers_total(), 0));
+    let begun = Instant::now();
+    let (mut before, mut next) = (0_u64, middle(step, total));
+    for (item, bytes) in (0..).zip(sizes()) {
+        let end = before.saturating_add(bytes);
+        while next < end && begun.elapsed() < SAMPLING_MAX {
+            shard.stop()?;
+            let place = Place::around(next - before, bytes);
+            next = next.saturating_add(step);
+            let sought = reader.seek(item, place.extent, place.blocks);
+            let segments = reader.found(sought).await?;
+            shard.throttle(limit, PLACE_BYTES).await;
+            let clock = Instant::now();
+            estimate.sampled_bytes += read_all(&mut reader, segments).await?;
+            estimate.seconds += clock.elapsed().as_secs_f64();
+        }
+        before = end;
+    }
+    Ok(estimate)
+}
+
+/// A place of a file: blocks of an extent, counted from its beginning.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    extent: u64,
+    blocks: Range<u64>,
+}
+
+impl Place {
+    /// The one with byte `at` in it, of a file of so many bytes.
+    fn around(at: u64, file_bytes: u64) -> Self {
+        let extent = at / EXTENT_BYTES;
+        let begin = at % EXTENT_BYTES / PLACE_BYTES * PLACE_BYTES;
+        let end = (begin + PLACE_BYTES).min(file_bytes - extent * EXTENT_BYTES);
+        Place {
+            extent,
+            blocks: begin / BLOCK_BYTES as u64..blocks_of(end),
+        }
+    }
+}
+
+/// Reads what is stored of these segments, and gives its bytes.
+async fn read_all(reader: &mut ExtentReader, segments: Vec<Segment>) -> Result<u64> {
+    reader.announce(&segments).await?;
+    let mut out = vec![0; BUF_BYTES];
+    let mut bytes = 0;
+    for segment in segments {
+        let Content::Stored { pack, ordinal } = segment.content else {
+            continue;
+        };
+        for first in (0..segment.count).step_by(BUF_BYTES / BLOCK_BYTES) {
+            let count = (segment.count - first).min((BUF_BYTES / BLOCK_BYTES) as u64);
+            let out = &mut out[..block_bytes(count) as usize];
+            reader.blocks(pack, ordinal + first as u32, out).await?;
+            bytes += block_bytes(count);
+        }
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_limited_takes_as_long_as_its_limit_asks() {
+        let budget = |rate: Option<u64>| RateBudget::new(rate);
+        let (none, slow, slower, nothing) = (
+            budget(None),
+            budget(Some(10)),
+            budget(Some(2)),
+            budget(Some(0)),
+        );
+        assert_eq!(within_limits(None, &[(100, &slow)]), None);
+        assert_eq!(within_limits(Some(3.0), &[]), Some(3.0));
+        assert_eq!(
+            within_limits(Some(3.0), &[(100, &none), (20, &slow)]),
+            Some(3.0)
+        );
+        assert_eq!(
+            within_limits(Some(3.0), &[(100, &slow), (100, &slower)]),
+            Some(50.0)
+        );
+        assert_eq!(within_limits(Some(3.0), &[(100, &nothing)]), Some(3.0));
+    }
+
+    #[test]
+    fn places_lie_within_their_extents() {
+        let of = |at, bytes| {
+            let Place { extent, blocks } = Place::around(at, bytes);
+            (extent, blocks)
+        };
+        assert_eq!(of(0, 1), (0, 0..1));
+        assert_eq!(of(4096, 4097), (0, 0..2));
+        assert_eq!(of(PLACE_BYTES, PLACE_BYTES + 1), (0, 1024..1025));
+        assert_eq!(of(EXTENT_BYTES - 1, 2 * EXTENT_BYTES), (0, 15_360..16_384));
+        assert_eq!(of(EXTENT_BYTES, EXTENT_BYTES + 10), (1, 0..1));
+    }
 
     #[test]
     fn pieces_lie_within_their_range() {

@@ -23,6 +23,7 @@ use self::foreign::foreign_names;
 use self::names::Names;
 use crate::backup::only;
 use crate::choice::{Choice, choose};
+use crate::estimate::{Estimate, sample_stored, within_limits};
 use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready, Sought};
 use crate::log_work::{interruptible, watched};
@@ -44,6 +45,8 @@ pub struct RestoreOptions {
     pub to: PathBuf,
     /// Bring an existing directory to the backup's state, writing only blocks that differ.
     pub delta: bool,
+    /// Let the plan read a sample of the backup, to say how long a fresh restore would take.
+    pub estimate: bool,
 }
 
 /// What a restore would do.
@@ -85,8 +88,11 @@ pub struct RestorePlan {
     /// The first names at the top of the target, if there are any and none of them is in the backup (delta only): whoever restores over
     /// them should be asked.
     pub foreign_names: Vec<String>,
-    /// How long it will take, if it goes as fast as the backup went.
+    /// How long it would take, by a sample of the backup that was read, and the limits; the target, which is not written to, may be
+    /// slower. Absent where no estimate was asked for, and with delta, where it hangs on what is there.
     pub estimated_seconds: Option<f64>,
+    /// Bytes in the sample.
+    pub sampled_bytes: u64,
     /// Things to know.
     pub warnings: Vec<String>,
     #[serde(skip)]
@@ -181,10 +187,20 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         TargetMode::Fresh => Vec::new(),
         TargetMode::Delta => foreign_names(target.path(), view.items.entries())?,
     };
-    let made_in = view.metadata.ended.seconds_since(view.metadata.started);
     warnings.extend(leftover_warnings(&target));
     warnings.extend(authenticity_warning(&view));
     let (packs, pack_bytes) = view.pack_totals();
+    let estimate = match options.estimate && mode == TargetMode::Fresh {
+        true => sample(engine, &view, tick)?,
+        false => Estimate::default(),
+    };
+    let shards = engine.wide_to_read(view.repository())?.shard_count();
+    let limits = [
+        (pack_bytes, &engine.limits.read),
+        (size.data_bytes, &engine.limits.write),
+        (pack_bytes, &options.repo.link.download),
+    ];
+    let seconds = estimate.seconds(size.data_bytes, shards);
     Ok(RestorePlan {
         backup_id: view.id,
         source: view.metadata.source.url.clone(),
@@ -203,10 +219,21 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         free_bytes: target.free_bytes()?,
         removes: None,
         foreign_names,
-        estimated_seconds: (made_in > 0.0).then_some(made_in),
+        estimated_seconds: within_limits(seconds, &limits),
+        sampled_bytes: estimate.sampled_bytes,
         warnings,
         prepared: Prepared { view, target },
     })
+}
+
+/// How fast the backup can be read.
+fn sample(engine: &Engine, view: &Arc<BackupView>, tick: Tick<'_>) -> Result<Estimate> {
+    let config = engine.single_for_data();
+    let limit = &engine.limits.read;
+    let sample = async |shard: Shard| sample_stored(&shard, view, limit).await;
+    only(mover_io::run(&config, sample, |stop| {
+        tick(&Progress::default(), stop)
+    })?)
 }
 
 impl RestorePlan {

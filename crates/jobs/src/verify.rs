@@ -6,7 +6,7 @@
 //!
 //! Invariants: damage does not end the run, it is collected; a run that found any never reports `ok`; the same
 //! pack is read once, however many backups share it; of all maps one at a time is read, since the list of a backup's files takes
-//! up to 192 MiB.
+//! most of what a job may.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_set};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -217,8 +217,6 @@ impl Store {
         }
     }
 
-    /// Whether it lies behind a link, where each request costs something: there [`Reader::read_run`] asks for more than a
-    /// buffer at a time, and buffers make it faster.
     /// The directory that holds the objects, if they are on this machine.
     pub fn directory(&self) -> Option<&Path> {
         match self {
@@ -227,7 +225,15 @@ impl Store {
         }
     }
 
-    /// Whether objects go over a link.
+    /// What its file system can still take, in bytes, without what is reserved for root. None of a store that has no file system,
+    /// or where it does not say.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(self.directory()?).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// Whether objects go over a link, where each request costs something: there [`Reader::read_run`] asks for more than a
+    /// buffer at a time, and buffers make it faster.
     pub fn has_link(&self) -> bool {
         match self {
             Store::Local(_) => false,

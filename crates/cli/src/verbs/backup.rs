@@ -163,6 +163,9 @@ fn plan_table(plan: &BackupPlan) -> Table {
         None => "",
     };
     table.pair("to store", format!("{stored}{known}"));
+    if let Some(free) = plan.repository_free_bytes {
+        table.pair("free", format_bytes(free));
+    }
     let seconds = plan.estimated_seconds.map(figures::duration);
     table.pair("to take", seconds.map_or_else(unknown, &estimate));
     table

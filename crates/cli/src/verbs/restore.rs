@@ -28,6 +28,7 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         },
         to: target(to)?,
         delta: args.delta,
+        estimate: args.dry_run,
     };
     let ended = context.watch_warned(None, |engine, tick, warn| {
         let mut plan = restore::plan(engine, &options, &mut *tick)?;
@@ -119,7 +120,11 @@ fn plan_table(plan: &RestorePlan) -> Table {
     let estimate = plan
         .estimated_seconds
         .map_or("not known".into(), |seconds| {
-            format!("about {}", figures::duration(seconds))
+            let seconds = figures::duration(seconds);
+            let sample = format_bytes(plan.sampled_bytes);
+            format!(
+                "at least about {seconds}, by reading a sample of {sample}; the target may be slower"
+            )
         });
     table.pair("to take", estimate);
     table

@@ -118,6 +118,7 @@ impl Place {
             choice: set.into(),
             to: self.path(to),
             delta,
+            estimate: false,
         }
     }
 
