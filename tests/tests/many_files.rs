@@ -12,10 +12,10 @@ use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 use serde_json::Value;
 
-const DIRS: usize = 30;
+const DIRS: usize = 45;
 const FILES_PER_DIR: usize = 1_000;
 /// What a name may cost, in bytes: its entry, its stamps, its map and its place in the queue.
-const BYTES_PER_FILE_MAX: u64 = 600;
+const BYTES_PER_FILE_MAX: u64 = 480;
 
 fn plant_names(source: &Path, files_per_dir: usize) {
     for dir in 0..DIRS {

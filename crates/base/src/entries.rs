@@ -236,7 +236,20 @@ impl EntryList {
         self.records.get(at).map(|record| self.entry(record))
     }
 
-    /// All entries, as they were pushed.
+    /// The path of the entry with this number.
+    pub fn path(&self, at: usize) -> Option<Vec<u8>> {
+        let record = self.records.get(at)?;
+        Some(self.path_parts(record).concat())
+    }
+
+    /// The path of the first name of the file that the entry with this number is a further name of.
+    pub fn first_name(&self, at: usize) -> Option<&[u8]> {
+        let record = self.records.get(at)?;
+        let is_link = record.kind == RecordKind::Hardlink;
+        is_link.then(|| self.text(Stretch::from_number(record.value)))
+    }
+
+    /// All entries, as they were pushed. Their attributes are copied for each, which are long where somebody means harm.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Entry> {
         self.records.iter().map(|record| self.entry(record))
     }
@@ -292,8 +305,8 @@ impl EntryList {
     /// Whether one of the entries lies below `dir`, where they are in path order.
     pub fn holds_below(&self, dir: &[u8]) -> bool {
         let below = [dir, b"/"].concat();
-        let first = self.get(self.lower_bound(&below));
-        first.is_some_and(|entry| entry.path.starts_with(&below))
+        let first = self.path(self.lower_bound(&below));
+        first.is_some_and(|path| path.starts_with(&below))
     }
 }
 
@@ -366,6 +379,12 @@ mod tests {
             prop_assert_eq!(&list.iter().collect::<Vec<_>>(), &entries);
             for (at, entry) in entries.iter().enumerate() {
                 prop_assert_eq!(list.content_bytes(at), entry.content_bytes());
+                prop_assert_eq!(list.path(at), Some(entry.path.clone()));
+                let first = match &entry.kind {
+                    EntryKind::Hardlink { first } => Some(first.as_slice()),
+                    _ => None,
+                };
+                prop_assert_eq!(list.first_name(at), first);
                 prop_assert_eq!(list.is_dir(at), entry.kind == EntryKind::Dir);
                 prop_assert_eq!(list.is_file(at), matches!(entry.kind, EntryKind::File { .. }));
             }

@@ -141,7 +141,7 @@ struct Prepared {
 
 /// What will be read.
 enum Source {
-    Tree(TreeOrigin),
+    Tree(Box<TreeOrigin>),
     Pages(Box<PageSource>),
 }
 
@@ -233,11 +233,13 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     let Estimate { sampled_bytes, .. } = estimate;
     let stored_bytes = estimate.stored_bytes(data_bytes);
     let stored = stored_bytes.unwrap_or(0);
-    let limits = [
+    let mut limits = vec![
         (data_bytes, &engine.limits.read),
         (stored, &engine.limits.write),
-        (stored, &options.repo.link.upload),
     ];
+    if repository.has_link() {
+        limits.push((stored, &options.repo.link.upload));
+    }
     let seconds = estimate.seconds(data_bytes, engine.wide()?.shard_count());
     let free_bytes = repository.store().free_bytes();
     warnings.extend(room_warning(stored_bytes, free_bytes));
@@ -266,7 +268,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             repository,
             parent,
             latest,
-            source: Source::Tree(origin),
+            source: Source::Tree(Box::new(origin)),
             started,
         },
     })
@@ -619,7 +621,7 @@ impl Work<'_> {
     }
 }
 
-fn copy_tree(work: &Work<'_>, tree: TreeOrigin, tick: Tick<'_>) -> Result<Copied> {
+fn copy_tree(work: &Work<'_>, tree: Box<TreeOrigin>, tick: Tick<'_>) -> Result<Copied> {
     let totals = tree.tree.totals;
     work.progress.begin(Phase::Copy, totals.bytes, totals.files);
     let entries = tree.tree.entries();

@@ -2,7 +2,7 @@
 //! backup that is really read, decoded and checked.
 //!
 //! Invariants: an estimate is made of measurements of this machine and this data, or it is absent; nothing is told to go faster
-//! than the job's limits let it. Holes are no data: sampled, they would say that the rest takes as little as they do.
+//! than the job's limits in bytes per second let it. Holes are no data: sampled, they would say that the rest takes as little as they do.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,7 +27,7 @@ const PIECE_BYTES: u64 = BUF_BYTES as u64;
 const PLACES_MAX: u64 = 8;
 /// Bytes of such a place: enough that requests are under way one beside the other, as in a restore.
 const PLACE_BYTES: u64 = 4 << 20;
-/// How long a backup is sampled: over a slow link fewer places must do.
+/// How long is sampled: over a slow link, or under a tight limit, less must do.
 const SAMPLING_MAX: Duration = Duration::from_secs(2);
 /// Ranges of a sparse file that are passed over to find a piece: bounds what a file of many small ones costs.
 const RANGES_MAX: usize = 10_000;
@@ -56,7 +56,7 @@ impl Estimate {
 }
 
 /// What `seconds`, estimated without limits, come to where each of these amounts of bytes must not move faster than its
-/// limit, in bytes per second.
+/// limit, in bytes per second. Where there was no time for a sample, the limits are what it takes.
 pub(crate) fn within_limits(
     seconds: Option<f64>,
     amounts: &[(u64, &Arc<RateBudget>)],
@@ -65,7 +65,13 @@ pub(crate) fn within_limits(
         let limit = budget.get().filter(|limit| *limit > 0)?;
         Some(*bytes as f64 / limit as f64)
     });
-    seconds.map(|seconds| limited.fold(seconds, f64::max))
+    seconds.into_iter().chain(limited).reduce(f64::max)
+}
+
+/// What a sample may read, in bytes, so that it does not wait for a limit.
+fn sample_bytes_max(limit: &RateBudget) -> u64 {
+    let limit = limit.get().unwrap_or(u64::MAX);
+    limit.saturating_mul(SAMPLING_MAX.as_secs())
 }
 
 /// Bytes of a file that are no holes, as far as its size on the disk tells.
@@ -118,6 +124,7 @@ pub(crate) async fn sample(
         return Ok(estimate);
     }
     let mut encoder = SampleEncoder::new(level)?;
+    let bytes_max = sample_bytes_max(limit);
     let step = (total / SAMPLES_MAX).max(PIECE_BYTES);
     let (mut before, mut next) = (0, middle(step, total));
     for item in tree.items() {
@@ -125,13 +132,19 @@ pub(crate) async fn sample(
         while next < end {
             let data_before = next - before;
             shard.stop()?;
-            shard.throttle(limit, PIECE_BYTES).await;
-            let begun = Instant::now();
+            let clock = Instant::now();
             let fd = source.open_file(&item)?;
             next = step.saturating_add(next);
             let Some(piece) = piece(fd.as_fd(), &item, data_before) else {
                 continue;
             };
+            let opened = clock.elapsed();
+            let bytes = piece.end - piece.start;
+            if estimate.sampled_bytes + bytes > bytes_max {
+                return Ok(estimate);
+            }
+            shard.throttle(limit, bytes).await;
+            let clock = Instant::now();
             let Ok(file) = shard.file(fd, Access::Direct) else {
                 continue;
             };
@@ -145,7 +158,7 @@ pub(crate) async fn sample(
                 buf[read..whole].fill(0);
                 estimate.stored_bytes += encoder.stored_bytes(&buf[..whole])? as u64;
                 estimate.sampled_bytes += read as u64;
-                estimate.seconds += begun.elapsed().as_secs_f64();
+                estimate.seconds += (opened + clock.elapsed()).as_secs_f64();
             }
         }
         before = end;
@@ -168,7 +181,7 @@ pub(crate) async fn sample_stored(
     let total = sizes().fold(0, u64::saturating_add);
     let step = (total / PLACES_MAX).max(PLACE_BYTES);
     let mut reader = view.reader(shard, pieces_ahead(shard.buffers_total(), 0));
-    let begun = Instant::now();
+    let (begun, bytes_max) = (Instant::now(), sample_bytes_max(limit));
     let (mut before, mut next) = (0_u64, middle(step, total));
     for (item, bytes) in (0..).zip(sizes()) {
         let end = before.saturating_add(bytes);
@@ -178,10 +191,16 @@ pub(crate) async fn sample_stored(
             next = next.saturating_add(step);
             let sought = reader.seek(item, place.extent, place.blocks);
             let segments = reader.found(sought).await?;
-            shard.throttle(limit, PLACE_BYTES).await;
+            let read_before = reader.read_bytes();
+            if read_before + stored_of(&segments) > bytes_max {
+                return Ok(estimate);
+            }
             let clock = Instant::now();
             estimate.sampled_bytes += read_all(&mut reader, segments).await?;
             estimate.seconds += clock.elapsed().as_secs_f64();
+            let read = reader.read_bytes() - read_before;
+            estimate.stored_bytes += read;
+            shard.throttle(limit, read).await;
         }
         before = end;
     }
@@ -206,6 +225,14 @@ impl Place {
             blocks: begin / BLOCK_BYTES as u64..blocks_of(end),
         }
     }
+}
+
+/// Most bytes that these segments take in packs.
+fn stored_of(segments: &[Segment]) -> u64 {
+    let stored = segments
+        .iter()
+        .filter(|segment| matches!(segment.content, Content::Stored { .. }));
+    stored.map(|segment| block_bytes(segment.count)).sum()
 }
 
 /// Reads what is stored of these segments, and gives its bytes.
@@ -240,7 +267,8 @@ mod tests {
             budget(Some(2)),
             budget(Some(0)),
         );
-        assert_eq!(within_limits(None, &[(100, &slow)]), None);
+        assert_eq!(within_limits(None, &[(100, &none)]), None);
+        assert_eq!(within_limits(None, &[(100, &slow)]), Some(10.0));
         assert_eq!(within_limits(Some(3.0), &[]), Some(3.0));
         assert_eq!(
             within_limits(Some(3.0), &[(100, &none), (20, &slow)]),

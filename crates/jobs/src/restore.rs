@@ -89,7 +89,7 @@ pub struct RestorePlan {
     /// them should be asked.
     pub foreign_names: Vec<String>,
     /// How long it would take, by a sample of the backup that was read, and the limits; the target, which is not written to, may be
-    /// slower. Absent where no estimate was asked for, and with delta, where it hangs on what is there.
+    /// slower. Absent where there is neither a sample nor a limit, and with delta, where it hangs on what is there.
     pub estimated_seconds: Option<f64>,
     /// Bytes in the sample.
     pub sampled_bytes: u64,
@@ -173,7 +173,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         tick(&progress, stop)
     })?)?;
     if is_page_store(&view) {
-        require_plain(view.items.entries().iter())?;
+        require_plain(view.items.entries())?;
     }
     let mut target = DirTarget::plan(&options.to, mode)?;
     refuse_in_target(view.repository(), target.path())?;
@@ -194,13 +194,10 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         true => sample(engine, &view, tick)?,
         false => Estimate::default(),
     };
-    let shards = engine.wide_to_read(view.repository())?.shard_count();
-    let limits = [
-        (pack_bytes, &engine.limits.read),
-        (size.data_bytes, &engine.limits.write),
-        (pack_bytes, &options.repo.link.download),
-    ];
-    let seconds = estimate.seconds(size.data_bytes, shards);
+    let estimated_seconds = match mode {
+        TargetMode::Fresh => seconds(engine, options, &view, &estimate)?,
+        TargetMode::Delta => None,
+    };
     Ok(RestorePlan {
         backup_id: view.id,
         source: view.metadata.source.url.clone(),
@@ -219,7 +216,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         free_bytes: target.free_bytes()?,
         removes: None,
         foreign_names,
-        estimated_seconds: within_limits(seconds, &limits),
+        estimated_seconds,
         sampled_bytes: estimate.sampled_bytes,
         warnings,
         prepared: Prepared { view, target },
@@ -234,6 +231,28 @@ fn sample(engine: &Engine, view: &Arc<BackupView>, tick: Tick<'_>) -> Result<Est
     only(mover_io::run(&config, sample, |stop| {
         tick(&Progress::default(), stop)
     })?)
+}
+
+/// How long a fresh restore takes at least.
+fn seconds(
+    engine: &Engine,
+    options: &RestoreOptions,
+    view: &BackupView,
+    estimate: &Estimate,
+) -> Result<Option<f64>> {
+    let data_bytes = view.metadata.size_info.data_bytes;
+    // Packs that are needed in part are not read as a whole.
+    let read_bytes = estimate.stored_bytes(data_bytes).unwrap_or(0);
+    let read_bytes = read_bytes.min(view.pack_totals().1);
+    let mut limits = vec![
+        (read_bytes, &engine.limits.read),
+        (data_bytes, &engine.limits.write),
+    ];
+    if view.repository().has_link() {
+        limits.push((read_bytes, &options.repo.link.download));
+    }
+    let shards = engine.wide_to_read(view.repository())?.shard_count();
+    Ok(within_limits(estimate.seconds(data_bytes, shards), &limits))
 }
 
 impl RestorePlan {

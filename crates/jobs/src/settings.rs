@@ -1,7 +1,8 @@
 //! Settings that every verb shares, each beside its bound.
 //!
-//! Invariant: at the defaults the arenas and the block index take the same memory for any size of database and
-//! any number of cores; what follows the number of names and extents is stated in docs/architecture.md.
+//! Invariant: at the defaults the arenas and the block index, with the list of a source's names beyond a bound, take the same memory
+//! for any size of database and any number of cores; what follows the number of names and extents is stated in
+//! docs/architecture.md.
 
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};

@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::Arc;
 
+use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind, display_path};
 use mover_base::{Error, HistoryId, Kind, Result};
 use mover_io::random_bytes;
@@ -45,9 +46,10 @@ pub(crate) fn segment_bytes(view: &BackupView) -> u64 {
         path.strip_prefix(LOG_DIR.as_bytes())
             .is_some_and(|rest| rest.starts_with(b"/"))
     };
-    let entries = view.items.entries().iter();
-    let segments = entries.filter(|entry| in_log(&entry.path));
-    let bytes = segments.map(|entry| entry.content_bytes());
+    let entries = view.items.entries();
+    let is_segment = |at: &usize| entries.path(*at).is_some_and(|path| in_log(&path));
+    let segments = (0..entries.len()).filter(is_segment);
+    let bytes = segments.map(|at| entries.content_bytes(at));
     bytes.max().unwrap_or_default()
 }
 
@@ -74,14 +76,14 @@ pub(crate) fn in_target(error: Error) -> Error {
 ///
 /// # Errors
 /// `Corrupt` naming the first of them.
-pub(crate) fn require_plain(entries: impl IntoIterator<Item = Entry>) -> Result<()> {
-    let strange = |entry: &Entry| !matches!(entry.kind, EntryKind::Dir | EntryKind::File { .. });
-    match entries.into_iter().find(strange) {
+pub(crate) fn require_plain(entries: &EntryList) -> Result<()> {
+    let is_strange = |at: &usize| !entries.is_dir(*at) && !entries.is_file(*at);
+    match (0..entries.len()).find(is_strange) {
         None => Ok(()),
-        Some(entry) => {
+        Some(at) => {
             let what = "the backup of a page store has an entry that is neither directory nor file";
             Err(Error::new(Kind::Corrupt, what)
-                .object(display_path(&entry.path))
+                .object(display_path(&entries.path(at).unwrap_or_default()))
                 .hint("verify the backup, and restore another one meanwhile"))
         }
     }
@@ -169,22 +171,22 @@ mod tests {
             mtime: FileTime::default(),
             xattrs: Vec::new(),
         };
-        let mut entries = vec![
-            entry("", EntryKind::Dir),
-            entry("catalogue", EntryKind::File { bytes: 9 }),
-        ];
-        require_plain(entries.clone()).unwrap();
+        let mut plain = EntryList::default();
+        plain.push(&entry("", EntryKind::Dir)).unwrap();
+        let catalogue = entry("catalogue", EntryKind::File { bytes: 9 });
+        plain.push(&catalogue).unwrap();
+        require_plain(&plain).unwrap();
         let (target, first) = (b"x".to_vec(), b"catalogue".to_vec());
         for kind in [
             EntryKind::Fifo,
             EntryKind::Symlink { target },
             EntryKind::Hardlink { first },
         ] {
-            entries.push(entry("control", kind));
-            let error = require_plain(entries.clone()).unwrap_err();
+            let mut entries = plain.clone();
+            entries.push(&entry("control", kind)).unwrap();
+            let error = require_plain(&entries).unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt);
             assert_eq!(error.object_name(), Some("control"));
-            entries.pop();
         }
     }
 

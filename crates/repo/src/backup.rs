@@ -22,7 +22,7 @@ use crate::dedup::{BlockIndex, PackTable};
 use crate::layout;
 use crate::map::{MapNodes, OrderedNodes, TreeWriter};
 use crate::parent::Parent;
-use crate::parent_names::{NamesCursor, ParentNames};
+use crate::parent_names::{NamesCursor, ParentNames, too_many_names};
 use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
 use crate::records::at_once;
@@ -71,6 +71,9 @@ struct ParentTree {
     data_packs: Vec<(PackId, u64)>,
 }
 
+/// Bytes that the sizes of the parent's files may take, where they are asked for: of 600,000 tables.
+const SIZES_BYTES_MAX: usize = 64 << 20;
+
 /// What was published.
 pub struct Committed {
     /// The manifest's metadata.
@@ -92,12 +95,15 @@ impl ParentTree {
         let infos: PackInfos = manifest.packs.iter().map(|pack| (pack.id, *pack)).collect();
         let infos = Arc::new(infos);
         let mut reader = PackReader::new(shard, repository, &infos);
-        let mut blocks = HashMap::new();
+        let (mut blocks, mut room) = (HashMap::new(), SIZES_BYTES_MAX);
         let names = ParentNames::read(&mut reader, &manifest.pages, |stored| {
             if !moved && stored.map.is_some() {
-                let bytes = stored.entry.content_bytes();
-                blocks.insert(stored.entry.path.clone(), blocks_of(bytes));
+                let (path, bytes) = (&stored.entry.path, stored.entry.content_bytes());
+                let entry_bytes = 2 * size_of::<(Vec<u8>, u64)>() + path.len();
+                room = room.checked_sub(entry_bytes).ok_or_else(too_many_names)?;
+                blocks.insert(path.clone(), blocks_of(bytes));
             }
+            Ok(())
         });
         let names = names.await?;
         let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;

@@ -25,6 +25,7 @@ use mover_store::Key;
 use serde::Serialize;
 
 use crate::catalogue::{self, OpenManifest};
+use crate::layout;
 use crate::policy::{Policy, Rule};
 use crate::process::Life;
 use crate::repository::Repository;
@@ -135,6 +136,8 @@ struct Known {
 #[derive(Default)]
 struct Survey {
     backups: BTreeMap<BackupId, Known>,
+    /// What sessions published.
+    published: BTreeMap<SessionId, Vec<BackupId>>,
     packs: PackUses,
     /// Who wrote packs that no manifest names, as far as it was asked.
     makers: BTreeMap<PackId, Maker>,
@@ -158,6 +161,8 @@ impl Survey {
             wrapped_key_sha256: open.wrapped_key_sha256,
             bases: [metadata.base_id, metadata.parent_id],
         };
+        let published = self.published.entry(open.session_id).or_default();
+        published.push(open.id);
         self.backups.insert(open.id, known);
         Ok(())
     }
@@ -166,7 +171,8 @@ impl Survey {
     /// stranger could end the protection of a session by a manifest under its id. Who copies the key cannot seal anything with it.
     /// (Without encryption there is none, and whoever may write is believed.)
     fn is_over(&self, session: &Standing) -> bool {
-        let mut published = self.backups.values();
+        let published = self.published.get(&session.id).into_iter().flatten();
+        let mut published = published.filter_map(|id| self.backups.get(id));
         published.any(|known| {
             known.session == session.id
                 && known.origin == session.origin
@@ -180,6 +186,29 @@ impl Survey {
         standing
             .filter(|session| session.record.purpose == Purpose::Backup && !self.is_over(session))
             .collect()
+    }
+
+    /// Others change the repository all the time; the last thing that came or went is told.
+    fn too_busy(&self, between: Option<Key>) -> Error {
+        // Nobody deletes it anew in each look: the listing shows what is not there.
+        let is_listed_only = between
+            .as_ref()
+            .is_some_and(|key| layout::backup_of(key).is_some() && self.gone.contains(key));
+        let (what, hint) = match is_listed_only {
+            true => (
+                "the storage lists a backup that it does not have; nothing was deleted",
+                "if it was deleted a moment ago, run this again later; else the storage's listing is damaged: check it",
+            ),
+            false => (
+                "others begin, end or delete backups faster than they can be looked at; nothing was deleted",
+                "the object came or went in between; run it again while fewer are at work",
+            ),
+        };
+        let error = Error::new(Kind::Conflict, what).hint(hint);
+        match between {
+            Some(key) => error.object(key.as_str()),
+            None => error,
+        }
     }
 
     /// Looks until nobody was at work in between: what is to be seen, and the packs that no manifest names.
@@ -214,20 +243,7 @@ impl Survey {
             self.stood.extend(hidden);
             unnamed = Some(packs);
         }
-        Err(too_busy(between))
-    }
-}
-
-/// Others change the repository all the time; the last thing that came or went is told.
-fn too_busy(between: Option<Key>) -> Error {
-    let error = Error::new(
-        Kind::Conflict,
-        "others begin, end or delete backups faster than they can be looked at; nothing was deleted",
-    )
-    .hint("the object came or went in between; run it again while fewer are at work");
-    match between {
-        Some(key) => error.object(key.as_str()),
-        None => error,
+        Err(self.too_busy(between))
     }
 }
 
@@ -332,8 +348,8 @@ fn leftovers(
 ) -> Leftovers {
     let mut found = Leftovers::default();
     for (id, bytes) in unnamed {
-        // Without a backup nobody was asked.
-        if survey.backups.is_empty() || survey.may_delete(id, owners) {
+        // Without a backup nobody was asked, and nothing is deleted.
+        if !survey.backups.is_empty() && survey.may_delete(id, owners) {
             found.packs += 1;
             found.bytes += bytes;
         } else {
@@ -367,10 +383,11 @@ fn warnings(
 ) -> Vec<String> {
     let mut warnings = Vec::new();
     let ahead = |verdict: &&Verdict| verdict.reasons.contains(&Reason::Rule(Rule::Future));
-    let ahead = verdicts.iter().filter(ahead).count();
-    if ahead > 0 {
+    let mut ahead = verdicts.iter().filter(ahead);
+    if let Some(first) = ahead.next() {
+        let (count, source, host) = (1 + ahead.count(), &first.source, &first.host);
         warnings.push(format!(
-            "{ahead} backups begin over an hour in the future of this host's clock: they are kept and count for no rule"
+            "{count} backups begin over an hour in the future of this host's clock: they are kept and count for no rule. The first one is of {source} on {host}:              until then every later one of it is named as if it had begun behind it, and stays, too, also with a clock that is right again; with another              `backup --host` it begins anew"
         ));
     }
     for session in survey.protecting(standing) {
@@ -395,7 +412,7 @@ fn warnings(
              `helios-mover expire --forget-session {id} --confirm`"
         ));
     }
-    if survey.backups.is_empty() && leftovers.packs > 0 {
+    if survey.backups.is_empty() && leftovers.owned_packs > 0 {
         warnings.push(NO_BACKUP.to_owned());
     }
     warnings
@@ -437,8 +454,10 @@ mod tests {
                 wrapped_key_sha256: by,
                 bases: [None; 2],
             };
+            let id = BackupId::new(Timestamp::now(), 1);
             let survey = Survey {
-                backups: BTreeMap::from([(BackupId::new(Timestamp::now(), 1), known)]),
+                published: BTreeMap::from([(known.session, vec![id])]),
+                backups: BTreeMap::from([(id, known)]),
                 ..Survey::default()
             };
             let standing = Standing {
@@ -503,8 +522,15 @@ mod tests {
     #[test]
     fn who_came_in_between_is_named() {
         let key = crate::layout::session(SessionId([7; 16])).unwrap();
-        let error = too_busy(Some(key.clone()));
+        let mut survey = Survey::default();
+        let error = survey.too_busy(Some(key.clone()));
         assert_eq!(error.kind(), Kind::Conflict);
         assert_eq!(error.object_name(), Some(key.as_str()));
+        // A manifest that is listed and not there is nobody's doing.
+        let key = layout::backup(BackupId::new(Timestamp::from_micros(0), 1)).unwrap();
+        survey.gone.insert(key.clone());
+        let error = survey.too_busy(Some(key.clone()));
+        assert_eq!(error.object_name(), Some(key.as_str()));
+        assert!(error.message().contains("does not have"), "{error}");
     }
 }

@@ -73,17 +73,19 @@ async fn too_late(
 ) -> Result<Option<Error>> {
     let marks = tombstones::list(shard, repository).await?;
     let (standing, _) = sessions::ids(shard, repository).await?;
-    let by = marks
-        .get(&backup)
-        .and_then(|by| by.iter().find(|id| standing.contains(id)));
-    if let Some(session) = by {
-        return Ok(Some(
-            Error::new(Kind::Conflict, "an expire is about to delete the backup")
-                .object(backup.to_string())
-                .hint(format!(
-                    "try again when it has ended; if it is dead: `helios-mover expire --forget-session {session} --confirm`"
-                )),
-        ));
+    for session in marks.get(&backup).into_iter().flatten() {
+        // A listing that lags may not show it: its tombstone tells of it.
+        let stands =
+            standing.contains(session) || sessions::stands(shard, repository, *session).await?;
+        if stands {
+            return Ok(Some(
+                Error::new(Kind::Conflict, "an expire is about to delete the backup")
+                    .object(backup.to_string())
+                    .hint(format!(
+                        "try again when it has ended; if it is dead: `helios-mover expire --forget-session {session} --confirm`"
+                    )),
+            ));
+        }
     }
     let stands = catalogue::stands(shard, repository, backup).await?;
     let gone = || Error::new(Kind::NotFound, "the backup was deleted").object(backup.to_string());

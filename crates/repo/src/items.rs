@@ -5,7 +5,7 @@
 //! backup may have, whatever a forged manifest lists.
 
 use mover_base::entries::EntryList;
-use mover_base::tree::{Entry, EntryKind};
+use mover_base::tree::{Entry, display_path};
 use mover_base::units::{blocks_of, format_bytes};
 use mover_base::{Error, Kind, Result};
 use mover_format::ChildList;
@@ -70,20 +70,18 @@ impl ItemList {
 
     /// A name must be in a directory that precedes it, or it could not be restored. The root itself has none.
     fn check_parents(&self) -> Result<()> {
-        for (at, entry) in self.entries.iter().enumerate() {
-            let is_root = entry.path.is_empty();
-            let slash = entry.path.iter().rposition(|byte| *byte == b'/');
-            let parent = self.entries.find(&entry.path[..slash.unwrap_or(0)]);
-            let fits = match is_root {
-                true => self.entries.is_dir(at),
-                false => parent.is_some_and(|parent| self.entries.is_dir(parent)),
+        for (at, path) in self.paths() {
+            let slash = path.iter().rposition(|byte| *byte == b'/');
+            let parent = match path.is_empty() {
+                true => Some(at),
+                false => self.entries.find(&path[..slash.unwrap_or(0)]),
             };
-            if !fits {
-                let what = match is_root {
+            if !parent.is_some_and(|parent| self.entries.is_dir(parent)) {
+                let what = match path.is_empty() {
                     true => "the root of the backup is no directory",
                     false => "an entry of the backup lies in no directory of it",
                 };
-                return Err(Error::new(Kind::Corrupt, what).object(entry.display_path()));
+                return Err(Error::new(Kind::Corrupt, what).object(display_path(&path)));
             }
         }
         Ok(())
@@ -91,17 +89,23 @@ impl ItemList {
 
     /// A hard link must name a file that precedes it.
     fn check_hardlinks(&self) -> Result<()> {
-        for (at, entry) in self.entries.iter().enumerate() {
-            let EntryKind::Hardlink { first } = &entry.kind else {
+        for (at, path) in self.paths() {
+            let Some(first) = self.entries.first_name(at) else {
                 continue;
             };
             let found = self.entries.find(first);
             if !found.is_some_and(|found| found < at && self.entries.is_file(found)) {
                 let what = "a hard link does not name a file before it";
-                return Err(Error::new(Kind::Corrupt, what).object(entry.display_path()));
+                return Err(Error::new(Kind::Corrupt, what).object(display_path(&path)));
             }
         }
         Ok(())
+    }
+
+    /// The number and the path of each entry.
+    fn paths(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
+        let numbers = 0..self.entries.len();
+        numbers.filter_map(|at| Some((at, self.entries.path(at)?)))
     }
 }
 
@@ -160,7 +164,7 @@ fn forged(entry: &Entry, what: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use mover_base::tree::FileTime;
+    use mover_base::tree::{EntryKind, FileTime};
 
     use super::*;
 

@@ -2,12 +2,13 @@
 //! looked into again one by one, since a source's files are gone through in path order, or nearly.
 //!
 //! Invariants: all pages were read and found in order before the first name is looked up; what is kept of them is bounded,
-//! however many names there are: the rest is read again when it is asked for.
+//! however many names there are: the rest is read again when it is asked for. A parent of more pages than that has room for, which
+//! only a forged manifest lists, is none.
 
 use mover_base::units::blocks_of;
 use mover_base::{Error, Kind, Result};
 use mover_format::entry::{EntryPage, StoredEntry};
-use mover_format::node::{Child, NodeRef};
+use mover_format::node::{Child, INLINE_BYTES_MAX, NodeRef};
 
 use crate::items::each_page;
 use crate::reader::PackReader;
@@ -15,6 +16,9 @@ use crate::tree::{FileMap, node_bytes};
 
 /// Bytes of pages that are kept: the names of 18,000 files. Beyond it 1 byte is kept for each name.
 const KEPT_BYTES_MAX: usize = 2 << 20;
+
+/// Bytes that the list of pages may take: many times what that of a backup with as many names as a scan may find does.
+const PAGES_BYTES_MAX: usize = 64 << 20;
 
 /// The pages that list the parent's names.
 #[derive(Default)]
@@ -41,19 +45,24 @@ impl ParentNames {
     /// Reads `pages`, and gives each entry to `each`.
     ///
     /// # Errors
-    /// Those of [`each_page`].
+    /// Those of [`each_page`] and of `each`; `Limit` for too many pages.
     pub async fn read(
         reader: &mut PackReader,
         pages: &[Child],
-        mut each: impl FnMut(&StoredEntry),
+        mut each: impl FnMut(&StoredEntry) -> Result<()>,
     ) -> Result<Self> {
         let mut names = ParentNames::default();
         let (mut places, mut room) = (pages.iter(), KEPT_BYTES_MAX);
+        let mut pages_room = PAGES_BYTES_MAX;
         each_page(reader, pages, |bytes, entries| {
-            entries.iter().for_each(&mut each);
+            entries.iter().try_for_each(&mut each)?;
             let (Some(place), Some(first)) = (places.next(), entries.first()) else {
                 return Err(Error::new(Kind::Internal, "a page that is not listed"));
             };
+            let page_bytes = size_of::<Page>() + INLINE_BYTES_MAX + first.entry.path.len();
+            pages_room = pages_room
+                .checked_sub(page_bytes)
+                .ok_or_else(too_many_names)?;
             let rest = room.checked_sub(bytes.len());
             room = rest.unwrap_or(0);
             names.pages.push(Page {
@@ -107,4 +116,12 @@ impl ParentNames {
             Some(FileMap::new(stored.map.clone()?, blocks))
         }))
     }
+}
+
+/// The error for a parent whose names take more memory than those of any backup do.
+pub(crate) fn too_many_names() -> Error {
+    Error::new(
+        Kind::Limit,
+        "its list of files takes more memory than that of any backup",
+    )
 }

@@ -281,7 +281,12 @@ pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Resul
             Record::Session(record) => process::life(record.process.as_ref()) == Life::Running,
             _ => false,
         },
-        // What cannot be read can still be given up.
+        Err(error) if error.kind() == Kind::Key => {
+            return Err(error.hint(
+                "without the key it cannot be told whether its process runs here: give the key up front, or run this where it is",
+            ));
+        }
+        // What is damaged can still be given up.
         Err(error) if records::is_unreadable(&error) => false,
         Err(error) => return Err(error),
     };

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use mover_base::tree::display_path;
 use mover_base::{BackupId, Error, HoldId, Kind, PackId, Result, SessionId};
 use mover_format::manifest::PackInfo;
 use mover_format::node::{Leaf, Run};
@@ -560,7 +561,7 @@ pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId
         }),
     };
     let entries = view.items.entries();
-    for (at, entry) in entries.iter().enumerate() {
+    for at in 0..entries.len() {
         let Some(map) = view.items.map(at)? else {
             continue;
         };
@@ -569,9 +570,12 @@ pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId
         let mut fits = true;
         let each = |leaf: &Leaf| fits &= leaf.runs().iter().all(holds);
         let read = map.each_leaf(&mut reader, &mut walked, each).await;
-        read.map_err(|error| in_map(id, &entry, error))?;
+        read.map_err(|error| match entries.get(at) {
+            Some(entry) => in_map(id, &entry, error),
+            None => error,
+        })?;
         if !fits {
-            unknown.get_or_insert_with(|| entry.display_path());
+            unknown = unknown.or_else(|| entries.path(at));
         }
         shard.turn().await;
     }
@@ -579,7 +583,10 @@ pub async fn check_map(shard: &Shard, repository: &Arc<Repository>, id: BackupId
         None => Ok(files),
         Some(path) => Err(Error::new(
             Kind::Corrupt,
-            format!("the map names blocks that no pack of the backup holds (file {path})"),
+            format!(
+                "the map names blocks that no pack of the backup holds (file {})",
+                display_path(&path)
+            ),
         )
         .object(layout::backup(id)?.as_str())),
     }

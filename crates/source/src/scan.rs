@@ -14,7 +14,7 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::Stat;
 
 /// How much memory the items of a tree may take unless an operator says otherwise: with what else a job keeps of each file, and with all that it takes for
-/// few, it stays below the 256 MiB that the whole process may. It holds 550,000 files with names of 20 bytes.
+/// few, it stays below the 256 MiB that the whole process may. It holds 540,000 files with names of 20 bytes.
 pub const NAMES_BYTES_DEFAULT: u64 = 56 << 20;
 
 /// How a source is scanned.

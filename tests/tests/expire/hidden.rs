@@ -470,3 +470,30 @@ fn an_expire_looks_up_little_more_than_it_deletes() {
     store.history.holds_exactly(&[3, 4, 5], &store.scratch);
     store.history.nothing_is_left_over();
 }
+
+/// An expire was killed between its look and its first deletion, or so it seems: it may be at work elsewhere.
+#[test]
+fn an_expire_that_a_listing_leaves_out_is_found_by_its_tombstone() {
+    let store = Store::new("hidden-expire", 3);
+    let stuck = Fault::new(Action::Delay(Duration::from_secs(600))).method("DELETE");
+    let (proxy, ids, repo) = store.through(&[stuck.path("/backups/")]);
+    let mut command = repo.command("expire");
+    let mut job = Job::start(command.args(["--keep-last", "1", "--confirm"]));
+    wait_until(|| proxy.hits(ids[0]) > 0);
+    job.signal(Signal::KILL);
+    job.status();
+    drop(proxy);
+    let session = store.keys("sessions/").remove(0);
+    let session = session.strip_prefix("expire/").expect("prefix");
+    let hidden = || hide("sessions/", &[session.rsplit('/').next().expect("a name")]);
+
+    let (_proxy, _, repo) = store.through(&[hidden()]);
+    let mut command = repo.command("hold add");
+    let held = Outcome::of(command.args([store.history.id(0), "--reason", "audit", "--json"]));
+    let error = held.expect(exit::CONFLICT).error();
+    assert!(error.to_string().contains("about to delete"), "{error}");
+    assert!(store.keys("holds/").is_empty());
+
+    store.nothing_goes("an expire", &[hidden()], session);
+    store.holds_all();
+}

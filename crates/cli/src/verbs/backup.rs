@@ -147,14 +147,17 @@ fn plan_table(plan: &BackupPlan) -> Table {
             format_bytes(plan.source_bytes)
         ),
     );
-    let sample = format_bytes(plan.sampled_bytes);
+    let by = match plan.sampled_bytes {
+        0 => "the limits".to_owned(),
+        sampled => format!("a sample of {}", format_bytes(sampled)),
+    };
     // What the parent holds is known only when it is compared, block by block, by the backup itself.
     let bound = if plan.parent.is_some() {
         "at most "
     } else {
         ""
     };
-    let estimate = |about: String| format!("{bound}about {about}, by a sample of {sample}");
+    let estimate = |about: String| format!("{bound}about {about}, by {by}");
     let unknown = || "not known".to_owned();
     let stored = plan.estimated_stored_bytes.map(format_bytes);
     let stored = stored.map_or_else(unknown, &estimate);

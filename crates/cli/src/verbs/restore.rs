@@ -120,11 +120,12 @@ fn plan_table(plan: &RestorePlan) -> Table {
     let estimate = plan
         .estimated_seconds
         .map_or("not known".into(), |seconds| {
-            let seconds = figures::duration(seconds);
-            let sample = format_bytes(plan.sampled_bytes);
-            format!(
-                "at least about {seconds}, by reading a sample of {sample}; the target may be slower"
-            )
+            let (seconds, sample) = (figures::duration(seconds), plan.sampled_bytes);
+            let by = match sample {
+                0 => "the limits".to_owned(),
+                _ => format!("reading a sample of {}", format_bytes(sample)),
+            };
+            format!("at least about {seconds}, by {by}; the target may be slower")
         });
     table.pair("to take", estimate);
     table

@@ -220,7 +220,9 @@ async fn named_base(
         return Err(
             Error::new(Kind::Conflict, "the base is about to be deleted")
                 .object(id.to_string())
-                .hint("leave out --base, or wait until the expire has ended"),
+                .hint(
+                    "leave out --base, or wait until the expire has ended; if none is at work, one was cut off or refused, and `helios-mover expire` with --confirm and a policy that keeps this backup clears its mark",
+                ),
         );
     }
     let open = catalogue::load(shard, repository, id).await?;

@@ -52,7 +52,7 @@ pub(crate) enum Found {
 /// Where contents come from.
 pub(crate) enum Origin {
     /// A directory tree.
-    Tree(TreeOrigin),
+    Tree(Box<TreeOrigin>),
     /// A page store.
     Pages(Box<PageOrigin>),
 }

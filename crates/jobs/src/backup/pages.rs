@@ -267,14 +267,20 @@ impl PageOrigin {
                 })?;
                 // What was never written is not in the file yet.
                 let written = (stat.st_size as u64) / PAGE_BYTES as u64 * PAGE_BYTES as u64;
-                let base_pages = match changes {
-                    Changes::All => 0,
-                    Changes::Since { base_pages, .. } => *base_pages,
-                };
-                // A page of which only a part is there was written, and is not whole.
+                // A page of which only a part is there was written, and is not whole. If that was before the base, it has the page.
                 let last = (written / PAGE_BYTES as u64) as u32;
-                if stat.st_size as u64 != written && range.contains(&written) && last >= base_pages
-                {
+                let is_since = match changes {
+                    Changes::All => true,
+                    Changes::Since {
+                        base_pages,
+                        named_from: Some(_),
+                        ..
+                    } => last >= *base_pages,
+                    Changes::Since {
+                        base_pages, pages, ..
+                    } => last >= *base_pages || pages.contains(last),
+                };
+                if stat.st_size as u64 != written && range.contains(&written) && is_since {
                     self.note_torn(*table, std::iter::once(last))?;
                 }
                 match changes {

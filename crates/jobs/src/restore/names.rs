@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use mover_base::Result;
+use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind};
 use mover_io::Shard;
 use mover_repo::BackupView;
@@ -37,37 +38,30 @@ impl<'a> Names<'a> {
             view,
             target,
             mode,
-            made: view
-                .items
-                .entries()
-                .iter()
-                .map(|_| Mutex::new(false))
+            made: std::iter::repeat_with(Mutex::default)
+                .take(view.items.entries().len())
                 .collect(),
         }
     }
 
+    fn entries(&self) -> &EntryList {
+        self.view.items.entries()
+    }
+
     /// Makes what comes before the content. Empty files are complete then.
     pub fn make_first(&self, engine: &Engine, progress: &Progress, tick: Tick<'_>) -> Result<()> {
-        let comes_first = |entry: &Entry| match (self.mode, &entry.kind) {
-            (TargetMode::Delta, _) => true,
-            (TargetMode::Fresh, EntryKind::File { bytes }) => *bytes == 0,
-            (TargetMode::Fresh, EntryKind::Hardlink { .. }) => false,
-            (TargetMode::Fresh, _) => true,
+        let entries = self.entries();
+        let comes_first = |at| match self.mode {
+            TargetMode::Delta => true,
+            TargetMode::Fresh => entries.content_bytes(at) == 0 && entries.first_name(at).is_none(),
         };
         self.make(engine, progress, tick, comes_first)
     }
 
     /// Makes what comes after the content.
     pub fn make_last(&self, engine: &Engine, progress: &Progress, tick: Tick<'_>) -> Result<()> {
-        let is_link = |entry: &Entry| matches!(entry.kind, EntryKind::Hardlink { .. });
-        match self.mode == TargetMode::Fresh
-            && self
-                .view
-                .items
-                .entries()
-                .iter()
-                .any(|entry| is_link(&entry))
-        {
+        let is_link = |at| self.entries().first_name(at).is_some();
+        match self.mode == TargetMode::Fresh && (0..self.entries().len()).any(is_link) {
             true => self.make(engine, progress, tick, is_link),
             false => Ok(()),
         }
@@ -95,22 +89,12 @@ impl<'a> Names<'a> {
         engine: &Engine,
         progress: &Progress,
         tick: Tick<'_>,
-        chosen: impl Fn(&Entry) -> bool + Sync,
+        chosen: impl Fn(usize) -> bool + Sync,
     ) -> Result<()> {
-        // A file's further names tell whether it may be worked on in place.
-        let mut links: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
-        for entry in self.view.items.entries().iter() {
-            if let EntryKind::Hardlink { first } = entry.kind {
-                links.entry(first).or_default().push(entry.path);
-            }
-        }
+        let links = self.links();
         let body = async |shard: Shard| {
-            let entries = self
-                .view
-                .items
-                .entries()
-                .iter()
-                .filter(|entry| chosen(entry));
+            let chosen = (0..self.entries().len()).filter(|at| chosen(*at));
+            let entries = chosen.filter_map(|at| self.entries().get(at));
             for (at, entry) in entries.enumerate() {
                 shard.stop()?;
                 let links = links.get(&entry.path);
@@ -122,6 +106,21 @@ impl<'a> Names<'a> {
             Ok(())
         };
         mover_io::run(&engine.single(), body, |stop| tick(progress, stop)).map(|_| ())
+    }
+
+    /// The further names of files, by the first one: they tell whether a file may be worked on in place.
+    fn links(&self) -> HashMap<Vec<u8>, Vec<Vec<u8>>> {
+        let mut links: HashMap<_, Vec<_>> = HashMap::new();
+        if self.mode == TargetMode::Delta {
+            for at in 0..self.entries().len() {
+                if let (Some(first), Some(path)) =
+                    (self.entries().first_name(at), self.entries().path(at))
+                {
+                    links.entry(first.to_vec()).or_default().push(path);
+                }
+            }
+        }
+        links
     }
 }
 

@@ -139,7 +139,29 @@ impl Survey {
             return Ok(Looked::Between(key));
         }
         self.check_named(shard, repository, &view).await?;
+        if let Some(key) = self.hidden_expire(shard, repository, &view).await? {
+            // It may have begun behind the listing; the next one shows it.
+            self.stood.insert(key.clone());
+            return Ok(Looked::Between(key));
+        }
         Ok(Looked::Shown(view))
+    }
+
+    /// A session that is not listed, whose tombstone is, and that stands: what it is about to delete must not lose its mark.
+    async fn hidden_expire(
+        &mut self,
+        shard: &Shard,
+        repository: &Arc<Repository>,
+        view: &View,
+    ) -> Result<Option<Key>> {
+        let mut hidden = BTreeSet::new();
+        for &session in view.marks.values().flatten() {
+            hidden.insert(layout::session(session)?);
+        }
+        hidden.retain(|key| !view.shows(key) && !self.gone.contains(key));
+        let hidden = hidden.into_iter().collect();
+        let standing = self.standing(shard, repository, hidden).await?;
+        Ok(standing.into_iter().next())
     }
 
     /// What stood and is not listed must be gone: else the listing left it out.
@@ -180,8 +202,15 @@ impl Survey {
             }
             shard.stop()?;
             match catalogue::load(shard, repository, id).await {
-                Ok(open) => self.add(open)?,
-                Err(error) if error.is_absence() => return Ok(Some(layout::backup(id)?)),
+                Ok(open) => {
+                    self.gone.remove(&layout::backup(id)?);
+                    self.add(open)?;
+                }
+                Err(error) if error.is_absence() => {
+                    let key = layout::backup(id)?;
+                    self.gone.insert(key.clone());
+                    return Ok(Some(key));
+                }
                 Err(error) => return Err(error),
             }
         }

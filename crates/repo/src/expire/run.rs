@@ -15,11 +15,10 @@ use serde::Serialize;
 
 use super::look::{LOOKS_MAX, Looked, View, incomplete};
 use super::packs::{self, PackUses};
-use super::too_busy;
 use super::{NO_BACKUP, OtherReason, Plan, Survey};
 use crate::process::Life;
 use crate::repository::{Repository, Session};
-use crate::sessions::{self, Registration};
+use crate::sessions::{self, Registration, Standing};
 use crate::{catalogue, layout, tombstones};
 
 /// Objects deleted by one request; after a refusal they are tried one by one.
@@ -166,7 +165,7 @@ impl Run<'_> {
                 None => Ok(view),
             };
         }
-        Err(too_busy(between))
+        Err(self.survey.too_busy(between))
     }
 
     /// Takes out of the doomed what a hold or a session needs. Gives a session whose parent is gone and that has ended
@@ -412,7 +411,9 @@ impl Run<'_> {
     /// Unfinished uploads of jobs that died over a day ago, if nobody is at work.
     async fn remove_uploads(&mut self, view: &View) -> Result<()> {
         let own = self.session.id();
-        if view.sessions.iter().any(|one| one.id != own) {
+        let is_at_work =
+            |one: &Standing| one.id != own && !self.survey.is_over(one) && one.life != Life::Dead;
+        if view.sessions.iter().any(is_at_work) {
             return Ok(());
         }
         let store = self.repository.store();

@@ -144,6 +144,11 @@ impl Opening<'_> {
             // What the log holds behind its end from now on is not what was marked there.
             return self.anew(state.epoch + 1, Reset::LogBehind);
         }
+        if let Err(lost) = live.sync() {
+            drop(live);
+            self.found.doubt = Some(lost);
+            return self.rebuild(state);
+        }
         live.forget_under_way();
         let budget = crate::delta::BUDGET_BYTES_DEFAULT;
         if live.current() != state.epoch {

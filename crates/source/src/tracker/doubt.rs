@@ -16,6 +16,8 @@ pub enum Doubt {
     Missing,
     /// It cannot be opened, locked or mapped.
     Unreadable(String),
+    /// What was marked cannot be written, so some of it may be lost.
+    Unwritten(String),
     /// Its header is damaged or breaks a rule.
     Header(String),
     /// It is not as long as its header says.
@@ -37,6 +39,9 @@ impl fmt::Display for Doubt {
         let why = match self {
             Doubt::Missing => "there is no live file",
             Doubt::Unreadable(why) => return write!(f, "the live file cannot be used ({why})"),
+            Doubt::Unwritten(why) => {
+                return write!(f, "what was marked cannot be written ({why})");
+            }
             Doubt::Header(why) => return write!(f, "the live file is damaged ({why})"),
             Doubt::Size => "the live file has another size than it says",
             Doubt::Another => "the live file is another one than the state names",

@@ -22,7 +22,7 @@ use super::epoch_file::{
     EPOCH_NEW, EPOCH_SUFFIX, EpochHeader, EpochReader, EpochWriter, Place, merge,
 };
 use super::hold::{HOLD_NEW, LogHold};
-use super::live::{LIVE_NEW, Live};
+use super::live::{LIVE_FILE, LIVE_NEW, Live};
 use super::state::{KEPT_MAX, Kept, STATE_NEW, TrackerState, unreadable};
 use super::witness::{WITNESS_NEW, Witness};
 use crate::delta::{ChunkWords, Delta, PageSet, TABLE_BYTES};
@@ -186,6 +186,10 @@ impl Epochs {
         };
         match self.live(&state) {
             Ok(live) => self.switch_live(&live, &mut state, end, budget_bytes),
+            // It may well count, and what it knows is not to be lost for want of memory or descriptors.
+            Err(doubt @ Doubt::Unreadable(_)) => Err(Error::new(Kind::Source, doubt.to_string())
+                .object(LIVE_FILE)
+                .hint("raise the limits of memory and open files (ulimit -v, -n); run as the owner of the store's files, or as root")),
             Err(doubt) => self.end_from_log(&mut state, end, budget_bytes, doubt, None),
         }
     }
@@ -244,6 +248,10 @@ impl Epochs {
         budget_bytes: usize,
     ) -> Result<Switched> {
         live.wait_quiet(&self.disk, state.epoch)?;
+        if let Err(lost) = live.sync() {
+            // It never counts again.
+            return self.end_from_log(state, start, budget_bytes, lost, None);
+        }
         if live.full(state.epoch) {
             // What had no room may have been appended behind `start`: the next epoch is read from the log as well.
             live.set_full(state.epoch + 1);
@@ -429,7 +437,9 @@ impl Epochs {
         budget: &mut usize,
     ) -> Result<(), Invalid> {
         let mut from = state.start;
-        if let Ok(live) = self.live(state) {
+        if let Ok(live) = self.live(state)
+            && live.sync().is_ok()
+        {
             // Before the marks: those of what is durable by now are among them then.
             let durable = live.durable();
             let epochs = [state.epoch, state.epoch + 1];

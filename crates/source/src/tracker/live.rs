@@ -7,7 +7,7 @@
 //! Invariants: nobody waits to mark, and no order of two marks matters: an entry is taken once and stays, a bit is set
 //! and stays, until its epoch's marks are in a durable file and nobody marks in it any more. So a process killed at any
 //! instruction leaves marks that are sound. The file has all its blocks before it is mapped and is never cut: no touch
-//! of it can fail. Where a slot has no room it says so in `full`, and the log is read instead.
+//! of it can fail for want of room, but where the file system copies on write (docs/tracker-format.md, section 4). Where a slot has no room it says so in `full`, and the log is read instead.
 
 use std::fs::File;
 use std::io;
@@ -337,6 +337,16 @@ impl Live {
         self.words[FULL + slot_of(epoch) * LINE_WORDS].store(1, SeqCst);
     }
 
+    /// Has the kernel write what was marked, and so learns of marks that it could not write before: those may be lost when it
+    /// needs their memory. The log is read in place of all marks then, and of all to come.
+    pub(super) fn sync(&self) -> Result<(), Doubt> {
+        self.file.sync_data().map_err(|error| {
+            self.set_full(0);
+            self.set_full(1);
+            Doubt::Unwritten(error.to_string())
+        })
+    }
+
     /// Locks the file for the one process that marks. False if another one does.
     pub(super) fn claim(&self) -> io::Result<bool> {
         match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
@@ -435,6 +445,7 @@ impl Live {
                     slot: self.slot(epoch),
                     counter,
                     last: None,
+                    has_ended: false,
                 };
             }
             counter.fetch_sub(1, SeqCst);
@@ -542,7 +553,8 @@ impl<'l> Slot<'l> {
 }
 
 /// A transaction whose pages are being marked. It must live until the transaction was appended to the log, and say where
-/// it ends there ([`end`](Self::end)); dropped without, it says that nothing was appended.
+/// it ends there ([`end`](Self::end)). Dropped without, nobody knows whether it was appended: the log is read in place of the
+/// marks of its epoch then, if it had any.
 #[derive(Debug)]
 #[must_use = "marks count for the log up to where the transaction ends in it"]
 pub struct Marking<'l> {
@@ -551,6 +563,8 @@ pub struct Marking<'l> {
     counter: &'l AtomicU64,
     /// The bitmap of the page marked last: table, run and where.
     last: Option<(u32, u32, usize)>,
+    /// Where it ends in the log is known.
+    has_ended: bool,
 }
 
 impl Marking<'_> {
@@ -581,14 +595,19 @@ impl Marking<'_> {
     }
 
     /// The transaction was appended, and ends at `lsn` in the log.
-    pub fn end(self, lsn: Lsn) {
+    pub fn end(mut self, lsn: Lsn) {
         // Before the count goes: who finds nobody under way finds the last position too.
         self.live.raise_appended(lsn);
+        self.has_ended = true;
     }
 }
 
 impl Drop for Marking<'_> {
     fn drop(&mut self) {
+        // A thread that unwinds, or a task that is cancelled, may have appended it behind a switch.
+        if !self.has_ended && self.last.is_some() {
+            self.slot.full.store(1, SeqCst);
+        }
         // Release: who sees the count go sees the marks, and the position.
         self.counter.fetch_sub(1, Release);
     }
@@ -708,6 +727,44 @@ mod tests {
         assert_eq!(marked(live.slot(1)), wanted);
         other.prepare(3, Lsn(5008));
         assert!(marked(live.slot(1)).is_empty());
+    }
+
+    #[test]
+    fn a_transaction_of_which_nobody_says_where_it_ends_has_the_log_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk(dir.path());
+        let live = make(&disk);
+        drop(live.begin());
+        assert!(!live.full(1), "nothing was marked");
+        let mut marking = live.begin();
+        marking.mark(1, 7);
+        marking.end(Lsn(5000));
+        assert!(!live.full(1), "it ended");
+        let unwound = std::thread::scope(|scope| {
+            let marks = scope.spawn(|| {
+                let mut marking = live.begin();
+                marking.mark(1, 8);
+                panic!("between the append and its end");
+            });
+            marks.join()
+        });
+        assert!(unwound.is_err() && live.full(1));
+        live.wait_quiet(&disk, 1).unwrap();
+    }
+
+    #[test]
+    fn marks_that_cannot_be_written_never_count_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk(dir.path());
+        let mut live = make(&disk);
+        live.sync().unwrap();
+        assert!(!live.full(1) && !live.full(2));
+        // A pipe cannot be synced.
+        let (reader, _writer) = std::io::pipe().unwrap();
+        live.file = File::from(OwnedFd::from(reader));
+        assert!(matches!(live.sync(), Err(Doubt::Unwritten(_))));
+        let other = Live::open(&disk, IDS, live.id()).unwrap();
+        assert!(other.full(1) && other.full(2));
     }
 
     #[test]
