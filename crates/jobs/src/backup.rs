@@ -230,19 +230,9 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         ..
     } = origin.tree.totals;
     let data_bytes = allocated_bytes.min(bytes);
-    let Estimate { sampled_bytes, .. } = estimate;
-    let stored_bytes = estimate.stored_bytes(data_bytes);
-    let stored = stored_bytes.unwrap_or(0);
-    let mut limits = vec![
-        (data_bytes, &engine.limits.read),
-        (stored, &engine.limits.write),
-    ];
-    if repository.has_link() {
-        limits.push((stored, &options.repo.link.upload));
-    }
-    let seconds = estimate.seconds(data_bytes, engine.wide()?.shard_count());
+    let expected = forecast(engine, options, &repository, &estimate, data_bytes)?;
     let free_bytes = repository.store().free_bytes();
-    warnings.extend(room_warning(stored_bytes, free_bytes));
+    warnings.extend(room_warning(expected.stored_bytes, free_bytes));
     Ok(BackupPlan {
         source: options.source.clone(),
         repository: repository.url().to_owned(),
@@ -258,10 +248,10 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         hardlinks,
         source_bytes: bytes,
         data_bytes,
-        estimated_stored_bytes: stored_bytes,
-        estimated_seconds: estimate::within_limits(seconds, &limits),
+        estimated_stored_bytes: expected.stored_bytes,
+        estimated_seconds: expected.seconds,
         repository_free_bytes: free_bytes,
-        sampled_bytes,
+        sampled_bytes: estimate.sampled_bytes,
         warnings,
         prepared: Prepared {
             options: options.clone(),
@@ -285,6 +275,36 @@ fn key_warning(repository: &Repository) -> Option<String> {
     const NO_KEY: &str =
         "no key was given: earlier backups cannot be read, so every block is stored again";
     (!repository.can_read()).then(|| NO_KEY.to_owned())
+}
+
+/// What a backup would take.
+struct Forecast {
+    stored_bytes: Option<u64>,
+    seconds: Option<f64>,
+}
+
+/// What a sample says of `data_bytes`, within the limits.
+fn forecast(
+    engine: &Engine,
+    options: &BackupOptions,
+    repository: &Repository,
+    estimate: &Estimate,
+    data_bytes: u64,
+) -> Result<Forecast> {
+    let stored_bytes = estimate.stored_bytes(data_bytes);
+    let stored = stored_bytes.unwrap_or(0);
+    let mut limits = vec![
+        (data_bytes, &engine.limits.read),
+        (stored, &engine.limits.write),
+    ];
+    if repository.has_link() {
+        limits.push((stored, &options.repo.link.upload));
+    }
+    let seconds = estimate.seconds(data_bytes, engine.wide()?.shard_count());
+    Ok(Forecast {
+        stored_bytes,
+        seconds: estimate::within_limits(seconds, &limits),
+    })
 }
 
 /// What the repository may not have room for.
