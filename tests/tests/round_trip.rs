@@ -463,6 +463,11 @@ fn a_dry_run_changes_nothing() {
         .as_u64()
         .map(|bytes| bytes as f64 / 1024.0);
     assert!(limited["estimated_seconds"].as_f64() >= least, "{limited}");
+    // A limit that leaves no time for a sample leaves it open how much would be read.
+    let mut limited = repo.restore_command("latest", &target);
+    let limited = Outcome::of(limited.args(["--dry-run", "--limit-read", "1KiB/s"])).summary();
+    assert_eq!(limited["sampled_bytes"], 0, "{limited}");
+    assert!(limited["estimated_seconds"].is_null(), "{limited}");
     let mut limited = repo.backup_command(&source);
     let limited = Outcome::of(limited.args(["--dry-run", "--limit-write", "1KiB/s"])).summary();
     let stored = limited["estimated_stored_bytes"].as_u64();

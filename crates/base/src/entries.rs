@@ -11,6 +11,10 @@ use std::sync::Arc;
 use crate::tree::{Entry, EntryKind, FileTime};
 use crate::{Error, Kind, Result};
 
+/// Most memory that the list of a source may be allowed, in bytes, and that the list of a backup may take: so whatever is backed up
+/// can be restored. Earlier versions allowed as much by a count that is never less.
+pub const LIST_BYTES_MAX: usize = 128 << 20;
+
 /// Directories that are looked through for that of the next entry, from the last one back: in path order, what lies in the
 /// subdirectories of one comes between the names of others.
 const DIRS_TRIED: usize = 8;

@@ -3,6 +3,7 @@
 //! Invariants: a bad value is refused with a message that says how a good one looks; the caller names where
 //! the value came from (flag, variable or file).
 
+use mover_base::entries::LIST_BYTES_MAX;
 use mover_base::units::{format_bytes, parse_bytes};
 
 /// Least memory for I/O buffers: one buffer. How many a job really needs, the job says.
@@ -17,7 +18,7 @@ const INDEX_BYTES_MAX: u64 = 256 << 30;
 /// Least memory for the names of a source, enough for ten thousand.
 const NAMES_BYTES_MIN: u64 = 1 << 20;
 /// Most memory for the names of a source: whatever is backed up can be restored, which keeps a list in memory, too.
-const NAMES_BYTES_MAX: u64 = 128 << 20;
+const NAMES_BYTES_MAX: u64 = LIST_BYTES_MAX as u64;
 
 /// A limit in bytes, or in requests, per second; `None` is no limit, which a flag can say to win over a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

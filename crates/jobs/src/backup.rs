@@ -292,13 +292,12 @@ fn forecast(
     data_bytes: u64,
 ) -> Result<Forecast> {
     let stored_bytes = estimate.stored_bytes(data_bytes);
-    let stored = stored_bytes.unwrap_or(0);
-    let mut limits = vec![
-        (data_bytes, &engine.limits.read),
-        (stored, &engine.limits.write),
-    ];
-    if repository.has_link() {
-        limits.push((stored, &options.repo.link.upload));
+    let mut limits = vec![(data_bytes, &engine.limits.read)];
+    if let Some(stored) = stored_bytes {
+        limits.push((stored, &engine.limits.write));
+        if repository.has_link() {
+            limits.push((stored, &options.repo.link.upload));
+        }
     }
     let seconds = estimate.seconds(data_bytes, engine.wide()?.shard_count());
     Ok(Forecast {

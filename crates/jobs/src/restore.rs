@@ -241,15 +241,14 @@ fn seconds(
     estimate: &Estimate,
 ) -> Result<Option<f64>> {
     let data_bytes = view.metadata.size_info.data_bytes;
-    // Packs that are needed in part are not read as a whole.
-    let read_bytes = estimate.stored_bytes(data_bytes).unwrap_or(0);
-    let read_bytes = read_bytes.min(view.pack_totals().1);
-    let mut limits = vec![
-        (read_bytes, &engine.limits.read),
-        (data_bytes, &engine.limits.write),
-    ];
-    if view.repository().has_link() {
-        limits.push((read_bytes, &options.repo.link.download));
+    let mut limits = vec![(data_bytes, &engine.limits.write)];
+    // Packs that are needed in part are not read as a whole: only a sample tells how much is.
+    if let Some(read_bytes) = estimate.stored_bytes(data_bytes) {
+        let read_bytes = read_bytes.min(view.pack_totals().1);
+        limits.push((read_bytes, &engine.limits.read));
+        if view.repository().has_link() {
+            limits.push((read_bytes, &options.repo.link.download));
+        }
     }
     let shards = engine.wide_to_read(view.repository())?.shard_count();
     Ok(within_limits(estimate.seconds(data_bytes, shards), &limits))

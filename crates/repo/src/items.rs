@@ -4,7 +4,7 @@
 //! has a map exactly if it has content. Neither the memory that they take nor the extents of their files go beyond what a
 //! backup may have, whatever a forged manifest lists.
 
-use mover_base::entries::EntryList;
+use mover_base::entries::{EntryList, LIST_BYTES_MAX};
 use mover_base::tree::{Entry, display_path};
 use mover_base::units::{blocks_of, format_bytes};
 use mover_base::{Error, Kind, Result};
@@ -14,10 +14,6 @@ use mover_format::node::Child;
 
 use crate::reader::PackReader;
 use crate::tree::{EXTENT_BYTES, EXTENTS_MAX, FileMap, node_bytes};
-
-/// Most memory that the entries of a backup may take, in bytes: what a scan is allowed to find at most, as an operator may set it and
-/// as it was in earlier versions. Their maps are at most four times as long, and usually shorter.
-const ENTRIES_BYTES_MAX: usize = 128 << 20;
 
 /// The entries of a backup in path order, with the maps of the files that are not empty.
 #[derive(Default)]
@@ -30,7 +26,7 @@ impl ItemList {
     /// Reads every entry that `pages` list.
     ///
     /// # Errors
-    /// `Corrupt` for what no writer stores; `Limit` for entries that take over [`ENTRIES_BYTES_MAX`] or whose files have over
+    /// `Corrupt` for what no writer stores; `Limit` for entries that take over [`LIST_BYTES_MAX`] or whose files have over
     /// [`EXTENTS_MAX`]; those of the reader.
     pub(crate) async fn read(reader: &mut PackReader, pages: &[Child]) -> Result<Self> {
         let mut items = ItemList::default();
@@ -46,10 +42,11 @@ impl ItemList {
     fn push(&mut self, stored: StoredEntry) -> Result<()> {
         self.entries.push(&stored.entry)?;
         self.roots.push(stored.map.as_ref())?;
-        if self.entries.memory_bytes() <= ENTRIES_BYTES_MAX {
+        // Their maps are at most four times as long, and usually shorter.
+        if self.entries.memory_bytes() <= LIST_BYTES_MAX {
             return Ok(());
         }
-        let limit = format_bytes(ENTRIES_BYTES_MAX as u64);
+        let limit = format_bytes(LIST_BYTES_MAX as u64);
         Err(forged(
             &stored.entry,
             format!("the backup's list of files takes more than {limit}"),

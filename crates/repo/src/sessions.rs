@@ -283,7 +283,7 @@ pub async fn forget(shard: &Shard, repository: &Repository, text: &str) -> Resul
         },
         Err(error) if error.kind() == Kind::Key => {
             return Err(error.hint(
-                "without the key it cannot be told whether its process runs here: give the key up front, or run this where it is",
+                "without the key it cannot be told whether its process runs here: give the key as well, or run this where it is",
             ));
         }
         // What is damaged can still be given up.

@@ -228,7 +228,8 @@ impl TargetPlan {
         self.repository = repository;
     }
 
-    /// Delta: how many names are in the target and not among the `wanted` ones, which are in path order: what [`DirTarget::remove_extra`] will remove.
+    /// Delta: how many names are in the target and not among the `wanted` ones, which are in path order: what
+    /// [`DirTarget::remove_extra`] will remove.
     ///
     /// Errors: those of `go_on`, which is asked before each directory; `Usage` if the repository that [`spare`](Self::spare) named is in the target.
     ///

@@ -7,14 +7,15 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use mover_base::entries::EntryList;
+use mover_base::entries::{EntryList, LIST_BYTES_MAX};
 use mover_base::tree::{Entry, EntryKind, FileTime};
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use rustix::fs::Stat;
 
-/// How much memory the items of a tree may take unless an operator says otherwise: with what else a job keeps of each file, and with all that it takes for
-/// few, it stays below the 256 MiB that the whole process may. It holds 540,000 files with names of 20 bytes.
+/// How much memory the items of a tree may take unless an operator says otherwise: with what else a job keeps of each file,
+/// and with all that it takes for few, it stays below the 256 MiB that the whole process may. It holds 540,000 files with
+/// names of 20 bytes.
 pub const NAMES_BYTES_DEFAULT: u64 = 56 << 20;
 
 /// How a source is scanned.
@@ -303,7 +304,10 @@ impl TreeBuilder {
             Kind::Limit,
             format!("the list of files takes more than {limit} of memory after {found} names"),
         )
-        .hint("exclude what is no part of the database, split the source, or allow more (--names, 128 MiB at most)"))
+        .hint(format!(
+            "exclude what is no part of the database, split the source, or allow more (--names, {} at most)",
+            format_bytes(LIST_BYTES_MAX as u64)
+        )))
     }
 
     /// The tree in path order, where every name of an inode but its first is a hard link. Both orders are in memory for a

@@ -374,7 +374,8 @@ impl DirTarget {
             .map_err(failed)
     }
 
-    /// Delta: removes every name that is not among the `wanted` ones, which are in path order, with everything below it, and returns how many names went.
+    /// Delta: removes every name that is not among the `wanted` ones, which are in path order, with everything below it, and
+    /// returns how many names went.
     /// The marker stays. To be called before files are written, so that their space is free.
     ///
     /// Where another file system is mounted on a directory below which nothing is wanted, it was most likely no part

@@ -14,7 +14,8 @@
 //! Invariants: **no mark is ever lost**: what [`Epochs::changed`] answers names every page that a record of the range
 //! changed, and perhaps more. What the live file cannot vouch for is read from the log; what the log has no more is
 //! claimed no longer, and asking for it gives [`Invalid`] with the reason. No transaction waits for a backup or fails because
-//! of one; opening and closing wait ten seconds at most for others, and longer only where the marks are in doubt and the log is read. Files, descriptors and memory are bounded by the constants here.
+//! of one; opening and closing wait ten seconds at most for others, and longer only where the marks are in doubt and the log
+//! is read. Files, descriptors and memory are bounded by the constants here.
 
 mod attach;
 mod doubt;

@@ -7,7 +7,8 @@
 //! Invariants: nobody waits to mark, and no order of two marks matters: an entry is taken once and stays, a bit is set
 //! and stays, until its epoch's marks are in a durable file and nobody marks in it any more. So a process killed at any
 //! instruction leaves marks that are sound. The file has all its blocks before it is mapped and is never cut: no touch
-//! of it can fail for want of room, but where the file system copies on write (docs/tracker-format.md, section 4). Where a slot has no room it says so in `full`, and the log is read instead.
+//! of it can fail for want of room, but where the file system copies on write (docs/tracker-format.md, section 4). Where a
+//! slot has no room it says so in `full`, and the log is read instead.
 
 use std::fs::File;
 use std::io;
