@@ -1,6 +1,6 @@
 //! Frames: the pieces that packs, manifests and records are made of, compressed and sealed as one.
 //!
-//! Invariants: a frame is zstd exactly where that is shorter than the plain bytes; the kind fixes the cap of
+//! Invariants: a frame is zstd only where that is shorter than the plain bytes; the kind fixes the cap of
 //! the plain bytes and the last flag; nothing is sealed before its compressed form was decoded and compared with
 //! the plain bytes, and nothing is handed out before the seal was opened again and compared, because an encoder
 //! that corrupts is the one fault that no checksum over stored bytes can show. Scratch space is reused, so
@@ -10,6 +10,7 @@ use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
+use crate::probe::ShrinkProbe;
 use crate::seal::{Cipher, ObjectSealer, TAG_BYTES};
 use crate::wire::{Reader, corrupt};
 
@@ -289,6 +290,7 @@ struct Staged {
 /// [`compare`](Self::compare), [`seal`](Self::seal). Keep one per shard: it owns about 4 MiB of scratch space.
 pub struct FrameEncoder {
     compressor: Compressor<'static>,
+    probe: ShrinkProbe,
     decompressor: Decompressor<'static>,
     compressed: Vec<u8>,
     /// Where compressed bytes are decoded to, and where sealed ones are opened to.
@@ -321,6 +323,7 @@ impl FrameEncoder {
         }
         Ok(FrameEncoder {
             compressor,
+            probe: ShrinkProbe::new(level).map_err(failed)?,
             decompressor: Decompressor::default(),
             compressed: Vec::new(),
             check: Vec::new(),
@@ -328,7 +331,8 @@ impl FrameEncoder {
         })
     }
 
-    /// First step: compresses `plain` into scratch space, or notes that it does not shrink.
+    /// First step: compresses `plain` into scratch space, or notes that it does not shrink. Blocks behind others that did not
+    /// are tried only if a sample of them shrinks.
     pub fn compress(&mut self, kind: FrameKind, plain: &[u8]) -> Result<Codec> {
         self.staged = None;
         if !kind.allows_plain_bytes(plain.len()) {
@@ -341,18 +345,23 @@ impl FrameEncoder {
         self.compressed
             .reserve(zstd_safe::compress_bound(plain.len()));
         // A directory is nearly all hashes: trying to compress it is wasted work.
-        let codec = if kind == FrameKind::Directory {
+        let is_tried = match kind {
+            FrameKind::Directory => false,
+            FrameKind::Blocks => self.probe.is_worth_trying(plain)?,
+            FrameKind::Nodes | FrameKind::Manifest | FrameKind::Record => true,
+        };
+        let codec = if !is_tried {
             Codec::Raw
         } else {
             let bytes = self
                 .compressor
                 .compress_to_buffer(plain, &mut self.compressed)
                 .map_err(|e| Error::new(Kind::Internal, "zstd failed to compress").cause(e))?;
-            if bytes < plain.len() {
-                Codec::Zstd
-            } else {
-                Codec::Raw
+            let shrank = bytes < plain.len();
+            if kind == FrameKind::Blocks {
+                self.probe.tried(plain.len(), shrank);
             }
+            if shrank { Codec::Zstd } else { Codec::Raw }
         };
         self.staged = Some(Staged {
             kind,

@@ -1,7 +1,7 @@
 //! The bytes of a Helios Mover repository: pure encoders and decoders, specified in `docs/repository-format.md`.
 //!
 //! Invariants: no I/O, no clock, no randomness (keys and ids come from the caller), so that equal input gives
-//! equal bytes. Every decoder takes hostile bytes: it checks each count against its cap and against the bytes
+//! equal bytes (of an encoder: the same frames in the same order). Every decoder takes hostile bytes: it checks each count against its cap and against the bytes
 //! at hand before it allocates, refuses what the specification does not allow, trailing bytes included, and
 //! answers with [`mover_base::Kind::Corrupt`]; the caller, who knows the key, adds the object's name.
 
@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod node;
 pub mod pack;
 pub mod preamble;
+mod probe;
 pub mod record;
 pub mod seal;
 mod single;

@@ -797,6 +797,26 @@ fn every_level_makes_frames_that_readers_accept() {
 }
 
 #[test]
+fn frames_that_are_left_plain_untried_open_to_what_they_were() {
+    let sealer = sealer(&preamble(ObjectType::DataPack, Cipher::Aes256Gcm));
+    let mut encoder = FrameEncoder::new(3).unwrap();
+    let mut opened = vec![0; 1 << 20];
+    // The first is tried, and that it does not shrink lets a sample speak for the others.
+    for piece in 0..4 {
+        let plain = noise(1 << 20);
+        let codec = encoder.compress(FrameKind::Blocks, &plain).unwrap();
+        assert_eq!(codec, Codec::Raw);
+        encoder.compare(&plain).unwrap();
+        let mut out = Vec::new();
+        encoder.seal(&sealer, piece, &plain, &mut out).unwrap();
+        FrameDecoder::new()
+            .open(&sealer, piece, FrameKind::Blocks, &out, &mut opened)
+            .unwrap();
+        assert!(opened == plain, "frame {piece}");
+    }
+}
+
+#[test]
 fn a_large_manifest_frame_needs_no_window_above_the_cap() {
     let plain = [lines(5 << 20), noise(1 << 20), lines(5 << 20)].concat();
     let sealer = sealer(&preamble(ObjectType::Manifest, Cipher::Aes256Gcm));
