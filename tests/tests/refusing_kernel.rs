@@ -88,11 +88,15 @@ impl<'a> Hindered<'a> {
     }
 }
 
-/// What makes each thread's io_uring_setup fail as `inject` says.
+/// What makes each thread's io_uring_setup, or io_uring_register, fail as `inject` says.
 fn strace(inject: &str) -> Vec<&str> {
-    // Only the call in question stops the program.
+    strace_of("trace=io_uring_setup,io_uring_register", inject)
+}
+
+fn strace_of<'a>(calls: &'a str, inject: &'a str) -> Vec<&'a str> {
+    // Only the calls in question stop the program.
     let mut words = vec!["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"];
-    words.extend(["-e", "trace=io_uring_setup,io_uring_register", "-e", inject]);
+    words.extend(["-e", calls, "-e", inject]);
     words
 }
 
@@ -138,6 +142,16 @@ fn a_container_that_forbids_rings_is_served_by_threads() {
     let item = hindered.check(&repo, "I/O rung");
     let told = (item["status"].as_str(), item["detail"].as_str());
     assert_eq!(told, (Some("warn"), Some("threads")), "{item}");
+}
+
+#[test]
+fn a_ring_that_may_be_made_and_not_entered_is_none() {
+    let by = strace_of("trace=io_uring_enter", "inject=io_uring_enter:error=EPERM");
+    let hindered = Hindered::new("kernel-enter", &by);
+    let repo = repo_of(&hindered);
+    hindered.assert_works(&repo, |shard| {
+        is(shard, "threads", "DeferTaskrun: Operation not permitted")
+    });
 }
 
 #[test]

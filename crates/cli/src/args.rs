@@ -83,7 +83,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "N", help_heading = ENGINE,
           value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub shards: Option<u16>,
-    /// Pin each shard to its core [default: true]
+    /// Pin each shard to its core, where there is one for every core [default: true]
     #[arg(long, global = true, value_name = "true|false", help_heading = ENGINE,
           action = ArgAction::Set, hide_possible_values = true)]
     pub pin: Option<bool>,

@@ -43,6 +43,10 @@ const GROWTH: f64 = 1.25;
 /// Rebalancing more often than this says nothing about use (several runs may share a budget).
 const REBALANCE_MIN: Duration = Duration::from_millis(50);
 
+/// After this long without the coordinator, whose ticks may wait for a terminal that takes nothing, a shard that waits does its
+/// work: it may have a share of zero.
+const REBALANCE_MAX: Duration = Duration::from_millis(300);
+
 /// Bounds of the pause before a waiting demand looks again: the timer's resolution; and a fraction of a tick, so
 /// that a new share or rate acts soon.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -51,6 +55,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// A rate in bytes per second, shared by all shards that throttle by it. Can be changed while a job runs.
 pub struct RateBudget {
     bytes_per_second: AtomicU64,
+    /// How often the rate was set.
+    settings: AtomicU64,
     accounts: Mutex<Accounts>,
 }
 
@@ -96,6 +102,7 @@ impl RateBudget {
     fn starting(bytes_per_second: Option<u64>, now: Instant) -> Arc<Self> {
         Arc::new(RateBudget {
             bytes_per_second: AtomicU64::new(bytes_per_second.unwrap_or(UNLIMITED)),
+            settings: AtomicU64::new(0),
             accounts: Mutex::new(Accounts {
                 lines: Vec::new(),
                 balanced_at: now,
@@ -127,12 +134,21 @@ impl RateBudget {
         self.bytes_per_second
             .store(bytes_per_second.unwrap_or(UNLIMITED), Ordering::Relaxed);
         accounts.restart(self.get(), now);
+        self.settings.fetch_add(1, Ordering::Release);
     }
 
     /// Reads the use of all shards and sets their shares anew.
     fn rebalance(&self, now: Instant) {
         let mut accounts = self.accounts();
         if now.saturating_duration_since(accounts.balanced_at) >= REBALANCE_MIN {
+            accounts.rebalance(self.get(), now);
+        }
+    }
+
+    /// The coordinator's work, where it has not been done for long.
+    pub(crate) fn rebalance_if_late(&self, now: Instant) {
+        let mut accounts = self.accounts();
+        if now.saturating_duration_since(accounts.balanced_at) >= REBALANCE_MAX {
             accounts.rebalance(self.get(), now);
         }
     }
@@ -262,10 +278,13 @@ pub(crate) struct Bucket {
     issued: Cell<f64>,
     /// Bytes demanded, in the bucket's life.
     demanded: Cell<f64>,
+    /// The setting of the rate that the saved credit is of.
+    setting: Cell<u64>,
 }
 
 impl Bucket {
     pub(crate) fn new(budget: Arc<RateBudget>, now: Instant) -> Self {
+        let setting = budget.settings.load(Ordering::Acquire);
         let line = budget.join(now);
         Bucket {
             budget,
@@ -274,6 +293,7 @@ impl Bucket {
             credited: Cell::new(0.0),
             issued: Cell::new(0.0),
             demanded: Cell::new(0.0),
+            setting: Cell::new(setting),
         }
     }
 
@@ -302,7 +322,13 @@ impl Bucket {
             .saturating_duration_since(self.refilled_at.get())
             .as_secs_f64();
         self.refilled_at.set(now);
+        let setting = self.budget.settings.load(Ordering::Acquire);
         let share = self.share();
+        if self.setting.replace(setting) != setting {
+            // Saved at another rate: a burst of that may be many seconds of this one. Where a demand waits, nothing is saved.
+            let saved_max = self.demanded.get() + share * BURST_SECONDS;
+            self.credited.set(self.credited.get().min(saved_max));
+        }
         let room = self.demanded.get() + share * BURST_SECONDS - self.credited.get();
         let more = (share * seconds).min(room.max(0.0));
         self.credited.set(self.credited.get() + more);
@@ -564,6 +590,23 @@ mod tests {
         budget.set_at(Some(RATE / 10), last);
         let passed = simulate(&budget, &mut sims, last, 12_000, false);
         assert_within_3_percent(&passed, RATE / 10);
+    }
+
+    #[test]
+    fn credit_saved_at_one_rate_is_no_burst_at_a_lower_one() {
+        let start = Instant::now();
+        let budget = RateBudget::starting(Some(RATE), start);
+        let mut sims = sims(&budget, start, &[|ms| ms > 5000, |ms| ms > 5000]);
+        simulate(&budget, &mut sims, start, 5000, false);
+        let later = start + Duration::from_secs(5);
+        budget.set_at(Some(RATE / 1000), later);
+        for sim in &mut sims {
+            sim.busy = |_| true;
+        }
+        let passed: u64 = simulate(&budget, &mut sims, later, 1000, false)
+            .iter()
+            .sum();
+        assert!(passed <= RATE / 1000 + 2 * PIECE, "{passed}");
     }
 
     #[test]

@@ -304,7 +304,10 @@ impl Driver {
             }
             Completed::Ready(Some(waker)) => waker.wake(),
             Completed::Ready(None) => {}
-            Completed::Orphan(held) => drop(held),
+            Completed::Orphan(held) => {
+                self.stats.count_orphan(result);
+                drop(held);
+            }
         }
         self.permits.release();
     }

@@ -7,8 +7,10 @@ use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use rustix::io::Errno;
 
 use crate::config::Rung;
+use crate::shard::Shard;
 
 /// Longest latency told apart: slower requests count as this.
 const LATENCY_MAX_US: u64 = 120_000_000;
@@ -101,6 +103,22 @@ pub struct ShardReport {
     pub write_latency: LatencySummary,
 }
 
+/// Requests whose futures were dropped before they completed, by how they ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Orphans {
+    /// The kernel did not do them.
+    pub cancelled: u64,
+    /// The kernel did them, so that it read or wrote their memory when nobody waited any more.
+    pub completed: u64,
+}
+
+impl Shard {
+    /// What became of requests whose futures were dropped in flight.
+    pub fn orphans(&self) -> Orphans {
+        self.0.driver.stats.orphans.get()
+    }
+}
+
 /// Counters behind the report.
 pub(crate) struct Stats {
     pub(crate) direct_files: Cell<u64>,
@@ -111,6 +129,7 @@ pub(crate) struct Stats {
     pub(crate) writes: Cell<u64>,
     /// Completions that matched no request: always zero unless the kernel or the driver is broken.
     pub(crate) stale_completions: Cell<u64>,
+    orphans: Cell<Orphans>,
     pub(crate) latency: RefCell<Latency>,
 }
 
@@ -124,6 +143,7 @@ impl Stats {
             reads: Cell::new(0),
             writes: Cell::new(0),
             stale_completions: Cell::new(0),
+            orphans: Cell::default(),
             latency: RefCell::new(Latency::new()),
         }
     }
@@ -146,6 +166,18 @@ impl Stats {
             .borrow_mut()
             .writes
             .saturating_record(micros(took));
+    }
+
+    /// Counts a request that nobody waited for any more when it completed with `result`.
+    pub(crate) fn count_orphan(&self, result: i32) {
+        let refusals = [Errno::CANCELED, Errno::INTR].map(|errno| -errno.raw_os_error());
+        let mut orphans = self.orphans.get();
+        if result >= 0 {
+            orphans.completed += 1;
+        } else if refusals.contains(&result) {
+            orphans.cancelled += 1;
+        }
+        self.orphans.set(orphans);
     }
 }
 

@@ -73,7 +73,10 @@ where
                 index,
                 count,
                 buffers,
-                core: cores.get(index % cores.len().max(1)).copied(),
+                // Fewer shards than cores stay free: pinned, those of all jobs would crowd on the same few.
+                core: (count >= cores.len())
+                    .then(|| cores.get(index % cores.len().max(1)).copied())
+                    .flatten(),
                 stop: stop.clone(),
                 budgets: Arc::clone(&budgets),
             };
@@ -216,7 +219,12 @@ impl Plan<'_> {
         }));
         let result = caught.unwrap_or_else(|payload| Err(panicked(index, &*payload)));
         // Tasks first: their requests become orphans, which the drain then outwaits. The ring closes after that.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(tasks)));
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            drop(tasks);
+            // What is kept may hold the shard, which would then hold itself.
+            let kept = (inner.kept.take(), inner.buckets.take());
+            drop(kept);
+        }));
         driver.drain();
         runtime.shutdown_background();
         // A panic says more than an error that it may have caused; a body may also end without looking at its tasks.

@@ -136,7 +136,10 @@ impl Shard {
             }
             match demand.poll(Instant::now()) {
                 Poll::Ready(()) => return,
-                Poll::Pending => tokio::time::sleep(demand.pause()).await,
+                Poll::Pending => {
+                    budget.rebalance_if_late(Instant::now());
+                    tokio::time::sleep(demand.pause()).await;
+                }
             }
         }
     }

@@ -3,7 +3,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mover_base::{Error, Kind, Result};
 use mover_io::{RateBudget, Rung, Shard, ShardConfig, run};
@@ -40,17 +42,120 @@ fn results_come_back_by_index_and_reports_name_the_rung() {
     assert_eq!(seen.load(Ordering::Relaxed), 5);
     for (at, (index, report)) in reports.iter().enumerate() {
         assert_eq!((at, at), (*index, report.shard));
-        assert!(report.core.is_some(), "pinned");
         let json = serde_json::to_value(report).expect("json");
         assert_eq!(json["rung"], "defer_taskrun");
     }
 }
 
 #[test]
-fn zero_shards_means_one_per_core() {
+fn zero_shards_means_one_per_core_each_pinned_to_its_own() {
     let cores = std::thread::available_parallelism().expect("cores").get();
-    let results = run(&shards(0), async |_| Ok(()), |_| {}).expect("run");
+    let core = async |shard: Shard| Ok(shard.report().core);
+    let results = run(&shards(0), core, |_| {}).expect("run");
     assert_eq!(results.len(), cores);
+    let mut pinned: Vec<usize> = results
+        .into_iter()
+        .map(|core| core.expect("pinned"))
+        .collect();
+    pinned.sort_unstable();
+    pinned.dedup();
+    assert_eq!(pinned.len(), cores, "{pinned:?}");
+}
+
+/// Pinned, the few shards of every job would share the same few cores while others idle.
+#[test]
+fn fewer_shards_than_cores_run_where_there_is_room() {
+    let cores = std::thread::available_parallelism().expect("cores").get();
+    assert!(cores > 1, "this test needs two cores");
+    let core = async |shard: Shard| Ok(shard.report().core);
+    let results = run(&shards(cores - 1), core, |_| {}).expect("run");
+    assert_eq!(results, vec![None; cores - 1]);
+}
+
+/// Connections, for instance, know their shard: that must keep neither of them alive.
+struct Kept {
+    _shard: Shard,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_is_kept_on_a_shard_ends_with_it_and_takes_nothing_along() {
+    let entries = |of: &str| std::fs::read_dir(of).expect("proc").count();
+    let owner = Arc::new(());
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let budget = RateBudget::new(Some(1 << 30));
+    for rung in Rung::ALL {
+        let config = ShardConfig {
+            top_rung: rung,
+            ..shards(2)
+        };
+        let once = || {
+            let keeping = async |shard: Shard| {
+                shard.throttle(&budget, 1).await;
+                let make = || {
+                    Ok(Kept {
+                        _shard: shard.clone(),
+                        dropped: Arc::clone(&dropped),
+                    })
+                };
+                shard.keep(&owner, make).map(|_| ())
+            };
+            run(&config, keeping, |_| {}).expect("run");
+        };
+        let before = dropped.load(Ordering::Relaxed);
+        let descriptors = entries("/proc/self/fd");
+        for _ in 0..20 {
+            once();
+        }
+        assert_eq!(dropped.load(Ordering::Relaxed) - before, 40, "{rung:?}");
+        // Other tests of this program run meanwhile, with a few shards of a few descriptors each.
+        let more = entries("/proc/self/fd").saturating_sub(descriptors);
+        assert!(more < 40, "{rung:?}: {more} descriptors more");
+    }
+}
+
+/// A terminal that is stopped holds the tick up, and with it the coordinator of budgets.
+#[test]
+fn a_tick_that_does_not_end_keeps_no_shard_waiting_for_its_share() {
+    let budget = RateBudget::new(Some(8 << 20));
+    let through = AtomicBool::new(false);
+    let in_time = AtomicBool::new(false);
+    let ticks = AtomicUsize::new(0);
+    let body = async |shard: Shard| {
+        let begun = Instant::now();
+        if shard.index() == 0 {
+            // Joined, and idle while shares are set: all of the rate goes to the other.
+            shard.throttle(&budget, 1).await;
+            while ticks.load(Ordering::Relaxed) < 6 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            shard.throttle(&budget, 1 << 20).await;
+            through.store(true, Ordering::Relaxed);
+        } else {
+            while !through.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(60) {
+                shard.throttle(&budget, 64 << 10).await;
+            }
+        }
+        Ok(())
+    };
+    run(&shards(2), body, |_| {
+        // The sixth tick hangs until the shard came through without any more of them.
+        if ticks.fetch_add(1, Ordering::Relaxed) == 5 {
+            let begun = Instant::now();
+            while !through.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            in_time.store(through.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    })
+    .expect("run");
+    assert!(in_time.load(Ordering::Relaxed), "the sixth tick gave up");
 }
 
 #[test]
