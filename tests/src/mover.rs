@@ -197,6 +197,10 @@ impl Outcome {
             error["kind"].is_string() && error["message"].is_string(),
             "incomplete error document\n{self}"
         );
+        assert!(
+            error["hint"].as_str().is_some_and(|hint| !hint.is_empty()),
+            "no word of what to do next\n{self}"
+        );
         error
     }
 

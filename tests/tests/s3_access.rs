@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use mover_test_servers::{
     Action, Conditions, Fault, FaultProxy, FilesystemOptions, FilesystemS3, Reply, Scripted,
-    SessionCredentials, Tunnel,
+    SessionCredentials, Tls, Tunnel,
 };
 use mover_tests::bucket::{RATE, UNDER_WAY_BYTES, in_the_middle_of, repo_in, told, variables};
 use mover_tests::job::{Job, wait_until};
@@ -31,7 +31,7 @@ const SEED: u64 = 0x7333_acce;
 /// The role that web identities ask for here.
 const ROLE_ARN: &str = "arn:aws:iam::123456789012:role/mover";
 const TLS: FilesystemOptions = FilesystemOptions {
-    tls: true,
+    tls: Tls::Signed,
     conditions: Conditions::Atomic,
 };
 
@@ -343,6 +343,65 @@ fn an_unknown_authority_is_trusted_only_when_it_is_named() {
         "certificate",
         "ca=",
     );
+}
+
+#[test]
+fn a_certificate_that_is_refused_is_told_by_its_own_reason_and_remedy() {
+    for (tls, message, hint) in [
+        (Tls::Expired, "has expired", "clock"),
+        (Tls::NotValidYet, "not valid yet", "clock"),
+        (Tls::OfAnother, "is for another name", "endpoint="),
+        (Tls::SelfSignedAuthority, "an authority's own", "CA:FALSE"),
+    ] {
+        let scratch = Scratch::new("s3-certificate");
+        let options = FilesystemOptions {
+            tls,
+            ..FilesystemOptions::default()
+        };
+        let server = FilesystemS3::start_with(scratch.path(), options);
+        let access = server.access();
+        let ca = access.ca_file.as_ref().expect("a server with TLS has one");
+        let url = format!("{}&ca={}", access.url("refused"), ca.display());
+        let environment = variables(&access.key);
+        let (repo, flags) =
+            AnyRepo::prepare(&scratch, "refused", &url, &environment, Protection::None);
+        let source = scratch.dir("source");
+        plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
+        let init = Outcome::of(&mut repo.init_command(&flags));
+        told(init, exit::STORAGE, message, hint);
+        told(repo.backup(&source), exit::STORAGE, message, hint);
+        let target = scratch.path().join("target");
+        told(
+            repo.restore("latest", &target),
+            exit::STORAGE,
+            message,
+            hint,
+        );
+        assert!(!target.exists(), "{tls:?}");
+        told(repo.verify(), exit::STORAGE, message, hint);
+    }
+}
+
+#[test]
+fn a_certificate_that_signed_itself_is_trusted_when_it_is_named() {
+    let scratch = Scratch::new("s3-self-signed");
+    let options = FilesystemOptions {
+        tls: Tls::SelfSigned,
+        ..FilesystemOptions::default()
+    };
+    let server = FilesystemS3::start_with(scratch.path(), options);
+    let access = server.access();
+    let environment = variables(&access.key);
+    let ca = access.ca_file.as_ref().expect("a server with TLS has one");
+    let url = format!("{}&ca={}", access.url("self"), ca.display());
+    let repo = AnyRepo::create(&scratch, "self", &url, &environment, Protection::None);
+    let source = scratch.dir("source");
+    plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
+    repo.backup(&source).summary();
+    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+
+    let stranger = repo.at(&access.url("self"), &environment);
+    told(stranger.list(), exit::STORAGE, "not trusted", "ca=");
 }
 
 /// The store's name means nothing to this machine, and the proxy neither sees what it leads through nor leads everybody.

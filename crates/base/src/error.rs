@@ -70,6 +70,43 @@ impl Kind {
         self as u8
     }
 
+    /// What to do next where nothing better is known: the last column of the documented table in short.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Kind::Internal => {
+                "this is a fault of helios-mover: report it with this line and the log; what was committed before is intact"
+            }
+            Kind::Usage => {
+                "correct it; --help of the verb shows how it is called, and nothing was begun"
+            }
+            Kind::Source => {
+                "look whether the source exists, may be read by this user and lies on a disk without errors"
+            }
+            Kind::SourceChanged => "run it again, on a quiet source or a snapshot of it",
+            Kind::Target => {
+                "look whether the target's disk has room and no errors and this user may write there, or name another target"
+            }
+            Kind::Storage => {
+                "look whether the repository's disk or bucket has room and may be used; backups made before are intact"
+            }
+            Kind::Unreachable => "try again later; the server and the network to it have to be up",
+            Kind::NotFound => "`helios-mover list` and `helios-mover key list` show what there is",
+            Kind::Conflict => "run it again, or choose another name",
+            Kind::Key => "give the right passphrase or identity file",
+            Kind::Corrupt => {
+                "`helios-mover verify` shows all that is damaged; do not restore from what it names"
+            }
+            Kind::VerifyFailed => {
+                "put the objects that the findings name back from a copy, or back up into a new repository"
+            }
+            Kind::CheckFailed => "follow the hints of what failed, and check again",
+            Kind::Limit => {
+                "keep below the limit that the message names, or raise it where an option does"
+            }
+            Kind::Cancelled => "run it again; nothing half-done is visible as a backup",
+        }
+    }
+
     /// The stable name, as printed in JSON and in the documentation.
     pub const fn name(self) -> &'static str {
         match self {
@@ -164,6 +201,11 @@ impl Error {
         self.0.object.as_deref()
     }
 
+    /// What to do next: the hint, or what the kind says.
+    pub fn advice(&self) -> &str {
+        self.hint_text().unwrap_or(self.0.kind.remedy())
+    }
+
     /// What to do next.
     pub fn hint_text(&self) -> Option<&str> {
         self.0.hint.as_deref()
@@ -218,5 +260,17 @@ mod tests {
         codes.dedup();
         assert_eq!(codes.len(), Kind::ALL.len());
         assert!(!codes.contains(&0));
+    }
+
+    #[test]
+    fn every_kind_has_a_remedy_of_its_own_and_a_hint_is_preferred() {
+        let mut remedies: Vec<&str> = Kind::ALL.iter().map(|kind| kind.remedy()).collect();
+        assert!(remedies.iter().all(|remedy| !remedy.is_empty()));
+        remedies.sort_unstable();
+        remedies.dedup();
+        assert_eq!(remedies.len(), Kind::ALL.len());
+        let bare = Error::new(Kind::Key, "the passphrase is wrong");
+        assert_eq!(bare.advice(), Kind::Key.remedy());
+        assert_eq!(bare.hint("try another").advice(), "try another");
     }
 }

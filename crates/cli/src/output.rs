@@ -315,6 +315,7 @@ impl Output {
 
     /// The error that ends the verb.
     pub fn error(&mut self, error: &Error) {
+        let hint = error.advice();
         let cause = std::error::Error::source(error).map(ToString::to_string);
         if self.manner.json {
             let line = ErrorLine {
@@ -325,7 +326,7 @@ impl Output {
                 message: error.message(),
                 object: error.object_name(),
                 cause: cause.as_deref(),
-                hint: error.hint_text(),
+                hint: Some(hint),
             };
             match serde_json::to_string(&line) {
                 Ok(text) => self.write_out(text + "\n"),
@@ -349,9 +350,7 @@ impl Output {
             text += &format!(": {}", clean(&part));
         }
         text.push('\n');
-        if let Some(hint) = error.hint_text() {
-            text += &format!("{}  {}\n", self.paint_err("hint:", CYAN), clean(hint));
-        }
+        text += &format!("{}  {}\n", self.paint_err("hint:", CYAN), clean(hint));
         self.write_err(&text);
     }
 

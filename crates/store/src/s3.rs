@@ -23,6 +23,7 @@ mod reader;
 mod remove;
 mod run;
 mod sources;
+mod tls;
 mod upload;
 
 use std::rc::Rc;

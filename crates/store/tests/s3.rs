@@ -24,7 +24,7 @@ use mover_base::{Error, Kind, Result};
 use mover_io::{BUF_BYTES, RateBudget, Shard};
 use mover_store::{Key, LinkLimits, Put, Store};
 use mover_test_servers::{
-    AccessKey, Action, Conditions, Fault, FaultProxy, FilesystemOptions, Reply, Scripted,
+    AccessKey, Action, Conditions, Fault, FaultProxy, FilesystemOptions, Reply, Scripted, Tls,
 };
 use s3_servers::{Behind, Place, garage_place, place};
 
@@ -43,7 +43,7 @@ conformance!(
 conformance!(
     over_tls,
     super::place(super::FilesystemOptions {
-        tls: true,
+        tls: super::Tls::Signed,
         ..super::FilesystemOptions::default()
     })
 );
@@ -302,7 +302,7 @@ fn refusals_name_what_is_wrong_and_what_to_do() {
 #[test]
 fn a_certificate_of_an_unknown_authority_is_refused_with_a_way_out() {
     let (kept, subject) = place(FilesystemOptions {
-        tls: true,
+        tls: Tls::Signed,
         ..FilesystemOptions::default()
     });
     let store = kept.store_untrusting();

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
-use crate::certificate;
+use crate::certificate::{self, Tls};
 use crate::exchange::exchange;
 use crate::fault::{Action, Armed, Fault};
 use crate::message::{Reply, error_xml};
@@ -91,7 +91,7 @@ impl FaultProxy {
 
     /// The same with TLS towards clients, who may trust the authority whose certificate is written to `ca_file`.
     pub fn start_tls(upstream: &str, ca_file: &Path) -> Self {
-        let tls = TlsAcceptor::from(certificate::for_loopback(ca_file));
+        let tls = TlsAcceptor::from(certificate::for_loopback(Tls::Signed, ca_file));
         Self::start_with(upstream, Some(tls))
     }
 

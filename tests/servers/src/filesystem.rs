@@ -33,7 +33,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::{Access, AccessKey};
-use crate::certificate;
+use crate::certificate::{self, Tls};
 use crate::crowd::Crowd;
 use crate::message::Reply;
 use crate::serve::Server;
@@ -61,8 +61,8 @@ pub enum Conditions {
 /// How a [`FilesystemS3`] behaves.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FilesystemOptions {
-    /// TLS with a certificate of the server's own authority, instead of plain HTTP.
-    pub tls: bool,
+    /// Plain HTTP, or TLS and by what.
+    pub tls: Tls,
     /// How conditional writes are treated.
     pub conditions: Conditions,
 }
@@ -88,10 +88,10 @@ impl FilesystemS3 {
     pub fn start_with(dir: &Path, options: FilesystemOptions) -> Self {
         let root = dir.join("s3");
         fs::create_dir_all(root.join(BUCKET)).expect("the directory can be written to");
-        let ca_file = options.tls.then(|| dir.join("ca.pem"));
+        let ca_file = (options.tls != Tls::Off).then(|| dir.join("ca.pem"));
         let tls = ca_file
             .as_deref()
-            .map(|path| TlsAcceptor::from(certificate::for_loopback(path)));
+            .map(|path| TlsAcceptor::from(certificate::for_loopback(options.tls, path)));
         let store = s3s_fs::FileSystem::new(&root).expect("the directory exists");
         let mut builder = S3ServiceBuilder::new(store);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));

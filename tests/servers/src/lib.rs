@@ -24,7 +24,7 @@ mod strange;
 mod tunnel;
 
 pub use access::{Access, AccessKey};
-pub use certificate::{certificate_file_for_loopback, certificate_for_loopback};
+pub use certificate::{Tls, certificate_file_for_loopback, certificate_for_loopback};
 pub use client::{Client, Listed};
 pub use fault::{Action, Fault};
 pub use fault_proxy::{FaultId, FaultProxy};

@@ -6,7 +6,7 @@ mod promises;
 
 use std::fs;
 
-use mover_test_servers::{Access, AccessKey, Conditions, FilesystemOptions, FilesystemS3};
+use mover_test_servers::{Access, AccessKey, Conditions, FilesystemOptions, FilesystemS3, Tls};
 use tempfile::TempDir;
 
 fn with(conditions: Conditions) -> (TempDir, FilesystemS3) {
@@ -85,7 +85,7 @@ fn over_tls_it_is_trusted_through_its_own_authority_only() {
         TempDir::new().expect("a directory"),
     );
     let options = FilesystemOptions {
-        tls: true,
+        tls: Tls::Signed,
         ..FilesystemOptions::default()
     };
     let server = FilesystemS3::start_with(dir.path(), options);

@@ -98,7 +98,9 @@ pub fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for Annotation { key, value } in list {
         if out.insert(key.clone(), value.clone()).is_some() {
-            return Err(Error::new(Kind::Usage, "an annotation is given twice").object(key));
+            return Err(Error::new(Kind::Usage, "an annotation is given twice")
+                .object(key)
+                .hint("give each key of --annotation once"));
         }
     }
     Ok(out)

@@ -28,6 +28,7 @@ use super::flow::{Class, Flow, LONG_BYTES_MIN, pause_before};
 use super::location::Checksum;
 use super::pace::{Pace, is_worth};
 use super::run::{BodyEnd, Run};
+use super::tls;
 use super::upload::UploadMemory;
 use crate::bounds::too_large;
 
@@ -508,15 +509,10 @@ impl Client {
     fn transport(&self, request: &Request, error: reqwest::Error) -> Failure {
         let error = error.without_url();
         let object = self.place.location.server();
-        if is_certificate_error(&error) {
-            return Failure::Final(
-                Error::new(Kind::Storage, "the server's certificate is not trusted")
-                    .object(object)
-                    .hint("if it is signed by your own authority, add ca=/path/to/ca.pem to the repository's URL")
-                    .cause(innermost(&error)),
-            );
+        if let Some(told) = tls::of_certificate(&error) {
+            return Failure::Final(told.object(object).cause(innermost(&error)));
         }
-        if !self.place.has_answered() && is_no_tls(&error) {
+        if !self.place.has_answered() && tls::is_no_tls(&error) {
             return Failure::Final(
                 Error::new(Kind::Usage, "the server does not speak TLS")
                     .object(object)
@@ -823,34 +819,6 @@ fn is_given_up(error: &(dyn std::error::Error + 'static)) -> bool {
         io.and_then(std::io::Error::raw_os_error)
             == Some(rustix::io::Errno::TIMEDOUT.raw_os_error())
     })
-}
-
-/// Whether TLS failed because of who the server says it is.
-fn is_certificate_error(error: &reqwest::Error) -> bool {
-    use rustls::Error::{InvalidCertificate, NoCertificatesPresented};
-    let is_so = |error| matches!(error, &(InvalidCertificate(_) | NoCertificatesPresented));
-    of_tls(error).is_some_and(is_so)
-}
-
-/// Whether what came was none of TLS, as from a server that speaks plain HTTP.
-fn is_no_tls(error: &reqwest::Error) -> bool {
-    use rustls::{Error::InvalidMessage, InvalidMessage::InvalidContentType};
-    of_tls(error).is_some_and(|error| matches!(error, InvalidMessage(InvalidContentType)))
-}
-
-/// The error of TLS among the causes of an error.
-fn of_tls(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut causes = std::iter::successors(error.source(), |&error| error.source());
-    causes.find_map(tls_error)
-}
-
-/// The error of TLS that `error` is, or that errors of I/O are wrapped around: their source is not what they wrap.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    if let Some(error) = error.downcast_ref::<rustls::Error>() {
-        return Some(error);
-    }
-    let wrapped = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-    tls_error(wrapped)
 }
 
 /// The cause that says most.
