@@ -22,6 +22,8 @@ use rustix::process::Signal;
 
 #[path = "expire/hidden.rs"]
 mod hidden;
+#[path = "expire/restores.rs"]
+mod restores;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x6578_7069;

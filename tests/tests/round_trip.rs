@@ -489,13 +489,13 @@ fn a_dry_run_changes_nothing() {
     .summary();
     assert_eq!(plan["removes"], 5, "{plan}");
     kept.assert_same(&Tree::read(&existing), "target after a dry delta restore");
+    before
+        .0
+        .assert_same(&Tree::read(&repo.dir), "repository after dry restores");
     let mut delta = repo.restore_command("latest", &existing);
     let delta = Outcome::of(delta.args(["--delta", "--confirm"])).summary();
     assert_eq!(delta["removed"], 5, "{delta}");
 
-    before
-        .0
-        .assert_same(&Tree::read(&repo.dir), "repository after dry restores");
     before
         .1
         .assert_same(&Tree::read(&source), "source after dry runs");

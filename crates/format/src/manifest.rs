@@ -33,6 +33,17 @@ pub const MANIFEST_BYTES_MAX: usize = PREAMBLE_BYTES_MAX
     + TRAILER_BYTES;
 
 const PACK_INFO_BYTES: usize = 80;
+/// What stands before the metadata, the pages and the packs: how long or how many they are.
+const COUNTS_BYTES: usize = 3 * 4;
+/// What to do about a backup that no manifest can hold.
+const PARTS_HINT: &str = "back up parts of the source on their own";
+
+/// The error for a backup that needs more than `packs_max` packs.
+pub fn too_many_packs(packs_max: usize) -> Error {
+    let what =
+        format!("the backup needs more than {packs_max} packs, and a manifest lists no more");
+    Error::new(Kind::Limit, what).hint(PARTS_HINT)
+}
 
 /// How a backup was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,7 +77,7 @@ pub struct SizeInfo {
     pub data_bytes: u64,
     /// Plain bytes of blocks that the repository did not have before.
     pub new_bytes: u64,
-    /// The same after compression.
+    /// The same after compression, without the frames' headers and seals.
     pub compressed_bytes: u64,
     /// Stored length of the packs that this backup's session wrote.
     pub encrypted_bytes: u64,
@@ -281,17 +292,26 @@ impl Manifest {
         Ok(())
     }
 
-    /// The plain bytes of the body. [`Kind::Limit`] if it is longer than a manifest can be.
-    pub fn encode(&self) -> Result<Vec<u8>> {
-        let limit = || {
-            Error::new(Kind::Limit, "the backup is too large for one manifest")
-                .hint("back up parts of the source on their own")
-        };
+    /// Whether the manifest can be written: to be asked while what was done so far can be taken back.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode), which checks the same.
+    pub fn check_encodable(&self) -> Result<()> {
+        self.measure().map(drop)
+    }
+
+    /// The metadata as it is written and the length of the body, both within their caps.
+    fn measure(&self) -> Result<(Vec<u8>, usize)> {
+        let too_large =
+            || Error::new(Kind::Limit, "the backup is too large for one manifest").hint(PARTS_HINT);
+        if self.packs.len() > MANIFEST_PACKS_MAX {
+            return Err(too_many_packs(MANIFEST_PACKS_MAX));
+        }
+        if self.pages.len() > MANIFEST_PAGES_MAX {
+            return Err(too_large());
+        }
         self.check()
             .map_err(|e| Error::new(Kind::Internal, "a manifest is inconsistent").cause(e))?;
-        if self.pages.len() > MANIFEST_PAGES_MAX || self.packs.len() > MANIFEST_PACKS_MAX {
-            return Err(limit());
-        }
         let json = serde_json::to_vec(&self.metadata)
             .map_err(|e| Error::new(Kind::Internal, "metadata could not be written").cause(e))?;
         if json.len() > METADATA_BYTES_MAX {
@@ -300,7 +320,28 @@ impl Manifest {
                     .hint("give fewer or shorter annotations"),
             );
         }
-        let mut out = Vec::with_capacity(json.len() + self.packs.len() * PACK_INFO_BYTES + 4096);
+        let mut scratch = Vec::new();
+        let page_bytes = self.pages.iter().map(|page| {
+            scratch.clear();
+            page.encode(&mut scratch);
+            scratch.len()
+        });
+        let list_bytes = page_bytes.sum::<usize>() + self.packs.len() * PACK_INFO_BYTES;
+        let bytes = COUNTS_BYTES + json.len() + list_bytes;
+        if bytes > MANIFEST_PLAIN_BYTES_MAX {
+            return Err(too_large());
+        }
+        Ok((json, bytes))
+    }
+
+    /// The plain bytes of the body.
+    ///
+    /// # Errors
+    /// [`Kind::Limit`] if it is longer, or lists more, than a manifest can; [`Kind::Internal`] if it contradicts itself.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let (json, bytes) = self.measure()?;
+        // Exactly: a vector that grows takes up to twice as much.
+        let mut out = Vec::with_capacity(bytes);
         out.extend_from_slice(&(json.len() as u32).to_le_bytes());
         out.extend_from_slice(&json);
         out.extend_from_slice(&(self.pages.len() as u32).to_le_bytes());
@@ -310,9 +351,6 @@ impl Manifest {
         out.extend_from_slice(&(self.packs.len() as u32).to_le_bytes());
         for pack in &self.packs {
             pack.encode(&mut out);
-        }
-        if out.len() > MANIFEST_PLAIN_BYTES_MAX {
-            return Err(limit());
         }
         Ok(out)
     }
@@ -343,9 +381,11 @@ impl Manifest {
             return Err(reader.wrong("pack count", "is above its cap"));
         }
         reader.check_count("pack count", pack_count, PACK_INFO_BYTES)?;
-        let packs = (0..pack_count)
-            .map(|_| PackInfo::read(&mut reader))
-            .collect::<Result<_>>()?;
+        // Exactly: a vector that grows takes up to twice as much.
+        let mut packs = Vec::with_capacity(pack_count);
+        for _ in 0..pack_count {
+            packs.push(PackInfo::read(&mut reader)?);
+        }
         reader.finish()?;
         let manifest = Manifest {
             metadata,
@@ -390,5 +430,88 @@ impl Manifest {
             return Err(corrupt("manifest: the metadata is of another backup"));
         }
         Ok(manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(packs: u32) -> Manifest {
+        let pack = |number: u32| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            let directory_offset = PREAMBLE_BYTES_MIN as u64;
+            PackInfo {
+                id: PackId(id),
+                object_type: ObjectType::MetaPack,
+                bytes: directory_offset + 100 + TRAILER_BYTES as u64,
+                directory_offset,
+                directory_bytes: 100,
+                blocks: 0,
+                directory_sha256: sha256(&number.to_be_bytes()),
+            }
+        };
+        let begun = Timestamp::from_micros(0);
+        Manifest {
+            metadata: BackupMetadata {
+                backup_id: BackupId::new(begun, 1),
+                backup_type: BackupType::Full,
+                reason: None,
+                base_id: None,
+                parent_id: None,
+                lsn_range: None,
+                history: None,
+                log_mark: None,
+                started: begun,
+                ended: begun,
+                source: SourceInfo {
+                    url: String::new(),
+                    kind: String::new(),
+                    host: String::new(),
+                },
+                tool_version: String::new(),
+                annotations: BTreeMap::new(),
+                size_info: SizeInfo::default(),
+                storage_info: StorageInfo::default(),
+                verification_info: VerificationInfo::default(),
+                replication_info: ReplicationInfo::default(),
+            },
+            pages: Vec::new(),
+            packs: (0..packs).map(pack).collect(),
+        }
+    }
+
+    /// 1,048,576 packs: each byte here is a MiB there.
+    #[test]
+    fn a_pack_takes_80_bytes_encoded_and_decoded_and_no_room_beside() {
+        assert_eq!(size_of::<PackInfo>(), PACK_INFO_BYTES);
+        let mut manifest = manifest(10_000);
+        manifest.pages = vec![Child::Inline(vec![3; 150]); 1000];
+        let body = manifest.encode().unwrap();
+        assert_eq!(body.len(), manifest.measure().unwrap().1);
+        assert_eq!(body.capacity(), body.len());
+        let decoded = Manifest::decode(&body).unwrap();
+        assert_eq!(decoded.packs.capacity(), decoded.packs.len());
+        assert_eq!(decoded, manifest);
+    }
+
+    #[test]
+    fn what_no_manifest_can_hold_is_told_before_it_is_encoded() {
+        manifest(1).check_encodable().unwrap();
+        let mut annotated = manifest(1);
+        let text = "x".repeat(METADATA_BYTES_MAX);
+        annotated.metadata.annotations.insert("a".to_owned(), text);
+        let mut many = manifest(1);
+        many.packs = vec![many.packs[0]; MANIFEST_PACKS_MAX + 1];
+        for manifest in [annotated, many] {
+            let told = manifest.check_encodable().unwrap_err();
+            let error = manifest.encode().unwrap_err();
+            assert_eq!(error.to_string(), told.to_string());
+            assert_eq!(error.kind(), told.kind());
+        }
+        let error = too_many_packs(MANIFEST_PACKS_MAX);
+        assert!(error.to_string().contains("1048576"), "{error}");
+        assert!(error.kind() == Kind::Limit && error.hint_text().is_some());
     }
 }

@@ -15,13 +15,16 @@ use mover_source::{DirSource, ScanOptions, Tree};
 use serde::Serialize;
 
 use crate::backup::{only, require_whole};
-use crate::key::{LOCKED_OUT, LOCKED_OUT_HINT};
+use crate::key::{LOCKED_OUT, LOCKED_OUT_HINT, ListedSlot, SlotListing};
 use crate::overlap::refuse_in_source;
 use crate::settings::{Engine, RepoAccess};
 
 /// What to do about names that none of a repository's objects has.
 pub const STRAY_HINT: &str =
     "they are passed over; move them out of the repository if they do not belong there";
+
+/// What it means that key slots cannot be read.
+const UNREADABLE_HINT: &str = "leave it so where this host is only to write; whoever is to read has to be able to read what is below keys/ too";
 
 /// Most files of a source that are opened to see whether they can be.
 const OPENED_MAX: usize = 10_000;
@@ -122,7 +125,7 @@ fn item(
 
 fn failed(area: &'static str, name: &'static str, error: &Error) -> CheckItem {
     CheckItem {
-        hint: error.hint_text().map(str::to_owned),
+        hint: Some(error.advice().to_owned()),
         ..item(area, name, Status::Fail, error.to_string())
     }
 }
@@ -196,7 +199,7 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
         let listed = catalogue::list_all(&shard, &repository).await?;
-        let slots = repository.slots(&shard).await?;
+        let slots = key_slots(repository.slots(&shard).await)?;
         let leftovers = repository.leftovers(&shard).await;
         let detail = match (repository.is_encrypted(), repository.can_read()) {
             (false, _) => "not encrypted",
@@ -207,25 +210,7 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
             item(AREA, "header and key", Status::Ok, detail),
             item(AREA, "backups", Status::Ok, listed.ids.len().to_string()),
         ];
-        let damaged = slots.slots.iter().filter(|slot| slot.damaged);
-        items.extend(damaged.map(|slot| {
-            let problem = slot.problem.as_deref().unwrap_or_default();
-            CheckItem {
-                hint: Some("copy it back, or remove it with `helios-mover key remove`".to_owned()),
-                ..item(
-                    AREA,
-                    "key slot",
-                    Status::Warn,
-                    format!("{} cannot be used: {problem}", slot.object),
-                )
-            }
-        }));
-        if slots.is_locked_out() {
-            items.push(CheckItem {
-                hint: Some(LOCKED_OUT_HINT.to_owned()),
-                ..item(AREA, "key slots", Status::Fail, LOCKED_OUT)
-            });
-        }
+        items.extend(slots.items);
         items.extend(stray_names(&[listed.strays, slots.strays].concat()));
         match leftovers {
             Ok(leftovers) if leftovers.is_empty() => {}
@@ -275,6 +260,81 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
             overlap: None,
         },
     }
+}
+
+/// What was found of the key slots.
+struct SlotsFound {
+    items: Vec<CheckItem>,
+    strays: Vec<String>,
+}
+
+/// Looks at the key slots. Whoever only writes need not be allowed to list or to read them; with a key, the repository was opened by
+/// one of them already.
+fn key_slots(listed: Result<SlotListing>) -> Result<SlotsFound> {
+    const AREA: &str = "repository";
+    const ALL: &str = "key slots";
+    let listed = match listed {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+        Err(error) => {
+            let item = CheckItem {
+                status: Status::Warn,
+                ..failed(AREA, ALL, &error)
+            };
+            return Ok(SlotsFound {
+                items: vec![item],
+                strays: Vec::new(),
+            });
+        }
+    };
+    let mut items: Vec<CheckItem> = listed.slots.iter().filter_map(key_slot).collect();
+    let mut unreadable = listed.slots.iter().filter(|slot| slot.unreadable);
+    if let Some(first) = unreadable.next() {
+        let detail = format!(
+            "{} {} ({} of {})",
+            first.object,
+            first.problem.as_deref().unwrap_or_default(),
+            unreadable.count() + 1,
+            counted(listed.slots.len() as u64, "key slot")
+        );
+        items.push(CheckItem {
+            hint: Some(UNREADABLE_HINT.to_owned()),
+            ..item(AREA, ALL, Status::Warn, detail)
+        });
+    }
+    if listed.is_locked_out() {
+        items.push(CheckItem {
+            hint: Some(LOCKED_OUT_HINT.to_owned()),
+            ..item(AREA, ALL, Status::Fail, LOCKED_OUT)
+        });
+    }
+    Ok(SlotsFound {
+        items,
+        strays: listed.strays,
+    })
+}
+
+/// What to say of one key slot, if that is not as it should be.
+fn key_slot(slot: &ListedSlot) -> Option<CheckItem> {
+    let (what, hint) = match (slot.damaged, slot.is_going()) {
+        (true, _) => (
+            format!(
+                "cannot be used: {}",
+                slot.problem.as_deref().unwrap_or_default()
+            ),
+            "copy it back, or remove it with `helios-mover key remove`",
+        ),
+        (false, true) => (
+            "still opens the repository: its removal is under way, or was broken off".to_owned(),
+            "if none is under way, remove it with `helios-mover key remove`",
+        ),
+        (false, false) => return None,
+    };
+    let detail = format!("{} {what}", slot.object);
+    Some(CheckItem {
+        hint: Some(hint.to_owned()),
+        ..item("repository", "key slot", Status::Warn, detail)
+    })
 }
 
 /// What stands in the repository and is none of its objects. Packs are not listed here: that takes time.
@@ -350,7 +410,7 @@ impl Opened {
         CheckItem {
             status: Status::Warn,
             detail: format!("{}; {changed}", item.detail),
-            hint: changed.hint_text().map(str::to_owned),
+            hint: Some(changed.advice().to_owned()),
             ..item
         }
     }

@@ -424,7 +424,9 @@ impl Filler {
         open.file.set_len(entry.content_bytes()).map_err(|error| {
             target_error("a file cannot be cut to its length", &open.path, error)
         })?;
-        target.apply_metadata(entry, Some(open.file.as_fd().as_fd()))
+        let fd = open.file.as_fd();
+        target.apply_metadata(entry, Some(fd.as_fd()))?;
+        target.sync_file(entry, fd.as_fd())
     }
 
     /// What was done, and where the time went.

@@ -15,7 +15,7 @@ pub const LOCKED_OUT: &str = "the repository is encrypted, and no key slot is le
 pub const LOCKED_OUT_HINT: &str =
     "copy what was below keys/ back from a copy of the repository, or back up into a new one";
 
-/// The warning of that for whoever writes without a key, and so would not notice. Where the slots cannot be looked at, which
+/// The warning of that for whoever writes without a key, and so would not notice. Where the slots cannot be listed or read, which
 /// such a host need not be allowed to, there is none.
 pub(crate) async fn locked_out_warning(shard: &Shard, repository: &Repository) -> Option<String> {
     if repository.can_read() {
@@ -27,7 +27,8 @@ pub(crate) async fn locked_out_warning(shard: &Shard, repository: &Repository) -
         .then(|| format!("{LOCKED_OUT}; {LOCKED_OUT_HINT}"))
 }
 
-/// The key slots of the repository at `url`, damaged ones too. Needs no key, and so works for whom no key is left.
+/// The key slots of the repository at `url`, damaged ones too and those that could not be read. Needs no key, and so works for whom
+/// no key is left.
 pub fn list(engine: &Engine, url: &str) -> Result<SlotListing> {
     let repo = RepoAccess {
         url: url.to_owned(),
@@ -63,7 +64,8 @@ pub fn add_recipient(
     })
 }
 
-/// Removes the slot whose id begins so, intact or not; only where the key that is given opens another one.
+/// Removes the slot whose id begins so, intact or damaged; only where the key that is given opens another one. One that cannot be
+/// read stays.
 pub fn remove(engine: &Engine, repo: &RepoAccess, slot_prefix: &str) -> Result<ListedSlot> {
     with(engine, repo, async |shard, repository| {
         repository

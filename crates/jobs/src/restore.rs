@@ -7,6 +7,7 @@
 
 mod foreign;
 mod names;
+mod protect;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use serde::{Serialize, Serializer};
 
 use self::foreign::foreign_names;
 use self::names::Names;
+use self::protect::Protected;
 use crate::backup::only;
 use crate::choice::{Choice, choose};
 use crate::estimate::{Estimate, sample_stored, within_limits};
@@ -366,44 +368,29 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     let clock = Clock::start();
     let progress = Progress::default();
     let Prepared { view, target } = plan.prepared;
-    let mode = target.mode();
     progress.begin(Phase::Prepare, 0, 0);
-    // Before the first change: what would go is looked through for the repository.
-    if mode == TargetMode::Delta && overlap::directory(view.repository()).is_some() {
-        refuse_repository(engine, &view, &target, &progress, &mut *tick)?;
-    }
-    if mode == TargetMode::Delta {
-        require_packs(engine, &view, &progress, &mut *tick)?;
-    }
-    let not_removed = clear_leftovers(engine, &target, bytes_needed(&view), &progress, &mut *tick)?;
-    let target = DirTarget::begin(target)?;
-    let filled = fill(engine, &view, &target, mode, &progress, &mut *tick).and_then(|filled| {
-        let settled = match is_page_store(&view) {
-            true => {
-                let disk = Arc::new(target.disk()?);
-                let settle = || settle(&view, &target, disk.clone());
-                let settled = watched(&engine.single(), disk.watch(), &progress, tick, settle);
-                Some(settled.map_err(in_target)?)
-            }
-            false => None,
-        };
-        progress.begin(Phase::Commit, 0, 0);
-        Ok((filled, settled))
-    });
-    let ((parts, removed), settled) = match filled {
-        Ok(filled) => filled,
+    let protected = match target.mode() {
+        TargetMode::Fresh => None,
+        TargetMode::Delta => Some(look_before(engine, &view, &target, &progress, &mut *tick)?),
+    };
+    let restored = match begin(engine, &view, target, &progress, &mut *tick) {
+        Ok((target, not_removed)) => restore(engine, &view, target, &progress, &mut *tick)
+            .map(|restored| (restored, not_removed)),
         Err(error) => {
-            // The first error is the one to tell; what is left behind is recognisable as unfinished.
-            if let Err(left) = target.abandon() {
-                tracing::warn!(%left, "the unfinished restore could not be removed");
+            if let Some(protected) = protected {
+                protected.cancel();
             }
             return Err(error);
         }
     };
-    let Finished {
-        warnings: unset,
-        warnings_more,
-    } = target.finish()?;
+    let (restored, not_removed) =
+        restored.map_err(|error| protect::told(engine, &view, error, &progress, tick))?;
+    let Restored {
+        parts,
+        removed,
+        settled,
+        finished,
+    } = restored;
 
     let mut counts = FillCounts::default();
     let mut shards = Vec::new();
@@ -413,10 +400,11 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     }
     let mut warnings = plan.warnings;
     warnings.extend(not_removed);
-    warnings.extend(unset);
-    if warnings_more > 0 {
-        warnings.push(format!("{warnings_more} warnings more"));
+    warnings.extend(finished.warnings);
+    if finished.warnings_more > 0 {
+        warnings.push(format!("{} warnings more", finished.warnings_more));
     }
+    warnings.extend(protected.and_then(Protected::end));
     let engine = clock.report(shards, view.link_report());
     Ok(RestoreSummary {
         backup_id: view.id,
@@ -438,6 +426,88 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
         bytes_per_second: plan.bytes as f64 / engine.seconds.max(1e-9),
         warnings,
         engine,
+    })
+}
+
+/// What is looked at before the first change to what is there. The backup is kept from being deleted from here on.
+fn look_before<'a>(
+    engine: &'a Engine,
+    view: &'a BackupView,
+    target: &TargetPlan,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<Protected<'a>> {
+    // What would go is looked through for the repository.
+    if overlap::directory(view.repository()).is_some() {
+        refuse_repository(engine, view, target, progress, &mut *tick)?;
+    }
+    let protected = Protected::begin(engine, view, target.path(), progress, &mut *tick)?;
+    match require_packs(engine, view, progress, tick) {
+        Ok(()) => Ok(protected),
+        Err(error) => {
+            protected.cancel();
+            Err(error)
+        }
+    }
+}
+
+/// Makes room and takes the target; gives what of dead restores could not be removed.
+fn begin(
+    engine: &Engine,
+    view: &BackupView,
+    target: TargetPlan,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<(DirTarget, Vec<String>)> {
+    let not_removed = clear_leftovers(engine, &target, bytes_needed(view), progress, tick)?;
+    Ok((DirTarget::begin(target)?, not_removed))
+}
+
+/// What came of the work on the target.
+struct Restored {
+    parts: Vec<Part>,
+    removed: u64,
+    settled: Option<Settled>,
+    finished: Finished,
+}
+
+/// Fills the target and completes it, or gives it up.
+fn restore(
+    engine: &Engine,
+    view: &Arc<BackupView>,
+    target: DirTarget,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<Restored> {
+    let mode = target.mode();
+    let filled = fill(engine, view, &target, mode, progress, &mut *tick).and_then(|filled| {
+        let settled = match is_page_store(view) {
+            true => {
+                let disk = Arc::new(target.disk()?);
+                let settle = || settle(view, &target, disk.clone());
+                let settled = watched(&engine.single(), disk.watch(), progress, tick, settle);
+                Some(settled.map_err(in_target)?)
+            }
+            false => None,
+        };
+        progress.begin(Phase::Commit, 0, 0);
+        Ok((filled, settled))
+    });
+    let ((parts, removed), settled) = match filled {
+        Ok(filled) => filled,
+        Err(error) => {
+            // The first error is the one to tell; what is left behind is recognisable as unfinished.
+            if let Err(left) = target.abandon() {
+                tracing::warn!(%left, "the unfinished restore could not be removed");
+            }
+            return Err(error);
+        }
+    };
+    Ok(Restored {
+        parts,
+        removed,
+        settled,
+        finished: target.finish()?,
     })
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Invariants: the manifest lists every pack that its maps reach, and each of them was either committed by this
 //! session or its directory was read in it; the parent is one that can be read; a session that was
-//! given up publishes nothing, or takes back what it published if packs of it are gone.
+//! given up publishes nothing, or takes back what it published if packs of it are gone. What a manifest cannot hold is found out
+//! before anything is done that cannot be taken back. When the manifest is encoded, which takes several times what it lists,
+//! nothing is kept any more of the parent and of the blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use mover_base::tree::Entry;
 use mover_base::units::blocks_of;
 use mover_base::{BackupId, Error, Kind, PackId, Result, Timestamp};
-use mover_format::manifest::{BackupMetadata, Manifest, PackInfo};
-use mover_format::node::NodeRef;
+use mover_format::manifest::{BackupMetadata, MANIFEST_PACKS_MAX, Manifest, PackInfo};
+use mover_format::node::{Child, NodeRef};
 use mover_format::preamble::ObjectType;
 use mover_format::record::Purpose;
 use mover_io::{RateBudget, Shard};
@@ -20,7 +22,7 @@ use mover_io::{RateBudget, Shard};
 use crate::catalogue;
 use crate::dedup::{BlockIndex, PackTable};
 use crate::layout;
-use crate::map::{MapNodes, OrderedNodes, TreeWriter};
+use crate::map::{KNOWN_NODES_MAX, MapNodes, OrderedNodes, TreeWriter};
 use crate::parent::Parent;
 use crate::parent_names::{NamesCursor, ParentNames, too_many_names};
 use crate::preload::Preload;
@@ -30,7 +32,7 @@ use crate::repository::{Repository, Session};
 use crate::search::{NOBODY_VOUCHES, is_vouched, no_parent, too_many_packs};
 use crate::sessions::{self, Registration, lost_parent};
 use crate::verify::each_pack;
-use crate::writer::{WriteCounts, WriteShared, WriterOutcome};
+use crate::writer::{ListedPacks, WriteCounts, WriteShared, WriterOutcome};
 
 /// What a backup is begun with.
 pub struct BackupRequest<'a> {
@@ -67,8 +69,6 @@ struct ParentTree {
     id: Option<BackupId>,
     /// Blocks of each of its files, where nothing may have moved.
     blocks: HashMap<Vec<u8>, u64>,
-    /// Its data packs, each with the number of its blocks.
-    data_packs: Vec<(PackId, u64)>,
 }
 
 /// Bytes that the sizes of the parent's files may take, where they are asked for: of 600,000 tables.
@@ -92,8 +92,7 @@ impl ParentTree {
         moved: bool,
     ) -> Result<(ParentTree, Parent)> {
         let manifest = &open.manifest;
-        let infos: PackInfos = manifest.packs.iter().map(|pack| (pack.id, *pack)).collect();
-        let infos = Arc::new(infos);
+        let infos = Arc::new(PackInfos::new(manifest.packs.clone()));
         let mut reader = PackReader::new(shard, repository, &infos);
         let (mut blocks, mut room) = (HashMap::new(), SIZES_BYTES_MAX);
         let names = ParentNames::read(&mut reader, &manifest.pages, |stored| {
@@ -106,27 +105,44 @@ impl ParentTree {
             Ok(())
         });
         let names = names.await?;
-        let data = |pack: &&PackInfo| pack.object_type == ObjectType::DataPack;
-        let data_packs = manifest.packs.iter().filter(data);
-        let data_packs = data_packs.map(|pack| (pack.id, u64::from(pack.blocks)));
         let tree = ParentTree {
             id: Some(open.id),
             blocks,
-            data_packs: data_packs.collect(),
         };
         Ok((tree, Parent::new(names, infos, packs)))
     }
+}
 
-    /// The packs to open first: those whose blocks the index has room for, or all if none go there.
-    fn to_open(&self, into_index: bool, index: &BlockIndex) -> Vec<PackId> {
-        let mut room = index.capacity_blocks();
-        let fit = self.data_packs.iter().take_while(|(_, blocks)| {
-            let rest = room.checked_sub(*blocks);
-            room = rest.unwrap_or(0);
-            !into_index || rest.is_some()
-        });
-        fit.map(|(id, _)| *id).collect()
+/// The data packs of `parent` to open first: those whose blocks the index has room for, or all if none go there.
+fn to_open(
+    parent: Option<&catalogue::OpenManifest>,
+    into_index: bool,
+    index: &BlockIndex,
+) -> Vec<PackId> {
+    let mut room = index.capacity_blocks();
+    let packs = parent.map(|open| open.manifest.packs.as_slice());
+    let packs = packs.unwrap_or_default().iter();
+    let data = packs.filter(|pack| pack.object_type == ObjectType::DataPack);
+    let fit = data.take_while(|pack| {
+        let rest = room.checked_sub(u64::from(pack.blocks));
+        room = rest.unwrap_or(0);
+        !into_index || rest.is_some()
+    });
+    fit.map(|pack| pack.id).collect()
+}
+
+/// Why nothing can be built on a backup, if so. To be asked after the session was registered.
+async fn unfit(
+    shard: &Shard,
+    repository: &Repository,
+    open: &catalogue::OpenManifest,
+) -> Result<Option<String>> {
+    if !is_vouched(repository, open) {
+        return Ok(Some(NOBODY_VOUCHES.to_owned()));
     }
+    let lost = lost_parent(shard, repository, open.id).await?;
+    let lost = lost.map(|lost| format!("it {lost}"));
+    Ok(lost.or_else(|| too_many_packs(open.manifest.packs.len())))
 }
 
 impl BackupRun {
@@ -172,40 +188,36 @@ impl BackupRun {
         let mut tree = ParentTree::default();
         let mut parent = None;
         let mut warning = None;
-        let lost = match request.parent {
-            Some(open) if !is_vouched(repository, open) => Some(NOBODY_VOUCHES.to_owned()),
-            Some(open) => {
-                let lost = lost_parent(shard, repository, open.id).await?;
-                let lost = lost.map(|lost| format!("it {lost}"));
-                lost.or_else(|| too_many_packs(open.manifest.packs.len()))
-            }
-            None => None,
-        };
-        if let (Some(open), Some(lost)) = (request.parent, lost) {
-            warning = Some(no_parent(open.id, &lost));
-        } else if let Some(open) = request.parent {
-            match ParentTree::read(shard, repository, open, &packs, request.moved).await {
-                Ok((read, shared)) => {
-                    tree = read;
-                    parent = Some(shared);
+        if let Some(open) = request.parent {
+            if let Some(why) = unfit(shard, repository, open).await? {
+                warning = Some(no_parent(open.id, &why));
+            } else {
+                match ParentTree::read(shard, repository, open, &packs, request.moved).await {
+                    Ok((read, shared)) => {
+                        tree = read;
+                        parent = Some(shared);
+                    }
+                    Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
+                        warning = Some(no_parent(open.id, &error));
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
-                    warning = Some(no_parent(open.id, &error));
-                }
-                Err(error) => return Err(error),
             }
         }
         let parent_blocks = parent.as_ref().map_or(0, Parent::blocks);
         let blocks = request.source_blocks.saturating_add(parent_blocks);
         let index_bytes = BlockIndex::bytes_for(blocks).min(request.index_bytes);
         let index = BlockIndex::new(index_bytes)?;
-        let preload = Preload::new(tree.to_open(request.moved, &index), request.moved);
+        let built_on = request.parent.filter(|_| parent.is_some());
+        let preload = Preload::new(to_open(built_on, request.moved, &index), request.moved);
         let shared = Arc::new(WriteShared {
-            session,
+            session: Arc::new(session),
             repository: repository.clone(),
             index,
             packs,
             parent,
+            listed: ListedPacks::new(MANIFEST_PACKS_MAX),
+            known_nodes_max: KNOWN_NODES_MAX,
             level: request.level,
             write_limit,
         });
@@ -242,6 +254,9 @@ impl BackupRun {
 
     /// Writes the tree and publishes the manifest. `entries` come in path order, and by their numbers in that the `nodes` of
     /// their extents; `draft` is the metadata as far as the caller knows it.
+    ///
+    /// # Errors
+    /// `Limit` for a backup that no manifest can hold: nothing was published then, and the session can be taken back.
     pub async fn commit(
         self,
         shard: &Shard,
@@ -250,6 +265,46 @@ impl BackupRun {
         entries: impl Iterator<Item = Entry>,
         mut draft: BackupMetadata,
     ) -> Result<Committed> {
+        let (pages, mut new_packs, mut named) = self.write_tree(shard, nodes, entries).await?;
+        let mut counts = WriteCounts {
+            stored_bytes: new_packs.iter().map(|pack| pack.bytes).sum(),
+            packs: new_packs.len() as u64,
+            ..WriteCounts::default()
+        };
+        for outcome in outcomes {
+            counts.add(&outcome.counts);
+            named.extend(outcome.named_packs);
+            new_packs.extend(outcome.new_packs);
+        }
+        let packs = self.needed_packs(new_packs, &named)?;
+        drop(named);
+        draft.size_info.new_bytes = counts.new_blocks * mover_base::BLOCK_BYTES as u64;
+        draft.size_info.compressed_bytes = counts.compressed_bytes;
+        draft.size_info.encrypted_bytes = counts.stored_bytes;
+        draft.size_info.blocks = counts.blocks;
+        draft.size_info.zero_blocks = counts.zero_blocks;
+        draft.size_info.hole_blocks = counts.hole_blocks;
+        draft.size_info.deduplicated_blocks = counts.known_blocks + counts.kept_blocks;
+        draft.storage_info.pack_count = packs.len() as u64;
+        draft.parent_id = self.parent.id;
+        let manifest = Manifest {
+            metadata: draft,
+            pages,
+            packs,
+        };
+        let (metadata, bytes) = self.end().publish(shard, manifest).await?;
+        counts.stored_bytes += bytes;
+        Ok(Committed { metadata, counts })
+    }
+
+    /// Joins the extents into maps and lists the entries; gives the pages, the new packs, and those of them that were referred
+    /// to again.
+    async fn write_tree(
+        &self,
+        shard: &Shard,
+        nodes: Vec<MapNodes>,
+        entries: impl Iterator<Item = Entry>,
+    ) -> Result<(Vec<Child>, Vec<PackInfo>, HashSet<PackId>)> {
         let mut tree = TreeWriter::new(shard, &self.shared)?;
         if let Some(parent) = &self.shared.parent {
             parent.names.stored().for_each(|page| tree.know(page));
@@ -272,42 +327,66 @@ impl BackupRun {
             let map = tree.join(extents).await?;
             tree.entry(entry, map).await?;
         }
-        let (pages, tree_packs, tree_used) = tree.finish().await?;
+        tree.finish().await
+    }
 
-        let mut counts = WriteCounts::default();
-        let mut used: HashSet<PackId> = tree_used;
-        let mut new_packs = tree_packs;
-        counts.stored_bytes += new_packs.iter().map(|pack| pack.bytes).sum::<u64>();
-        counts.packs += new_packs.len() as u64;
-        for outcome in outcomes {
-            counts.add(&outcome.counts);
-            used.extend(outcome.used_packs);
-            new_packs.extend(outcome.new_packs);
+    /// Every pack that the maps reach, sorted by id: all that are new, among which those `named` have to be, and those of the
+    /// parent that were noted.
+    fn needed_packs(&self, new: Vec<PackInfo>, named: &HashSet<PackId>) -> Result<Vec<PackInfo>> {
+        let mut packs = new;
+        packs.sort_unstable_by_key(|pack| pack.id);
+        for id in named {
+            let found = packs.binary_search_by_key(id, |pack| pack.id);
+            found.map_err(|_| {
+                Error::new(Kind::Internal, "a map reaches a pack that nobody committed")
+                    .object(id.to_string())
+            })?;
         }
-        let packs = self.needed_packs(new_packs, &used)?;
-        draft.size_info.new_bytes = counts.new_blocks * mover_base::BLOCK_BYTES as u64;
-        draft.size_info.compressed_bytes = counts.compressed_bytes;
-        draft.size_info.encrypted_bytes = counts.stored_bytes;
-        draft.size_info.blocks = counts.blocks;
-        draft.size_info.zero_blocks = counts.zero_blocks;
-        draft.size_info.hole_blocks = counts.hole_blocks;
-        draft.size_info.deduplicated_blocks = counts.known_blocks + counts.kept_blocks;
-        draft.storage_info.pack_count = packs.len() as u64;
-        draft.parent_id = self.parent.id;
-        let manifest = Manifest {
-            metadata: draft,
-            pages,
-            packs,
-        };
-        let repository = &self.shared.repository;
-        self.registration.before_publishing(shard).await?;
-        let session = &self.shared.session;
-        let (manifest, bytes) = catalogue::publish(shard, repository, session, manifest).await?;
+        if let Some(parent) = &self.shared.parent {
+            packs.extend(parent.named());
+            packs.sort_unstable_by_key(|pack| pack.id);
+        }
+        packs.shrink_to_fit();
+        Ok(packs)
+    }
+
+    /// Gives up the block index and what is known of the parent, and keeps what publishing takes.
+    fn end(self) -> Publication {
+        Publication {
+            repository: self.shared.repository.clone(),
+            session: self.shared.session.clone(),
+            registration: self.registration.clone(),
+        }
+    }
+
+    /// How many parts of the parent were found damaged and stored anew.
+    pub fn damaged_extents(&self) -> u64 {
+        self.shared
+            .parent
+            .as_ref()
+            .map_or(0, |parent| parent.damaged_extents.load(Relaxed))
+    }
+}
+
+/// What is left of a run when its manifest is made.
+struct Publication {
+    repository: Arc<Repository>,
+    session: Arc<Session>,
+    registration: Arc<Registration>,
+}
+
+impl Publication {
+    /// Publishes the manifest; gives its metadata as it stands there, and the bytes written.
+    async fn publish(self, shard: &Shard, manifest: Manifest) -> Result<(BackupMetadata, u64)> {
+        // As long as the session can be taken back.
+        manifest.check_encodable()?;
+        let (repository, session) = (&self.repository, &self.session);
+        let before = async || self.registration.before_publishing(shard).await;
+        let published = catalogue::publish(shard, repository, session, manifest, before).await;
+        let (manifest, bytes) = published?;
         self.check_published(shard, &manifest).await?;
         self.registration.end(shard).await;
-        counts.stored_bytes += bytes;
-        let metadata = manifest.metadata;
-        Ok(Committed { metadata, counts })
+        Ok((manifest.metadata, bytes))
     }
 
     /// Looks whether the session was given up between the last look at it and the manifest: an `expire` may then have
@@ -331,7 +410,7 @@ impl BackupRun {
             return Ok(());
         };
         let own = std::slice::from_ref(&key);
-        let taken_back = self.shared.repository.store().delete_all(shard, own).await;
+        let taken_back = self.repository.store().delete_all(shard, own).await;
         taken_back.map_err(|error| {
             failed(
                 error,
@@ -349,8 +428,8 @@ impl BackupRun {
 
     /// A pack that the manifest names and that is gone, if the session was given up.
     async fn lost_pack(&self, shard: &Shard, manifest: &Manifest) -> Result<Option<PackId>> {
-        let repository = &self.shared.repository;
-        if sessions::stands(shard, repository, self.shared.session.id()).await? {
+        let repository = &self.repository;
+        if sessions::stands(shard, repository, self.session.id()).await? {
             return Ok(None);
         }
         // An `expire` that has seen the manifest takes the session away too, and then every pack is there.
@@ -370,38 +449,6 @@ impl BackupRun {
         };
         let gone = at_once(shard, unlisted, look).await?;
         Ok(gone.into_iter().flatten().next())
-    }
-
-    /// Every pack that the maps reach, sorted by id.
-    fn needed_packs(&self, new: Vec<PackInfo>, used: &HashSet<PackId>) -> Result<Vec<PackInfo>> {
-        let mut packs: HashMap<PackId, PackInfo> =
-            new.into_iter().map(|pack| (pack.id, pack)).collect();
-        for id in used {
-            if packs.contains_key(id) {
-                continue;
-            }
-            let known = self
-                .shared
-                .parent
-                .as_ref()
-                .and_then(|parent| parent.infos.get(id));
-            let info = known.ok_or_else(|| {
-                Error::new(Kind::Internal, "a map reaches a pack that nobody committed")
-                    .object(id.to_string())
-            })?;
-            packs.insert(*id, *info);
-        }
-        let mut packs: Vec<PackInfo> = packs.into_values().collect();
-        packs.sort_unstable_by_key(|pack| pack.id);
-        Ok(packs)
-    }
-
-    /// How many parts of the parent were found damaged and stored anew.
-    pub fn damaged_extents(&self) -> u64 {
-        self.shared
-            .parent
-            .as_ref()
-            .map_or(0, |parent| parent.damaged_extents.load(Relaxed))
     }
 }
 
@@ -427,4 +474,216 @@ async fn interiors(
         None => {}
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_base::BLOCK_BYTES;
+    use mover_base::checksum::sha256;
+    use mover_base::tree::{EntryKind, FileTime};
+    use mover_format::manifest::{BackupType, SourceInfo};
+
+    use super::*;
+    use crate::tree::EXTENT_BYTES;
+    use crate::writer::{MapNode, ShardWriter};
+    use crate::{Credentials, fixture, generate_identity};
+
+    /// A block that does not shrink.
+    fn noise(seed: u8) -> Vec<u8> {
+        (0..128u8).flat_map(|part| sha256(&[seed, part])).collect()
+    }
+
+    async fn plain_repository(shard: &Shard, url: &str) -> Result<Arc<Repository>> {
+        fixture::init(shard, url, &[]).await?;
+        let repository = fixture::open(shard, url, &Credentials::None).await?;
+        Ok(Arc::new(repository))
+    }
+
+    async fn begin(
+        shard: &Shard,
+        repository: &Arc<Repository>,
+        parent: Option<&catalogue::OpenManifest>,
+    ) -> Result<BackupRun> {
+        let request = BackupRequest {
+            parent,
+            latest: parent.map(|open| open.id),
+            started: Timestamp::now(),
+            level: 1,
+            index_bytes: 0,
+            source_blocks: 0,
+            moved: true,
+        };
+        BackupRun::begin(shard, repository, &request, RateBudget::new(None)).await
+    }
+
+    fn shared(run: &mut BackupRun) -> &mut WriteShared {
+        Arc::get_mut(&mut run.shared).expect("no writer yet")
+    }
+
+    /// A file of one block, by a writer of its own.
+    async fn write_block(
+        shard: &Shard,
+        run: &BackupRun,
+        block: &[u8],
+    ) -> Result<(WriterOutcome, MapNode)> {
+        let mut writer = ShardWriter::new(shard, run.shared())?;
+        writer.begin_extent(b"a", 0).await?;
+        writer.blocks(block, 0, false).await?;
+        let part = writer.end_part()?;
+        let node = writer.end_extent(vec![part]).await?;
+        Ok((writer.finish().await?, node))
+    }
+
+    /// Holes and zeros in turn, more of them in each extent: leaves that are too long to be inline, and no block to store.
+    async fn write_fragments(
+        shard: &Shard,
+        run: &BackupRun,
+        extents: u64,
+    ) -> Result<(WriterOutcome, Vec<MapNode>)> {
+        let zeros = [0u8; BLOCK_BYTES];
+        let mut writer = ShardWriter::new(shard, run.shared())?;
+        let mut nodes = Vec::new();
+        for index in 0..extents {
+            writer.begin_extent(b"a", index).await?;
+            let fragments = 150 + index;
+            for at in 0..fragments {
+                writer.hole(1)?;
+                writer.blocks(&zeros, 2 * at + 1, false).await?;
+            }
+            writer.hole(EXTENT_BYTES / BLOCK_BYTES as u64 - 2 * fragments)?;
+            let part = writer.end_part()?;
+            nodes.push(writer.end_extent(vec![part]).await?);
+        }
+        Ok((writer.finish().await?, nodes))
+    }
+
+    fn draft() -> BackupMetadata {
+        let started = Timestamp::now();
+        BackupMetadata {
+            backup_id: BackupId::new(started, 0),
+            backup_type: BackupType::Full,
+            reason: None,
+            base_id: None,
+            parent_id: None,
+            lsn_range: None,
+            history: None,
+            log_mark: None,
+            started,
+            ended: started,
+            source: SourceInfo {
+                url: "dir:///source".to_owned(),
+                kind: "dir".to_owned(),
+                host: "here".to_owned(),
+            },
+            tool_version: String::new(),
+            annotations: Default::default(),
+            size_info: Default::default(),
+            storage_info: Default::default(),
+            verification_info: Default::default(),
+            replication_info: Default::default(),
+        }
+    }
+
+    /// Commits a backup of one file.
+    async fn commit(
+        shard: &Shard,
+        run: BackupRun,
+        outcome: WriterOutcome,
+        nodes: &[MapNode],
+        bytes: u64,
+    ) -> Result<Committed> {
+        let mut list = MapNodes::default();
+        for (index, node) in (0..).zip(nodes) {
+            list.push(0, index, node)?;
+        }
+        let entry = Entry {
+            path: b"a".to_vec(),
+            kind: EntryKind::File { bytes },
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime: FileTime::default(),
+            xattrs: Vec::new(),
+        };
+        let entries = std::iter::once(entry);
+        run.commit(shard, vec![outcome], vec![list], entries, draft())
+            .await
+    }
+
+    #[test]
+    fn compressed_bytes_are_neither_headers_nor_seals() {
+        for sealed in [false, true] {
+            fixture::with_place(async |shard, url| {
+                let (identity, recipient) = generate_identity();
+                let (recipients, credentials) = match sealed {
+                    true => (vec![recipient], Credentials::Identity(identity)),
+                    false => (Vec::new(), Credentials::None),
+                };
+                fixture::init(shard, url, &recipients).await?;
+                let repository = Arc::new(fixture::open(shard, url, &credentials).await?);
+                let run = begin(shard, &repository, None).await?;
+                let (outcome, _) = write_block(shard, &run, &noise(1)).await?;
+                let counts = outcome.counts;
+                assert_eq!((counts.new_blocks, counts.compressed_bytes), (1, 4096));
+                assert!(counts.stored_bytes > 4096);
+                Ok(())
+            });
+        }
+    }
+
+    #[test]
+    fn a_backup_of_more_packs_than_a_manifest_lists_ends_when_one_more_is_needed() {
+        fixture::with_place(async |shard, url| {
+            let repository = plain_repository(shard, url).await?;
+            let mut run = begin(shard, &repository, None).await?;
+            shared(&mut run).listed = ListedPacks::new(1);
+            let (outcome, node) = write_block(shard, &run, &noise(1)).await?;
+            let beyond = write_block(shard, &run, &noise(2)).await;
+            let error = beyond.map(drop).unwrap_err();
+            assert_eq!(error.kind(), Kind::Limit);
+            assert!(error.hint_text().is_some(), "{error}");
+            let first = commit(shard, run, outcome, &[node], 4096).await?;
+
+            // A pack of the parent counts once, however many writers name it.
+            let parent = catalogue::load(shard, &repository, first.metadata.backup_id).await?;
+            let mut run = begin(shard, &repository, Some(&parent)).await?;
+            shared(&mut run).listed = ListedPacks::new(1);
+            for _ in 0..2 {
+                let (outcome, _) = write_block(shard, &run, &noise(1)).await?;
+                assert_eq!(outcome.counts.known_blocks, 1);
+            }
+            let mut run = begin(shard, &repository, Some(&parent)).await?;
+            shared(&mut run).listed = ListedPacks::new(0);
+            let beyond = write_block(shard, &run, &noise(1)).await;
+            assert_eq!(beyond.map(drop).unwrap_err().kind(), Kind::Limit);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn unchanged_leaves_are_known_however_few_nodes_are_remembered() {
+        fixture::with_place(async |shard, url| {
+            let repository = plain_repository(shard, url).await?;
+            let extents = 10;
+            let run = begin(shard, &repository, None).await?;
+            let (outcome, nodes) = write_fragments(shard, &run, extents).await?;
+            assert_eq!(outcome.counts.packs, 1);
+            let bytes = extents * EXTENT_BYTES;
+            let first = commit(shard, run, outcome, &nodes, bytes).await?;
+            let parent = catalogue::load(shard, &repository, first.metadata.backup_id).await?;
+
+            let mut run = begin(shard, &repository, Some(&parent)).await?;
+            shared(&mut run).known_nodes_max = 4;
+            let (outcome, nodes) = write_fragments(shard, &run, extents).await?;
+            assert_eq!(outcome.counts.packs, 0);
+            let second = commit(shard, run, outcome, &nodes, bytes).await?;
+            assert_eq!(second.counts.packs, 0);
+            let open = catalogue::load(shard, &repository, second.metadata.backup_id).await?;
+            // The packs of the parent, as far as they are named: all of them.
+            assert_eq!(open.manifest.packs.len(), 2);
+            assert_eq!(open.manifest.packs, parent.manifest.packs);
+            assert_eq!(open.manifest.pages, parent.manifest.pages);
+            Ok(())
+        });
+    }
 }

@@ -125,7 +125,7 @@ pub(crate) async fn list_behind(
 }
 
 /// Whether the backup exists. Needs no key.
-pub(crate) async fn stands(shard: &Shard, repository: &Repository, id: BackupId) -> Result<bool> {
+pub async fn stands(shard: &Shard, repository: &Repository, id: BackupId) -> Result<bool> {
     let key = layout::backup(id)?;
     Ok(repository.store().head(shard, &key).await?.is_some())
 }
@@ -151,6 +151,7 @@ pub async fn find(shard: &Shard, repository: &Repository, set: &str) -> Result<B
         return ids.last().copied().ok_or_else(|| {
             Error::new(Kind::NotFound, "the repository holds no backup yet")
                 .object(repository.url())
+                .hint("`helios-mover backup` makes one; `helios-mover list` shows what there is")
         });
     }
     only_match(ids.into_iter(), set, "backup").map_err(hint)
@@ -182,13 +183,16 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
 }
 
 /// Publishes a manifest: from here on the backup exists. Fills in its id, the first that is free of those that the session's id
-/// stands for; gives it back with the bytes written.
+/// stands for; gives it back with the bytes written. `before` is asked once, when the manifest was encoded and read back and nothing
+/// of it was sent yet: what fails until then can be taken back.
 pub(crate) async fn publish(
     shard: &Shard,
     repository: &Repository,
     session: &Session,
     mut manifest: Manifest,
+    before: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<(Manifest, u64)> {
+    let mut before = Some(before);
     for id in sessions::backups_of(session.id()) {
         manifest.metadata.backup_id = id;
         manifest.metadata.ended = Timestamp::now();
@@ -202,6 +206,9 @@ pub(crate) async fn publish(
                     "the manifest does not decode to what was encoded",
                 ));
             }
+        }
+        if let Some(before) = before.take() {
+            before().await?;
         }
         if repository
             .store()

@@ -1,7 +1,7 @@
 //! Expire, from the repository's side: what a policy leaves, what nobody needs then, and its deletion in two phases.
 //!
 //! [`plan`] reads everything and changes nothing. [`execute`] puts up tombstones, looks again at who needs what, and only
-//! then deletes: manifests first, packs after them. Why the order of listings suffices is shown in
+//! then deletes: sessions that are over, manifests, packs after them. Why the order of listings suffices is shown in
 //! `docs/decisions/0010-retention.md`.
 //!
 //! Invariants: whatever cannot be listed or read, and whatever stands and is not listed, ends the run before anything is deleted; a
@@ -10,6 +10,9 @@
 
 mod look;
 mod makers;
+mod manifests;
+#[cfg(test)]
+mod many;
 mod packs;
 mod run;
 
@@ -24,7 +27,7 @@ use mover_io::Shard;
 use mover_store::Key;
 use serde::Serialize;
 
-use crate::catalogue::{self, OpenManifest};
+use crate::catalogue::OpenManifest;
 use crate::layout;
 use crate::policy::{Policy, Rule};
 use crate::process::Life;
@@ -262,32 +265,14 @@ pub async fn plan(
     let mut survey = Survey::default();
     let (view, unnamed) = survey.look_around(shard, repository).await?;
     // Those that went in between.
-    survey.backups.retain(|id, _| view.listed.contains(id));
-    let standing = view.sessions;
-    let held: BTreeSet<BackupId> = view.holds.into_iter().map(|(backup, _)| backup).collect();
+    survey.backups.retain(|id, _| view.lists(*id));
     let mut verdicts = verdicts(&survey, policy, now);
-    let protecting = survey.protecting(&standing);
-    for verdict in &mut verdicts {
-        let id = verdict.backup_id;
-        if held.contains(&id) {
-            verdict.reasons.insert(Reason::Other(OtherReason::Hold));
-        }
-        if protecting
-            .iter()
-            .any(|one| one.record.parents.contains(&id))
-        {
-            verdict.reasons.insert(Reason::Other(OtherReason::InUse));
-        }
-    }
+    let protecting = survey.protecting(&view.sessions);
+    add_other_reasons(&mut verdicts, &view, &protecting);
     let owners = protecting.iter().map(|session| session.id).collect();
     let leftovers = leftovers(&survey, &unnamed, &owners);
-    let mut doomed = BTreeSet::new();
-    for verdict in verdicts.iter_mut().filter(|one| one.reasons.is_empty()) {
-        shard.stop()?;
-        let open = load(shard, repository, verdict.backup_id).await?;
-        verdict.freed_bytes = survey.packs.release(&open.manifest.packs);
-        doomed.insert(verdict.backup_id);
-    }
+    let doomed = release(shard, repository, &mut survey, &mut verdicts, &view).await?;
+    let standing = view.sessions;
     let mut warnings = warnings(&survey, &verdicts, &standing, &leftovers);
     let unreadable = survey.unreadable(&unnamed);
     if unreadable > 0 {
@@ -305,15 +290,60 @@ pub async fn plan(
     })
 }
 
-/// A manifest that was listed. One that is gone or cannot be read ends the run: what it needs cannot be told.
-async fn load(shard: &Shard, repository: &Repository, id: BackupId) -> Result<OpenManifest> {
-    let loaded = catalogue::load(shard, repository, id).await;
-    loaded.map_err(|error| match error.kind() {
+/// What keeps backups beside the policy.
+fn add_other_reasons(verdicts: &mut [Verdict], view: &View, protecting: &[&Standing]) {
+    let held: BTreeSet<BackupId> = view.holds.iter().map(|(backup, _)| *backup).collect();
+    let parents = protecting.iter().flat_map(|one| &one.record.parents);
+    let in_use: BTreeSet<BackupId> = parents.copied().collect();
+    for verdict in verdicts {
+        if held.contains(&verdict.backup_id) {
+            verdict.reasons.insert(Reason::Other(OtherReason::Hold));
+        }
+        if in_use.contains(&verdict.backup_id) {
+            verdict.reasons.insert(Reason::Other(OtherReason::InUse));
+        }
+    }
+}
+
+/// Releases what the backups need that nothing keeps, oldest first, and says of each what that frees. Their manifests are read once
+/// more for it: all that all of them list would take far more memory than how many need each pack.
+async fn release(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    survey: &mut Survey,
+    verdicts: &mut [Verdict],
+    view: &View,
+) -> Result<BTreeSet<BackupId>> {
+    let going = verdicts.iter().filter(|one| one.reasons.is_empty());
+    let going = going.map(|one| {
+        let bytes = view.listed.get(&one.backup_id).copied();
+        (one.backup_id, bytes.unwrap_or(u64::MAX))
+    });
+    let going: Vec<(BackupId, u64)> = going.collect();
+    let mut freed_bytes = BTreeMap::new();
+    let read = manifests::read_each(shard, repository, &going, |id, read| {
+        let open = read.map_err(|error| unreadable_now(id, error))?;
+        freed_bytes.insert(id, survey.packs.release(&open.manifest.packs));
+        Ok(true)
+    });
+    read.await?;
+    for verdict in verdicts {
+        if let Some(freed_bytes) = freed_bytes.get(&verdict.backup_id) {
+            verdict.freed_bytes = *freed_bytes;
+        }
+    }
+    Ok(freed_bytes.into_keys().collect())
+}
+
+/// The error for a manifest that was listed and read, and is gone or cannot be read now: it ends the run, since what it needs cannot
+/// be told.
+fn unreadable_now(id: BackupId, error: Error) -> Error {
+    match error.kind() {
         Kind::NotFound => Error::new(Kind::Conflict, "a backup was deleted since it was listed")
             .object(id.to_string())
             .hint("another expire is at work; run this one again when it has ended"),
         _ => error,
-    })
+    }
 }
 
 /// What the policy says, group by group.
@@ -387,7 +417,8 @@ fn warnings(
     if let Some(first) = ahead.next() {
         let (count, source, host) = (1 + ahead.count(), &first.source, &first.host);
         warnings.push(format!(
-            "{count} backups begin over an hour in the future of this host's clock: they are kept and count for no rule. The first one is of {source} on {host}:              until then every later one of it is named as if it had begun behind it, and stays, too, also with a clock that is right again; with another              `backup --host` it begins anew"
+            "{count} backups begin over an hour in the future of this host's clock: they are kept and count for no rule. The first one is of {source} on {host}: \
+             later ones of it are named as if they had begun behind it, and count by what their own clock said"
         ));
     }
     for session in survey.protecting(standing) {

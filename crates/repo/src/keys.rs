@@ -45,6 +45,26 @@ pub(crate) enum SlotOwner<'a> {
     Recipient(&'a str),
 }
 
+/// A key that slots are tried with, made of the credentials once for all of them.
+pub(crate) enum SlotKey<'a> {
+    /// None, which opens nothing.
+    None,
+    /// A passphrase.
+    Passphrase(&'a Secret),
+    /// A private age identity.
+    Identity(age::x25519::Identity),
+}
+
+/// What a key does to an intact slot.
+pub(crate) enum Tried {
+    /// It opens the slot. In that is the repository's secret, or what is wrong with it.
+    Opened(Result<RepoSecret>),
+    /// It is of the slot's kind, and not the one that the slot was made for.
+    Refused,
+    /// It is of another kind.
+    OtherKind,
+}
+
 /// A key slot, as listings show it.
 #[derive(Debug, Clone, Serialize)]
 pub struct SlotInfo {
@@ -79,6 +99,17 @@ fn parse_identity(text: &str) -> Result<age::x25519::Identity> {
         Error::new(Kind::Key, "the identity is not an age X25519 identity")
             .hint("the file must hold one line that begins with AGE-SECRET-KEY-1")
     })
+}
+
+impl<'a> SlotKey<'a> {
+    /// The key of these credentials; an error names no slot, since none has anything to do with it.
+    pub fn of(credentials: &'a Credentials) -> Result<Self> {
+        Ok(match credentials {
+            Credentials::None => SlotKey::None,
+            Credentials::Passphrase(passphrase) => SlotKey::Passphrase(passphrase),
+            Credentials::Identity(text) => SlotKey::Identity(parse_identity(text.expose())?),
+        })
+    }
 }
 
 fn parse_recipient(text: &str) -> Result<age::x25519::Recipient> {
@@ -184,55 +215,61 @@ impl RepoSecret {
         })
     }
 
-    /// Opens a slot. `None` means that these credentials are not the ones it was made for.
-    pub fn open_slot(
-        slot: &KeySlot,
-        binding: Binding,
-        credentials: &Credentials,
-    ) -> Result<Option<Self>> {
-        let opened = match (credentials, slot.kind) {
-            (Credentials::Passphrase(passphrase), SlotKind::Passphrase) => {
+    /// Tries a key on a slot. An error means that no key can open this slot.
+    pub fn try_slot(slot: &KeySlot, binding: Binding, key: &SlotKey<'_>) -> Result<Tried> {
+        let opened = match (key, slot.kind) {
+            (SlotKey::Passphrase(passphrase), SlotKind::Passphrase) => {
                 let text = SecretString::from(passphrase.expose().to_owned());
                 let mut identity = age::scrypt::Identity::new(text);
                 identity.set_max_work_factor(SCRYPT_LOG_N_MAX);
                 age::decrypt(&identity, &slot.age)
             }
-            (Credentials::Identity(text), SlotKind::X25519) => {
-                age::decrypt(&parse_identity(text.expose())?, &slot.age)
-            }
-            _ => return Ok(None),
+            (SlotKey::Identity(identity), SlotKind::X25519) => age::decrypt(identity, &slot.age),
+            _ => return Ok(Tried::OtherKind),
         };
         use age::DecryptError::{
             DecryptionFailed, ExcessiveWork, InvalidMac, KeyDecryptionFailed, NoMatchingKeys,
         };
-        let plain = match opened {
-            Ok(plain) => Zeroizing::new(plain),
+        match opened {
+            Ok(plain) => {
+                let plain = Zeroizing::new(plain);
+                Ok(Tried::Opened(RepoSecret::of_slot(&plain, binding)))
+            }
             // age tells a wrong passphrase and a damaged header apart only in part; both are "not this one".
             Err(DecryptionFailed | NoMatchingKeys | KeyDecryptionFailed | InvalidMac) => {
-                return Ok(None);
+                Ok(Tried::Refused)
             }
-            Err(ExcessiveWork { required, .. }) => {
-                return Err(Error::new(
-                    Kind::Limit,
-                    format!(
-                        "the key slot asks for scrypt work 2^{required}, over 2^{SCRYPT_LOG_N_MAX}"
-                    ),
-                ));
-            }
+            Err(ExcessiveWork { required, .. }) => Err(Error::new(
+                Kind::Limit,
+                format!(
+                    "the key slot asks for scrypt work 2^{required}, over 2^{SCRYPT_LOG_N_MAX}"
+                ),
+            )),
             Err(other) => {
-                return Err(Error::new(Kind::Corrupt, "the key slot cannot be opened").cause(other));
+                Err(Error::new(Kind::Corrupt, "the key slot cannot be opened").cause(other))
             }
-        };
-        let payload = SlotSecret::decode(&plain)?;
+        }
+    }
+
+    /// The secret in what a slot was sealed around.
+    fn of_slot(plain: &[u8], binding: Binding) -> Result<Self> {
+        let payload = SlotSecret::decode(plain)?;
         payload
             .check_binding(&binding.repo_id, &binding.config_sha256)
             .map_err(|error| {
                 error.hint("`config` or the slot was replaced; bring the original object back")
             })?;
-        Ok(Some(RepoSecret {
-            identity: parse_identity(&payload.identity)?,
+        // What is wrong with the identity in a slot says nothing of the one that opened it.
+        let identity = parse_identity(&payload.identity).map_err(|_| {
+            Error::new(
+                Kind::Corrupt,
+                "the key slot holds no identity of a repository",
+            )
+        })?;
+        Ok(RepoSecret {
+            identity,
             master_key: payload.master_key.clone(),
-        }))
+        })
     }
 }
 

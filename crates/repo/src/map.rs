@@ -36,20 +36,71 @@ const PAGE_ENTRIES_MAX: usize = 512;
 /// Encoded bytes after which a page is closed in any case; one entry with all its attributes may go beyond.
 const PAGE_BYTES_MAX: usize = 256 << 10;
 
-/// Nodes that the parent backup holds, by content: at most this many are remembered.
-const KNOWN_NODES_MAX: usize = 65_536;
+/// Nodes that a writer of nodes remembers: some 100 bytes each.
+pub(crate) const KNOWN_NODES_MAX: usize = 65_536;
 
-/// Nodes of the parent backup, so that equal ones are referred to and not written again.
-#[derive(Default)]
-pub(crate) struct KnownNodes(HashMap<Sha256, NodeRef>);
+/// Nodes that are stored already, of the parent backup or of this one, so that equal ones are referred to and not written again.
+struct KnownNodes {
+    /// The latest of them. Once there are as many as may be, the next takes the place of the oldest.
+    nodes: Vec<NodeRef>,
+    /// Where among them the node is whose SHA-256 begins so; of several that do, the last.
+    places: HashMap<u64, u32>,
+    /// Where the oldest is, once there are as many as may be.
+    oldest: usize,
+    nodes_max: usize,
+    /// The leaf that the parent has of the extent at hand. However many nodes come between, it is known when it is needed.
+    expected: Option<NodeRef>,
+}
 
 impl KnownNodes {
-    /// Remembers a node of the parent.
-    pub fn add(&mut self, node: &NodeRef) {
-        if self.0.len() < KNOWN_NODES_MAX {
-            self.0.insert(node.sha256, *node);
+    /// None yet, and at most so many; at least one.
+    fn new(nodes_max: usize) -> Self {
+        KnownNodes {
+            nodes: Vec::new(),
+            places: HashMap::new(),
+            oldest: 0,
+            nodes_max: nodes_max.max(1),
+            expected: None,
         }
     }
+
+    /// Where a node of this content is.
+    fn get(&self, hash: &Sha256) -> Option<NodeRef> {
+        let place = self.places.get(&beginning(hash));
+        let known = place.and_then(|place| self.nodes.get(*place as usize));
+        let mut known = self.expected.iter().chain(known);
+        known.find(|node| node.sha256 == *hash).copied()
+    }
+
+    /// Remembers a node, unless one of its content is remembered.
+    fn add(&mut self, node: &NodeRef) {
+        if self.get(&node.sha256).is_some() {
+            return;
+        }
+        let place = match self.nodes.len() < self.nodes_max {
+            true => {
+                self.nodes.push(*node);
+                self.nodes.len() - 1
+            }
+            false => {
+                let place = self.oldest;
+                self.oldest = (place + 1) % self.nodes_max;
+                let gone = beginning(&self.nodes[place].sha256);
+                if self.places.get(&gone) == Some(&(place as u32)) {
+                    self.places.remove(&gone);
+                }
+                self.nodes[place] = *node;
+                place
+            }
+        };
+        self.places.insert(beginning(&node.sha256), place as u32);
+    }
+}
+
+fn beginning(hash: &Sha256) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hash[..8]);
+    u64::from_le_bytes(bytes)
 }
 
 /// Writes nodes into meta packs.
@@ -61,8 +112,8 @@ pub(crate) struct NodeWriter {
     scratch: Vec<u8>,
     known: KnownNodes,
     commits: Commits,
-    /// Packs of earlier sessions that hold nodes referred to.
-    pub used_packs: HashSet<PackId>,
+    /// Packs of this session that hold nodes referred to.
+    pub named_packs: HashSet<PackId>,
     seconds: StageSeconds,
 }
 
@@ -74,9 +125,9 @@ impl NodeWriter {
             pack: None,
             plain: Vec::new(),
             scratch: Vec::new(),
-            known: KnownNodes::default(),
-            commits: Commits::new(shard),
-            used_packs: HashSet::new(),
+            known: KnownNodes::new(shared.known_nodes_max),
+            commits: Commits::new(shard, shared),
+            named_packs: HashSet::new(),
             seconds: StageSeconds::default(),
         }
     }
@@ -84,6 +135,11 @@ impl NodeWriter {
     /// Remembers a node of the parent backup.
     pub fn know(&mut self, node: &NodeRef) {
         self.known.add(node);
+    }
+
+    /// Remembers what the parent has in place of the node that is to be put next, if anything, until the next one is expected.
+    pub fn set_expected(&mut self, node: Option<NodeRef>) {
+        self.known.expected = node;
     }
 
     /// Stores an encoded node, or keeps it inline where it is small.
@@ -95,9 +151,11 @@ impl NodeWriter {
             return Err(Error::new(Kind::Limit, "a map node is larger than 1 MiB"));
         }
         let hash = sha256(node);
-        if let Some(known) = self.known.0.get(&hash) {
-            self.used_packs.insert(known.pack);
-            return Ok(Child::Node(*known));
+        if let Some(known) = self.known.get(&hash) {
+            if !self.shared.note_named(known.pack)? {
+                self.named_packs.insert(known.pack);
+            }
+            return Ok(Child::Node(known));
         }
         if self.plain.len() + node.len() > NODE_FRAME_BYTES && !self.plain.is_empty() {
             self.flush(encoder).await?;
@@ -322,11 +380,11 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Writes what is left; gives the pages, the new packs and the older packs referred to.
+    /// Writes what is left; gives the pages, the new packs, and those of them that were referred to again.
     pub async fn finish(mut self) -> Result<(Vec<Child>, Vec<PackInfo>, HashSet<PackId>)> {
         self.end_page().await?;
         let packs = self.nodes.finish(&mut self.encoder).await?;
-        Ok((self.pages, packs, self.nodes.used_packs))
+        Ok((self.pages, packs, self.nodes.named_packs))
     }
 }
 
@@ -335,6 +393,62 @@ mod tests {
     use mover_base::tree::EntryKind;
 
     use super::*;
+
+    fn node(number: u32) -> NodeRef {
+        NodeRef {
+            sha256: sha256(&number.to_le_bytes()),
+            pack: PackId([7; 16]),
+            frame: number,
+            offset: 0,
+            len: 1000,
+        }
+    }
+
+    #[test]
+    fn the_latest_nodes_are_known_and_the_expected_one_however_many_come_between() {
+        let mut known = KnownNodes::new(4);
+        known.expected = Some(node(100));
+        for number in 0..10 {
+            known.add(&node(number));
+            // Again: it takes no other's place.
+            known.add(&node(number));
+        }
+        let of = |number| known.get(&node(number).sha256);
+        for number in 0..6 {
+            assert_eq!(of(number), None, "{number}");
+        }
+        for number in [6, 7, 8, 9, 100] {
+            assert_eq!(of(number), Some(node(number)));
+        }
+        assert_eq!(of(101), None);
+        assert_eq!((known.nodes.len(), known.places.len()), (4, 4));
+        known.expected = None;
+        assert_eq!(known.get(&node(100).sha256), None);
+    }
+
+    #[test]
+    fn nodes_whose_hashes_begin_alike_are_told_apart() {
+        let (one, mut other) = (node(1), node(2));
+        other.sha256[..8].copy_from_slice(&one.sha256[..8]);
+        let mut known = KnownNodes::new(2);
+        known.add(&one);
+        known.add(&other);
+        assert_eq!(known.get(&other.sha256), Some(other));
+        // It lost its place among the beginnings; it is forgotten, not taken for another one.
+        assert_eq!(known.get(&one.sha256), None);
+        known.add(&node(3));
+        assert_eq!(known.get(&other.sha256), Some(other));
+        known.add(&node(4));
+        assert_eq!(known.get(&other.sha256), None);
+        assert_eq!(known.get(&node(3).sha256), Some(node(3)));
+    }
+
+    /// The table of memory in docs/architecture.md states it.
+    #[test]
+    fn a_known_node_takes_some_100_bytes() {
+        let entries = 2 * (size_of::<(u64, u32)>() + 1);
+        assert!(size_of::<NodeRef>() + entries <= 100);
+    }
 
     #[test]
     fn files_that_claim_more_than_a_map_holds_are_refused_by_name() {

@@ -1,7 +1,8 @@
 //! The packs that the readers of a job have open, on all of its shards.
 //!
 //! Invariants: a pack that several want at the same time is opened by one of them, and the others wait; directories take at most
-//! [`DIRECTORIES_BYTES_MAX`] for each shard that shares them, or it is one pack; those that were used last are kept.
+//! [`DIRECTORIES_BYTES_MAX`] for each shard that shares them, or it is one pack; those that were used last are kept. Of a pack
+//! that could not be opened nothing is kept.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,11 +42,17 @@ impl OpenPacks {
     /// Where a pack is; empty if it is to be opened.
     pub fn place(&self, id: PackId) -> Place {
         let mut kept = self.kept();
-        let places = &mut kept.places;
-        let known = places.iter().rposition(|(known, _)| *known == id);
-        let known = known.and_then(|at| places.remove(at));
-        let place = known.map_or_else(Place::default, |(_, place)| place);
-        places.push_back((id, place.clone()));
+        let known = kept.places.iter().rposition(|(known, _)| *known == id);
+        let known = known.and_then(|at| kept.places.remove(at));
+        let place = match known {
+            Some((_, place)) => place,
+            None => {
+                // Only here: one that was used a moment ago is found without going through all of them.
+                kept.forget_failed();
+                Place::default()
+            }
+        };
+        kept.places.push_back((id, place.clone()));
         place
     }
 
@@ -59,6 +66,7 @@ impl OpenPacks {
     /// Closes what there is no room for: to be called when one was opened.
     pub fn trim(&self) {
         let mut kept = self.kept();
+        kept.forget_failed();
         let room = DIRECTORIES_BYTES_MAX * kept.shards.max(1);
         let open = kept.places.iter().filter_map(|(_, place)| place.get());
         let bytes: Vec<usize> = open.map(|pack| pack.memory_bytes()).collect();
@@ -72,6 +80,15 @@ impl OpenPacks {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// Removes the places at which nothing was opened and nobody opens anything any more. Whoever is about to has taken a place of
+    /// [`OpenPacks::place`], under the lock that is held here too.
+    fn forget_failed(&mut self) {
+        let is_wanted = |place: &Place| place.initialized() || Arc::strong_count(place) > 1;
+        self.places.retain(|(_, place)| is_wanted(place));
     }
 }
 
@@ -115,5 +132,22 @@ mod tests {
         packs.trim();
         assert!(Arc::ptr_eq(&first, &packs.place(id(1))));
         assert!(!packs.is_open(id(1)));
+    }
+
+    #[test]
+    fn packs_that_could_not_be_opened_leave_nothing_behind() {
+        let packs = OpenPacks::default();
+        let waited_for = packs.place(PackId([0xff; 16]));
+        for number in 0..10_000u128 {
+            // Whoever fails to open it drops it as it is.
+            drop(packs.place(PackId(number.to_le_bytes())));
+            assert!(packs.kept().places.len() <= 2, "{number}");
+        }
+        packs.trim();
+        assert_eq!(packs.kept().places.len(), 1);
+        assert!(Arc::ptr_eq(&waited_for, &packs.place(PackId([0xff; 16]))));
+        drop(waited_for);
+        packs.trim();
+        assert!(packs.kept().places.is_empty());
     }
 }

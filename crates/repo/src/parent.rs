@@ -5,12 +5,12 @@
 //! session; a parent that turns out damaged is not trusted further, its blocks are stored anew, and that is
 //! reported.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use mover_base::checksum::Sha256;
 use mover_base::{Error, Kind, PackId, Result};
+use mover_format::manifest::PackInfo;
 use mover_format::node::{Leaf, NodeRef, Run};
 use mover_io::Shard;
 
@@ -20,56 +20,90 @@ use crate::parent_names::{NamesCursor, ParentNames};
 use crate::reader::{OpenPack, PackInfos, PackReader};
 use crate::writer::WriteShared;
 
+/// A mark of a pack: its directory was read in this session and is the one that the manifest names.
+const CHECKED: u8 = 1;
+/// A mark of a pack: a map of the running backup names it.
+const NAMED: u8 = 2;
+
 /// What the shards share of the parent.
 pub(crate) struct Parent {
     pub names: ParentNames,
     pub infos: Arc<PackInfos>,
     /// Those that are open.
     pub packs: Arc<OpenPacks>,
-    /// Numbers of its packs in the session's table.
-    pub numbers: HashMap<PackId, u32>,
-    /// By number of the pack: whether its directory was read and checked in this session.
-    checked: Vec<AtomicBool>,
+    /// The number of its first pack in the session's table, behind which the others follow as `infos` has them.
+    first_number: u32,
+    /// Of each of `infos`: [`CHECKED`] and [`NAMED`].
+    marks: Vec<AtomicU8>,
     /// Extents whose old map could not be used because it is damaged.
     pub damaged_extents: AtomicU64,
 }
 
 impl Parent {
-    /// A parent with these names and packs, which enter `table`.
+    /// A parent with these names and packs, which enter `table`. Nobody else adds to that meanwhile.
     pub fn new(names: ParentNames, infos: Arc<PackInfos>, table: &PackTable) -> Self {
-        let numbers: HashMap<PackId, u32> = infos.keys().map(|id| (*id, table.add(*id))).collect();
-        let numbered = numbers.values().max().map_or(0, |last| *last as usize + 1);
+        let numbers = infos.iter().map(|info| table.add(info.id));
+        let first_number = numbers.min().unwrap_or(0);
+        let marks = infos.iter().map(|_| AtomicU8::new(0)).collect();
         Parent {
             names,
             infos,
             packs: Arc::default(),
-            numbers,
-            checked: std::iter::repeat_with(AtomicBool::default)
-                .take(numbered)
-                .collect(),
+            first_number,
+            marks,
             damaged_extents: AtomicU64::new(0),
         }
     }
 
-    fn cell(&self, pack: PackId) -> Option<&AtomicBool> {
-        self.checked.get(*self.numbers.get(&pack)? as usize)
+    /// The number of one of its packs in the session's table.
+    pub fn number(&self, pack: PackId) -> Option<u32> {
+        let number = self.infos.number(&pack)?;
+        Some(self.first_number + number as u32)
+    }
+
+    fn marks(&self, pack: PackId) -> Option<&AtomicU8> {
+        self.marks.get(self.infos.number(&pack)?)
+    }
+
+    /// Sets a mark; tells whether it is new. None for a pack that is not the parent's.
+    fn mark(&self, pack: PackId, mark: u8) -> Option<bool> {
+        let marks = self.marks(pack)?;
+        // Mostly it is there, and a read leaves the line in the caches of all shards.
+        let is_there = marks.load(Relaxed) & mark != 0;
+        Some(!is_there && marks.fetch_or(mark, Relaxed) & mark == 0)
+    }
+
+    fn has_mark(&self, pack: PackId, mark: u8) -> bool {
+        let marks = self.marks(pack);
+        marks.is_some_and(|marks| marks.load(Relaxed) & mark != 0)
     }
 
     /// Notes that the directory of `pack` was read and is the one that the manifest names.
     pub fn set_checked(&self, pack: PackId) {
-        if let Some(cell) = self.cell(pack) {
-            cell.store(true, Relaxed);
-        }
+        self.mark(pack, CHECKED);
     }
 
     /// Whether that was noted.
     pub fn is_checked(&self, pack: PackId) -> bool {
-        self.cell(pack).is_some_and(|cell| cell.load(Relaxed))
+        self.has_mark(pack, CHECKED)
+    }
+
+    /// Notes that a map of the running backup names `pack`; tells whether it is the first that does. None for a pack that is
+    /// not the parent's.
+    pub fn set_named(&self, pack: PackId) -> Option<bool> {
+        self.mark(pack, NAMED)
+    }
+
+    /// The packs of which that was noted.
+    pub fn named(&self) -> impl Iterator<Item = PackInfo> {
+        let marked = self.infos.iter().zip(&self.marks);
+        let named = marked.filter(|(_, marks)| marks.load(Relaxed) & NAMED != 0);
+        named.map(|(info, _)| *info)
     }
 
     /// Blocks in all its packs.
     pub fn blocks(&self) -> u64 {
-        self.infos.values().map(|info| u64::from(info.blocks)).sum()
+        self.infos.iter().map(|info| u64::from(info.blocks)).sum()
     }
 }
 
@@ -253,15 +287,15 @@ impl ParentReader {
         else {
             return;
         };
-        let numbers = self.shared.parent.as_ref().map(|parent| &parent.numbers);
-        let Some(number) = numbers.and_then(|numbers| numbers.get(&id)) else {
+        let parent = self.shared.parent.as_ref();
+        let Some(number) = parent.and_then(|parent| parent.number(id)) else {
             return;
         };
         for block in placed.first_block.max(first_block)..placed.end().min(end) {
             let ordinal = ordinal + (block - placed.first_block) as u32;
             if let Some(hash) = pack.directory.hashes.get(ordinal as usize) {
                 let location = Location {
-                    pack: *number,
+                    pack: number,
                     ordinal,
                 };
                 self.expected[(block - first_block) as usize] = Some((location, *hash));

@@ -1,13 +1,19 @@
 //! Which backups of one group a policy keeps, and why. Pure: ids and times in, rules out.
 //!
-//! The order comes from the backup ids alone; days, weeks and months, in UTC, from the ids and from what the clocks of the hosts
+//! The order comes from the backup ids; days, weeks and months, in UTC, from the ids and from what the clocks of the hosts
 //! said. These differ where a clock was ahead and went back: the ids that follow are all of the second in which it was ahead, and
-//! by them alone the backups of weeks would be of one day. A backup stays that is the newest of its period by either. The clock at
-//! hand decides one thing: a backup that claims to begin later than `SKEW_SECONDS_MAX` from now is kept and counts for no rule, so
-//! that it cannot displace any other.
+//! by them alone the backups of weeks would be of one day. A backup stays that is the newest of its period by either.
 //!
-//! Invariants: every rule keeps at least the newest backup that counts, so a group never becomes empty; what is deleted is
-//! never more than the same policy would delete by the ids alone, if no clock were looked at.
+//! The clock at hand says which ids cannot be right: those later than `SKEW_SECONDS_MAX` from now. If the clock of its host said the
+//! same, such a backup is kept and counts for no rule, so that it cannot displace any other. If it did not, the id was drawn behind one
+//! of a clock that was ahead, and the backup began when its host's clock said. That is no more than a claim, and so is an id: whoever
+//! writes a manifest chooses both. So the backups that count are also looked at in the order in which they began, and one stays that
+//! is kept in either order. By an id ahead of the clock nobody has more go than by one of the time that is claimed, and an id that
+//! stays the highest for years does not make all that follow old ones.
+//!
+//! Invariants: every rule keeps at least the newest backup that counts, by the ids and by the times at which they began, so a group
+//! never becomes empty; what is deleted is never more than the same policy would delete by the ids alone in which the time of the
+//! host's clock stands for one that is ahead, and, the window aside, never more than by the ids as they are, whatever clocks say.
 
 use std::collections::BTreeSet;
 
@@ -48,8 +54,24 @@ pub enum Rule {
     Within,
     /// The newest before the window: with it all of the window can be recovered.
     WindowBase,
-    /// It claims to begin in the future.
+    /// It claims to begin in the future, by its id and by the clock of its host.
     Future,
+}
+
+/// A backup that counts.
+#[derive(Clone, Copy)]
+struct Counted {
+    /// Its place among those that were given.
+    at: usize,
+    /// The time in its id.
+    named: Timestamp,
+    /// When it began by the clock of its host.
+    clock: Timestamp,
+    /// When it began as far as can be told: the time in its id, or that of the clock where the id is ahead.
+    begun: Timestamp,
+    /// The latest `begun` of this one and all before it. They were made before it, so it cannot have begun earlier, whatever its
+    /// host's clock says.
+    reached: Timestamp,
 }
 
 impl Policy {
@@ -62,17 +84,14 @@ impl Policy {
     /// hosts' clocks. None for those that may go.
     pub fn keep(&self, backups: &[(BackupId, Timestamp)], now: Timestamp) -> Vec<BTreeSet<Rule>> {
         let mut all = vec![BTreeSet::new(); backups.len()];
-        let horizon = now
-            .as_micros()
-            .saturating_add(SKEW_SECONDS_MAX.saturating_mul(1_000_000));
-        let counted = backups.partition_point(|(id, _)| id.started().as_micros() <= horizon);
-        let backups = &backups[..counted];
-        let (kept, future) = all.split_at_mut(counted);
-        for rules in future {
-            rules.insert(Rule::Future);
-        }
-        for rules in kept.iter_mut().rev().take(self.last as usize) {
-            rules.insert(Rule::Last);
+        let by_id = counted(backups, now, &mut all);
+        let mut by_begin = by_id.clone();
+        // Stable: of those that began together the ids decide.
+        by_begin.sort_by_key(|one| one.begun);
+        for order in [&by_id, &by_begin] {
+            for one in order.iter().rev().take(self.last as usize) {
+                all[one.at].insert(Rule::Last);
+            }
         }
         let periods = [
             (self.daily, Rule::Daily, Timestamp::utc_day as fn(_) -> _),
@@ -80,36 +99,61 @@ impl Policy {
             (self.monthly, Rule::Monthly, Timestamp::utc_month),
         ];
         for (count, rule, period) in periods {
-            let by_id = backups.iter().map(|(id, _)| period(id.started()));
-            newest_of_each(by_id, kept, count, rule);
-            let by_clock = backups.iter().map(|(_, started)| period(*started));
-            newest_of_each(by_clock, kept, count, rule);
+            newest_of_each(&by_id, |one| period(one.named), count, rule, &mut all);
+            newest_of_each(&by_id, |one| period(one.clock), count, rule, &mut all);
+            newest_of_each(&by_begin, |one| period(one.begun), count, rule, &mut all);
         }
-        if let (Some(seconds), Some((newest, _))) = (self.within_seconds, backups.last()) {
-            let window_micros =
-                i64::try_from(seconds.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
-            let begin = newest.started().as_micros().saturating_sub(window_micros);
-            let first = backups.partition_point(|(id, _)| id.started().as_micros() < begin);
-            for rules in &mut kept[first..] {
-                rules.insert(Rule::Within);
-            }
-            if let Some(rules) = kept[..first].last_mut() {
-                rules.insert(Rule::WindowBase);
-            }
+        if let Some(seconds) = self.within_seconds {
+            window(&by_id, |one| one.reached, seconds, &mut all);
+            window(&by_begin, |one| one.begun, seconds, &mut all);
         }
         all
     }
 }
 
-/// Keeps the newest of each of the newest `count` periods that have a backup, given the period of each, oldest first.
-fn newest_of_each(
-    periods: impl DoubleEndedIterator<Item = i64> + ExactSizeIterator,
+/// Those of `backups` that count, in the order of their ids; the others are kept.
+fn counted(
+    backups: &[(BackupId, Timestamp)],
+    now: Timestamp,
     kept: &mut [BTreeSet<Rule>],
+) -> Vec<Counted> {
+    let skew_micros = SKEW_SECONDS_MAX * 1_000_000;
+    let horizon = Timestamp::from_micros(now.as_micros().saturating_add(skew_micros));
+    let mut counted: Vec<Counted> = Vec::with_capacity(backups.len());
+    for (at, &(id, clock)) in backups.iter().enumerate() {
+        let named = id.started();
+        let begun = match named > horizon {
+            true => clock,
+            false => named,
+        };
+        if begun > horizon {
+            kept[at].insert(Rule::Future);
+            continue;
+        }
+        let before = counted.last();
+        let reached = before.map_or(begun, |before| before.reached.max(begun));
+        counted.push(Counted {
+            at,
+            named,
+            clock,
+            begun,
+            reached,
+        });
+    }
+    counted
+}
+
+/// Keeps the newest of each of the newest `count` periods that have a backup; `order` has the oldest first.
+fn newest_of_each(
+    order: &[Counted],
+    period: impl Fn(&Counted) -> i64,
     count: u32,
     rule: Rule,
+    kept: &mut [BTreeSet<Rule>],
 ) {
     let mut seen = BTreeSet::new();
-    for (period, rules) in periods.zip(kept).rev() {
+    for one in order.iter().rev() {
+        let period = period(one);
         if seen.contains(&period) {
             continue;
         }
@@ -117,7 +161,29 @@ fn newest_of_each(
             return;
         }
         seen.insert(period);
-        rules.insert(rule);
+        kept[one.at].insert(rule);
+    }
+}
+
+/// Keeps all that are at most so many seconds older than the newest, and the one before them. In `order` no time is before the
+/// one that precedes it.
+fn window(
+    order: &[Counted],
+    time: impl Fn(&Counted) -> Timestamp,
+    seconds: u64,
+    kept: &mut [BTreeSet<Rule>],
+) {
+    let Some(newest) = order.last() else {
+        return;
+    };
+    let window_micros = i64::try_from(seconds.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
+    let begin = time(newest).as_micros().saturating_sub(window_micros);
+    let first = order.partition_point(|one| time(one).as_micros() < begin);
+    for one in &order[first..] {
+        kept[one.at].insert(Rule::Within);
+    }
+    if let Some(base) = order[..first].last() {
+        kept[base.at].insert(Rule::WindowBase);
     }
 }
 
@@ -150,6 +216,37 @@ mod tests {
     /// Backups whose hosts' clocks were right.
     fn on_time(ids: &[BackupId]) -> Vec<(BackupId, Timestamp)> {
         ids.iter().map(|id| (*id, id.started())).collect()
+    }
+
+    /// Backups whose hosts' clocks said this, in seconds.
+    fn told(ids: &[BackupId], clocks: Vec<i64>) -> Vec<(BackupId, Timestamp)> {
+        ids.iter()
+            .copied()
+            .zip(clocks.into_iter().map(at))
+            .collect()
+    }
+
+    /// Each rule on its own, as narrow as it can be.
+    fn single_rules() -> [Policy; 5] {
+        let none = Policy::default();
+        [
+            Policy { last: 1, ..none },
+            Policy { daily: 1, ..none },
+            Policy { weekly: 1, ..none },
+            Policy { monthly: 1, ..none },
+            Policy {
+                within_seconds: Some(0),
+                ..none
+            },
+        ]
+    }
+
+    /// The places of those that stay.
+    fn stay(policy: Policy, backups: &[(BackupId, Timestamp)], now: Timestamp) -> Vec<usize> {
+        let kept = policy.keep(backups, now).into_iter().enumerate();
+        kept.filter(|(_, rules)| !rules.is_empty())
+            .map(|(place, _)| place)
+            .collect()
     }
 
     fn gone(policy: &Policy, ids: &[BackupId], now: Timestamp) -> BTreeSet<BackupId> {
@@ -255,12 +352,71 @@ mod tests {
             clocks in vec(0..NOW * 3, 30),
         ) {
             let far = Timestamp::from_micros(i64::MAX);
-            let clocks = clocks.into_iter().map(at);
-            let backups: Vec<_> = ids.iter().copied().zip(clocks).collect();
+            let backups = told(&ids, clocks);
             let by_ids = gone(&policy, &ids, far);
             for ((id, _), rules) in backups.iter().zip(policy.keep(&backups, far)) {
                 prop_assert!(!rules.is_empty() || by_ids.contains(id), "{}", id);
             }
+        }
+
+        /// The window aside: backups of weeks whose ids are of one second are all within it, by the ids.
+        #[test]
+        fn no_two_clocks_make_more_go_than_the_ids_alone(
+            policy in any_policy(),
+            ids in any_ids(),
+            clocks in vec(0..NOW * 3, 30),
+            now in prop_oneof![NOW - 90 * DAY..NOW + 90 * DAY, 0..NOW * 3],
+        ) {
+            let policy = Policy {
+                within_seconds: None,
+                ..policy
+            };
+            let backups = told(&ids, clocks);
+            let by_ids = gone(&policy, &ids, Timestamp::from_micros(i64::MAX));
+            for ((id, _), rules) in backups.iter().zip(policy.keep(&backups, at(now))) {
+                prop_assert!(!rules.is_empty() || by_ids.contains(id), "{}", id);
+            }
+        }
+
+        /// Whoever writes a manifest chooses its id and what its clock said.
+        #[test]
+        fn an_id_ahead_makes_no_more_go_than_one_of_the_time_that_is_claimed(
+            policy in any_policy(),
+            ids in any_ids(),
+            clocks in vec(0..NOW * 3, 30),
+            now in prop_oneof![NOW - 90 * DAY..NOW + 90 * DAY, 0..NOW * 3],
+        ) {
+            let backups = told(&ids, clocks);
+            let horizon = at(now + SKEW_SECONDS_MAX);
+            // The second half says which one it is, and keeps the order of those that began together.
+            let mut believed = Vec::new();
+            for (place, (id, clock)) in (0..).zip(&backups) {
+                let begun = match id.started() > horizon {
+                    true => *clock,
+                    false => id.started(),
+                };
+                if begun <= horizon {
+                    believed.push(BackupId::new(begun, place));
+                }
+            }
+            believed.sort_unstable();
+            let by_ids = gone(&policy, &believed, Timestamp::from_micros(i64::MAX));
+            let by_ids: BTreeSet<u32> = by_ids.into_iter().map(BackupId::random).collect();
+            for (place, rules) in (0..).zip(policy.keep(&backups, at(now))) {
+                prop_assert!(!rules.is_empty() || by_ids.contains(&place), "{}", place);
+            }
+        }
+
+        #[test]
+        fn whatever_clocks_say_the_newest_stays(
+            policy in any_policy(),
+            ids in any_ids(),
+            clocks in vec(0..NOW * 3, 30),
+            now in prop_oneof![NOW - 90 * DAY..NOW + 90 * DAY, 0..NOW * 3],
+        ) {
+            prop_assume!(!policy.is_empty() && !ids.is_empty());
+            let kept = policy.keep(&told(&ids, clocks), at(now));
+            prop_assert!(kept.last().is_some_and(|rules| !rules.is_empty()));
         }
 
         #[test]
@@ -299,28 +455,7 @@ mod tests {
     #[test]
     fn one_backup_is_enough_for_any_rule() {
         let ids = [id(NOW, 1)];
-        for policy in [
-            Policy {
-                last: 1,
-                ..Policy::default()
-            },
-            Policy {
-                daily: 1,
-                ..Policy::default()
-            },
-            Policy {
-                weekly: 1,
-                ..Policy::default()
-            },
-            Policy {
-                monthly: 1,
-                ..Policy::default()
-            },
-            Policy {
-                within_seconds: Some(0),
-                ..Policy::default()
-            },
-        ] {
+        for policy in single_rules() {
             assert!(gone(&policy, &ids, at(NOW)).is_empty(), "{policy:?}");
         }
         assert_eq!(gone(&Policy::default(), &ids, at(NOW)).len(), 1);
@@ -368,6 +503,84 @@ mod tests {
         assert_eq!(of(Rule::Daily), (24..31).collect::<Vec<i64>>());
         // Day 0 is a Monday.
         assert_eq!(of(Rule::Weekly), [20, 27, 30]);
+    }
+
+    /// One backup of a clock five years ahead, and one a day with the right clock since then: the ids of these are of its second.
+    fn behind_one_far_ahead() -> Vec<(BackupId, Timestamp)> {
+        let ahead = NOW + 5 * 365 * DAY;
+        let days = (1..31).map(|day| (id(ahead, day as u32), at(NOW + day * DAY)));
+        std::iter::once((id(ahead, 0), at(ahead)))
+            .chain(days)
+            .collect()
+    }
+
+    #[test]
+    fn backups_behind_one_of_a_clock_years_ahead_go_when_their_time_has_come() {
+        let (backups, now) = (behind_one_far_ahead(), at(NOW + 30 * DAY));
+        let stay = |policy| stay(policy, &backups, now);
+        let none = Policy::default();
+        let daily = Policy { daily: 7, ..none };
+        assert_eq!(stay(daily), [0, 24, 25, 26, 27, 28, 29, 30]);
+        assert_eq!(stay(Policy { last: 3, ..none }), [0, 28, 29, 30]);
+        // Day 0 is a Monday, and the eighth one the first of December.
+        assert_eq!(stay(Policy { weekly: 3, ..none }), [0, 20, 27, 30]);
+        assert_eq!(stay(Policy { monthly: 2, ..none }), [0, 7, 30]);
+        let within = Policy {
+            within_seconds: Some(3 * DAY as u64),
+            ..none
+        };
+        assert_eq!(stay(within), [0, 26, 27, 28, 29, 30]);
+        // The one that is ahead itself counts for nothing.
+        let kept = daily.keep(&backups, now);
+        let future = |rules: &&BTreeSet<Rule>| rules.contains(&Rule::Future);
+        assert_eq!(kept.iter().filter(future).count(), 1);
+        assert_eq!(kept[0], BTreeSet::from([Rule::Future]));
+    }
+
+    /// By their ids the last days before are those before the day of all that follow.
+    #[test]
+    fn of_before_a_clock_was_far_ahead_no_more_stays_than_the_rules_keep() {
+        let before = (1..=40).rev().map(|day| NOW - day * DAY);
+        let mut backups: Vec<_> = before.map(|begun| (id(begun, 0), at(begun))).collect();
+        backups.extend(behind_one_far_ahead());
+        let policy = Policy {
+            last: 3,
+            daily: 7,
+            within_seconds: Some(3 * DAY as u64),
+            ..Policy::default()
+        };
+        let expected: Vec<usize> = (34..=40).chain(64..=70).collect();
+        assert_eq!(stay(policy, &backups, at(NOW + 30 * DAY)), expected);
+    }
+
+    /// Of somebody who can write to the repository, for backups of another one who cannot read it and has a right clock.
+    #[test]
+    fn a_forged_id_of_years_ahead_does_not_make_what_follows_old() {
+        let honest = (1..10).map(|day| (id(NOW + day * DAY, 0), at(NOW + day * DAY)));
+        let mut backups: Vec<_> = honest.collect();
+        backups.push((id(NOW + 5 * 365 * DAY, 0), at(NOW)));
+        for policy in single_rules() {
+            let stay = stay(policy, &backups, at(NOW + 9 * DAY));
+            assert!(stay.ends_with(&[8, 9]), "{policy:?}: {stay:?}");
+        }
+        let last = Policy {
+            last: 1,
+            ..Policy::default()
+        };
+        assert_eq!(stay(last, &backups, at(NOW + 9 * DAY)), [8, 9]);
+    }
+
+    /// After a clock that was years ahead, one that begins in 1970 with each boot.
+    #[test]
+    fn the_latest_stays_where_one_clock_was_ahead_and_then_far_behind() {
+        let mut backups = behind_one_far_ahead();
+        let (ahead, _) = backups[0];
+        backups.push((id(NOW + 5 * 365 * DAY, 31), at(60)));
+        assert!(backups.is_sorted() && backups[31].0.started() == ahead.started());
+        for policy in single_rules() {
+            let stay = stay(policy, &backups, at(NOW + 31 * DAY));
+            assert!(stay.ends_with(&[30, 31]), "{policy:?}: {stay:?}");
+        }
     }
 
     #[test]

@@ -131,13 +131,13 @@ impl Preload {
             Err(error) => return Err(error),
         };
         parent.set_checked(id);
-        let number = parent.numbers.get(&id).filter(|_| self.into_index);
+        let number = parent.number(id).filter(|_| self.into_index);
         let Some(number) = number else {
             return Ok(());
         };
         for (ordinal, hash) in (0..).zip(&pack.directory.hashes) {
             let location = Location {
-                pack: *number,
+                pack: number,
                 ordinal,
             };
             shared.index.find_or_insert(hash, || location);

@@ -16,7 +16,7 @@
 //! names it.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -57,8 +57,38 @@ pub const READS_AHEAD: usize = 6;
 /// Runs into which the pieces ahead are divided: while one is used up, others are on their way.
 const RUNS_AHEAD: usize = 3;
 
-/// The packs that a backup needs, by id.
-pub(crate) type PackInfos = HashMap<PackId, PackInfo>;
+/// The packs that a backup needs, sorted by id, as its manifest lists them: 80 bytes each.
+pub(crate) struct PackInfos(Vec<PackInfo>);
+
+impl PackInfos {
+    /// These packs.
+    pub fn new(mut packs: Vec<PackInfo>) -> Self {
+        if !packs.is_sorted_by_key(|pack| pack.id) {
+            packs.sort_unstable_by_key(|pack| pack.id);
+        }
+        PackInfos(packs)
+    }
+
+    /// Which of them it is.
+    pub fn number(&self, id: &PackId) -> Option<usize> {
+        self.0.binary_search_by_key(id, |pack| pack.id).ok()
+    }
+
+    /// What is stated of a pack.
+    pub fn get(&self, id: &PackId) -> Option<&PackInfo> {
+        self.0.get(self.number(id)?)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, PackInfo> {
+        self.0.iter()
+    }
+}
 
 /// An open pack.
 pub(crate) struct OpenPack {
@@ -872,6 +902,30 @@ mod tests {
             entry
         };
         lens.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn a_pack_is_found_by_its_id_and_takes_80_bytes() {
+        let info = |number: u32| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_le_bytes());
+            PackInfo {
+                id: PackId(id),
+                object_type: mover_format::preamble::ObjectType::DataPack,
+                bytes: u64::from(number),
+                directory_offset: 0,
+                directory_bytes: 0,
+                blocks: 0,
+                directory_sha256: [0; 32],
+            }
+        };
+        let infos = PackInfos::new((0..100_000).map(|number| info(2 * number)).collect());
+        assert!(infos.0.capacity() * size_of::<PackInfo>() <= 80 * 100_000);
+        for number in [0, 2, 1000, 131_072, 199_998] {
+            let found = infos.get(&info(number).id);
+            assert_eq!(found, Some(&info(number)));
+            assert_eq!(infos.get(&info(number + 1).id), None);
+        }
     }
 
     fn run(lens: &[u32], wanted: &[u32], pieces_max: usize, bytes_max: u64) -> Vec<(u32, u32)> {

@@ -12,6 +12,7 @@ use mover_format::seal::Origin;
 use mover_io::Shard;
 use mover_store::{Key, ObjectInfo, Put, STRAYS_MAX};
 
+use crate::layout;
 use crate::reader::damaged;
 use crate::repository::{Repository, Session};
 
@@ -118,14 +119,30 @@ pub(crate) async fn names(shard: &Shard, repository: &Repository, prefix: &str) 
     let mut keys = Vec::new();
     let strays = each_object(shard, repository, prefix, |object| {
         if keys.len() == RECORDS_MAX {
-            let what = format!("over {RECORDS_MAX} objects stand there");
-            return Err(Error::new(Kind::Limit, what).object(prefix));
+            return Err(too_many(prefix));
         }
         keys.push(object.key.clone());
         Ok(true)
     })
     .await?;
     Ok(Names { keys, strays })
+}
+
+/// The error for more records below `prefix` than are listed. Each verb that would take some away lists them first, so that is left
+/// to the operator.
+fn too_many(prefix: &str) -> Error {
+    let hint = if prefix.starts_with(layout::SESSIONS) {
+        "delete the oldest of them, of hosts that run no backup meanwhile, with the storage's own tools; then run `expire --confirm` \
+         more often, which takes away those whose backups stand"
+    } else if prefix.starts_with(layout::EXPIRED) {
+        "while no `expire` runs anywhere they mean nothing: delete them then, with the storage's own tools"
+    } else if prefix.starts_with(layout::HOLDS) {
+        "delete those that are not needed with the storage's own tools; the first part of each name is the backup that it holds"
+    } else {
+        "delete those that are not needed with the storage's own tools; the first part of each name is the backup that it belongs to"
+    };
+    let what = format!("over {RECORDS_MAX} objects stand there");
+    Error::new(Kind::Limit, what).object(prefix).hint(hint)
 }
 
 /// Gives every object below `prefix` to `each`, which says whether it is one of those that belong there. Returns the names
@@ -269,6 +286,27 @@ mod tests {
             many.message().ends_with(": 10, 11, 12, 13, 14, ..."),
             "{many}"
         );
+    }
+
+    #[test]
+    fn whatever_there_is_too_much_of_the_error_says_what_to_do() {
+        let hint = |prefix: &str| {
+            let error = too_many(prefix);
+            assert_eq!(
+                (error.kind(), error.object_name()),
+                (Kind::Limit, Some(prefix))
+            );
+            error.hint_text().map(str::to_owned).unwrap()
+        };
+        assert!(hint(layout::SESSIONS).contains("`expire --confirm`"));
+        assert!(hint(layout::EXPIRED).contains("while no `expire` runs"));
+        for prefix in [
+            layout::HOLDS,
+            layout::ANNOTATIONS,
+            "holds/20261122-181409-7f3a9c2e/",
+        ] {
+            assert!(hint(prefix).contains("is the backup that it"), "{prefix}");
+        }
     }
 
     #[test]

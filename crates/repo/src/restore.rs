@@ -3,7 +3,6 @@
 //! Invariants: an extent's segments cover its blocks exactly and in order; blocks are handed out only after
 //! they matched their SHA-256.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -113,13 +112,7 @@ impl BackupView {
     /// Opens a backup: manifest and entries.
     pub async fn open(shard: &Shard, repository: &Arc<Repository>, id: BackupId) -> Result<Self> {
         let open = catalogue::load(shard, repository, id).await?;
-        let infos: PackInfos = open
-            .manifest
-            .packs
-            .iter()
-            .map(|pack| (pack.id, *pack))
-            .collect::<HashMap<_, _>>();
-        let infos = Arc::new(infos);
+        let infos = Arc::new(PackInfos::new(open.manifest.packs));
         let packs = Arc::default();
         let mut reader = PackReader::new(shard, repository, &infos).with_packs(&packs);
         let read = ItemList::read(&mut reader, &open.manifest.pages).await;
@@ -144,13 +137,13 @@ impl BackupView {
     pub fn pack_totals(&self) -> (u64, u64) {
         (
             self.infos.len() as u64,
-            self.infos.values().map(|pack| pack.bytes).sum(),
+            self.infos.iter().map(|pack| pack.bytes).sum(),
         )
     }
 
     /// The packs that the backup needs.
     pub fn packs(&self) -> impl Iterator<Item = &PackInfo> {
-        self.infos.values()
+        self.infos.iter()
     }
 
     /// An entry.

@@ -110,7 +110,8 @@ impl Registration {
         self.repository.open_sessions().lock().remove(&self.id);
     }
 
-    /// To be called before the manifest is created, as [`close`](Self::close), which this does.
+    /// To be called before the manifest is created, as [`close`](Self::close), which this does: so after all that can be found
+    /// out about the manifest before.
     pub(crate) async fn before_publishing(&self, shard: &Shard) -> Result<()> {
         if !stands(shard, &self.repository, self.id).await? {
             return Err(Error::new(
@@ -221,41 +222,53 @@ pub(crate) async fn ids(
     Ok((ids, strays))
 }
 
-/// All session objects that stand. A name among them that none has is an error: it might be one that was renamed.
-pub(crate) async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Standing>> {
+/// All session objects that stand, in the order in which they are listed. A name among them that none has is an error: it might be
+/// one that was renamed.
+pub(crate) async fn list(shard: &Shard, repository: &Arc<Repository>) -> Result<Vec<Standing>> {
     let (ids, strays) = ids(shard, repository).await?;
     if let Some(stray) = strays.first() {
         return Err(stray_name(stray, "sessions"));
     }
-    let mut found = Vec::new();
-    for id in ids {
-        shard.stop()?;
-        let key = layout::session(id)?;
-        let open = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {
-            Ok(open) => open,
-            // It ended since it was listed.
-            Err(error) if error.is_absence() => continue,
-            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
-                let what = format!("a session cannot be read: {}", error.message());
-                return Err(Error::new(error.kind(), what).object(key.as_str()).hint(format!(
+    // Hosts that may not delete leave one for each backup.
+    let read = |id: SessionId| {
+        let (shard, repository) = (shard.clone(), repository.clone());
+        async move { standing(&shard, &repository, id).await }
+    };
+    let found = records::at_once(shard, ids, read).await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Reads the session object of this id; none if it ended since it was listed.
+async fn standing(
+    shard: &Shard,
+    repository: &Repository,
+    id: SessionId,
+) -> Result<Option<Standing>> {
+    let key = layout::session(id)?;
+    let open = match records::get(shard, repository, &key, ObjectType::Session, id.0).await {
+        Ok(open) => open,
+        Err(error) if error.is_absence() => return Ok(None),
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
+            let what = format!("a session cannot be read: {}", error.message());
+            return Err(Error::new(error.kind(), what)
+                .object(key.as_str())
+                .hint(format!(
                     "if its process is dead: `helios-mover expire --forget-session {id} --confirm`"
                 )));
-            }
-            Err(error) => return Err(error),
-        };
-        let Record::Session(record) = open.record else {
-            let what = "a session object opened as another record";
-            return Err(Error::new(Kind::Internal, what).object(key.as_str()));
-        };
-        found.push(Standing {
-            id,
-            life: process::life(record.process.as_ref()),
-            record,
-            origin: open.origin,
-            wrapped_key_sha256: open.wrapped_key_sha256,
-        });
-    }
-    Ok(found)
+        }
+        Err(error) => return Err(error),
+    };
+    let Record::Session(record) = open.record else {
+        let what = "a session object opened as another record";
+        return Err(Error::new(Kind::Internal, what).object(key.as_str()));
+    };
+    Ok(Some(Standing {
+        id,
+        life: process::life(record.process.as_ref()),
+        record,
+        origin: open.origin,
+        wrapped_key_sha256: open.wrapped_key_sha256,
+    }))
 }
 
 /// A name where only names of records may stand.

@@ -2,17 +2,20 @@
 //!
 //! Invariants: whatever else stands among the slots, be it ever so much like one, keeps nobody out as long as a slot that the
 //! key opens is among the first [`NAMES_MAX`] names; a slot counts as intact only if its bytes, its place and the header it was made for agree; one
-//! that does not is listed with its reason and stands in nobody's way. No removal leaves a repository that nobody opens: a slot goes
-//! only where the key at hand opens another one (that one looks intact proves nothing: whoever may write can make one that does),
-//! before the deletion and after it; if two removals took the last two, each puts its own back.
+//! that does not is listed with its reason and stands in nobody's way; one that could not be read is neither, and may be good. No
+//! removal leaves a repository that nobody opens: a slot goes only where the key at hand opens another one (that one looks intact proves
+//! nothing: whoever may write can make one that does), before the deletion and after it; if two removals took the last two, each
+//! puts its own back; and until that is settled another slot stands in for it, so that it is not lost with a process or a store
+//! that ends on the way. None is removed on the strength of one that stands in.
 
+use mover_base::checksum::sha256;
 use mover_base::{Error, Kind, Result, SlotId, Timestamp};
-use mover_format::slot::{KeySlot, SLOT_BYTES_MAX};
+use mover_format::slot::{KeySlot, SLOT_BYTES_MAX, SLOT_LABEL_BYTES_MAX};
 use mover_io::Shard;
 use mover_store::{Key, Put};
 use serde::Serialize;
 
-use crate::keys::{self, RepoSecret, SlotInfo, SlotOwner};
+use crate::keys::{self, RepoSecret, SlotInfo, SlotKey, SlotOwner, Tried};
 use crate::layout;
 use crate::records;
 use crate::repository::Repository;
@@ -22,6 +25,8 @@ use crate::secret::{Credentials, Secret};
 const SLOTS_MAX: usize = 64;
 /// Most names looked at below the prefix of the slots, so that what is no slot crowds out none.
 const NAMES_MAX: usize = 1000;
+/// How the label of a slot begins that stands in for one which is being removed.
+const GOING: &str = "being removed: ";
 
 /// A key slot as it is stored.
 pub(crate) struct StoredSlot {
@@ -31,7 +36,7 @@ pub(crate) struct StoredSlot {
     pub id: SlotId,
     /// Its bytes, if they are intact: what puts it back.
     bytes: Vec<u8>,
-    /// Its content, or why it cannot be used.
+    /// Its content, or why it cannot be used: it is damaged, or could not be read.
     pub slot: Result<KeySlot>,
 }
 
@@ -65,9 +70,11 @@ pub struct ListedSlot {
     pub created: Option<Timestamp>,
     /// The object.
     pub object: String,
-    /// Whether it cannot be used.
+    /// Whether it is damaged, so that nobody can use it.
     pub damaged: bool,
-    /// Why.
+    /// Whether it could not be read, so that nothing is known of it.
+    pub unreadable: bool,
+    /// Why it is one of the two.
     pub problem: Option<String>,
 }
 
@@ -76,38 +83,139 @@ pub struct ListedSlot {
 pub struct SlotListing {
     /// Whether what the repository holds is encrypted: if it is and no slot is left, nobody can read it.
     pub encrypted: bool,
-    /// The slots, damaged ones too.
+    /// The slots, damaged ones too and those that could not be read.
     pub slots: Vec<ListedSlot>,
     /// Names among them that no slot has.
     pub strays: Vec<String>,
 }
 
+impl ListedSlot {
+    /// Whether it stands in for one whose removal is under way, or was broken off.
+    pub fn is_going(&self) -> bool {
+        let label = self.label.as_deref();
+        label.is_some_and(|label| label.starts_with(GOING))
+    }
+}
+
 impl SlotListing {
-    /// Whether what is encrypted has no slot left that can be used, so that no key opens it.
+    /// Whether what is encrypted has no slot left that can be used, so that no key opens it. One that could not be read may be one.
     pub fn is_locked_out(&self) -> bool {
         self.encrypted && self.slots.iter().all(|slot| slot.damaged)
     }
 }
 
 impl StoredSlot {
+    fn is_damaged(&self) -> bool {
+        self.slot.as_ref().is_err_and(is_damage)
+    }
+
+    /// Why it could not be read, if that is so.
+    fn unreadable(&self) -> Option<&Error> {
+        self.slot.as_ref().err().filter(|error| !is_damage(error))
+    }
+
+    /// Whether it stands in for one that is being removed.
+    fn is_going(&self) -> bool {
+        let slot = self.slot.as_ref();
+        slot.is_ok_and(|slot| slot.label.starts_with(GOING))
+    }
+
     fn listed(&self) -> ListedSlot {
-        let (info, problem) = match &self.slot {
-            Ok(slot) => (Some(keys::slot_info(slot)), None),
-            Err(error) => (None, Some(reason(error))),
-        };
+        let info = self.slot.as_ref().ok().map(keys::slot_info);
+        let unreadable = self.unreadable().is_some();
+        let problem = self.slot.as_ref().err().map(reason);
         ListedSlot {
             slot_id: self.id,
             kind: info.as_ref().map(|info| info.kind),
             created: info.as_ref().map(|info| info.created),
             label: info.map(|info| info.label),
             object: self.key.as_str().to_owned(),
-            damaged: problem.is_some(),
-            problem,
+            damaged: self.is_damaged(),
+            unreadable,
+            problem: problem.map(|problem| match unreadable {
+                true => format!("could not be read: {problem}"),
+                false => problem,
+            }),
         }
     }
 }
 
-/// An error without its object, which the listing names already.
+/// What the slots of a repository had to say to a key that opens none of them.
+#[derive(Default)]
+struct Search {
+    looked_at: usize,
+    /// How many are for keys of this kind and not for this one.
+    refused: usize,
+    damaged: usize,
+    /// What is wrong with one of those.
+    damage: Option<Error>,
+    /// What is wrong with one that the key does open.
+    foreign: Option<Error>,
+    /// Why one could not be read.
+    unreadable: Option<Error>,
+}
+
+impl Search {
+    /// Takes down why a slot could not be tried.
+    fn keep(&mut self, error: Error) {
+        match is_damage(&error) {
+            true => {
+                self.damaged += 1;
+                self.damage = Some(error);
+            }
+            false => self.unreadable = Some(error),
+        }
+    }
+
+    /// The error for the key. Whoever may write can put damaged slots beside the others, so those are not to blame where an
+    /// intact one refused the key; while one that could not be read may be the one that it opens.
+    fn failed(self, url: &str) -> Error {
+        const HINT: &str = "copy the slot back, or open the repository with another key: `helios-mover key list` shows the slots";
+        if let Some(error) = self.foreign {
+            return error.hint(HINT);
+        }
+        if let Some(error) = self.unreadable {
+            let what =
+                "the key opens none of the key slots that could be read, and one could not be read";
+            return because_of(&error, what);
+        }
+        if self.refused == 0
+            && let Some(error) = self.damage
+        {
+            return error.hint(HINT);
+        }
+        let damaged = match self.damaged {
+            0 => String::new(),
+            damaged => format!(", {damaged} of which cannot be used"),
+        };
+        let what = format!(
+            "the key opens none of the repository's {} key slots{damaged}",
+            self.looked_at
+        );
+        Error::new(Kind::Key, what).object(url).hint(
+            "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
+        )
+    }
+}
+
+/// Whether an error is about what a slot holds. Others, such as a right that is missing or a store that does not answer, say
+/// nothing of that.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Corrupt | Kind::Limit)
+}
+
+/// What cannot be done because a slot could not be read: the kind, the slot and the remedy are those of that.
+fn because_of(error: &Error, what: &str) -> Error {
+    let told = Error::new(error.kind(), what)
+        .object(error.object_name().unwrap_or(layout::KEYS))
+        .cause(reason(error));
+    match error.hint_text() {
+        Some(hint) => told.hint(hint),
+        None => told,
+    }
+}
+
+/// An error without its object, which is named beside it.
 fn reason(error: &Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{}: {cause}", error.message()),
@@ -159,7 +267,7 @@ impl Repository {
             },
             Err(error) if error.is_absence() => return Ok(None),
             Err(error) if error.kind() == Kind::Cancelled => return Err(error),
-            Err(error) => (Vec::new(), Err(error)),
+            Err(error) => (Vec::new(), Err(error.object(key.as_str()))),
         };
         Ok(Some(StoredSlot {
             key,
@@ -176,54 +284,43 @@ impl Repository {
         shard: &Shard,
         credentials: &Credentials,
     ) -> Result<RepoSecret> {
+        // Before any slot is looked at, for what is wrong with the key itself is the fault of none.
+        let key = SlotKey::of(credentials)?;
         let names = self.slot_names(shard).await?;
-        let mut damaged = None;
-        let mut tried = 0;
-        for (key, id) in names.slots {
-            let Some(StoredSlot { key, slot, .. }) = self.read_slot(shard, key, id).await? else {
+        let mut search = Search::default();
+        for (name, id) in names.slots {
+            let Some(stored) = self.read_slot(shard, name, id).await? else {
                 continue;
             };
-            tried += 1;
-            let opened =
-                slot.and_then(|slot| RepoSecret::open_slot(&slot, self.binding(), credentials));
-            match opened {
-                Ok(Some(secret)) if Some(secret.recipient().as_str()) == self.recipient() => {
-                    return Ok(secret);
+            search.looked_at += 1;
+            let name = stored.key;
+            match stored.slot.and_then(|slot| self.try_slot(&slot, &key)) {
+                Ok(Tried::Opened(Ok(secret))) => return Ok(secret),
+                Ok(Tried::Opened(Err(error))) => {
+                    search.foreign = Some(error.object(name.as_str()));
                 }
-                Ok(Some(_)) => {
-                    damaged = Some(
-                        Error::new(
-                            Kind::Corrupt,
-                            "the key slot's identity is not the header's recipient",
-                        )
-                        .object(key.as_str()),
-                    );
-                }
-                Ok(None) => {}
-                Err(error) => damaged = Some(error.object(key.as_str())),
+                Ok(Tried::Refused) => search.refused += 1,
+                Ok(Tried::OtherKind) => {}
+                Err(error) => search.keep(error.object(name.as_str())),
             }
         }
         if names.more {
             return Err(too_many_names());
         }
-        Err(self.opened_by_none(tried, damaged))
+        Err(search.failed(self.url()))
     }
 
-    fn opened_by_none(&self, tried: usize, damaged: Option<Error>) -> Error {
-        if let Some(error) = damaged {
-            return match error.hint_text() {
-                Some(_) => error,
-                None => error.hint(
-                    "copy the slot back, or open the repository with another key: `helios-mover key list` shows the slots",
-                ),
-            };
-        }
-        Error::new(
-            Kind::Key,
-            format!("the key opens none of the repository's {tried} key slots"),
-        )
-        .object(self.url())
-        .hint("check --passphrase-file or --identity-file; `helios-mover key list` shows the slots")
+    /// Tries a key on a slot. What it opens must be the secret of the header's recipient.
+    fn try_slot(&self, slot: &KeySlot, key: &SlotKey<'_>) -> Result<Tried> {
+        let is_foreign =
+            |secret: &RepoSecret| Some(secret.recipient().as_str()) != self.recipient();
+        Ok(match RepoSecret::try_slot(slot, self.binding(), key)? {
+            Tried::Opened(Ok(secret)) if is_foreign(&secret) => Tried::Opened(Err(Error::new(
+                Kind::Corrupt,
+                "the key slot's identity is not the header's recipient",
+            ))),
+            tried => tried,
+        })
     }
 
     fn decode_slot(&self, key: &Key, bytes: &[u8]) -> Result<KeySlot> {
@@ -305,7 +402,7 @@ impl Repository {
         }
     }
 
-    /// Removes the one slot whose id begins with `prefix`, intact or not; only where `credentials` open another one.
+    /// Removes the one slot whose id begins with `prefix`, intact or damaged; only where `credentials` open another one.
     pub async fn remove_slot(
         &self,
         shard: &Shard,
@@ -313,55 +410,38 @@ impl Repository {
         credentials: &Credentials,
     ) -> Result<ListedSlot> {
         self.require_secret()?;
-        let chosen = self.choose_slot(shard, prefix, credentials).await?;
-        self.take_slot(shard, &chosen, credentials).await?;
+        let key = SlotKey::of(credentials)?;
+        let slots = self.read_slots(shard).await?.slots;
+        let chosen = self.choose_slot(slots, prefix, &key)?;
+        self.take_slot(shard, &chosen, &key).await?;
         Ok(chosen.listed())
     }
 
-    /// Whether these credentials open the slot, and with it the repository.
-    fn is_opened_by(&self, slot: &StoredSlot, credentials: &Credentials) -> bool {
-        let Ok(slot) = &slot.slot else {
+    /// Whether the key opens the slot, and with it the repository, and will do so tomorrow.
+    fn is_spare(&self, stored: &StoredSlot, key: &SlotKey<'_>) -> bool {
+        let Ok(slot) = &stored.slot else {
             return false;
         };
-        match RepoSecret::open_slot(slot, self.binding(), credentials) {
-            Ok(Some(secret)) => Some(secret.recipient().as_str()) == self.recipient(),
-            Ok(None) | Err(_) => false,
-        }
+        !stored.is_going() && matches!(self.try_slot(slot, key), Ok(Tried::Opened(Ok(_))))
     }
 
     /// The slot to remove, if it can be spared as far as one look tells.
-    async fn choose_slot(
+    fn choose_slot(
         &self,
-        shard: &Shard,
+        slots: Vec<StoredSlot>,
         prefix: &str,
-        credentials: &Credentials,
+        key: &SlotKey<'_>,
     ) -> Result<StoredSlot> {
-        let (mut matching, others): (Vec<_>, Vec<_>) = self
-            .read_slots(shard)
-            .await?
-            .slots
-            .into_iter()
-            .partition(|slot| slot.id.to_string().starts_with(prefix));
-        let count = matching.len();
-        let chosen = match matching.pop() {
-            Some(slot) if count == 1 => slot,
-            last => {
-                let ids = matching.iter().chain(&last).map(|slot| slot.id.to_string());
-                let error = match count {
-                    0 => {
-                        Error::new(Kind::NotFound, "no key slot begins with this id").object(prefix)
-                    }
-                    _ => records::ambiguous(prefix, "key slot", ids),
-                };
-                return Err(error.hint("`helios-mover key list` shows the ids"));
-            }
-        };
-        let is_opened = |other: &StoredSlot| self.is_opened_by(other, credentials);
-        if others.iter().any(is_opened) {
+        let (chosen, others) = the_one(slots, prefix)?;
+        if let Some(error) = chosen.unreadable() {
+            let what = "the key slot cannot be read, so that nothing tells whether somebody needs it: it was not removed";
+            return Err(because_of(error, what));
+        }
+        if others.iter().any(|other| self.is_spare(other, key)) {
             return Ok(chosen);
         }
-        let is_other_intact = others.iter().any(|other| other.slot.is_ok());
-        let (what, hint) = match (is_other_intact, &chosen.slot) {
+        let may_stay = |other: &StoredSlot| !other.is_damaged() && !other.is_going();
+        let (what, hint) = match (others.iter().any(may_stay), &chosen.slot) {
             (true, _) => (
                 "the key that is given opens no other key slot, so it does not show that the repository can be opened without this one",
                 "give the key of a slot that stays (--passphrase-file or --identity-file), and remove this one by it",
@@ -380,21 +460,51 @@ impl Repository {
             .hint(hint))
     }
 
-    /// Deletes a slot, and puts it back if the key opens none then: another removal was as fast.
-    async fn take_slot(
+    /// Deletes a slot, and puts it back if the key opens none then that stays: another removal was as fast.
+    async fn take_slot(&self, shard: &Shard, chosen: &StoredSlot, key: &SlotKey<'_>) -> Result<()> {
+        match &chosen.slot {
+            Ok(slot) if !chosen.is_going() => {
+                let stand_in = self.put_stand_in(shard, slot).await?;
+                self.delete_if_there(shard, &chosen.key).await?;
+                self.settle(shard, chosen, &stand_in, key).await
+            }
+            // A damaged slot opens nothing, and no other was removed on the strength of one that stands in.
+            _ => self.store().delete(shard, &chosen.key).await,
+        }
+    }
+
+    /// Stores the slot that stands in for `slot`.
+    async fn put_stand_in(&self, shard: &Shard, slot: &KeySlot) -> Result<Key> {
+        let stand_in = stand_in_of(slot);
+        let (key, bytes) = (layout::slot(stand_in.slot_id)?, stand_in.encode()?);
+        let store = self.store();
+        let is_there = match store.put_if_absent(shard, &key, &bytes).await? {
+            Put::Created => true,
+            // A removal that was broken off left it; or whoever may write put anything there.
+            Put::Exists => store.get(shard, &key, SLOT_BYTES_MAX as u64).await? == bytes,
+        };
+        match is_there {
+            true => Ok(key),
+            false => Err(Error::new(
+                Kind::Conflict,
+                "something else stands where a slot is to stand in for the one that is removed",
+            )
+            .object(key.as_str())
+            .hint("remove that one first; `helios-mover key list` shows it")),
+        }
+    }
+
+    /// Ends a removal: the slot is gone, and what stands in for it goes too if the key opens one that stays. Else it is put back.
+    async fn settle(
         &self,
         shard: &Shard,
         chosen: &StoredSlot,
-        credentials: &Credentials,
+        stand_in: &Key,
+        key: &SlotKey<'_>,
     ) -> Result<()> {
-        self.store().delete(shard, &chosen.key).await?;
-        // A damaged slot opens nothing, so that nothing is lost with it.
-        if chosen.slot.is_err() {
-            return Ok(());
-        }
-        let refused = match self.unlock(shard, credentials).await {
-            Ok(_) => return Ok(()),
-            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt) => Error::new(
+        let refused = match self.has_spare(shard, key).await {
+            Ok(true) => return self.delete_if_there(shard, stand_in).await,
+            Ok(false) => Error::new(
                 Kind::Conflict,
                 "the other key slots were removed at the same time; this one was put back",
             )
@@ -407,9 +517,68 @@ impl Repository {
             .put_if_absent(shard, &chosen.key, &chosen.bytes)
             .await
             .map_err(|error| {
-                error.hint("the repository may have no key slot left: put this object back from a copy of `keys/`")
+                error.hint("its key still opens the repository, by a slot of another id that `helios-mover key list` shows")
             })?;
+        if let Err(error) = self.delete_if_there(shard, stand_in).await {
+            tracing::debug!(%error, "a slot that stood in for another stays beside it");
+        }
         Err(refused)
+    }
+
+    /// Whether the key opens a slot that stays.
+    async fn has_spare(&self, shard: &Shard, key: &SlotKey<'_>) -> Result<bool> {
+        let slots = self.read_slots(shard).await?.slots;
+        if slots.iter().any(|stored| self.is_spare(stored, key)) {
+            return Ok(true);
+        }
+        // One that could not be read now may be that.
+        let mut errors = slots.into_iter().filter_map(|stored| stored.slot.err());
+        let unreadable = errors.find(|error| !is_damage(error));
+        unreadable.map_or(Ok(false), Err)
+    }
+
+    /// Deletes an object that another removal of the same slot may have deleted.
+    async fn delete_if_there(&self, shard: &Shard, key: &Key) -> Result<()> {
+        match self.store().delete(shard, key).await {
+            Err(error) if error.is_absence() => Ok(()),
+            deleted => deleted,
+        }
+    }
+}
+
+/// The one slot whose id begins with `prefix`, and the others.
+fn the_one(slots: Vec<StoredSlot>, prefix: &str) -> Result<(StoredSlot, Vec<StoredSlot>)> {
+    let (mut matching, others): (Vec<_>, Vec<_>) = slots
+        .into_iter()
+        .partition(|slot| slot.id.to_string().starts_with(prefix));
+    let count = matching.len();
+    match matching.pop() {
+        Some(slot) if count == 1 => Ok((slot, others)),
+        last => {
+            let ids = matching.iter().chain(&last).map(|slot| slot.id.to_string());
+            let error = match count {
+                0 => Error::new(Kind::NotFound, "no key slot begins with this id").object(prefix),
+                _ => records::ambiguous(prefix, "key slot", ids),
+            };
+            Err(error.hint("`helios-mover key list` shows the ids"))
+        }
+    }
+}
+
+/// What stands in for a slot while that is removed: one that the same key opens, also for readers that know nothing of this. It is
+/// the same each time, so that tries which are broken off leave one behind and not one each.
+fn stand_in_of(slot: &KeySlot) -> KeySlot {
+    let digest = sha256(&[GOING.as_bytes(), &slot.slot_id.0[..]].concat());
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    let mut label = format!("{GOING}{}", slot.label);
+    while label.len() > SLOT_LABEL_BYTES_MAX {
+        label.pop();
+    }
+    KeySlot {
+        slot_id: SlotId(id),
+        label,
+        ..slot.clone()
     }
 }
 
@@ -447,42 +616,239 @@ mod tests {
         found.slots.into_iter().map(|slot| slot.id).collect()
     }
 
+    /// The keys as slots are tried with them.
+    fn slot_keys(keys: &[Credentials; 2]) -> [SlotKey<'_>; 2] {
+        keys.each_ref().map(|key| SlotKey::of(key).expect("a key"))
+    }
+
+    /// The slot of this id, as a removal by this key chooses it.
+    async fn choose(
+        shard: &Shard,
+        repository: &Repository,
+        id: SlotId,
+        key: &SlotKey<'_>,
+    ) -> StoredSlot {
+        let found = repository.read_slots(shard).await.expect("a listing").slots;
+        let chosen = repository.choose_slot(found, &id.to_string(), key);
+        chosen.expect("another slot is there")
+    }
+
+    async fn put_back(shard: &Shard, repository: &Repository, slot: &StoredSlot) {
+        let store = repository.store();
+        let put = store.put_if_absent(shard, &slot.key, &slot.bytes).await;
+        assert_eq!(put.expect("put back"), Put::Created);
+    }
+
+    /// All that a removal does before it looks again, when its process or the store ends.
+    async fn begin_removal(shard: &Shard, repository: &Repository, slot: &StoredSlot) -> Key {
+        let content = slot.slot.as_ref().expect("intact");
+        let stand_in = repository.put_stand_in(shard, content).await;
+        let deleted = repository.store().delete(shard, &slot.key).await;
+        deleted.expect("deleted");
+        stand_in.expect("a slot that stands in")
+    }
+
     #[test]
     fn two_removals_at_once_do_not_take_the_last_two_slots() {
         with_two_slots(async |shard, repository, slots, keys| {
             let before = ids(shard, repository).await;
-            // Each by the key of the other.
-            let choose = async |at: usize| {
-                let id = slots[at].slot_id.to_string();
-                let chosen = repository.choose_slot(shard, &id, &keys[1 - at]).await;
-                chosen.expect("two slots are there")
-            };
-            // Both look before either deletes.
-            let (one, two) = (choose(0).await, choose(1).await);
-            repository
-                .take_slot(shard, &one, &keys[1])
-                .await
-                .expect("one is left");
-            let refused = repository.take_slot(shard, &two, &keys[0]).await;
-            let refused = refused.unwrap_err();
-            assert_eq!(refused.kind(), Kind::Conflict);
+            let by = slot_keys(keys);
+            // Each by the key of the other, and both look before either deletes.
+            let one = choose(shard, repository, slots[0].slot_id, &by[1]).await;
+            let two = choose(shard, repository, slots[1].slot_id, &by[0]).await;
+            let taken = repository.take_slot(shard, &one, &by[1]).await;
+            taken.expect("one is left");
+            let refused = repository.take_slot(shard, &two, &by[0]).await;
+            assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
             assert_eq!(ids(shard, repository).await, [two.id]);
 
             // Both delete before either looks again.
-            let put = repository
-                .store()
-                .put_if_absent(shard, &one.key, &one.bytes);
-            put.await.expect("put back for the second round");
+            put_back(shard, repository, &one).await;
             assert_eq!(ids(shard, repository).await, before);
-            repository
-                .store()
-                .delete(shard, &two.key)
-                .await
-                .expect("deleted");
-            let refused = repository.take_slot(shard, &one, &keys[1]).await;
+            let deleted = repository.store().delete(shard, &two.key).await;
+            deleted.expect("deleted");
+            let refused = repository.take_slot(shard, &one, &by[1]).await;
             assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
             assert_eq!(ids(shard, repository).await, [one.id]);
         });
+    }
+
+    #[test]
+    fn two_removals_that_die_on_the_way_lock_nobody_out() {
+        with_two_slots(async |shard, repository, slots, keys| {
+            let by = slot_keys(keys);
+            let one = choose(shard, repository, slots[0].slot_id, &by[1]).await;
+            let two = choose(shard, repository, slots[1].slot_id, &by[0]).await;
+
+            // One of them lives on: what stands in for the other slot is none that stays.
+            begin_removal(shard, repository, &two).await;
+            let refused = repository.take_slot(shard, &one, &by[1]).await;
+            assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
+            assert!(ids(shard, repository).await.contains(&one.id));
+
+            // Neither does.
+            begin_removal(shard, repository, &one).await;
+            let left = repository.slots(shard).await.expect("a listing");
+            assert!(!left.is_locked_out() && left.slots.len() == 2, "{left:?}");
+            assert!(left.slots.iter().all(ListedSlot::is_going), "{left:?}");
+            for key in keys {
+                let opened = repository.unlock(shard, key).await;
+                opened.expect("an open repository");
+            }
+            let stand_ins = [0, 1].map(|at: usize| left.slots[at].slot_id.to_string());
+            for (id, key) in stand_ins.iter().zip(keys) {
+                let refused = repository.remove_slot(shard, id, key).await.unwrap_err();
+                assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
+            }
+
+            // A slot that stays makes them superfluous.
+            let (third, recipient) = generate_identity();
+            let added = repository.add_recipient(shard, &recipient, None).await;
+            let added = added.expect("a slot").slot_id;
+            let third = Credentials::Identity(third);
+            for id in &stand_ins {
+                let removed = repository.remove_slot(shard, id, &third).await;
+                removed.expect("removed");
+            }
+            assert_eq!(ids(shard, repository).await, [added]);
+        });
+    }
+
+    #[test]
+    fn a_removal_that_was_broken_off_is_done_again() {
+        with_two_slots(async |shard, repository, slots, keys| {
+            let by = slot_keys(keys);
+            let (id, other) = (slots[0].slot_id, slots[1].slot_id);
+            let one = choose(shard, repository, id, &by[1]).await;
+            begin_removal(shard, repository, &one).await;
+            put_back(shard, repository, &one).await;
+            let remove = async |id: SlotId| {
+                let id = id.to_string();
+                repository.remove_slot(shard, &id, &keys[1]).await
+            };
+            remove(id).await.expect("removed");
+            assert_eq!(ids(shard, repository).await, [other]);
+
+            // Whoever may write knows the name.
+            put_back(shard, repository, &one).await;
+            let content = one.slot.as_ref().expect("intact");
+            let stand_in = stand_in_of(content).slot_id;
+            let name = layout::slot(stand_in).expect("a name");
+            let put = repository.store().put_if_absent(shard, &name, b"no slot");
+            put.await.expect("planted");
+            let refused = remove(id).await.unwrap_err();
+            assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
+            assert_eq!(refused.object_name(), Some(name.as_str()));
+            for id in [stand_in, id] {
+                remove(id).await.expect("removed");
+            }
+            assert_eq!(ids(shard, repository).await, [other]);
+
+            // However long a label is, there is room for what it says of the slot.
+            let long = KeySlot {
+                label: "\u{fc}".repeat(SLOT_LABEL_BYTES_MAX / 2),
+                ..content.clone()
+            };
+            stand_in_of(&long).encode().expect("a slot");
+        });
+    }
+
+    /// The slots, of which that of this id could not be read.
+    async fn hiding(shard: &Shard, repository: &Repository, id: SlotId) -> Vec<StoredSlot> {
+        let found = repository.read_slots(shard).await.expect("a listing").slots;
+        let seen = found.into_iter().map(|stored| match stored.id == id {
+            true => {
+                let error = Error::new(Kind::Storage, "no permission to open an object");
+                let error = error.object(stored.key.as_str()).hint("correct the owner");
+                StoredSlot {
+                    bytes: Vec::new(),
+                    slot: Err(error),
+                    ..stored
+                }
+            }
+            false => stored,
+        });
+        seen.collect()
+    }
+
+    #[test]
+    fn a_slot_that_cannot_be_read_is_neither_damaged_nor_lost_nor_removed() {
+        with_two_slots(async |shard, repository, slots, keys| {
+            let by = slot_keys(keys);
+            let (seen, hidden) = (slots[0].slot_id, slots[1].slot_id);
+            let found = hiding(shard, repository, hidden).await;
+            let mut listed = found.iter().map(StoredSlot::listed);
+            let listed = listed.find(|slot| slot.slot_id == hidden).expect("listed");
+            assert!(listed.unreadable && !listed.damaged, "{listed:?}");
+            assert_eq!(
+                listed.problem.as_deref(),
+                Some("could not be read: no permission to open an object")
+            );
+            let damaged = ListedSlot {
+                damaged: true,
+                unreadable: false,
+                ..listed.clone()
+            };
+            let is_locked_out = |slots: &[&ListedSlot]| {
+                let listing = SlotListing {
+                    encrypted: true,
+                    slots: slots.iter().map(|slot| (*slot).clone()).collect(),
+                    strays: Vec::new(),
+                };
+                listing.is_locked_out()
+            };
+            assert!(is_locked_out(&[]) && is_locked_out(&[&damaged]));
+            assert!(!is_locked_out(&[&damaged, &listed]));
+
+            for (id, kind, part) in [
+                (hidden, Kind::Storage, "cannot be read"),
+                (seen, Kind::Conflict, "opens no other key slot"),
+            ] {
+                let found = hiding(shard, repository, hidden).await;
+                let refused = repository.choose_slot(found, &id.to_string(), &by[0]);
+                let refused = refused.map(drop).unwrap_err();
+                assert_eq!(refused.kind(), kind, "{refused}");
+                assert!(refused.message().contains(part), "{refused}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_key_is_told_as_wrong_only_where_it_was_refused_and_may_not_be_right() {
+        let failed = |refused: usize, kinds: &[Kind]| {
+            let mut search = Search {
+                looked_at: refused + kinds.len(),
+                refused,
+                ..Search::default()
+            };
+            for kind in kinds {
+                search.keep(Error::new(*kind, "it is so").object("keys/a"));
+            }
+            search.failed("file:///repo")
+        };
+        let wrong = failed(1, &[Kind::Corrupt, Kind::Limit]);
+        assert_eq!(wrong.kind(), Kind::Key);
+        assert_eq!(wrong.object_name(), Some("file:///repo"));
+        let told = "the key opens none of the repository's 3 key slots, 2 of which cannot be used";
+        assert_eq!(wrong.message(), told);
+        assert_eq!(failed(0, &[]).kind(), Kind::Key);
+        // It may be the key of the damaged one.
+        let damaged = failed(0, &[Kind::Corrupt]);
+        assert_eq!(damaged.kind(), Kind::Corrupt);
+        assert_eq!(damaged.object_name(), Some("keys/a"));
+        for kind in [Kind::Storage, Kind::Unreachable] {
+            let unreadable = failed(1, &[kind, Kind::Corrupt]);
+            assert_eq!(unreadable.kind(), kind);
+            assert_eq!(unreadable.object_name(), Some("keys/a"));
+            assert!(unreadable.to_string().ends_with("it is so"), "{unreadable}");
+        }
+        // It opened one, so it is no wrong key.
+        let replaced = Search {
+            refused: 1,
+            foreign: Some(Error::new(Kind::Corrupt, "of another repository")),
+            ..Search::default()
+        };
+        assert_eq!(replaced.failed("file:///repo").kind(), Kind::Corrupt);
     }
 
     /// The public parts of a slot around something that is no key: whoever may write can make it, and it counts as intact.
@@ -535,6 +901,11 @@ mod tests {
                 let opened = repository.unlock(shard, key).await;
                 opened.expect("an open repository");
             }
+            let stranger = Credentials::Identity(generate_identity().0);
+            let refused = repository.unlock(shard, &stranger).await;
+            let refused = refused.map(drop).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Key, "{refused}");
+            assert!(refused.message().contains("100 of which"), "{refused}");
             let garbage = SlotId([7; 16]).to_string();
             let removed = repository.remove_slot(shard, &garbage, &keys[1]).await;
             assert!(removed.expect("removed").damaged);
@@ -570,17 +941,15 @@ mod tests {
     #[test]
     fn a_slot_that_was_put_back_still_opens() {
         with_two_slots(async |shard, repository, slots, keys| {
-            let chosen = repository
-                .choose_slot(shard, &slots[0].slot_id.to_string(), &keys[1])
-                .await;
-            let chosen = chosen.expect("two slots are there");
+            let by = slot_keys(keys);
+            let chosen = choose(shard, repository, slots[0].slot_id, &by[1]).await;
             let other = layout::slot(slots[1].slot_id).expect("a name");
             repository
                 .store()
                 .delete(shard, &other)
                 .await
                 .expect("deleted");
-            let taken = repository.take_slot(shard, &chosen, &keys[1]).await;
+            let taken = repository.take_slot(shard, &chosen, &by[1]).await;
             taken.unwrap_err();
             let left = repository.read_slots(shard).await.expect("a listing").slots;
             assert!(left.len() == 1 && left[0].slot.is_ok() && left[0].bytes == chosen.bytes);

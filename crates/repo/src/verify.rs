@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::catalogue;
 use crate::layout;
-use crate::reader::{FrameNeed, OpenPack, PackReader, READS_AHEAD, damaged};
+use crate::reader::{FrameNeed, OpenPack, PackInfos, PackReader, READS_AHEAD, damaged};
 use crate::records::{self, at_once, each_object};
 use crate::repository::Repository;
 use crate::restore::BackupView;
@@ -483,7 +483,7 @@ async fn open_whole(
     pieces: PiecesAhead,
 ) -> Result<BegunPack> {
     let key = layout::pack(info.id)?;
-    let infos = Arc::new([(info.id, info)].into());
+    let infos = Arc::new(PackInfos::new(vec![info]));
     let mut reader = PackReader::new(shard, repository, &infos).with_pieces_ahead(pieces.next);
     let (stored, pack) = tokio::join!(repository.store().head(shard, &key), reader.open(info.id));
     let stored = stored?;

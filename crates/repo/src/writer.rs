@@ -6,18 +6,22 @@
 //!
 //! Invariants: a location is given out before its frame is written, and the frame goes into the pack that was
 //! named, or the session fails; every frame is decoded and compared before it is sent; the number of packs
-//! whose commit is under way is bounded.
+//! whose commit is under way is bounded; each pack that a map names is noted, the parent's with the parent.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use mover_base::checksum::{Sha256, sha256_each};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
-use mover_format::frame::{FRAME_BLOCKS_MAX, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind};
-use mover_format::manifest::PackInfo;
+use mover_format::frame::{
+    FRAME_BLOCKS_MAX, FRAME_HEADER_BYTES, FRAME_PLAIN_BYTES_MAX, FrameEncoder, FrameKind,
+};
+use mover_format::manifest::{PackInfo, too_many_packs};
 use mover_format::node::{Child, Leaf, LeafBuilder, Run};
 use mover_format::preamble::ObjectType;
+use mover_format::seal::TAG_BYTES;
 use mover_io::{RateBudget, Shard};
 use tokio::task::JoinHandle;
 
@@ -40,12 +44,60 @@ static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// What all shards of a writing session share.
 pub struct WriteShared {
     pub(crate) repository: Arc<Repository>,
-    pub(crate) session: Session,
+    pub(crate) session: Arc<Session>,
     pub(crate) index: BlockIndex,
     pub(crate) packs: PackTable,
     pub(crate) parent: Option<Parent>,
+    pub(crate) listed: ListedPacks,
+    /// Nodes that each writer of nodes remembers.
+    pub(crate) known_nodes_max: usize,
     pub(crate) level: i32,
     pub(crate) write_limit: Arc<RateBudget>,
+}
+
+impl WriteShared {
+    /// Notes a pack of the parent that a map names. False for any other pack: then it is the caller's to remember.
+    ///
+    /// # Errors
+    /// Those of [`ListedPacks::add`].
+    pub(crate) fn note_named(&self, pack: PackId) -> Result<bool> {
+        let parent = self.parent.as_ref();
+        let Some(is_first) = parent.and_then(|parent| parent.set_named(pack)) else {
+            return Ok(false);
+        };
+        if is_first {
+            self.listed.add()?;
+        }
+        Ok(true)
+    }
+}
+
+/// How many packs the manifest is going to list, counted as they come to be needed: a backup of more than one can list ends then,
+/// and not when all of it is stored.
+pub(crate) struct ListedPacks {
+    count: AtomicUsize,
+    max: usize,
+}
+
+impl ListedPacks {
+    /// None yet, and at most so many.
+    pub fn new(max: usize) -> Self {
+        ListedPacks {
+            count: AtomicUsize::new(0),
+            max,
+        }
+    }
+
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// `Limit` beyond the most.
+    pub fn add(&self) -> Result<()> {
+        match self.count.fetch_add(1, Relaxed) < self.max {
+            true => Ok(()),
+            false => Err(too_many_packs(self.max)),
+        }
+    }
 }
 
 /// What one shard did to the blocks it was given.
@@ -63,7 +115,7 @@ pub struct WriteCounts {
     pub kept_blocks: u64,
     /// Blocks packed.
     pub new_blocks: u64,
-    /// Frame payloads after compression.
+    /// Frame payloads after compression, without the tags of their seals.
     pub compressed_bytes: u64,
     /// Bytes of packs sent to the store.
     pub stored_bytes: u64,
@@ -90,8 +142,8 @@ impl WriteCounts {
 pub struct WriterOutcome {
     /// Packs that were committed.
     pub(crate) new_packs: Vec<PackInfo>,
-    /// Packs, old and new, that the leaves point into.
-    pub(crate) used_packs: HashSet<PackId>,
+    /// Packs of this session that the maps name.
+    pub(crate) named_packs: HashSet<PackId>,
     /// What was done.
     pub counts: WriteCounts,
     /// Where the time went.
@@ -129,21 +181,27 @@ struct OpenPack {
 /// Commits under way, oldest first.
 pub(crate) struct Commits {
     shard: Shard,
+    shared: Arc<WriteShared>,
     running: VecDeque<JoinHandle<Result<PackInfo>>>,
     pub done: Vec<PackInfo>,
 }
 
 impl Commits {
-    pub fn new(shard: &Shard) -> Self {
+    pub fn new(shard: &Shard, shared: &Arc<WriteShared>) -> Self {
         Commits {
             shard: shard.clone(),
+            shared: shared.clone(),
             running: VecDeque::new(),
             done: Vec::new(),
         }
     }
 
     /// Commits a pack in the background; waits for the oldest when too many are under way.
+    ///
+    /// # Errors
+    /// Those of earlier commits; `Limit` where the manifest cannot list one more.
     pub async fn push(&mut self, pack: PendingPack) -> Result<()> {
+        self.shared.listed.add()?;
         while self.running.len() >= COMMITS_MAX {
             self.wait_oldest().await?;
         }
@@ -191,7 +249,7 @@ impl ShardWriter {
             new: Vec::with_capacity(FRAME_BLOCKS_MAX),
             packs: PackNames::default(),
             scratch: Vec::new(),
-            commits: Commits::new(shard),
+            commits: Commits::new(shard, shared),
             counts: WriteCounts::default(),
             stages: StageSeconds::default(),
         })
@@ -208,11 +266,11 @@ impl ShardWriter {
     /// Begins extent `index` of the file at `path`, or a part of it.
     pub async fn begin_extent(&mut self, path: &[u8], index: u64) -> Result<()> {
         self.extent_begins = true;
-        if let Some(reader) = &mut self.parent
-            && let Some(node) = reader.begin_extent(path, index).await?
-        {
-            self.nodes.know(&node);
-        }
+        let leaf = match &mut self.parent {
+            Some(reader) => reader.begin_extent(path, index).await?,
+            None => None,
+        };
+        self.nodes.set_expected(leaf);
         Ok(())
     }
 
@@ -236,7 +294,7 @@ impl ShardWriter {
                 Run::Stored { pack, .. } => {
                     self.counts.blocks += blocks;
                     self.counts.kept_blocks += blocks;
-                    self.packs.used.insert(pack);
+                    self.packs.note(&self.shared, pack)?;
                 }
             }
             self.leaf.push(run)?;
@@ -317,13 +375,13 @@ impl ShardWriter {
         self.commits.drain().await?;
         let mut new_packs = self.commits.done;
         new_packs.extend(nodes);
-        let mut used_packs = self.packs.used;
-        used_packs.extend(&self.nodes.used_packs);
+        let mut named_packs = self.packs.named;
+        named_packs.extend(&self.nodes.named_packs);
         self.counts.packs = new_packs.len() as u64;
         self.counts.stored_bytes = new_packs.iter().map(|pack| pack.bytes).sum();
         Ok(WriterOutcome {
             new_packs,
-            used_packs,
+            named_packs,
             counts: self.counts,
             stages: self.stages,
         })
@@ -387,7 +445,7 @@ impl ShardWriter {
             } else {
                 self.counts.known_blocks += 1;
             }
-            let pack = self.packs.id(&self.shared.packs, location.pack);
+            let pack = self.packs.id(&self.shared, location.pack)?;
             self.leaf.push(Run::Stored {
                 blocks: 1,
                 pack,
@@ -465,7 +523,11 @@ impl ShardWriter {
                 &mut self.scratch,
             )
             .await?;
-        self.counts.compressed_bytes += stored as u64;
+        let tag_bytes = match self.shared.repository.is_encrypted() {
+            true => TAG_BYTES,
+            false => 0,
+        };
+        self.counts.compressed_bytes += (stored - FRAME_HEADER_BYTES - tag_bytes) as u64;
         self.shard
             .throttle(&self.shared.write_limit, stored as u64)
             .await;
@@ -506,20 +568,29 @@ impl ShardWriter {
 #[derive(Default)]
 struct PackNames {
     last: Option<(u32, PackId)>,
-    used: HashSet<PackId>,
+    /// Those of this session.
+    named: HashSet<PackId>,
 }
 
 impl PackNames {
-    fn id(&mut self, table: &PackTable, number: u32) -> PackId {
+    /// The pack of a number, which is named now.
+    fn id(&mut self, shared: &WriteShared, number: u32) -> Result<PackId> {
         match self.last {
-            Some((last, id)) if last == number => id,
+            Some((last, id)) if last == number => Ok(id),
             _ => {
-                let id = table.id(number);
+                let id = shared.packs.id(number);
                 self.last = Some((number, id));
-                self.used.insert(id);
-                id
+                self.note(shared, id)?;
+                Ok(id)
             }
         }
+    }
+
+    fn note(&mut self, shared: &WriteShared, pack: PackId) -> Result<()> {
+        if !shared.note_named(pack)? {
+            self.named.insert(pack);
+        }
+        Ok(())
     }
 }
 

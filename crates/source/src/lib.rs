@@ -13,6 +13,7 @@ mod beneath;
 pub mod delta;
 mod dir;
 pub mod disk;
+mod durability;
 mod exclude;
 mod failure;
 mod granule;

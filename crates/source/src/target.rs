@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use crate::adopt::adopt;
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use crate::disk::DirDisk;
+use crate::durability::syncfs_vouches;
 use crate::failure::target_error;
 use crate::in_place::InPlace;
 use crate::metadata::{self, Warnings};
@@ -47,6 +48,8 @@ pub struct DirTarget {
     mode: TargetMode,
     /// Where entries are made.
     root: OwnedFd,
+    /// Whether each file is synced by itself, since one sync of all would not do.
+    syncs_files: bool,
     layout: Layout,
     /// The repository's directory, which is never removed or emptied.
     repository: Option<Inode>,
@@ -88,6 +91,22 @@ pub struct Finished {
 }
 
 impl DirTarget {
+    /// Makes a file durable of which everything is written, where the last step of all does not.
+    ///
+    /// # Errors
+    /// `Target`, by the file's path.
+    pub fn sync_file(&self, entry: &Entry, file: BorrowedFd<'_>) -> Result<()> {
+        if !self.syncs_files {
+            return Ok(());
+        }
+        rustix::fs::fsync(file).map_err(self.failed("a file cannot be synced", entry))
+    }
+
+    /// Whether it is new, or is changed where it is.
+    pub fn mode(&self) -> TargetMode {
+        self.mode
+    }
+
     /// Checks whether `path` can be restored to, without changing anything.
     ///
     /// Errors (`Target`): fresh: it holds something, or its parent is missing or not writable; delta: it is
@@ -145,10 +164,12 @@ impl DirTarget {
             }
         };
         let root_stat = rustix::fs::fstat(&root).map_err(failed)?;
+        let syncs_files = !syncfs_vouches(root.as_fd()).map_err(failed)?;
         Ok(DirTarget {
             path,
             mode: plan.mode,
             root,
+            syncs_files,
             is_staged: !matches!(layout, Layout::InPlace { .. }),
             layout,
             repository: plan.repository,

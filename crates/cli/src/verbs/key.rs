@@ -19,6 +19,8 @@ use crate::table::{Align, Cell, Table};
 
 /// Stands in the place of a damaged slot's kind.
 const DAMAGED: &str = "damaged";
+/// And of that of one that could not be read.
+const UNREADABLE: &str = "unreadable";
 
 #[derive(Serialize)]
 struct OneSlot<T> {
@@ -40,9 +42,18 @@ pub fn describe(slot: &SlotInfo) -> String {
     out
 }
 
+/// What stands in the place of the kind of a slot that has none.
+fn without_kind(slot: &ListedSlot) -> &'static str {
+    match slot.unreadable {
+        true => UNREADABLE,
+        false => DAMAGED,
+    }
+}
+
 /// A slot of a listing in one line.
 fn describe_listed(slot: &ListedSlot) -> String {
-    let mut out = format!("{} {}", slot.slot_id, slot.kind.unwrap_or(DAMAGED));
+    let kind = slot.kind.unwrap_or_else(|| without_kind(slot));
+    let mut out = format!("{} {kind}", slot.slot_id);
     if let Some(label) = slot.label.as_deref().filter(|label| !label.is_empty()) {
         out += &format!(" ({label})");
     }
@@ -57,6 +68,18 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
     for slot in listed.slots.iter().filter(|slot| slot.damaged) {
         context.out.warning(&format!(
             "a key slot is damaged and opens nothing; copy it back, or remove it: {}",
+            slot.object
+        ));
+    }
+    for slot in listed.slots.iter().filter(|slot| slot.unreadable) {
+        context.out.warning(&format!(
+            "a key slot could not be read, so that it may be a good one: {}",
+            slot.object
+        ));
+    }
+    for slot in listed.slots.iter().filter(|slot| slot.is_going()) {
+        context.out.warning(&format!(
+            "a key slot still opens the repository, and its removal is under way or was broken off; if none is under way, remove it: {}",
             slot.object
         ));
     }
@@ -76,7 +99,7 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
             Cell::from(slot.slot_id.to_string()),
             match slot.kind {
                 Some(kind) => Cell::from(kind),
-                None => Cell::styled(DAMAGED, YELLOW),
+                None => Cell::styled(without_kind(slot), YELLOW),
             },
             Cell::from(created.as_deref().unwrap_or(UNKNOWN)),
             note,

@@ -52,7 +52,7 @@ pub struct BackupSummary {
     pub bytes_kept: u64,
     /// Bytes in blocks that were packed.
     pub bytes_new: u64,
-    /// Those bytes after compression and sealing.
+    /// Those bytes after compression.
     pub bytes_compressed: u64,
     /// Everything added to the repository: packs with their directories, map and manifest.
     pub bytes_stored: u64,

@@ -117,7 +117,8 @@ fn a_slot_of_another_repository_opens_nothing() {
     let (place, other) = (Place::sealed(), Place::sealed());
     let foreign = other.objects("keys/").remove(0);
     fs::copy(other.object(&foreign), place.object(&foreign)).unwrap();
-    assert_eq!(opens(&place, other.credentials.clone()), Err(Kind::Corrupt));
+    // The place's own slot refuses it, so that it is the key that is wrong, whatever lies beside that slot.
+    assert_eq!(opens(&place, other.credentials.clone()), Err(Kind::Key));
     // The right key still does.
     assert_eq!(opens(&place, place.credentials.clone()), Ok(()));
     let verified = place.try_verify(None).unwrap();
@@ -160,6 +161,53 @@ fn a_damaged_slot_is_listed_and_can_be_removed_by_the_id_in_its_name() {
     }
     assert_eq!(place.objects("keys/"), [first]);
     assert_eq!(opens(&place, place.credentials.clone()), Ok(()));
+}
+
+/// Whoever may write to a repository can put damaged slots into it.
+#[test]
+fn a_wrong_key_is_told_as_wrong_whatever_lies_beside_the_slots() {
+    let place = Place::bare(passphrase("first"));
+    let (identity, recipient) = key::generate_identity();
+    place.init(Some("first"), &[recipient]).unwrap();
+    let garbage = format!("keys/{}", "f".repeat(32));
+    fs::write(place.object(&garbage), b"no slot").unwrap();
+    let (stranger, _) = key::generate_identity();
+    for wrong in [passphrase("second"), Credentials::Identity(stranger)] {
+        let error = catalogue::list(&engine(), &place.access_with(wrong));
+        let error = error.map(drop).unwrap_err();
+        assert_eq!(error.kind(), Kind::Key, "{error}");
+        assert_eq!(error.object_name(), Some(place.url().as_str()));
+        let told = "3 key slots, 1 of which cannot be used";
+        assert!(error.message().contains(told), "{error}");
+        assert!(error.hint_text().unwrap_or_default().contains("key list"));
+    }
+    for right in [passphrase("first"), Credentials::Identity(identity)] {
+        assert_eq!(opens(&place, right), Ok(()));
+    }
+}
+
+/// What is wrong with an identity is no slot's fault.
+#[test]
+fn a_mistyped_identity_is_told_as_that_and_names_no_slot() {
+    let place = Place::sealed();
+    let (identity, _) = key::generate_identity();
+    let mut text = identity.expose().to_owned();
+    let last = text.pop();
+    text.push(if last == Some('Q') { 'P' } else { 'Q' });
+    let mistyped = place.access_with(Credentials::Identity(secret(&text)));
+    let first = place.objects("keys/").remove(0);
+    let first = &first["keys/".len()..];
+    for error in [
+        catalogue::list(&engine(), &mistyped).map(drop).unwrap_err(),
+        key::remove(&engine(), &mistyped, first)
+            .map(drop)
+            .unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Key, "{error}");
+        assert!(error.message().contains("not an age X25519 identity"));
+        let told = format!("{error} {:?}", error.hint_text());
+        assert!(!told.contains("keys/") && !told.contains(&text), "{told}");
+    }
 }
 
 #[test]

@@ -150,6 +150,25 @@ fn a_cancelled_restore_leaves_no_target() {
 }
 
 #[test]
+fn a_backup_that_no_manifest_can_hold_takes_its_session_back() {
+    let place = Place::sealed();
+    fs::write(place.source("a"), Random(6).bytes(MIB)).unwrap();
+    let mut options = place.backup_options();
+    options.annotations = [("note".to_owned(), "x".repeat(MIB))].into();
+    let result = place.try_backup(&engine(), &options);
+    let error = result.map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Limit, "{error}");
+    assert_eq!(error.kind().exit_code(), 60);
+    assert!(error.hint_text().is_some(), "{error}");
+    for nothing in ["backups/", "sessions/"] {
+        assert_eq!(place.objects(nothing), [""; 0]);
+    }
+    options.annotations.clear();
+    place.try_backup(&engine(), &options).unwrap();
+    place.restore_is_exact("latest", "out");
+}
+
+#[test]
 fn a_source_that_changes_under_the_job_is_an_error_and_publishes_nothing() {
     let place = Place::plain();
     fs::write(place.source("a"), Random(5).bytes(MIB)).unwrap();

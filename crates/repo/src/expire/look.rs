@@ -12,11 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mover_base::{BackupId, Error, HoldId, Kind, Result};
+use mover_base::{BackupId, Error, HoldId, Kind, Result, SessionId};
 use mover_io::Shard;
 use mover_store::Key;
 
-use super::Survey;
+use super::{Survey, manifests};
 use crate::annotations::{self, Changes};
 use crate::catalogue::{self, Listing};
 use crate::records::at_once;
@@ -39,40 +39,55 @@ pub(super) enum Looked {
 /// What a look showed.
 pub(super) struct View {
     pub sessions: Vec<Standing>,
+    /// Their ids: each is asked for by every key that stood, tombstone and pack.
+    standing: BTreeSet<SessionId>,
     pub marks: Marks,
     pub holds: BTreeSet<(BackupId, HoldId)>,
     pub notes: Changes,
-    pub listed: BTreeSet<BackupId>,
+    /// The backups, with the lengths of their manifests.
+    pub listed: BTreeMap<BackupId, u64>,
     /// What stands behind the end of the listing of manifests.
     behind: Vec<BackupId>,
 }
 
 impl View {
     /// Sessions before manifests: the reverse of the order in which a backup writes. What names backups before these.
-    async fn take(shard: &Shard, repository: &Repository) -> Result<Self> {
+    async fn take(shard: &Shard, repository: &Arc<Repository>) -> Result<Self> {
         let marks = tombstones::list(shard, repository).await?;
         let notes = annotations::list(shard, repository).await?;
         let sessions = sessions::list(shard, repository).await?;
         let holds = holds::ids(shard, repository).await?.into_iter().collect();
-        let listed = only_ids(catalogue::list_all(shard, repository).await?)?;
-        let behind = catalogue::list_behind(shard, repository, listed.last().copied()).await?;
+        let listed = manifests::list(shard, repository).await?;
+        let last = listed.last_key_value().map(|(id, _)| *id);
+        let behind = catalogue::list_behind(shard, repository, last).await?;
         Ok(View {
+            standing: sessions.iter().map(|session| session.id).collect(),
             sessions,
             marks,
             holds,
             notes,
-            listed: listed.into_iter().collect(),
+            listed,
             behind: only_ids(behind)?,
         })
+    }
+
+    /// Whether a session is listed.
+    pub fn stands(&self, session: SessionId) -> bool {
+        self.standing.contains(&session)
+    }
+
+    /// Whether a manifest is listed.
+    pub fn lists(&self, backup: BackupId) -> bool {
+        self.listed.contains_key(&backup)
     }
 
     /// Whether a manifest, a session or a hold is listed.
     fn shows(&self, key: &Key) -> bool {
         if let Some(id) = layout::backup_of(key) {
-            return self.listed.contains(&id);
+            return self.lists(id);
         }
         if let Some(id) = layout::session_of(key) {
-            return self.sessions.iter().any(|session| session.id == id);
+            return self.stands(id);
         }
         layout::hold_of(key).is_some_and(|hold| self.holds.contains(&hold))
     }
@@ -81,7 +96,7 @@ impl View {
     fn named(&self) -> Result<BTreeMap<BackupId, Key>> {
         let mut named = BTreeMap::new();
         let mut name = |backup: BackupId, by: Result<Key>| -> Result<()> {
-            if !self.listed.contains(&backup) {
+            if !self.lists(backup) {
                 named.insert(backup, by?);
             }
             Ok(())
@@ -193,28 +208,31 @@ impl Survey {
     async fn take_new(
         &mut self,
         shard: &Shard,
-        repository: &Repository,
+        repository: &Arc<Repository>,
         view: &View,
     ) -> Result<Option<Key>> {
-        for &id in &view.listed {
-            if self.backups.contains_key(&id) {
-                continue;
-            }
-            shard.stop()?;
-            match catalogue::load(shard, repository, id).await {
+        let listed = view.listed.iter().map(|(id, bytes)| (*id, *bytes));
+        let new = listed.filter(|(id, _)| !self.backups.contains_key(id));
+        let new: Vec<(BackupId, u64)> = new.collect();
+        let mut between = None;
+        let read = manifests::read_each(shard, repository, &new, |id, read| {
+            let key = layout::backup(id)?;
+            match read {
                 Ok(open) => {
-                    self.gone.remove(&layout::backup(id)?);
+                    self.gone.remove(&key);
                     self.add(open)?;
+                    Ok(true)
                 }
                 Err(error) if error.is_absence() => {
-                    let key = layout::backup(id)?;
                     self.gone.insert(key.clone());
-                    return Ok(Some(key));
+                    between = Some(key);
+                    Ok(false)
                 }
-                Err(error) => return Err(error),
+                Err(error) => Err(error),
             }
-        }
-        Ok(None)
+        });
+        read.await?;
+        Ok(between)
     }
 
     /// Backups that something names and that are not listed must be gone.
@@ -227,7 +245,7 @@ impl Survey {
         let mut named = view.named()?;
         for (&id, known) in &self.backups {
             for base in known.bases.into_iter().flatten() {
-                if !view.listed.contains(&base) {
+                if !view.lists(base) {
                     named.insert(base, layout::backup(id)?);
                 }
             }

@@ -56,7 +56,7 @@ impl Survey {
             }
         }
         // Those protect what they wrote, whether or not their manifests are listed.
-        makers.retain(|id| view.sessions.iter().all(|session| session.id != *id));
+        makers.retain(|id| !view.stands(*id));
 
         let mut keys = Vec::new();
         for &maker in &makers {
@@ -70,7 +70,7 @@ impl Survey {
         // The sessions have ended: what they published was there before.
         let mut keys = Vec::new();
         for backup in makers.into_iter().flat_map(sessions::backups_of) {
-            if !view.listed.contains(&backup) {
+            if !view.lists(backup) {
                 keys.push(layout::backup(backup)?);
             }
         }

@@ -38,7 +38,10 @@ impl PackUses {
         }
         if self.0.len() > PACKS_MAX {
             let what = format!("the backups need over {PACKS_MAX} packs");
-            return Err(Error::new(Kind::Limit, what));
+            return Err(Error::new(Kind::Limit, what).object(layout::BACKUPS).hint(
+                "back up some of the hosts into another repository; to come below that here, delete manifests of the oldest backups with \
+                 the storage's own tools while no backup runs, then run this again: their packs go then",
+            ));
         }
         Ok(())
     }
@@ -90,7 +93,10 @@ pub(super) async fn not_needed(
         }
         if found.len() == PACKS_MAX {
             let what = format!("over {PACKS_MAX} packs are needed by no backup");
-            return Err(Error::new(Kind::Limit, what).object(layout::PACKS));
+            return Err(Error::new(Kind::Limit, what).object(layout::PACKS).hint(
+                "let fewer backups go in one run, by rules that keep more at first; if it is so whatever is kept, begin another repository, \
+                 and look whether the storage, or a proxy before it, lists what is not there",
+            ));
         }
         found.push((id, object.bytes));
         Ok(true)

@@ -129,6 +129,7 @@ impl Run<'_> {
         // Before the sessions, and these before the manifests: the reverse of the order in which a backup writes.
         let candidates = packs::not_needed(self.shard, self.repository, &self.survey.packs).await?;
         let view = self.look(&candidates).await?;
+        self.remove_ended(&view).await?;
         self.delete_manifests().await?;
         self.delete_packs(candidates, &view).await?;
         self.clean(&view).await?;
@@ -149,7 +150,7 @@ impl Run<'_> {
                 }
             };
             let own = self.session.id();
-            if !view.sessions.iter().any(|one| one.id == own) {
+            if !view.stands(own) {
                 self.check_session().await?;
                 return Err(incomplete(&layout::session(own)?, "this run made it"));
             }
@@ -179,7 +180,7 @@ impl Run<'_> {
             .collect();
         for (session, parents) in protecting {
             for parent in parents {
-                if view.listed.contains(&parent) && self.keep(parent, OtherReason::InUse).await? {
+                if view.lists(parent) && self.keep(parent, OtherReason::InUse).await? {
                     continue;
                 }
                 // One that stands looked at the parent after it was registered, and does not use it.
@@ -189,7 +190,7 @@ impl Run<'_> {
             }
         }
         for &(backup, _) in &view.holds {
-            if view.listed.contains(&backup) {
+            if view.lists(backup) {
                 self.keep(backup, OtherReason::Hold).await?;
             }
         }
@@ -227,6 +228,27 @@ impl Run<'_> {
         )
         .object(layout::session(own)?.as_str())
         .hint("run it again: what is left over goes then"))
+    }
+
+    /// Takes away sessions whose backups stand, before any of these goes: behind that nothing would say that they are over, and a run
+    /// that was cut off would leave them to protect their packs until an operator gives them up.
+    async fn remove_ended(&mut self, view: &View) -> Result<()> {
+        let own = self.session.id();
+        let ended = |one: &&Standing| one.id != own && self.survey.is_over(one);
+        let keys = view.sessions.iter().filter(ended);
+        let keys = keys.map(|one| layout::session(one.id));
+        let keys: Vec<Key> = keys.collect::<Result<_>>()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.check_session().await?;
+        self.remove_sessions(&keys).await
+    }
+
+    async fn remove_sessions(&mut self, keys: &[Key]) -> Result<()> {
+        let gone = self.delete_each(keys).await?;
+        self.out.sessions_removed += gone.into_iter().filter(|is_gone| *is_gone).count() as u64;
+        Ok(())
     }
 
     async fn delete_manifests(&mut self) -> Result<()> {
@@ -358,13 +380,13 @@ impl Run<'_> {
         }
     }
 
-    /// Takes away the records of backups that are gone, tombstones that mean nothing any more, and sessions that ended.
+    /// Takes away the records of backups that are gone, tombstones that mean nothing any more, and sessions that died.
     async fn clean(&mut self, view: &View) -> Result<()> {
         let mut keys = Vec::new();
         for (&backup, sessions) in &view.marks {
             let gone = self.is_gone(backup, view).await?;
             for &session in sessions {
-                let stands = view.sessions.iter().any(|one| one.id == session);
+                let stands = view.stands(session);
                 let is_own = session == self.session.id() && !self.kept_back.contains(&backup);
                 if gone || !stands || is_own {
                     keys.push(layout::tombstone(backup, session)?);
@@ -385,15 +407,15 @@ impl Run<'_> {
         }
         let mut sessions = Vec::new();
         for session in &view.sessions {
-            let ended = self.survey.is_over(session) || session.life == Life::Dead;
-            if ended && session.id != self.session.id() {
+            // A request that a dead process sent may still arrive, so what it protected goes with the next run. Those that are over
+            // were taken away before.
+            let died = session.life == Life::Dead && !self.survey.is_over(session);
+            if died && session.id != self.session.id() {
                 sessions.push(layout::session(session.id)?);
             }
         }
         self.delete_each(&keys).await?;
-        let gone = self.delete_each(&sessions).await?;
-        self.out.sessions_removed += gone.into_iter().filter(|is_gone| *is_gone).count() as u64;
-        Ok(())
+        self.remove_sessions(&sessions).await
     }
 
     /// Whether a backup is gone for good. Ids are used once, so what is gone does not come back.
@@ -401,7 +423,7 @@ impl Run<'_> {
         if self.doomed.contains(&backup) {
             return Ok(true);
         }
-        if view.listed.contains(&backup) {
+        if view.lists(backup) {
             return Ok(false);
         }
         let was_looked_up = self.survey.gone.contains(&layout::backup(backup)?);

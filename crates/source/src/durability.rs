@@ -1,0 +1,69 @@
+//! Whether one `syncfs` makes durable, or tells of, all that was written to a file system.
+//!
+//! Invariant: where that is not known to be so, the answer is no; then each file is synced by itself, which costs time alone.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+/// File systems whose data is kept by a server or a program, to which `syncfs` says nothing, or not all: FUSE (fuse.h), SMB of three
+/// kinds (magic.h), 9p, Ceph and AFS.
+const ELSEWHERE: [i64; 7] = [
+    0x6573_5546,
+    0x517b,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+    0x5346_414f,
+];
+
+/// Since then `syncfs` returns the errors of writing back (its manual page).
+const TELLS_SINCE: (u32, u32) = (5, 8);
+
+/// Whether `syncfs` vouches for the file system of `fd`.
+///
+/// # Errors
+/// That of `fstatfs`.
+pub(crate) fn syncfs_vouches(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let found = rustix::fs::fstatfs(fd)?;
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy();
+    // Of some machines the type has 32 bits, whose highest is no sign.
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between machines")]
+    let magic = (found.f_type as i64) & 0xffff_ffff;
+    Ok(vouches(magic, &release))
+}
+
+fn vouches(magic: i64, release: &str) -> bool {
+    !ELSEWHERE.contains(&magic) && version(release).is_some_and(|version| version >= TELLS_SINCE)
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_file_systems_of_kernels_that_tell_are_vouched_for() {
+        const EXT4: i64 = 0xef53;
+        for (magic, release, expected) in [
+            (EXT4, "6.1.0-18-amd64", true),
+            (EXT4, "5.8.0", true),
+            (EXT4, "10.0", true),
+            (EXT4, "5.7.19", false),
+            (EXT4, "4.18.0-553.el8_10", false),
+            (EXT4, "unknown", false),
+            (0x6573_5546, "6.1.0", false),
+            (0xff53_4d42, "6.1.0", false),
+        ] {
+            assert_eq!(vouches(magic, release), expected, "{magic:x} {release}");
+        }
+    }
+}

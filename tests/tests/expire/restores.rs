@@ -1,0 +1,134 @@
+//! Restores beside an `expire` that would delete what they read.
+
+use super::*;
+
+/// At this rate a restore of what is planted lasts longer than what the tests do meanwhile.
+const CRAWL: [&str; 4] = ["--limit-write", "4MiB/s", "--gentle", "false"];
+
+/// A repository on a directory with two backups, of which each has so many MiB that the other has not.
+fn two_backups(scratch: &Scratch, mib: u64) -> (Repo, History) {
+    let repo = Repo::create(scratch, "repo", Protection::Passphrase);
+    let mut history = History::new((*repo).clone(), scratch, 0);
+    plant::file(
+        &history.source.join("much"),
+        &mut history.random,
+        (mib * MIB) as usize,
+    );
+    history.backup();
+    plant::file(
+        &history.source.join("much"),
+        &mut history.random,
+        (mib * MIB) as usize,
+    );
+    history.backup();
+    (repo, history)
+}
+
+fn delta_of(history: &History, set: &str, target: &Path) -> Command {
+    let mut command = history.repo.restore_command(set, target);
+    command.arg("--delta");
+    command
+}
+
+/// Starts a slow restore of the first backup over a target that holds the second, and waits until it bears its hold.
+fn crawling_delta(history: &History, repo: &Repo, target: &Path) -> Job {
+    history.repo.restore(history.id(1), target).summary();
+    let much = || fs::read(target.join("much")).expect("a file that both have");
+    let before = much();
+    let job = Job::start(delta_of(history, history.id(0), target).args(CRAWL));
+    wait_until(|| much() != before);
+    assert_eq!(names(repo, "holds/").len(), 1);
+    job
+}
+
+#[test]
+fn what_is_restored_over_a_target_is_not_deleted_until_that_is_whole() {
+    let scratch = Scratch::new("expire-delta");
+    let (repo, history) = two_backups(&scratch, 16);
+    let target = scratch.join("target");
+    let job = crawling_delta(&history, &repo, &target);
+    let shown = Outcome::of(repo.command("hold list").arg("--json")).expect(exit::OK);
+    let hold = &shown.document()["holds"][0];
+    assert_eq!(hold["backup_id"], history.id(0), "{hold}");
+    let reason = hold["reason"].as_str().expect("reason");
+    assert!(reason.contains("is not finished"), "{reason}");
+    assert!(reason.contains(target.to_str().expect("UTF-8")), "{reason}");
+
+    history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    assert_eq!(repo.ids(), [history.id(0), history.id(1)]);
+    let done = job.outcome().summary();
+    assert_eq!(done["warnings"], serde_json::json!([]), "{done}");
+    history.made[0].1.assert_same(&Tree::read(&target), "delta");
+
+    assert_eq!(names(&repo, "holds/"), [""; 0]);
+    history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    history.holds_exactly(&[1], &scratch);
+    history.nothing_is_left_over();
+}
+
+#[test]
+fn a_killed_restore_over_a_target_leaves_its_backup_held_for_the_next_one() {
+    let scratch = Scratch::new("expire-delta-killed");
+    let (repo, history) = two_backups(&scratch, 16);
+    let target = scratch.join("target");
+    let mut job = crawling_delta(&history, &repo, &target);
+    job.signal(Signal::KILL);
+    drop(job);
+    history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    assert_eq!(repo.ids(), [history.id(0), history.id(1)]);
+
+    // Of another target: what that leaves of holds is its own affair.
+    let other = scratch.join("other");
+    history.repo.restore(history.id(1), &other).summary();
+    Outcome::of(&mut delta_of(&history, history.id(0), &other)).summary();
+    assert_eq!(names(&repo, "holds/").len(), 1);
+    Outcome::of(&mut delta_of(&history, history.id(0), &target)).summary();
+    history.made[0].1.assert_same(&Tree::read(&target), "delta");
+    assert_eq!(names(&repo, "holds/"), [""; 0]);
+}
+
+#[test]
+fn a_restore_that_changes_nothing_leaves_no_hold() {
+    let scratch = Scratch::new("expire-delta-refused");
+    let (repo, history) = two_backups(&scratch, 16);
+    let target = scratch.join("target");
+    history.repo.restore(history.id(1), &target).summary();
+    let before = Tree::read(&target);
+    let pack = names(&repo, "packs/").remove(0);
+    let (kept, away) = (repo.dir.join(&pack), scratch.join("pack"));
+    fs::rename(&kept, &away).expect("a pack");
+    // Whichever backup the pack is of: one of the two lacks it, or both do.
+    let refused = [0, 1].map(|at| Outcome::of(&mut delta_of(&history, history.id(at), &target)));
+    assert!(
+        refused.iter().any(|one| one.code == Some(exit::CORRUPT)),
+        "{refused:?}"
+    );
+    assert_eq!(names(&repo, "holds/"), [""; 0]);
+    fs::rename(&away, &kept).expect("a pack");
+    Outcome::of(&mut delta_of(&history, history.id(1), &target)).summary();
+    before.assert_same(&Tree::read(&target), "restored again");
+}
+
+#[test]
+fn a_restore_whose_backup_is_deleted_meanwhile_says_so_and_leaves_nothing() {
+    let scratch = Scratch::new("expire-restore");
+    let (repo, history) = two_backups(&scratch, 96);
+    let target = scratch.join("target");
+    let mut restore = history.repo.restore_command(history.id(0), &target);
+    let job = Job::start(restore.args(CRAWL));
+    let staged = || {
+        let entries = fs::read_dir(scratch.path()).expect("scratch");
+        let names = entries.map(|entry| entry.expect("entry").file_name());
+        names
+            .filter(|name| name.to_string_lossy().contains("helios-mover-partial"))
+            .count()
+    };
+    wait_until(|| staged() > 0);
+    history.expire(&["--keep-last", "1", "--confirm"]).summary();
+    assert_eq!(repo.ids(), [history.id(1)]);
+    let error = job.outcome().told(exit::CONFLICT, history.id(0));
+    let message = error["message"].as_str().expect("message");
+    assert!(message.contains("deleted while it was restored"), "{error}");
+    assert!(!target.exists());
+    assert_eq!(staged(), 0);
+}
