@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mover_benches::command::compare_trees;
+use mover_benches::s3::figures::{FIRST_BYTE_READS, Moved};
 use mover_benches::s3::packs;
 use mover_benches::s3::peers::{Client, Direction, Job, first_byte};
 use mover_benches::s3::servers::{Access, Server, ServerKind};
@@ -45,6 +46,16 @@ impl Files {
     }
 }
 
+/// What a program of ours tells: every request's time is in the histogram that results keep. Returns how many there were.
+fn requests_kept(said: &str) -> u64 {
+    let moved: Moved = serde_json::from_str(said).expect("figures");
+    let times = moved.latency.histogram().expect("a histogram is read");
+    let times = times.expect("a histogram");
+    assert_eq!(times.len(), moved.requests);
+    assert_eq!(times.max(), moved.latency.max_us);
+    moved.requests
+}
+
 #[test]
 fn what_was_sent_comes_back_plainly_and_over_tls() {
     let files = Files::make();
@@ -56,11 +67,13 @@ fn what_was_sent_comes_back_plainly_and_over_tls() {
             assert_eq!(server.access.endpoint.starts_with("https:"), kind.is_tls());
             let job = files.job(&server.access, &target);
             for direction in [Direction::Upload, Direction::Download] {
-                client.program(direction, &job).output().unwrap();
+                let said = client.program(direction, &job).output().unwrap();
+                assert!(requests_kept(&said) >= 2, "{said}");
             }
             compare_trees(client.title(), &files.source, &target, &[]).unwrap();
             if let Some(program) = first_byte(client, &job) {
-                program.output().unwrap();
+                let said = program.output().unwrap();
+                assert_eq!(requests_kept(&said), FIRST_BYTE_READS as u64);
             }
         }
     }

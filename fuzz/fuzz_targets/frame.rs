@@ -4,13 +4,18 @@
 
 use libfuzzer_sys::fuzz_target;
 use mover_base::{RepoId, SessionId, checksum};
-use mover_format::{Cipher, FrameDecoder, FrameKind, ObjectSealer, ObjectType, Preamble};
+use mover_format::{
+    Cipher, FrameDecoder, FrameHeader, FrameKind, ObjectSealer, ObjectType, Preamble,
+};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut bytes = bytes.to_vec();
     if let Some((head, payload)) = bytes.split_at_mut_checked(16) {
         let crc = checksum::crc32(&[&head[..12], payload].concat());
         head[12..].copy_from_slice(&crc.to_le_bytes());
+    }
+    if let Ok(header) = FrameHeader::decode(&bytes) {
+        assert_eq!(header.encode(), bytes[..16]);
     }
     let preamble = Preamble {
         object_type: ObjectType::DataPack,

@@ -4,13 +4,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use mover_base::{HistoryId, Lsn, checksum};
-use mover_source::wal::record::{HistorySeed, Parsed, Record, encode_at, parse};
+use mover_source::wal::record::{self, HistorySeed, Parsed, Ranges, Record, encode_at};
 
 const HISTORY: HistoryId = HistoryId([0x22; 16]);
 const AT: Lsn = Lsn(0x0123_4568);
 
 fn check(bytes: &[u8]) {
-    if let Parsed::Record(record, len) = parse(bytes, AT, HistorySeed::new(HISTORY)) {
+    if let Parsed::Record(record, len) = record::parse(bytes, AT, HistorySeed::new(HISTORY)) {
         assert_eq!(encode_at(&record, AT, HISTORY).unwrap(), bytes[..len]);
         if let Record::Delta { ranges, .. } = record {
             ranges.apply(&mut [0; 4096]);
@@ -19,6 +19,9 @@ fn check(bytes: &[u8]) {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    if let Some(ranges) = Ranges::decode(bytes) {
+        ranges.apply(&mut [0; 4096]);
+    }
     check(bytes);
     let mut bytes = bytes.to_vec();
     if bytes.len() >= 8 {

@@ -200,6 +200,8 @@ fn attributes(root: &Path, random: &mut Random) {
         xattr::set(&tagged, name, value).expect("xattr");
     }
     xattr::set(&tagged, "user.large", &random.bytes(2500)).expect("xattr");
+    // Another name of the same file, which has the attributes too.
+    fs::hard_link(&tagged, root.join("xattrs-again")).expect("a further name");
     let dir = root.join("xattr-dir");
     fs::create_dir(&dir).expect("directory");
     xattr::set(&dir, "user.on-dir", b"yes").expect("xattr");

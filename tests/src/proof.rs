@@ -8,9 +8,9 @@ use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::job::{Job, kill_when, kill_within};
+use crate::job::{Job, kill_when, kill_within, time_of};
 use crate::mover::{AnyRepo, exit};
 use crate::random::Random;
 use crate::scratch::Scratch;
@@ -84,6 +84,8 @@ pub struct Kills {
     pub published: u64,
     /// Backups of which there were packs and no manifest, as far as packs were counted.
     pub between_packs: u64,
+    /// Restores that left something beside their target.
+    pub left_behind: u64,
 }
 
 impl Kills {
@@ -126,6 +128,7 @@ impl AddAssign for Kills {
         self.after_end += more.after_end;
         self.published += more.published;
         self.between_packs += more.between_packs;
+        self.left_behind += more.left_behind;
     }
 }
 
@@ -242,6 +245,92 @@ pub fn kill_backups(
         restores_to(repo, id, truth, scratch);
     }
     all
+}
+
+/// Kills restores of the latest backup, which is one of `truth`, each at a random instant of what one takes that is left alone,
+/// until `kills` of them came before the end. After each, the target is complete or as it was, and the next restore to it
+/// is exact, names what the killed one left behind, and takes that away if it is marked.
+#[track_caller]
+pub fn kill_restores(
+    repo: &AnyRepo,
+    truth: &Tree,
+    kills: u64,
+    random: &mut Random,
+    scratch: &Scratch,
+) -> Kills {
+    let parent = scratch.dir("parent");
+    let target = parent.join("target");
+    let mut usual = time_of(|| drop(repo.restore("latest", &target).summary()));
+    fs::remove_dir_all(&target).expect("target");
+    let mut all = Kills::default();
+    for kill in 0.. {
+        if all.are_enough(kills) {
+            break;
+        }
+        let existed = kill % 3 == 0;
+        if existed {
+            fs::create_dir(&target).expect("empty target");
+        }
+        let ended = kill_within(&mut repo.restore_command("latest", &target), usual, random);
+        all.count(ended);
+        let empty = || fs::read_dir(&target).expect("target").next().is_none();
+        if target.exists() && !(existed && empty()) {
+            truth.assert_same(&Tree::read(&target), &format!("visible after kill {kill}"));
+        } else {
+            assert!(!ended, "a restore that ended is not visible");
+        }
+        if target.exists() && !empty() {
+            fs::remove_dir_all(&target).expect("target");
+        }
+        // Beside whatever the killed one left behind, which is told and goes.
+        let left = beside_target(&parent);
+        all.left_behind += u64::from(!left.is_empty());
+        // Not so in the moments before the marker is written and after it is gone.
+        let is_marked = |name: &String| {
+            let marker = ".helios-mover-restore-in-progress";
+            fs::read(parent.join(name).join(marker)).is_ok_and(|content| !content.is_empty())
+        };
+        let marked: Vec<bool> = left.iter().map(is_marked).collect();
+        // Its time is the one that the next is killed within: what else the machine does changes.
+        let begun = Instant::now();
+        let summary = repo.restore("latest", &target).summary();
+        usual = begun.elapsed();
+        truth.assert_same(&Tree::read(&target), &format!("restore after kill {kill}"));
+        fs::remove_dir_all(&target).expect("target");
+        for (name, is_marked) in left.into_iter().zip(marked) {
+            assert!(
+                name.starts_with(".target.helios-mover-partial-"),
+                "left behind: {name}"
+            );
+            assert!(
+                summary["warnings"].to_string().contains(&name),
+                "{name} is not told of: {summary}"
+            );
+            let path = parent.join(&name);
+            assert_eq!(path.exists(), !is_marked, "{name}: marked {is_marked}");
+            if !is_marked {
+                fs::remove_dir_all(path).expect("left behind");
+            }
+        }
+    }
+    let left = beside_target(&parent);
+    assert!(
+        left.is_empty(),
+        "{left:?} left behind by restores that ended"
+    );
+    fs::remove_dir_all(&parent).expect("parent");
+    all
+}
+
+/// Names in a directory, but for that of the target.
+fn beside_target(parent: &Path) -> Vec<String> {
+    let names = fs::read_dir(parent)
+        .expect("directory")
+        .map(|entry| entry.expect("entry").file_name());
+    names
+        .map(|name| name.into_string().expect("UTF-8"))
+        .filter(|name| name != "target")
+        .collect()
 }
 
 /// Rewrites a part of the source, so that the next backup has something new to store.

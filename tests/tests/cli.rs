@@ -3,12 +3,15 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use mover_test_servers::FilesystemS3;
+use mover_tests::bucket::variables;
 use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit, secret_file};
 use mover_tests::plant;
 use mover_tests::random::Random;
@@ -382,9 +385,14 @@ fn the_command_that_a_wrong_session_id_leads_to_works() {
     assert!(planned.summary()["sessions"].is_array(), "{shown}");
 }
 
-#[test]
-fn secrets_reach_no_output() {
-    let scratch = Scratch::new("secrets");
+/// Has every verb that handles a secret say as much as it can, on a new repository at `url` whose objects lie in `objects`. No secret
+/// is shown or lies there. Returns what those said that asked the store for something.
+fn secrets_stay_hidden(
+    url: &str,
+    environment: &[(&str, &str)],
+    objects: &Path,
+    scratch: &Scratch,
+) -> Vec<Outcome> {
     let home = scratch.dir("home");
     let source = scratch.dir("source");
     fs::write(source.join("file"), "content").expect("file");
@@ -393,69 +401,87 @@ fn secrets_reach_no_output() {
     secret_file(&passphrase, &format!("{secret}\n"));
     let wrong = scratch.join("wrong");
     secret_file(&wrong, &format!("{secret}-no\n"));
-    let (identity, recipient) = mover::identity(&scratch, "escrow");
+    let (identity, recipient) = mover::identity(scratch, "escrow");
     let identity_text = fs::read_to_string(&identity).expect("identity");
-    let url = format!("file://{}", scratch.join("repo").display());
     let source_url = dir_url(&source);
     let target = scratch.join("target").display().to_string();
-    let passphrase = passphrase.to_str().expect("path");
-    let open = |file: &str, args: &[&str]| {
+    let by = |key: [&OsStr; 2], args: &[&str]| {
         let mut command = mover::command(&home);
         command
             .args(args)
-            .args(["--repo", &url, "--passphrase-file", file, "-vv"])
+            .args(["--repo", url, "-vv"])
+            .args(key)
+            .envs(environment.iter().copied())
             .env("HELIOS_MOVER_LOG", "trace");
         Outcome::of(&mut command)
     };
-    let outcomes = [
-        open(passphrase, &["init"]).expect(exit::OK),
+    let [passphrase_file, identity_file] = ["--passphrase-file", "--identity-file"].map(OsStr::new);
+    let open = |file: &Path, args: &[&str]| by([passphrase_file, file.as_os_str()], args);
+    let outcomes = vec![
+        open(&passphrase, &["init"]).expect(exit::OK),
         open(
-            passphrase,
+            &passphrase,
             &["key", "add", "--recipient", &recipient, "--label", "escrow"],
         )
         .expect(exit::OK),
-        open(passphrase, &["key", "list", "--json"]).expect(exit::OK),
-        open(passphrase, &["backup", "--source", &source_url]).expect(exit::OK),
-        open(passphrase, &["show", "--json"]).expect(exit::OK),
-        open(passphrase, &["verify", "--json"]).expect(exit::OK),
-        open(passphrase, &["check"]),
+        open(&passphrase, &["key", "list", "--json"]).expect(exit::OK),
+        open(&passphrase, &["backup", "--source", &source_url]).expect(exit::OK),
+        open(&passphrase, &["show", "--json"]).expect(exit::OK),
+        open(&passphrase, &["verify", "--json"]).expect(exit::OK),
+        open(&passphrase, &["check"]).expect(exit::OK),
         // As other tools call it.
-        open(passphrase, &["restore", "--target", &target]).expect(exit::OK),
-        open(wrong.to_str().expect("path"), &["list"]).expect(exit::KEY),
-        Outcome::of(
-            mover::command(&home)
-                .args(["list", "--repo", &url, "-vv", "--identity-file"])
-                .arg(&identity),
-        )
-        .expect(exit::OK),
-        // The wrong kind of file: its name is shown, its content is not.
-        open(identity.to_str().expect("path"), &["list"]).expect(exit::KEY),
+        open(&passphrase, &["restore", "--target", &target]).expect(exit::OK),
+        open(&wrong, &["list"]).expect(exit::KEY),
+        by([identity_file, identity.as_os_str()], &["list"]).expect(exit::OK),
     ];
-    for outcome in &outcomes {
+    // The wrong kind of file, which is told before anything is asked for: its name is shown, its content is not.
+    let unasked = open(&identity, &["list"]).expect(exit::KEY);
+    let mut hidden = vec![secret, "AGE-SECRET-KEY-", identity_text.trim()];
+    let keys = environment.iter();
+    let keys = keys.filter(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY");
+    hidden.extend(keys.map(|(_, key)| *key));
+    for outcome in outcomes.iter().chain([&unasked]) {
         for text in [&outcome.stdout, &outcome.stderr] {
-            assert!(!text.contains(secret), "the passphrase is shown\n{outcome}");
-            assert!(
-                !text.contains("AGE-SECRET-KEY-"),
-                "an identity is shown\n{outcome}"
-            );
-            assert!(
-                !text.contains(identity_text.trim()),
-                "an identity is shown\n{outcome}"
-            );
+            for secret in &hidden {
+                assert!(!text.contains(*secret), "{secret} is shown\n{outcome}");
+            }
         }
     }
-    for (name, bytes) in Repo::objects_of(&scratch.join("repo")) {
+    let stored = Repo::objects_of(objects);
+    assert!(!stored.is_empty(), "{} is empty", objects.display());
+    for (name, bytes) in stored {
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        assert!(
-            !text.contains(secret) && !text.contains("AGE-SECRET-KEY-"),
-            "a secret lies in {}",
-            name.display()
-        );
+        for secret in &hidden {
+            assert!(!text.contains(*secret), "{secret} in {}", name.display());
+        }
         assert!(
             !text.contains("content") || name == Path::new("config"),
             "plain content lies in {}",
             name.display()
         );
+    }
+    outcomes
+}
+
+#[test]
+fn secrets_reach_no_output() {
+    let scratch = Scratch::new("secrets");
+    let objects = scratch.join("repo");
+    let url = format!("file://{}", objects.display());
+    secrets_stay_hidden(&url, &[], &objects, &scratch);
+}
+
+/// On a local disk there is nothing to log. Here there is, and the key of the store is one more secret.
+#[test]
+fn secrets_reach_no_output_of_verbs_that_log() {
+    let scratch = Scratch::new("secrets-logged");
+    let server = FilesystemS3::start(scratch.path());
+    let access = server.access();
+    let objects = server.objects().join("secrets");
+    let environment = variables(&access.key);
+    let said = secrets_stay_hidden(&access.url("secrets"), &environment, &objects, &scratch);
+    for outcome in said {
+        assert!(outcome.stderr.contains("TRACE"), "no trace\n{outcome}");
     }
 }
 

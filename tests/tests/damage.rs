@@ -2,6 +2,7 @@
 //! length cut, every object swapped with another or taken away.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -23,6 +24,8 @@ const RESTORE_EVERY: usize = 8;
 const SMALL: [&str; 6] = ["--shards", "1", "--arena", "12MiB", "--rung", "threads"];
 /// The ways in which damage may end a verification, and one more where the object damaged is what the key is read from.
 const NOTICED: [i32; 2] = [exit::VERIFY_FAILED, exit::CORRUPT];
+/// Kinds of objects without which there is no restore; of the others it knows nothing.
+const NEEDED: [&str; 4] = ["config", "keys", "packs", "backups"];
 
 /// One change to one object.
 #[derive(Debug, Clone)]
@@ -33,12 +36,26 @@ enum Damage {
     Delete { object: usize },
 }
 
+impl Damage {
+    /// The objects that it touches.
+    fn objects(&self) -> Vec<usize> {
+        match *self {
+            Damage::Flip { object, .. }
+            | Damage::Cut { object, .. }
+            | Damage::Delete { object } => vec![object],
+            Damage::Swap { one, other } => vec![one, other],
+        }
+    }
+}
+
 /// A repository with a few backups, and what they must restore to.
 struct Sample {
     scratch: Scratch,
     repo: Repo,
     objects: Vec<(PathBuf, Vec<u8>)>,
     truth: Vec<(String, Tree)>,
+    /// How many restores failed because of each object, where it alone was damaged.
+    refused: Mutex<BTreeMap<usize, usize>>,
 }
 
 impl Sample {
@@ -69,6 +86,7 @@ impl Sample {
             repo,
             objects,
             truth,
+            refused: Mutex::default(),
         }
     }
 
@@ -104,13 +122,7 @@ impl Sample {
     }
 
     fn heal(&self, repo: &Repo, damage: &Damage) {
-        let objects = match *damage {
-            Damage::Flip { object, .. }
-            | Damage::Cut { object, .. }
-            | Damage::Delete { object } => vec![object],
-            Damage::Swap { one, other } => vec![one, other],
-        };
-        for object in objects {
+        for object in damage.objects() {
             let (name, bytes) = &self.objects[object];
             fs::write(repo.dir.join(name), bytes).expect("object");
         }
@@ -118,16 +130,14 @@ impl Sample {
 
     /// Whether any of the objects that `damage` touched is named in what was printed.
     fn named(&self, outcome: &Outcome, damage: &Damage) -> bool {
-        let objects = match *damage {
-            Damage::Flip { object, .. }
-            | Damage::Cut { object, .. }
-            | Damage::Delete { object } => vec![object],
-            Damage::Swap { one, other } => vec![one, other],
-        };
-        objects.iter().any(|object| {
-            let name = self.objects[*object].0.display().to_string();
-            outcome.stdout.contains(&name) || outcome.stderr.contains(&name)
-        })
+        self.is_named_in(&outcome.stdout, damage) || self.is_named_in(&outcome.stderr, damage)
+    }
+
+    /// Whether any of the objects that `damage` touched is named in `text`.
+    fn is_named_in(&self, text: &str, damage: &Damage) -> bool {
+        let name = |object: usize| self.objects[object].0.display().to_string();
+        let mut names = damage.objects().into_iter().map(name);
+        names.any(|name| text.contains(&name))
     }
 
     /// Whether the header or a key slot was taken away, without which nothing can be opened.
@@ -194,7 +204,9 @@ impl Sample {
             let outcome = Outcome::of(repo.restore_command(id, &target).args(SMALL));
             let wrong = match outcome.code {
                 Some(exit::OK) => truth.differences(&Tree::read(&target)),
-                Some(exit::CORRUPT | exit::KEY | exit::NOT_FOUND) => Vec::new(),
+                Some(exit::CORRUPT | exit::KEY | exit::NOT_FOUND) => {
+                    self.judge_refusal(repo, damage, &outcome, &target)
+                }
                 _ => vec!["ended with a code that does not say what is wrong".to_string()],
             };
             let _ = fs::remove_dir_all(&target);
@@ -206,6 +218,47 @@ impl Sample {
             }
         }
         None
+    }
+
+    /// A restore that fails leaves nothing, neither at the target nor beside it, and says what is damaged and what to do.
+    fn judge_refusal(
+        &self,
+        repo: &Repo,
+        damage: &Damage,
+        outcome: &Outcome,
+        target: &Path,
+    ) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if target.exists() {
+            wrong.push("it left its target".to_string());
+        }
+        let name = target.file_name().expect("a target has a name");
+        let staging = format!(".{}.helios-mover-partial-", name.to_string_lossy());
+        let beside = target.parent().expect("a target has a parent");
+        for entry in fs::read_dir(beside).expect("directory").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&staging) {
+                wrong.push(format!("it left {name}"));
+            }
+        }
+        let error = outcome.error();
+        let text = |field: &str| error[field].as_str().unwrap_or_default();
+        // What is gone cannot be named: the repository, or the key to it, is not found.
+        let is_named = match self.lost_entrance(damage) {
+            true => text("object").contains(repo.url()),
+            false => self.is_named_in(text("object"), damage),
+        };
+        if !is_named {
+            wrong.push("the error is about another object".to_string());
+        }
+        if text("hint").is_empty() {
+            wrong.push("nothing is said of what to do next".to_string());
+        }
+        if let [object] = damage.objects()[..] {
+            let mut refused = self.refused.lock().expect("no worker panics");
+            *refused.entry(object).or_default() += 1;
+        }
+        wrong
     }
 
     fn shown(&self, damage: &Damage) -> String {
@@ -261,6 +314,20 @@ impl Sample {
             wrong.len(),
             damages.len()
         );
+        self.assert_refused();
+    }
+
+    /// Fails the test unless each object that a restore needs was damaged alone and a restore failed for it.
+    fn assert_refused(&self) {
+        let refused = self.refused.lock().expect("no worker panics");
+        eprintln!("{} restores failed", refused.values().sum::<usize>());
+        let is_needed = |object: &usize| NEEDED.map(Path::new).contains(&self.kind(*object));
+        let needed = (0..self.objects.len()).filter(is_needed);
+        let never: Vec<&PathBuf> = needed
+            .filter(|object| !refused.contains_key(object))
+            .map(|object| &self.objects[object].0)
+            .collect();
+        assert!(never.is_empty(), "no restore failed for {never:?}");
     }
 
     /// The kind of an object: the first part of its name.

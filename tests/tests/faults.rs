@@ -129,7 +129,8 @@ fn full_repository_disk_is_a_storage_error_and_heals() {
     let taken = disk.free_bytes() - 24 * MIB;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken)
         .expect("filler takes its space");
-    let error = repo.backup(&second).told(exit::STORAGE, "");
+    // What was being written when there was no more room.
+    let error = repo.backup(&second).told(exit::STORAGE, "packs/");
     assert_eq!(error["kind"], "storage", "{error}");
     assert_eq!(repo.ids().len(), 1, "a failed backup is listed");
     repo.verify().expect(exit::OK);
@@ -291,12 +292,15 @@ fn permissions_of_target_and_repository_are_told_apart() {
     );
     nobody
         .run(&["backup", "--source", &url])
-        .told(exit::STORAGE, "");
+        .told(exit::STORAGE, &nobody.repo.dir.display().to_string());
     assert_eq!(nobody.repo.ids().len(), 1);
 }
 
-/// Changes a file again and again while it is backed up.
-fn backup_while(change: impl Fn(&Path, u64) + Sync) -> (Repo, Scratch, PathBuf) {
+/// What an error calls a source itself.
+const ROOT: &str = ".";
+
+/// Changes the source again and again while it is backed up; the error names `object` as what has changed.
+fn backup_while(object: &str, change: impl Fn(&Path, u64) + Sync) -> (Repo, Scratch, PathBuf) {
     let scratch = Scratch::new("changing");
     let source = random_source(&scratch, "source", 32 * MIB);
     let repo = Repo::create(&scratch, "repo", Protection::None);
@@ -318,7 +322,8 @@ fn backup_while(change: impl Fn(&Path, u64) + Sync) -> (Repo, Scratch, PathBuf) 
         done.store(true, Ordering::Relaxed);
         outcome
     });
-    let error = outcome.told(exit::SOURCE_CHANGED, "");
+    let error = outcome.told(exit::SOURCE_CHANGED, object);
+    assert_eq!(error["object"], object, "{error}");
     assert_eq!(error["kind"], "source_changed", "{error}");
     assert!(repo.ids().is_empty(), "a torn backup is listed");
     (repo, scratch, source)
@@ -335,7 +340,7 @@ fn then_it_works((repo, scratch, source): (Repo, Scratch, PathBuf)) {
 
 #[test]
 fn growing_file_is_a_changed_source() {
-    then_it_works(backup_while(|source, _| {
+    then_it_works(backup_while("table-3", |source, _| {
         let mut file = OpenOptions::new()
             .append(true)
             .open(source.join("table-3"))
@@ -346,7 +351,7 @@ fn growing_file_is_a_changed_source() {
 
 #[test]
 fn file_written_in_place_is_a_changed_source() {
-    then_it_works(backup_while(|source, round| {
+    then_it_works(backup_while("table-1", |source, round| {
         let file = OpenOptions::new()
             .write(true)
             .open(source.join("table-1"))
@@ -358,7 +363,7 @@ fn file_written_in_place_is_a_changed_source() {
 
 #[test]
 fn shrinking_file_is_a_changed_source() {
-    then_it_works(backup_while(|source, round| {
+    then_it_works(backup_while("table-0", |source, round| {
         let file = OpenOptions::new()
             .write(true)
             .open(source.join("table-0"))
@@ -370,7 +375,7 @@ fn shrinking_file_is_a_changed_source() {
 
 #[test]
 fn replaced_file_is_a_changed_source() {
-    then_it_works(backup_while(|source, round| {
+    then_it_works(backup_while("table-2", |source, round| {
         let new = source.parent().expect("scratch").join("new");
         fs::write(&new, round.to_le_bytes().repeat(1 << 17)).expect("file");
         fs::rename(&new, source.join("table-2")).expect("rename");
@@ -379,9 +384,11 @@ fn replaced_file_is_a_changed_source() {
 
 #[test]
 fn vanished_file_is_a_changed_source() {
-    then_it_works(backup_while(|source, round| {
-        // Others are read before it, and it is there when the backup lists the directory.
-        if round == 200 {
+    then_it_works(backup_while("table-3", |source, _| {
+        // A backup opens its session when it has listed the directory, and only then reads: others before this one.
+        let sessions = source.parent().expect("scratch").join("repo/sessions");
+        let is_any = fs::read_dir(sessions).is_ok_and(|mut open| open.next().is_some());
+        if is_any {
             let _ = fs::remove_file(source.join("table-3"));
         }
     }));
@@ -389,14 +396,17 @@ fn vanished_file_is_a_changed_source() {
 
 #[test]
 fn new_names_are_a_changed_source() {
-    then_it_works(backup_while(|source, round| {
-        fs::write(source.join(format!("late-{round}")), b"a row").expect("file");
+    then_it_works(backup_while(ROOT, |source, round| {
+        // Complete when it comes, so that nothing has changed but the list of names.
+        let new = source.parent().expect("scratch").join("new");
+        fs::write(&new, b"a row").expect("file");
+        fs::rename(&new, source.join(format!("late-{round}"))).expect("rename");
     }));
 }
 
 #[test]
 fn new_empty_directory_is_a_changed_source() {
-    then_it_works(backup_while(|source, round| {
+    then_it_works(backup_while(ROOT, |source, round| {
         let at = source.join(format!("late-{round}"));
         fs::create_dir(at).expect("directory");
     }));

@@ -13,17 +13,15 @@ use mover_test_servers::{
     Scripted,
 };
 use mover_tests::accounts;
-use mover_tests::bucket::{RATE, UNDER_WAY_BYTES, in_the_middle_of, repo_in, told, variables};
-use mover_tests::job::{Job, time_of, wait_until};
+use mover_tests::bucket::{Outage, RATE, Relay, UNDER_WAY_BYTES, repo_in, told, variables};
+use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{
     AnyRepo, Outcome, PASSPHRASE, Protection, Repo, dir_url, exit, identity, secret_file,
 };
 use mover_tests::nano::Nano;
 use mover_tests::plant::{self, MIB, SHAPES};
 use mover_tests::postgres::Postgres;
-use mover_tests::proof::{
-    backups_at_once, change, disk_bytes, killed_backups_harm_nothing, restores_to,
-};
+use mover_tests::proof::{backups_at_once, change, disk_bytes, restores_to};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
@@ -31,6 +29,8 @@ use serde_json::Value;
 
 #[path = "s3/faulty.rs"]
 mod faulty;
+#[path = "s3/killed.rs"]
+mod killed;
 #[path = "s3/limits.rs"]
 mod limits;
 #[path = "s3/refused.rs"]
@@ -44,12 +44,8 @@ mod verbs;
 const SEED: u64 = 0x7333;
 /// What the tool may use at its defaults.
 const RSS_MAX: u64 = 256 * MIB;
-/// Kills of backups into S3.
-const KILLS: u64 = 20;
 /// How much longer a far server takes to answer.
 const FAR: Duration = Duration::from_millis(200);
-/// How long a killed server stays away.
-const AWAY: Duration = Duration::from_millis(700);
 /// Two `init` at once, so many times.
 const CONTESTS: u64 = 10;
 
@@ -436,32 +432,27 @@ fn secrets_reach_no_output_and_no_command_line() {
     }
 }
 
-/// Backs `data` up while `harm` is done, and loses it. `held` is where the server keeps what it is given.
-fn backed_up_and_lost(
-    repo: &AnyRepo,
-    data: &Path,
-    held: &Path,
-    harm: impl FnOnce(&mut Job),
-) -> Tree {
+/// Backs `data` up while the server is away for a while, and loses it. `held` is where a server keeps what it is given.
+fn backed_up_and_lost(repo: &AnyRepo, data: &Path, held: &Path, outage: &Outage<'_>) -> Tree {
     let files = Tree::read(data);
     let before = disk_bytes(held);
     let mut backup = repo.backup_command(data);
     backup.args(["--limit-upload", RATE]);
     let begun = || disk_bytes(held) > before + UNDER_WAY_BYTES;
-    in_the_middle_of(&mut backup, begun, harm);
+    outage.in_the_middle_of(&mut backup, begun);
     fs::remove_dir_all(data).expect("the data are lost");
     files
 }
 
-/// Brings `files` back to `data` while `harm` is done.
-fn restored(repo: &AnyRepo, data: &Path, files: &Tree, harm: impl FnOnce(&mut Job)) {
+/// Brings `files` back to `data` while the server is away for a while.
+fn restored(repo: &AnyRepo, data: &Path, files: &Tree, outage: &Outage<'_>) {
     // What is restored so far lies beside the target.
     let parent = data.parent().expect("the data lie in a directory");
     let before = disk_bytes(parent);
     let mut restore = repo.restore_command("latest", data);
     restore.args(["--limit-download", RATE]);
     let begun = || !data.exists() && disk_bytes(parent) > before + UNDER_WAY_BYTES;
-    in_the_middle_of(&mut restore, begun, harm);
+    outage.in_the_middle_of(&mut restore, begun);
     files.assert_same(&Tree::read(data), "restored files");
 }
 
@@ -472,35 +463,41 @@ fn lost_and_restored_over_killed_servers(
     repo: &AnyRepo,
     data: &Path,
 ) {
-    let kill = |job: &mut Job| {
-        garage.kill();
-        std::thread::sleep(AWAY);
-        assert!(job.is_running(), "ended while the server was away");
-        garage.restart();
+    let outage = Outage {
+        begin: &|| garage.kill(),
+        end: &|| garage.restart(),
+        log: &scratch.join("job.log"),
     };
-    let files = backed_up_and_lost(repo, data, &scratch.join("garage/data"), kill);
-    restored(repo, data, &files, kill);
+    let files = backed_up_and_lost(repo, data, &scratch.join("garage/data"), &outage);
+    restored(repo, data, &files, &outage);
 }
 
+/// In each job it is the node that the job speaks to, and the job goes on with another one, while two are left.
 #[test]
 fn lost_files_come_back_from_a_cluster_that_loses_a_node() {
     let scratch = Scratch::new("s3-cluster");
     let cluster = GarageCluster::start(scratch.path());
-    let repo = repo_in(cluster.access(0), &scratch, "cluster", Protection::Identity);
+    let endpoint = |node| cluster.access(node).endpoint.as_str();
+    let relay = Relay::start(endpoint(2));
+    let access = cluster.access(2).at(&relay.endpoint());
+    let repo = repo_in(&access, &scratch, "cluster", Protection::Identity);
     let data = scratch.dir("place").join("data");
     fs::create_dir(&data).expect("directory");
     plant::mixed(&data, &mut Random::new(SEED), 16 << 20);
     let held = scratch.join("garage-0/data");
-    let lose = |node| {
-        let cluster = &cluster;
-        move |job: &mut Job| {
-            cluster.kill(node);
-            assert!(job.is_running(), "ended before the node was lost");
-        }
+    let first = Outage {
+        begin: &|| cluster.kill(2),
+        end: &|| relay.lead_to(endpoint(0)),
+        log: &scratch.join("job.log"),
     };
-    let files = backed_up_and_lost(&repo, &data, &held, lose(2));
+    let files = backed_up_and_lost(&repo, &data, &held, &first);
     cluster.restart(2);
-    restored(&repo, &data, &files, lose(1));
+    relay.lead_to(endpoint(1));
+    let second = Outage {
+        begin: &|| cluster.kill(1),
+        ..first
+    };
+    restored(&repo, &data, &files, &second);
     repo.verify().expect(exit::OK);
 }
 
@@ -541,21 +538,6 @@ fn a_lost_postgres_cluster_comes_back_over_a_server_that_is_killed() {
     server.start_intact(&before);
     server.stop();
     repo.verify().expect(exit::OK);
-}
-
-#[test]
-fn killed_backups_leave_a_sound_repository_in_s3() {
-    let mut random = Random::new(SEED);
-    let scratch = Scratch::new("s3-kill");
-    let server = FilesystemS3::start(scratch.path());
-    let source = scratch.dir("source");
-    plant::mixed(&source, &mut random, 4 << 20);
-    let repo = repo_in(server.access(), &scratch, "kill", Protection::Identity);
-    repo.backup(&source).summary();
-    change(&source, &mut random);
-    let usual = time_of(|| drop(repo.backup(&source).summary()));
-    let seen = killed_backups_harm_nothing(&repo, &source, KILLS, usual, &mut random, &scratch);
-    assert!(seen.are_enough(KILLS / 2), "{seen:?}");
 }
 
 #[test]

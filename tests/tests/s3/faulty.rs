@@ -2,9 +2,11 @@
 //! every verb, on a store that keeps conditional writes and on one that does not; faults that stay end a job with an error
 //! that is worth another try, and harm nothing that was there before.
 //!
-//! Invariants: each fault is met, which is asserted; what a job came to is looked at on the server itself, past the
-//! proxy; jobs that are to give up run by a clock that is fast, so that the two minutes which they hold on take seconds.
+//! Invariants: each fault is met, by each verb that sends requests of its kind, which is asserted; what a job came to is looked
+//! at on the server itself, past the proxy; jobs that are to give up run by a clock that is fast, so that the two minutes which
+//! they hold on take seconds.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -25,14 +27,15 @@ use mover_tests::tree::Tree;
 
 use super::{SEED, objects};
 
-/// How many of the requests that a fault may hit it does hit, and at most.
+/// How many of a verb's requests a fault hits beside those that it hits for certain, and at most.
 const CHANCE: f64 = 0.15;
-const HITS_MAX: u64 = 40;
+const HITS_MAX: u64 = 10;
 /// The same of writes, of which there are few.
 const CHANCE_OF_WRITES: f64 = 0.5;
-/// `timeout=` where every request that is not answered costs a test so much, and how many are not.
+/// `timeout=` where every request that is not answered costs a test so much.
 const SILENCE_S: u64 = 1;
-const SILENCES: u64 = 3;
+/// The same where a pack is taken in slowly: so long, and as long again as its bytes may lie in the kernel, it is waited for.
+const SLOWNESS_S: u64 = 5;
 /// `timeout=` elsewhere, the default.
 const TIMEOUT_S: u64 = 30;
 /// Faults that happen at a time, each to a repository of its own.
@@ -60,77 +63,135 @@ enum Way {
     Chunks,
 }
 
+/// What a repository goes through. Each meets the fault anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Init,
+    Backup,
+    /// With a parent, of which it reads.
+    BackupAgain,
+    List,
+    Verify,
+    Restore,
+    Expire,
+}
+
+/// All of them, those that write, those that make a backup, and those that read packs.
+const ALL: [Verb; 7] = [
+    Verb::Init,
+    Verb::Backup,
+    Verb::BackupAgain,
+    Verb::List,
+    Verb::Verify,
+    Verb::Restore,
+    Verb::Expire,
+];
+const WRITING: [Verb; 4] = [Verb::Init, Verb::Backup, Verb::BackupAgain, Verb::Expire];
+const BACKUPS: [Verb; 2] = [Verb::Backup, Verb::BackupAgain];
+const READING: [Verb; 3] = [Verb::BackupAgain, Verb::Verify, Verb::Restore];
+
+impl Verb {
+    /// What is in the paths of the objects that it is about: it cannot do without them.
+    fn core(self) -> &'static str {
+        match self {
+            Verb::Init => "/keys/",
+            Verb::Backup | Verb::BackupAgain | Verb::Verify | Verb::Restore => "/packs/",
+            Verb::List => "/backups/",
+            Verb::Expire => "/expired/",
+        }
+    }
+}
+
 /// A fault that passes.
 struct Passing {
     name: &'static str,
+    /// What happens, and which requests it may hit.
     fault: Fault,
+    /// Verbs whose first such request it hits for certain.
+    first: &'static [Verb],
+    /// Verbs whose first such request for an object of their core it hits for certain.
+    core: &'static [Verb],
+    /// How many it hits there, one after the other.
+    times: u64,
+    /// Which part of the others it hits.
+    chance: f64,
     timeout_s: u64,
+}
+
+impl Passing {
+    /// One that every verb meets, at its first request and at its core for certain, and at others by chance.
+    fn new(name: &'static str, fault: Fault) -> Self {
+        Passing {
+            name,
+            fault,
+            first: &ALL,
+            core: &ALL,
+            times: 1,
+            chance: CHANCE,
+            timeout_s: TIMEOUT_S,
+        }
+    }
+
+    /// The same for those that take long: the first such requests of these verbs meet it, and no others.
+    fn at_first(self, first: &'static [Verb]) -> Self {
+        Passing {
+            first,
+            core: &[],
+            chance: 0.0,
+            ..self
+        }
+    }
 }
 
 /// The faults that every job has to end well over.
 fn passing_faults() -> Vec<Passing> {
-    let any = |action| Fault::new(action).chance(CHANCE, SEED).times(HITS_MAX);
-    let writes = |action| {
-        let fault = Fault::new(action).method("PUT");
-        fault.chance(CHANCE_OF_WRITES, SEED).times(HITS_MAX)
+    let any = |name, action| Passing::new(name, Fault::new(action));
+    let writes = |name, action| Passing {
+        first: &WRITING,
+        core: &WRITING,
+        chance: CHANCE_OF_WRITES,
+        ..Passing::new(name, Fault::new(action).method("PUT"))
     };
-    let silence = |action| any(action).times(SILENCES);
-    let listings = |action| Fault::new(action).query("list-type").times(SILENCES);
-    let packs = |method, action| {
-        let fault = Fault::new(action).method(method);
-        fault.path("/packs/").times(SILENCES)
+    let silence = |name, fault| Passing {
+        chance: 0.0,
+        timeout_s: SILENCE_S,
+        ..Passing::new(name, fault)
     };
-    let conflict = Action::error(409, "ConditionalRequestConflict");
-    let late = Action::Delay(Duration::from_millis(300));
-    [
-        ("reset-before", any(Action::ResetBeforeRequest), TIMEOUT_S),
-        (
-            "reset-within",
-            writes(Action::ResetAfterRequestBytes(100_000)),
-            TIMEOUT_S,
-        ),
-        ("lost-reply", any(Action::LostReply), TIMEOUT_S),
-        ("twice", any(Action::Duplicate), TIMEOUT_S),
-        (
-            "internal-error",
-            any(Action::error(500, "InternalError")),
-            TIMEOUT_S,
-        ),
-        ("slow-down", any(Action::slow_down()), TIMEOUT_S),
-        ("conflict", writes(conflict), TIMEOUT_S),
+    let slow = Action::SlowReply(1024);
+    let listings = Fault::new(slow.clone()).query("list-type");
+    let packs = Fault::new(slow).method("GET").path("/packs/");
+    let written = Fault::new(Action::SlowRequest(1024)).method("PUT");
+    vec![
+        any("reset-before", Action::ResetBeforeRequest),
+        writes("reset-within", Action::ResetAfterRequestBytes(100_000)),
+        any("lost-reply", Action::LostReply),
+        any("twice", Action::Duplicate),
+        any("internal-error", Action::error(500, "InternalError")),
+        any("slow-down", Action::slow_down()),
+        writes("conflict", Action::error(409, "ConditionalRequestConflict")),
         // Where bytes of an object were asked for, it is told by the ETag that is missing.
-        (
-            "error-in-200",
-            any(Action::ErrorIn200("InternalError".into())),
-            TIMEOUT_S,
-        ),
-        ("truncated", any(Action::TruncateReply(100)), TIMEOUT_S),
-        ("late", any(late), TIMEOUT_S),
-        ("slow", listings(Action::SlowReply(1024)), TIMEOUT_S),
-        (
-            "slow-packs",
-            packs("GET", Action::SlowReply(1024)),
-            TIMEOUT_S,
-        ),
-        (
-            "slow-writes",
-            packs("PUT", Action::SlowRequest(1024)),
-            TIMEOUT_S,
-        ),
-        ("stalled", silence(Action::Stall), SILENCE_S),
-        ("silent", silence(Action::SilentReply), SILENCE_S),
-        (
-            "stalled-within",
-            silence(Action::StallReply(50)).method("GET"),
-            SILENCE_S,
-        ),
+        any("error-in-200", Action::ErrorIn200("InternalError".into())),
+        any("truncated", Action::TruncateReply(100)),
+        any("late", Action::Delay(Duration::from_millis(300))),
+        Passing {
+            times: 2,
+            ..Passing::new("slow", listings).at_first(&ALL)
+        },
+        Passing::new("slow-packs", packs).at_first(&READING),
+        Passing {
+            timeout_s: SLOWNESS_S,
+            ..Passing::new("slow-writes", written.path("/packs/")).at_first(&BACKUPS)
+        },
+        silence("stalled", Fault::new(Action::Stall)),
+        silence("silent", Fault::new(Action::SilentReply)),
+        Passing {
+            core: &[Verb::BackupAgain, Verb::List, Verb::Verify, Verb::Restore],
+            ..silence(
+                "stalled-within",
+                Fault::new(Action::StallReply(50)).method("GET"),
+            )
+        },
     ]
-    .map(|(name, fault, timeout_s)| Passing {
-        name,
-        fault,
-        timeout_s,
-    })
-    .into()
 }
 
 /// Those of them that meet what is different on another way than the plain one.
@@ -198,65 +259,141 @@ fn expire(repo: &AnyRepo) -> Outcome {
     Outcome::of(command.args(["--keep-last", "1", "--confirm", "--json"]))
 }
 
+/// A repository whose every verb goes by way of a new proxy and meets the fault there.
+struct Life<'a> {
+    passing: &'a Passing,
+    way: Way,
+    access: &'a Access,
+    scratch: &'a Scratch,
+    /// The repository without a proxy.
+    direct: &'a AnyRepo,
+    /// What the signatures of all requests cover.
+    signed: Vec<String>,
+}
+
+impl Life<'_> {
+    /// Does `work` on the repository while the fault happens, which is asserted.
+    #[track_caller]
+    fn meets<T>(&mut self, verb: Verb, work: impl FnOnce(&AnyRepo) -> T) -> T {
+        let (proxy, repo) = self.by_proxy();
+        let Passing { name, fault, .. } = self.passing;
+        let certain = |verbs: &[Verb], fault: Fault| {
+            let is_met = verbs.contains(&verb);
+            is_met.then(|| proxy.inject(fault.times(self.passing.times)))
+        };
+        // Of several faults that match, the one that was there first hits.
+        let first = certain(self.passing.first, fault.clone());
+        let core = certain(self.passing.core, fault.clone().path(verb.core()));
+        let seed = SEED ^ verb as u64;
+        let others = fault.clone().chance(self.passing.chance, seed);
+        let others = proxy.inject(others.times(HITS_MAX));
+
+        let done = work(&repo);
+        let hits = |id: Option<FaultId>| id.map(|id| proxy.hits(id));
+        let seen = proxy.seen();
+        for hits in [hits(first), hits(core)] {
+            assert_ne!(hits, Some(0), "{name} did not happen in {verb:?}: {seen:?}");
+        }
+        let all = [first, core, Some(others)].into_iter().flat_map(hits);
+        let all: u64 = all.sum();
+        eprintln!("{name}, {verb:?}: {all} of {} requests", seen.len());
+        let signed = proxy.signed();
+        assert!(signed.len() >= seen.len(), "some do not say what is signed");
+        self.signed.extend(signed);
+        done
+    }
+
+    /// The repository by way of a new proxy.
+    fn by_proxy(&self) -> (FaultProxy, AnyRepo) {
+        let Passing {
+            name, timeout_s, ..
+        } = *self.passing;
+        let upstream = &self.access.endpoint;
+        let (proxy, more) = match self.way {
+            Way::Plain => (FaultProxy::start(upstream), String::new()),
+            Way::Tls => {
+                let ca = self.scratch.join(format!("ca-{name}.pem"));
+                let proxy = FaultProxy::start_tls(upstream, &ca);
+                (proxy, format!("&ca={}", ca.display()))
+            }
+            Way::Chunks => (FaultProxy::start(upstream), "&sign=chunks".to_owned()),
+        };
+        let repo = by(&proxy, self.direct, self.access, name, timeout_s);
+        let url = format!("{}{more}", repo.url());
+        let repo = repo.at(&url, &variables(&self.access.key));
+        (proxy, repo)
+    }
+
+    /// That the way was the one it should be: no body goes unsigned where nothing else protects it.
+    #[track_caller]
+    fn went_its_way(&self) {
+        let is_hash = |signed: &String| {
+            signed.len() == 64 && signed.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        let other = match self.way {
+            Way::Plain => None,
+            Way::Tls => Some("UNSIGNED-PAYLOAD"),
+            Way::Chunks => Some("STREAMING-AWS4-HMAC-SHA256-PAYLOAD"),
+        };
+        let others: BTreeSet<&str> = self
+            .signed
+            .iter()
+            .filter(|signed| !is_hash(signed))
+            .map(String::as_str)
+            .collect();
+        assert_eq!(others, other.into_iter().collect());
+    }
+}
+
 /// Every verb of a repository's life while a fault happens again and again.
 fn lives_over(passing: &Passing, way: Way, access: &Access, scratch: &Scratch) {
-    let Passing {
-        name, timeout_s, ..
-    } = *passing;
-    let ca = scratch.join(format!("ca-{name}.pem"));
-    let (proxy, more) = match way {
-        Way::Plain => (FaultProxy::start(&access.endpoint), String::new()),
-        Way::Tls => {
-            let proxy = FaultProxy::start_tls(&access.endpoint, &ca);
-            (proxy, format!("&ca={}", ca.display()))
-        }
-        Way::Chunks => {
-            let proxy = FaultProxy::start(&access.endpoint);
-            (proxy, "&sign=chunks".to_owned())
-        }
-    };
-    let fault = proxy.inject(passing.fault.clone());
+    let name = passing.name;
     let environment = variables(&access.key);
-    let direct = access.url(name);
-    let (direct, init) =
-        AnyRepo::prepare(scratch, name, &direct, &environment, Protection::Identity);
-    let repo = by(&proxy, &direct, access, name, timeout_s);
-    let repo = repo.at(&format!("{}{more}", repo.url()), &environment);
-    Outcome::of(&mut repo.init_command(&init)).expect(exit::OK);
+    let url = access.url(name);
+    let (direct, init) = AnyRepo::prepare(scratch, name, &url, &environment, Protection::Identity);
+    let mut life = Life {
+        passing,
+        way,
+        access,
+        scratch,
+        direct: &direct,
+        signed: Vec::new(),
+    };
+    life.meets(Verb::Init, |repo| {
+        Outcome::of(&mut repo.init_command(&init)).expect(exit::OK);
+    });
 
     let source = scratch.dir(format!("source-{name}"));
     let mut random = Random::new(SEED);
     plant::mixed(&source, &mut random, 1 << 20);
     plant::small_files(&source, &mut random, 200);
     let before = Tree::read(&source);
-    let first = id_of(&repo.backup(&source));
+    let first = life.meets(Verb::Backup, |repo| id_of(&repo.backup(&source)));
     change(&source, &mut random);
     let after = Tree::read(&source);
-    let second = id_of(&repo.backup(&source));
-    for repo in [&repo, &direct] {
-        assert_eq!(repo.ids(), [first.as_str(), second.as_str()], "{name}");
+    let second = life.meets(Verb::BackupAgain, |repo| id_of(&repo.backup(&source)));
+
+    let ids = [first.as_str(), second.as_str()];
+    assert_eq!(life.meets(Verb::List, AnyRepo::ids), ids, "{name}");
+    assert_eq!(direct.ids(), ids, "{name}");
+    life.meets(Verb::Verify, |repo| {
         repo.verify().expect(exit::OK);
-        restores_to(repo, &first, &before, scratch);
-        restores_to(repo, &second, &after, scratch);
+    });
+    direct.verify().expect(exit::OK);
+    for (id, truth) in ids.into_iter().zip([&before, &after]) {
+        life.meets(Verb::Restore, |repo| restores_to(repo, id, truth, scratch));
+        restores_to(&direct, id, truth, scratch);
     }
     holds_backups(access, name, 2);
 
-    expire(&repo).expect(exit::OK);
-    assert_eq!(direct.ids(), [second.as_str()], "{name}");
+    life.meets(Verb::Expire, |repo| {
+        expire(repo).expect(exit::OK);
+    });
+    assert_eq!(direct.ids(), ids[1..], "{name}");
     holds_backups(access, name, 1);
     direct.verify().expect(exit::OK);
-    restores_to(&direct, &second, &after, scratch);
-    let hits = proxy.hits(fault);
-    eprintln!("{name}: {hits} of {} requests", proxy.seen().len());
-    assert!(hits > 0, "{name} happened");
-    // That the way was the one it should be.
-    let signed = proxy.signed();
-    let any = |of: &str| signed.iter().any(|signed| signed.starts_with(of));
-    match way {
-        Way::Plain => {}
-        Way::Tls => assert!(any("UNSIGNED-PAYLOAD"), "{signed:?}"),
-        Way::Chunks => assert!(any("STREAMING-"), "{signed:?}"),
-    }
+    restores_to(&direct, ids[1], &after, scratch);
+    life.went_its_way();
 }
 
 /// Several at a time, since most of it is waiting.
@@ -279,9 +416,8 @@ fn jobs_end_well_over_every_fault_that_passes() {
     // As where an object was there when the write came, and is gone when one looks: as often as that is believed.
     let refused = Fault::new(Action::error(412, "PreconditionFailed")).method("PUT");
     faults.push(Passing {
-        name: "refused",
-        fault: refused.path("/backups/").times(3),
-        timeout_s: TIMEOUT_S,
+        times: 3,
+        ..Passing::new("refused", refused.path("/backups/")).at_first(&BACKUPS)
     });
     all_live_over(&faults, Way::Plain, server.access(), &scratch);
 }

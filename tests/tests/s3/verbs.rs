@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use mover_test_servers::{Access, Conditions, FilesystemOptions, FilesystemS3, Garage};
+use mover_test_servers::{Access, Conditions, FilesystemOptions, FilesystemS3, Garage, Tls};
 use mover_tests::bucket::variables;
 use mover_tests::mover::{AnyRepo, Outcome, Protection, dir_url, exit, identity};
 use mover_tests::proof::restores_to;
@@ -162,7 +162,7 @@ fn every_verb_works_on_a_repository_in_s3() {
 fn every_verb_works_over_tls() {
     let scratch = Scratch::new("s3-verbs-tls");
     let options = FilesystemOptions {
-        tls: true,
+        tls: Tls::Signed,
         conditions: Conditions::Atomic,
     };
     let server = FilesystemS3::start_with(scratch.path(), options);
