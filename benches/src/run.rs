@@ -159,7 +159,8 @@ impl Plan {
 
     fn check_space(&self) -> Result<()> {
         let mut sets: Vec<Dataset> = self.on_disk().collect();
-        sets.extend(self.has(Part::Memory).then_some(Dataset::Rows10g));
+        let large = self.has(Part::Memory) || self.has(Part::S3Link);
+        sets.extend(large.then_some(Dataset::Rows10g));
         let complete = sets
             .iter()
             .all(|set| set.path(&self.cache, self.scale).is_dir());
@@ -230,7 +231,7 @@ pub fn prepare(plan: &Plan) -> Result<()> {
             ready.files.0.len()
         );
     }
-    if plan.has(Part::Memory) {
+    if plan.has(Part::Memory) || plan.has(Part::S3Link) {
         plan.ready(Dataset::Rows)?;
         plan.ready(Dataset::Rows10g)?;
     }
@@ -600,9 +601,11 @@ fn measure_s3_link(plan: &Plan, places: &Places, work: &Path) -> Result<()> {
     eprintln!("== S3, limited link");
     let packs = plan.ready_in(Dataset::Packs, &places.memory)?;
     let rows = plan.ready(Dataset::Rows)?;
+    let rows10g = plan.ready(Dataset::Rows10g)?;
     let sources = Sources {
         packs: &packs.path,
         rows: &rows.path,
+        rows10g: &rows10g.path,
         work,
     };
     let started = Timestamp::now();
