@@ -50,6 +50,12 @@ pub(crate) fn directory(repository: &Repository) -> Option<Inode> {
     repository.store().directory().and_then(inode)
 }
 
+/// Whose the repository's directory is, if it has one on this machine.
+pub(crate) fn owner(repository: &Repository) -> Option<u32> {
+    let found = repository.store().directory()?.metadata().ok()?;
+    Some(found.uid())
+}
+
 /// Refuses a target that holds the repository, or lies in it, as far as their paths tell.
 pub(crate) fn refuse_in_target(repository: &Repository, target: &Path) -> Result<()> {
     let Some(directory) = repository.store().directory() else {

@@ -383,8 +383,15 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
             return Err(error);
         }
     };
-    let (restored, not_removed) =
-        restored.map_err(|error| protect::told(engine, &view, error, &progress, tick))?;
+    let (restored, not_removed) = match restored {
+        Ok(restored) => restored,
+        Err(error) => {
+            if let Some(protected) = protected {
+                protected.keep();
+            }
+            return Err(protect::told(engine, &view, error, &progress, tick));
+        }
+    };
     let Restored {
         parts,
         removed,
@@ -404,7 +411,9 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
     if finished.warnings_more > 0 {
         warnings.push(format!("{} warnings more", finished.warnings_more));
     }
-    warnings.extend(protected.and_then(Protected::end));
+    if let Some(protected) = protected {
+        warnings.extend(protected.end(&progress, tick));
+    }
     let engine = clock.report(shards, view.link_report());
     Ok(RestoreSummary {
         backup_id: view.id,

@@ -379,6 +379,14 @@ impl Repository {
         owner: &SlotOwner<'_>,
         label: &str,
     ) -> Result<SlotInfo> {
+        if label.starts_with(GOING) {
+            return Err(Error::new(
+                Kind::Usage,
+                "a label begins as those of slots that are being removed",
+            )
+            .object(label)
+            .hint("choose another label"));
+        }
         let secret = self.require_secret()?;
         let found = self.read_slots(shard).await?.slots;
         if found.iter().filter(|slot| slot.slot.is_ok()).count() >= SLOTS_MAX {

@@ -1,6 +1,7 @@
 //! Whether one `syncfs` makes durable, or tells of, all that was written to a file system.
 //!
-//! Invariant: where that is not known to be so, the answer is no; then each file is synced by itself, which costs time alone.
+//! Invariant: of the file systems that are known to keep data elsewhere, and of kernels that tell too little, the answer is no;
+//! then each file is synced by itself, which costs time alone.
 
 use std::os::fd::BorrowedFd;
 

@@ -48,8 +48,6 @@ pub struct DirTarget {
     mode: TargetMode,
     /// Where entries are made.
     root: OwnedFd,
-    /// Whether each file is synced by itself, since one sync of all would not do.
-    syncs_files: bool,
     layout: Layout,
     /// The repository's directory, which is never removed or emptied.
     repository: Option<Inode>,
@@ -96,7 +94,8 @@ impl DirTarget {
     /// # Errors
     /// `Target`, by the file's path.
     pub fn sync_file(&self, entry: &Entry, file: BorrowedFd<'_>) -> Result<()> {
-        if !self.syncs_files {
+        // Of each, as another file system may be mounted there.
+        if syncfs_vouches(file) == Ok(true) {
             return Ok(());
         }
         rustix::fs::fsync(file).map_err(self.failed("a file cannot be synced", entry))
@@ -164,12 +163,10 @@ impl DirTarget {
             }
         };
         let root_stat = rustix::fs::fstat(&root).map_err(failed)?;
-        let syncs_files = !syncfs_vouches(root.as_fd()).map_err(failed)?;
         Ok(DirTarget {
             path,
             mode: plan.mode,
             root,
-            syncs_files,
             is_staged: !matches!(layout, Layout::InPlace { .. }),
             layout,
             repository: plan.repository,

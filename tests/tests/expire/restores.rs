@@ -132,3 +132,46 @@ fn a_restore_whose_backup_is_deleted_meanwhile_says_so_and_leaves_nothing() {
     assert!(!target.exists());
     assert_eq!(staged(), 0);
 }
+
+#[test]
+fn what_a_dead_expire_was_about_to_delete_is_restored_over_a_target() {
+    mover_tests::run::require_root();
+    let scratch = Scratch::new("expire-delta-dead");
+    let (repo, history) = two_backups(&scratch, 2);
+    let target = scratch.join("target");
+    history.repo.restore(history.id(1), &target).summary();
+    let mut expire = repo.command("expire");
+    expire.args(["--keep-last", "1", "--confirm", "--json"]);
+    // Its tombstone stands when it begins to delete.
+    let home = scratch.dir("home-of-strace");
+    let killed = Outcome::of(&mut killed_at(&expire, &home, "unlinkat", 1));
+    assert_ne!(killed.code, Some(exit::OK), "{killed}");
+    assert_eq!(repo.ids(), [history.id(0), history.id(1)]);
+    assert!(!names(&repo, "expired/").is_empty() && !names(&repo, "sessions/").is_empty());
+
+    Outcome::of(&mut delta_of(&history, history.id(0), &target)).summary();
+    history.made[0].1.assert_same(&Tree::read(&target), "delta");
+    assert_eq!(names(&repo, "holds/"), [""; 0]);
+    history.holds_exactly(&[0, 1], &scratch);
+}
+
+/// Who may enter a directory that root makes in another user's repository? Not that user.
+#[test]
+fn nothing_is_written_into_the_repository_of_another_user() {
+    mover_tests::run::require_root();
+    let scratch = Scratch::new("expire-delta-foreign");
+    let (repo, history) = two_backups(&scratch, 2);
+    let target = scratch.join("target");
+    history.repo.restore(history.id(1), &target).summary();
+    let owned = Command::new("chown")
+        .args(["-R", "nobody"])
+        .arg(&repo.dir)
+        .status();
+    assert!(owned.expect("chown").success());
+    let before = Tree::read(&repo.dir);
+    let done = Outcome::of(&mut delta_of(&history, history.id(0), &target)).summary();
+    let warnings = done["warnings"].to_string();
+    assert!(warnings.contains("no hold could be put"), "{done}");
+    before.assert_same(&Tree::read(&repo.dir), "the repository after a restore");
+    history.made[0].1.assert_same(&Tree::read(&target), "delta");
+}

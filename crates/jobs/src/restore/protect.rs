@@ -12,6 +12,7 @@ use mover_io::Shard;
 use mover_repo::{BackupView, catalogue, holds, host_name};
 
 use crate::backup::only;
+use crate::overlap;
 use crate::progress::Progress;
 use crate::settings::{Engine, Tick};
 
@@ -43,6 +44,9 @@ impl<'a> Protected<'a> {
         tick: Tick<'_>,
     ) -> Result<Self> {
         let reason = reason(target);
+        if let Some(why) = foreign_directory(view) {
+            return Ok(Protected::without(engine, view, reason, &why));
+        }
         let put = async |shard: Shard| {
             if !left(&shard, view, &reason).await?.is_empty() {
                 return Ok(None);
@@ -52,27 +56,39 @@ impl<'a> Protected<'a> {
             Ok(Some(hold.hold_id))
         };
         let put = mover_io::run(&engine.single(), put, |stop| tick(progress, stop)).and_then(only);
-        let mut added = None;
-        let warning = match put {
-            Ok(hold) => {
-                added = hold;
-                None
+        match put {
+            Ok(added) => Ok(Protected {
+                engine,
+                view,
+                reason,
+                added,
+                warning: None,
+            }),
+            Err(error) if error.kind() == Kind::Cancelled => Err(error),
+            Err(error) if error.kind() == Kind::Conflict => Err(going(view, error)),
+            Err(error) if error.kind() == Kind::NotFound => {
+                match stands(engine, view, progress, tick) {
+                    Ok(false) => Err(deleted(view)),
+                    Ok(true) | Err(_) => Err(error),
+                }
             }
-            Err(error) if error.kind() == Kind::NotFound => return Err(deleted(view)),
-            Err(error) if matches!(error.kind(), Kind::Conflict | Kind::Cancelled) => {
-                return Err(error);
-            }
-            Err(error) => Some(format!(
-                "no hold could be put on the backup, so run no expire until it is restored: {error}"
-            )),
-        };
-        Ok(Protected {
+            Err(error) => Ok(Protected::without(engine, view, reason, &error.to_string())),
+        }
+    }
+
+    /// Goes on without a hold, which is told at once and in the end.
+    fn without(engine: &'a Engine, view: &'a BackupView, reason: String, why: &str) -> Self {
+        let warning = format!(
+            "no hold could be put on the backup, so run no expire until it is restored: {why}"
+        );
+        tracing::warn!("{warning}");
+        Protected {
             engine,
             view,
             reason,
-            added,
-            warning,
-        })
+            added: None,
+            warning: Some(warning),
+        }
     }
 
     /// Takes back what this restore put on, as it changed nothing.
@@ -80,35 +96,42 @@ impl<'a> Protected<'a> {
         let Some(hold) = self.added else {
             return;
         };
-        if let Err(error) = self.remove(&[hold]) {
-            tracing::warn!(%error, "the hold on the backup stays");
-        }
-    }
-
-    /// Takes the hold away, as the target is whole; gives a warning if it stays.
-    pub fn end(self) -> Option<String> {
-        if self.warning.is_some() {
-            return self.warning;
-        }
-        let find = async |shard: Shard| left(&shard, self.view, &self.reason).await;
-        let found = mover_io::run(&self.engine.single(), find, |_| {}).and_then(only);
-        let error = found.and_then(|holds| self.remove(&holds)).err()?;
-        Some(format!(
-            "the hold that was put on the backup for the time of the restore stays (`helios-mover hold list`): {error}"
-        ))
-    }
-}
-
-impl Protected<'_> {
-    fn remove(&self, holds: &[HoldId]) -> Result<()> {
         let remove = async |shard: Shard| {
-            for hold in holds {
+            holds::remove(&shard, self.view.repository(), &hold.to_string()).await
+        };
+        // Also where the job was asked to end: it is short, and ends with the patience of the store.
+        if let Err(error) = mover_io::run(&self.engine.single(), remove, |_| {}) {
+            tracing::warn!(%error, "the hold on the backup stays (`helios-mover hold list`)");
+        }
+    }
+
+    /// Says that the hold stays, as the target is not whole.
+    pub fn keep(self) {
+        if self.warning.is_none() {
+            tracing::warn!(
+                "backup {} stays held, since {} (`helios-mover hold list`)",
+                self.view.id,
+                self.reason
+            );
+        }
+    }
+
+    /// Takes the hold away, as the target is whole; gives what there is to warn of. What is done is done: whoever ends the job now
+    /// leaves the hold.
+    pub fn end(self, progress: &Progress, tick: Tick<'_>) -> Vec<String> {
+        let remove = async |shard: Shard| {
+            for hold in left(&shard, self.view, &self.reason).await? {
                 holds::remove(&shard, self.view.repository(), &hold.to_string()).await?;
             }
             Ok(())
         };
-        // All is done but this, so that nobody is to cancel it: it is short, and ends with the patience of the store.
-        mover_io::run(&self.engine.single(), remove, |_| {}).and_then(only)
+        let removed = mover_io::run(&self.engine.single(), remove, |stop| tick(progress, stop));
+        let stays = removed.err().filter(|_| self.warning.is_none()).map(|error| {
+            format!(
+                "the hold that was put on the backup for the time of the restore stays (`helios-mover hold list`): {error}"
+            )
+        });
+        self.warning.into_iter().chain(stays).collect()
     }
 }
 
@@ -142,6 +165,33 @@ fn deleted(view: &BackupView) -> Error {
     .hint("restore another one: `helios-mover list` shows them; a hold keeps an expire away: `helios-mover hold add`")
 }
 
+/// Why the backup cannot be held, and what needs no hold.
+fn going(view: &BackupView, error: Error) -> Error {
+    let what = "the backup may be deleted at any time, so nothing is restored over what is there";
+    let hint = match error.hint_text() {
+        Some(hint) => format!("restore into an empty directory; or {hint}"),
+        None => "restore into an empty directory".to_owned(),
+    };
+    Error::new(Kind::Conflict, what)
+        .object(view.id.to_string())
+        .hint(hint)
+        .cause(error)
+}
+
+/// Whether the backup is still one.
+fn stands(engine: &Engine, view: &BackupView, progress: &Progress, tick: Tick<'_>) -> Result<bool> {
+    let look = async |shard: Shard| catalogue::stands(&shard, view.repository(), view.id).await;
+    mover_io::run(&engine.single(), look, |stop| tick(progress, stop)).and_then(only)
+}
+
+/// Why nothing is to be written into the repository's directory, if it has one and another user's jobs work in that: they could not
+/// enter what this one makes there.
+fn foreign_directory(view: &BackupView) -> Option<String> {
+    let owner = overlap::owner(view.repository())?;
+    let own = rustix::process::geteuid().as_raw();
+    (owner != own).then(|| format!("the repository's directory is that of user {owner}"))
+}
+
 /// The error of a restore, seen anew where the backup that was found damaged is no longer one.
 pub(super) fn told(
     engine: &Engine,
@@ -153,9 +203,7 @@ pub(super) fn told(
     if error.kind() != Kind::Corrupt {
         return error;
     }
-    let look = async |shard: Shard| catalogue::stands(&shard, view.repository(), view.id).await;
-    let stands = mover_io::run(&engine.single(), look, |stop| tick(progress, stop)).and_then(only);
-    match stands {
+    match stands(engine, view, progress, tick) {
         Ok(false) => deleted(view).cause(error),
         Ok(true) | Err(_) => error,
     }
