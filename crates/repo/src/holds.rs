@@ -12,7 +12,6 @@ use mover_format::record::{HoldRecord, Record};
 use mover_io::{Shard, random_bytes};
 use serde::Serialize;
 
-use crate::process::Life;
 use crate::repository::Repository;
 use crate::sessions::{self, stray_name};
 use crate::{catalogue, layout, process, records, tombstones};
@@ -78,8 +77,8 @@ async fn too_late(
         // A listing that lags may not show it: its tombstone tells of it.
         let stands =
             standing.contains(session) || sessions::stands(shard, repository, *session).await?;
-        // One whose process is known to be dead deletes nothing any more, and the next one sees this hold.
-        if stands && sessions::life(shard, repository, *session).await? != Some(Life::Dead) {
+        // Be its process dead: a deletion that it asked for may still arrive.
+        if stands {
             return Ok(Some(
                 Error::new(Kind::Conflict, "an expire is about to delete the backup")
                     .object(backup.to_string())

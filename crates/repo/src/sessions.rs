@@ -238,25 +238,6 @@ pub(crate) async fn list(shard: &Shard, repository: &Arc<Repository>) -> Result<
     Ok(found.into_iter().flatten().collect())
 }
 
-/// What is known of the process of this session; none if its object is gone.
-pub(crate) async fn life(
-    shard: &Shard,
-    repository: &Repository,
-    id: SessionId,
-) -> Result<Option<Life>> {
-    let key = layout::session(id)?;
-    match records::get(shard, repository, &key, ObjectType::Session, id.0).await {
-        Ok(open) => Ok(match open.record {
-            Record::Session(record) => Some(process::life(record.process.as_ref())),
-            _ => Some(Life::Unknown),
-        }),
-        Err(error) if error.is_absence() => Ok(None),
-        // Who may not read it, or has no key, knows nothing of it.
-        Err(error) if error.kind() == Kind::Cancelled => Err(error),
-        Err(_) => Ok(Some(Life::Unknown)),
-    }
-}
-
 /// Reads the session object of this id; none if it ended since it was listed.
 async fn standing(
     shard: &Shard,

@@ -133,8 +133,9 @@ fn a_restore_whose_backup_is_deleted_meanwhile_says_so_and_leaves_nothing() {
     assert_eq!(staged(), 0);
 }
 
+/// What it asked the storage to delete may still go, so nothing is begun that could not be ended; an operator knows better.
 #[test]
-fn what_a_dead_expire_was_about_to_delete_is_restored_over_a_target() {
+fn what_a_dead_expire_was_about_to_delete_is_restored_over_a_target_when_that_is_given_up() {
     mover_tests::run::require_root();
     let scratch = Scratch::new("expire-delta-dead");
     let (repo, history) = two_backups(&scratch, 2);
@@ -147,8 +148,23 @@ fn what_a_dead_expire_was_about_to_delete_is_restored_over_a_target() {
     let killed = Outcome::of(&mut killed_at(&expire, &home, "unlinkat", 1));
     assert_ne!(killed.code, Some(exit::OK), "{killed}");
     assert_eq!(repo.ids(), [history.id(0), history.id(1)]);
-    assert!(!names(&repo, "expired/").is_empty() && !names(&repo, "sessions/").is_empty());
+    assert!(!names(&repo, "expired/").is_empty());
+    let session = names(&repo, "sessions/").remove(0);
+    let session = session.rsplit('/').next().expect("a name");
 
+    let before = Tree::read(&target);
+    let refused = Outcome::of(&mut delta_of(&history, history.id(0), &target));
+    let error = refused.told(exit::CONFLICT, history.id(0));
+    let hint = error["hint"].as_str().expect("hint");
+    assert!(hint.contains("into an empty directory"), "{error}");
+    let way_out = format!("helios-mover expire --forget-session {session} --confirm");
+    assert!(hint.contains(&way_out), "{error}");
+    before.assert_same(&Tree::read(&target), "after the refusal");
+    assert_eq!(names(&repo, "holds/"), [""; 0]);
+
+    let mut forget = repo.command("expire");
+    forget.args(["--forget-session", session, "--confirm", "--json"]);
+    Outcome::of(&mut forget).summary();
     Outcome::of(&mut delta_of(&history, history.id(0), &target)).summary();
     history.made[0].1.assert_same(&Tree::read(&target), "delta");
     assert_eq!(names(&repo, "holds/"), [""; 0]);
