@@ -4,6 +4,8 @@ use super::*;
 
 /// At this rate a restore of what is planted lasts longer than what the tests do meanwhile.
 const CRAWL: [&str; 4] = ["--limit-write", "4MiB/s", "--gentle", "false"];
+/// The same for one that writes less, however busy the machine is.
+const CREEP: [&str; 4] = ["--limit-write", "1MiB/s", "--gentle", "false"];
 
 /// A repository on a directory with two backups, of which each has so many MiB that the other has not.
 fn two_backups(scratch: &Scratch, mib: u64) -> (Repo, History) {
@@ -35,7 +37,7 @@ fn crawling_delta(history: &History, repo: &Repo, target: &Path) -> Job {
     history.repo.restore(history.id(1), target).summary();
     let much = || fs::read(target.join("much")).expect("a file that both have");
     let before = much();
-    let job = Job::start(delta_of(history, history.id(0), target).args(CRAWL));
+    let job = Job::start(delta_of(history, history.id(0), target).args(CREEP));
     wait_until(|| much() != before);
     assert_eq!(names(repo, "holds/").len(), 1);
     job
