@@ -139,16 +139,17 @@ impl RateBudget {
 
     /// Reads the use of all shards and sets their shares anew.
     fn rebalance(&self, now: Instant) {
-        let mut accounts = self.accounts();
-        if now.saturating_duration_since(accounts.balanced_at) >= REBALANCE_MIN {
-            accounts.rebalance(self.get(), now);
-        }
+        self.rebalance_after(REBALANCE_MIN, now);
     }
 
     /// The coordinator's work, where it has not been done for long.
     pub(crate) fn rebalance_if_late(&self, now: Instant) {
+        self.rebalance_after(REBALANCE_MAX, now);
+    }
+
+    fn rebalance_after(&self, pause: Duration, now: Instant) {
         let mut accounts = self.accounts();
-        if now.saturating_duration_since(accounts.balanced_at) >= REBALANCE_MAX {
+        if now.saturating_duration_since(accounts.balanced_at) >= pause {
             accounts.rebalance(self.get(), now);
         }
     }

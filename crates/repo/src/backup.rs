@@ -481,7 +481,6 @@ mod tests {
     use mover_base::BLOCK_BYTES;
     use mover_base::checksum::sha256;
     use mover_base::tree::{EntryKind, FileTime};
-    use mover_format::manifest::{BackupType, SourceInfo};
 
     use super::*;
     use crate::tree::EXTENT_BYTES;
@@ -558,30 +557,7 @@ mod tests {
     }
 
     fn draft() -> BackupMetadata {
-        let started = Timestamp::now();
-        BackupMetadata {
-            backup_id: BackupId::new(started, 0),
-            backup_type: BackupType::Full,
-            reason: None,
-            base_id: None,
-            parent_id: None,
-            lsn_range: None,
-            history: None,
-            log_mark: None,
-            started,
-            ended: started,
-            source: SourceInfo {
-                url: "dir:///source".to_owned(),
-                kind: "dir".to_owned(),
-                host: "here".to_owned(),
-            },
-            tool_version: String::new(),
-            annotations: Default::default(),
-            size_info: Default::default(),
-            storage_info: Default::default(),
-            verification_info: Default::default(),
-            replication_info: Default::default(),
-        }
+        fixture::metadata(BackupId::new(Timestamp::now(), 0), "dir:///source")
     }
 
     /// Commits a backup of one file.

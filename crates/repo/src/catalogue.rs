@@ -3,6 +3,8 @@
 //! Invariants: a manifest is written last, create-if-absent, under an id that nobody else has; one that was
 //! listed and cannot be read is reported with its reason and never passed over in silence.
 
+use std::sync::Arc;
+
 use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
@@ -14,13 +16,15 @@ use mover_store::Put;
 
 use crate::layout;
 use crate::reader::damaged;
-use crate::records::{each_object, only_match};
+use crate::records::{at_once, each_object, only_match};
 use crate::repository::{Repository, Session};
 use crate::sessions;
 
 /// Most backups whose ids are listed: 16 bytes each, up to twice that while the list grows. Who reads their manifests too keeps
 /// some 400 bytes of each.
 const BACKUPS_MAX: usize = 4_000_000;
+/// Bytes of manifests read at a time, as they are stored, unless the first alone is longer.
+const LOADS_BYTES_MAX: u64 = 24 << 20;
 /// How many ids a backup may have, one behind the other, of which it takes the first that is free: 12 random bits per
 /// microsecond do not collide thrice.
 const ID_TRIES: u32 = 3;
@@ -64,15 +68,15 @@ pub async fn list_all(shard: &Shard, repository: &Repository) -> Result<Listing>
     Ok(Listing { ids, strays })
 }
 
-/// Ids of all backups, oldest first, with the lengths of their manifests.
+/// Ids of all backups, oldest first, with the lengths of their manifests; and the names that are none.
 pub(crate) async fn list_sized(
     shard: &Shard,
     repository: &Repository,
-) -> Result<Vec<(BackupId, u64)>> {
+) -> Result<(Vec<(BackupId, u64)>, Vec<String>)> {
     let mut found = Vec::new();
-    each(shard, repository, |id, bytes| found.push((id, bytes))).await?;
+    let strays = each(shard, repository, |id, bytes| found.push((id, bytes))).await?;
     found.sort_unstable();
-    Ok(found)
+    Ok((found, strays))
 }
 
 /// Gives each backup that is listed, and the length of its manifest, to `each`; returns the names that are none.
@@ -180,6 +184,33 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
         wrapped_key_sha256: sha256(&preamble.wrapped_key),
         bytes: bytes.len() as u64,
     })
+}
+
+/// Reads the first of the manifests that `rest` names with their lengths, at most `count` and as many as these allow, and leaves the
+/// others there: each in its turn, or why it cannot be read.
+pub(crate) async fn load_next(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    rest: &mut &[(BackupId, u64)],
+    count: usize,
+) -> Result<Vec<(BackupId, Result<OpenManifest>)>> {
+    let (next, later) = rest.split_at(at_a_time(rest, count));
+    *rest = later;
+    let read = |(id, _): (BackupId, u64)| {
+        let (shard, repository) = (shard.clone(), Arc::clone(repository));
+        async move { Ok((id, load(&shard, &repository, id).await)) }
+    };
+    at_once(shard, next.to_vec(), read).await
+}
+
+/// How many of the manifests that come next are read at a time.
+fn at_a_time(next: &[(BackupId, u64)], count: usize) -> usize {
+    let mut bytes_all = 0u64;
+    let fits = next.iter().take(count).take_while(|(_, bytes)| {
+        bytes_all = bytes_all.saturating_add(*bytes);
+        bytes_all <= LOADS_BYTES_MAX
+    });
+    fits.count().max(1).min(next.len())
 }
 
 /// Publishes a manifest: from here on the backup exists. Fills in its id, the first that is free of those that the session's id
@@ -307,5 +338,23 @@ mod tests {
             assert!(next > last);
             assert_eq!(next.started(), at(1_000_000));
         }
+    }
+
+    #[test]
+    fn manifests_are_read_as_many_at_a_time_as_their_lengths_allow() {
+        let id = BackupId::new(Timestamp::from_micros(0), 0);
+        let of = |bytes: &[u64], count| {
+            let next: Vec<(BackupId, u64)> = bytes.iter().map(|bytes| (id, *bytes)).collect();
+            at_a_time(&next, count)
+        };
+        let max = LOADS_BYTES_MAX;
+        assert_eq!(of(&[], 4), 0);
+        assert_eq!(of(&[1, 1], 4), 2);
+        assert_eq!(of(&[1; 9], 4), 4);
+        assert_eq!(of(&[1; 9], 1), 1);
+        assert_eq!(of(&[max - 2, 1, 1, 1], 4), 3);
+        assert_eq!(of(&[max + 1, 1], 4), 1);
+        assert_eq!(of(&[u64::MAX, u64::MAX], 4), 1);
+        assert_eq!(of(&[1, u64::MAX], 4), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! Repositories for this crate's own tests.
 
-use mover_base::Result;
+use mover_base::{BackupId, Result};
+use mover_format::manifest::{BackupMetadata, BackupType, SourceInfo};
 use mover_io::{Shard, ShardConfig};
 
 use crate::{Credentials, InitRequest, LinkLimits, Repository, SlotInfo};
@@ -37,4 +38,31 @@ pub(crate) async fn open(
     credentials: &Credentials,
 ) -> Result<Repository> {
     Repository::open(shard, url, &LinkLimits::default(), credentials).await
+}
+
+/// What a full backup of this id, which began when that says, has for metadata beside its sizes.
+pub(crate) fn metadata(backup_id: BackupId, source: &str) -> BackupMetadata {
+    BackupMetadata {
+        backup_id,
+        backup_type: BackupType::Full,
+        reason: None,
+        base_id: None,
+        parent_id: None,
+        lsn_range: None,
+        history: None,
+        log_mark: None,
+        started: backup_id.started(),
+        ended: backup_id.started(),
+        source: SourceInfo {
+            url: source.to_owned(),
+            kind: "dir".to_owned(),
+            host: "here".to_owned(),
+        },
+        tool_version: String::new(),
+        annotations: Default::default(),
+        size_info: Default::default(),
+        storage_info: Default::default(),
+        verification_info: Default::default(),
+        replication_info: Default::default(),
+    }
 }

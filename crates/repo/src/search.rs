@@ -12,7 +12,6 @@ use mover_format::seal::Origin;
 use mover_io::Shard;
 
 use crate::catalogue::{self, OpenManifest};
-use crate::records::at_once;
 use crate::repository::Repository;
 use crate::tombstones;
 
@@ -26,8 +25,6 @@ pub(crate) const NOBODY_VOUCHES: &str =
     "it was written without the repository's key, so nobody vouches for it";
 /// Manifests read at a time; one of a terabyte takes some 5 MB.
 const LOADS_AT_ONCE: usize = 4;
-/// Bytes of manifests read at a time, as they are stored, unless the first alone is longer.
-const LOADS_BYTES_MAX: u64 = 24 << 20;
 
 /// A source, as manifests name it.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +136,7 @@ async fn search(
     if !repository.can_read() {
         return Ok(earlier);
     }
-    let listed = catalogue::list_sized(shard, repository).await?;
+    let (listed, _) = catalogue::list_sized(shard, repository).await?;
     let expiring = tombstones::list(shard, repository).await?;
     let lasting: Vec<(BackupId, u64)> = listed
         .into_iter()
@@ -151,15 +148,13 @@ async fn search(
     // Mostly the first is the one.
     let mut count = 1;
     loop {
-        let (next, later) = lasting.split_at(at_a_time(lasting, count));
-        lasting = later;
-        let some: Vec<BackupId> = next.iter().map(|(id, _)| *id).collect();
-        if some.is_empty() {
+        if lasting.is_empty() {
             earlier.parent = fair;
             return Ok(earlier);
         }
+        let some = catalogue::load_next(shard, repository, &mut lasting, count).await?;
         count = (2 * count).min(LOADS_AT_ONCE);
-        for (id, loaded) in load(shard, repository, some).await? {
+        for (id, loaded) in some {
             let open = match loaded {
                 Ok(open) if is_vouched(repository, &open) => open,
                 Ok(open) => {
@@ -193,28 +188,6 @@ async fn search(
     }
 }
 
-/// How many of the manifests that come next are read at a time.
-fn at_a_time(next: &[(BackupId, u64)], count: usize) -> usize {
-    let mut bytes_all = 0u64;
-    let fits = next.iter().take(count).take_while(|(_, bytes)| {
-        bytes_all = bytes_all.saturating_add(*bytes);
-        bytes_all <= LOADS_BYTES_MAX
-    });
-    fits.count().max(1).min(next.len())
-}
-
-async fn load(
-    shard: &Shard,
-    repository: &Arc<Repository>,
-    ids: Vec<BackupId>,
-) -> Result<Vec<(BackupId, Result<OpenManifest>)>> {
-    let load = |id| {
-        let (shard, repository) = (shard.clone(), Arc::clone(repository));
-        async move { Ok((id, catalogue::load(&shard, &repository, id).await)) }
-    };
-    at_once(shard, ids, load).await
-}
-
 /// Whoever knows no more than the public key can write a manifest that names another host, and packs that do not hold what they
 /// say: nothing is built on that unread.
 pub fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
@@ -223,8 +196,6 @@ pub fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mover_base::Timestamp;
-
     use super::*;
 
     #[test]
@@ -233,23 +204,5 @@ mod tests {
         assert_eq!(too_many_packs(MANIFEST_PACKS_MAX / 4 * 3), None);
         let why = too_many_packs(MANIFEST_PACKS_MAX / 4 * 3 + 1).unwrap();
         assert!(why.contains("786433 packs"), "{why}");
-    }
-
-    #[test]
-    fn manifests_are_read_as_many_at_a_time_as_their_lengths_allow() {
-        let id = BackupId::new(Timestamp::from_micros(0), 0);
-        let of = |bytes: &[u64], count| {
-            let next: Vec<(BackupId, u64)> = bytes.iter().map(|bytes| (id, *bytes)).collect();
-            at_a_time(&next, count)
-        };
-        let max = LOADS_BYTES_MAX;
-        assert_eq!(of(&[], 4), 0);
-        assert_eq!(of(&[1, 1], 4), 2);
-        assert_eq!(of(&[1; 9], 4), 4);
-        assert_eq!(of(&[1; 9], 1), 1);
-        assert_eq!(of(&[max - 2, 1, 1, 1], 4), 3);
-        assert_eq!(of(&[max + 1, 1], 4), 1);
-        assert_eq!(of(&[u64::MAX, u64::MAX], 4), 1);
-        assert_eq!(of(&[1, u64::MAX], 4), 1);
     }
 }

@@ -95,7 +95,7 @@ impl DirTarget {
     /// `Target`, by the file's path.
     pub fn sync_file(&self, entry: &Entry, file: BorrowedFd<'_>) -> Result<()> {
         // Of each, as another file system may be mounted there.
-        if syncfs_vouches(file) == Ok(true) {
+        if syncfs_vouches(file) {
             return Ok(());
         }
         rustix::fs::fsync(file).map_err(self.failed("a file cannot be synced", entry))

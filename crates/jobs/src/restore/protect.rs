@@ -28,7 +28,7 @@ pub(super) struct Protected<'a> {
     /// The hold, if it is of this restore and not of an earlier one.
     added: Option<HoldId>,
     /// Why there is none.
-    pub warning: Option<String>,
+    warning: Option<String>,
 }
 
 impl<'a> Protected<'a> {

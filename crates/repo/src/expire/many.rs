@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mover_base::{BackupId, PackId, Result, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameEncoder};
-use mover_format::manifest::{BackupMetadata, BackupType, Manifest, PackInfo, SourceInfo};
+use mover_format::manifest::{Manifest, PackInfo};
 use mover_format::pack::TRAILER_BYTES;
 use mover_format::preamble::ObjectType;
 use mover_format::record::{Purpose, Record};
@@ -67,31 +67,9 @@ fn packs(number: u32) -> Vec<PackInfo> {
 }
 
 fn manifest(number: u32) -> Manifest {
-    let started = backup_id(number).started();
+    let source = format!("dir:///{}", number % SOURCES);
     Manifest {
-        metadata: BackupMetadata {
-            backup_id: backup_id(number),
-            backup_type: BackupType::Full,
-            reason: None,
-            base_id: None,
-            parent_id: None,
-            lsn_range: None,
-            history: None,
-            log_mark: None,
-            started,
-            ended: started,
-            source: SourceInfo {
-                url: format!("dir:///{}", number % SOURCES),
-                kind: "dir".to_owned(),
-                host: "here".to_owned(),
-            },
-            tool_version: String::new(),
-            annotations: Default::default(),
-            size_info: Default::default(),
-            storage_info: Default::default(),
-            verification_info: Default::default(),
-            replication_info: Default::default(),
-        },
+        metadata: fixture::metadata(backup_id(number), &source),
         pages: Vec::new(),
         packs: packs(number),
     }
