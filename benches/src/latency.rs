@@ -7,11 +7,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use hdrhistogram::serialization::Deserializer;
 use mover_base::{Error, Kind, Result};
+use mover_io::encode_histogram;
 use serde::{Deserialize, Serialize};
 
-/// Latencies of the requests of one run.
+/// Latencies of the requests of one run. The mover's own summaries tell theirs in the same fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latencies {
     /// Median.
@@ -33,19 +34,12 @@ impl Latencies {
     /// # Errors
     /// [`Kind::Internal`] where it cannot be written down.
     pub fn of(histogram: &Histogram<u64>) -> Result<Self> {
-        let mut bytes = Vec::new();
-        V2DeflateSerializer::new()
-            .serialize(histogram, &mut bytes)
-            .map_err(|error| {
-                Error::new(Kind::Internal, "a histogram cannot be written")
-                    .object(format!("{error:?}"))
-            })?;
         Ok(Latencies {
             p50_us: histogram.value_at_quantile(0.5),
             p99_us: histogram.value_at_quantile(0.99),
             p999_us: histogram.value_at_quantile(0.999),
             max_us: histogram.max(),
-            histogram: STANDARD.encode(bytes),
+            histogram: encode_histogram(histogram)?,
         })
     }
 

@@ -137,9 +137,11 @@ fn versions() -> Vec<String> {
     .collect()
 }
 
-/// Versions of the S3 clients in the peers' environment: those that `benches/run` installs.
+/// Versions of the S3 clients in the peers' environment and of Garage: those that `benches/run` installs.
 fn s3_versions() -> Vec<String> {
-    crate::s3::peers::VERSIONS.map(str::to_owned).to_vec()
+    let clients = crate::s3::peers::VERSIONS.into_iter();
+    let all = clients.chain([crate::s3::servers::GARAGE_BUILD]);
+    all.map(str::to_owned).collect()
 }
 
 /// Mount options of the file system of `dir`, and the device's name.

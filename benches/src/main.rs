@@ -9,6 +9,7 @@ use mover_base::{Error, Kind, Result, Timestamp};
 use mover_benches::data::{Dataset, Scale};
 use mover_benches::results::{Part, ResultFile, day, write};
 use mover_benches::run::{Plan, prepare, run};
+use mover_benches::s3::servers::GARAGE;
 use mover_benches::{chart, report};
 
 /// Measures Helios Mover beside the limits of the hardware and beside its peers.
@@ -115,6 +116,7 @@ fn plan(args: &Args) -> Result<Plan> {
             .s3_peers
             .clone()
             .map_or_else(|| cache_dir("peers/s3-clients-v1"), Ok)?,
+        garage: cache_dir(GARAGE)?,
         root,
     })
 }

@@ -149,8 +149,10 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
         match &file.measured {
             Measured::Bakeoff(runs) => bakeoff(&mut out, runs, file.dataset),
             Measured::Tools(runs) if file.part == Part::Memory => memory(&mut out, runs),
-            Measured::S3Transfers(all) => tables::transfers(&mut out, all),
-            Measured::S3Backups(runs) => tables::backups(&mut out, runs, file.dataset),
+            Measured::S3Transfers(all) => tables::transfers(&mut out, all, &file.machine),
+            Measured::S3Backups(runs) => {
+                tables::backups(&mut out, runs, file.dataset, &file.machine);
+            }
             Measured::S3Link(runs) => tables::link(&mut out, runs),
             _ => {}
         }

@@ -84,6 +84,8 @@ pub struct Plan {
     pub s3: PathBuf,
     /// Directory of the peers' environment for S3.
     pub s3_peers: PathBuf,
+    /// Binary of Garage.
+    pub garage: PathBuf,
 }
 
 /// A data set that is there.
@@ -155,6 +157,16 @@ impl Plan {
             sets.join(", ")
         );
         Err(Error::new(Kind::Usage, what).hint(hint))
+    }
+
+    /// That the server of the S3 part is there: told now, and not after all other parts.
+    fn check_garage(&self) -> Result<()> {
+        if !self.has(Part::S3) || self.garage.is_file() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::CheckFailed, "Garage is not there")
+            .object(self.garage.display().to_string())
+            .hint("let benches/run build it"))
     }
 
     fn check_space(&self) -> Result<()> {
@@ -240,6 +252,7 @@ pub fn prepare(plan: &Plan) -> Result<()> {
 
 /// Runs the plan.
 pub fn run(plan: &Plan) -> Result<()> {
+    plan.check_garage()?;
     prepare(plan)?;
     let work = tempfile::Builder::new()
         .prefix(&format!("work-{}-", std::process::id()))
@@ -535,6 +548,7 @@ fn measure_s3(plan: &Plan, work: &Path) -> Result<()> {
         })?;
     let places = Places {
         own: plan.s3.clone(),
+        garage: plan.garage.clone(),
         peers: plan.s3_peers.clone(),
         scripts: plan.root.join("benches/scripts"),
         memory: memory.path().to_path_buf(),
@@ -644,6 +658,7 @@ mod tests {
             bakeoff: PathBuf::new(),
             s3: PathBuf::new(),
             s3_peers: PathBuf::new(),
+            garage: PathBuf::new(),
         }
     }
 

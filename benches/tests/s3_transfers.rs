@@ -8,7 +8,8 @@ use mover_benches::command::compare_trees;
 use mover_benches::s3::figures::{FIRST_BYTE_READS, Moved};
 use mover_benches::s3::packs;
 use mover_benches::s3::peers::{Client, Direction, Job, first_byte};
-use mover_benches::s3::servers::{Access, Server, ServerKind};
+use mover_benches::s3::servers::{Access, Programs, Server, ServerKind};
+use mover_test_servers::Garage;
 
 const OWN: &str = env!("CARGO_BIN_EXE_mover-bench-s3");
 /// Two files, of which no piece is whole.
@@ -30,7 +31,11 @@ impl Files {
     fn serve(&self, kind: ServerKind) -> Server {
         // Garage makes its cluster anew each time.
         let place = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
-        Server::start(kind, Path::new(OWN), &place, BYTES, None).unwrap()
+        let programs = Programs {
+            own: Path::new(OWN),
+            garage: &Garage::program(),
+        };
+        Server::start(kind, programs, &place, BYTES, None).unwrap()
     }
 
     fn job<'a>(&'a self, access: &'a Access, target: &'a Path) -> Job<'a> {
@@ -84,7 +89,7 @@ fn a_server_that_is_not_known_gets_nothing() {
     let files = Files::make();
     let server = files.serve(ServerKind::SinkTls);
     let other = tempfile::tempdir().unwrap();
-    let known = Server::start(ServerKind::SinkTls, Path::new(OWN), other.path(), 1, None).unwrap();
+    let known = files.serve(ServerKind::SinkTls);
     let access = Access {
         ca_file: known.access.ca_file.clone(),
         ..server.access.clone()

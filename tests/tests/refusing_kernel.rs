@@ -1,5 +1,5 @@
 //! Kernels that refuse some of io_uring: an older one, a container's, and one whose limit on locked memory is low. Jobs
-//! take the next best rung, say which and why, and are as exact.
+//! take the next best rung, say which and why, and are as exact. And file systems that refuse ways to name an object.
 //!
 //! The refusals are real returns of real system calls, put in their place by strace, or come from the limit itself.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
@@ -76,11 +76,17 @@ impl<'a> Hindered<'a> {
         truth.assert_same(&Tree::read(&target), "restored in spite of the kernel");
     }
 
-    /// The item of `check` under this name.
+    /// The item of `check` under this name, where it ends well.
     fn check(&self, repo: &Repo, name: &str) -> Value {
+        self.check_ends(repo, exit::OK, name)
+    }
+
+    /// The item of `check` under this name, where it ends with `code`.
+    fn check_ends(&self, repo: &Repo, code: i32, name: &str) -> Value {
         let mut check = repo.command("check");
         check.arg("--json");
-        let report = self.run(&check).expect(exit::OK).document();
+        // Behind the report of one that found something comes an error.
+        let report = self.run(&check).expect(code).lines().swap_remove(0);
         let items = report["items"].as_array().expect("items");
         let item = items.iter().find(|item| item["name"] == name);
         item.unwrap_or_else(|| panic!("no item {name} in {report}"))
@@ -206,4 +212,53 @@ fn without_locked_memory_for_rings_threads_do_the_work_and_the_remedy_is_told() 
         item["status"] == "warn" && hint.contains("memlock"),
         "{item}"
     );
+}
+
+/// Paths of what lies in the repository, temporary files among it.
+fn paths(repo: &Repo) -> Vec<PathBuf> {
+    repo.objects().into_iter().map(|(path, _)| path).collect()
+}
+
+/// What NFS and some of FUSE answer to a rename that must not replace.
+const NO_RENAMES: &str = "inject=renameat2:error=EINVAL";
+
+#[test]
+fn a_file_system_without_renames_that_replace_nothing_is_served_by_links() {
+    let by = strace_of("trace=renameat2", NO_RENAMES);
+    let hindered = Hindered::new("kernel-links", &by);
+    let repo = repo_of(&hindered);
+    hindered.assert_works(&repo, |_| true);
+    let item = hindered.check(&repo, "writable");
+    assert_eq!(item["status"], "ok", "{item}");
+    let paths = paths(&repo);
+    assert!(paths.iter().any(|path| path.starts_with("packs")));
+    assert!(
+        !paths.iter().any(|path| path.starts_with("tmp")),
+        "{paths:?}"
+    );
+}
+
+#[test]
+fn a_file_system_that_can_name_nothing_safely_is_told_by_backups_and_found_by_checks() {
+    let unable = "this file system can neither rename without replacing nor make hard links";
+    let mut by = strace_of("trace=renameat2,linkat", NO_RENAMES);
+    by.extend(["-e", "inject=linkat:error=EPERM"]);
+    let hindered = Hindered::new("kernel-no-links", &by);
+    let repo = repo_of(&hindered);
+    let before = paths(&repo);
+    let place = repo.dir.to_str().expect("UTF-8");
+
+    let outcome = hindered.run(&repo.backup_command(&hindered.source));
+    let error = outcome.told(exit::STORAGE, place);
+    assert_eq!(error["message"], unable, "{error}");
+    let hint = error["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("s3://"), "{error}");
+    assert_eq!(paths(&repo), before);
+
+    let item = hindered.check_ends(&repo, exit::CHECK_FAILED, "writable");
+    let text = |field: &str| item[field].as_str().unwrap_or_default();
+    assert_eq!(text("status"), "fail", "{item}");
+    assert!(text("detail").contains(unable), "{item}");
+    assert!(text("hint").contains("s3://"), "{item}");
+    assert_eq!(paths(&repo), before);
 }

@@ -5,7 +5,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
 use mover_tests::mover::{Outcome, Protection, Repo, dir_url, exit};
 use mover_tests::plant::{self, MIB, SHAPES};
 use mover_tests::random::Random;
@@ -430,6 +435,76 @@ fn a_summary_holds_every_figure() {
     );
 }
 
+/// What benchmarks keep, read by the library that others would read it with.
+#[test]
+fn a_summary_holds_histograms_of_all_its_requests_only_where_it_is_asked_for_them() {
+    const VARIABLE: &str = "HELIOS_MOVER_HISTOGRAMS";
+    let scratch = Scratch::new("histograms");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), 8 << 20);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let target = scratch.join("target");
+    let jobs = || {
+        let mut verify = repo.command("verify");
+        verify.arg("--json");
+        let _ = fs::remove_dir_all(&target);
+        let restore = repo.restore_command("latest", &target);
+        [repo.backup_command(&source), restore, verify]
+    };
+    let summaries = |set: &dyn Fn(&mut Command)| {
+        jobs().map(|mut job| {
+            set(&mut job);
+            let outcome = Outcome::of(&mut job);
+            let told = [&outcome.stdout, &outcome.stderr];
+            assert!(
+                !told.iter().any(|text| text.contains(VARIABLE)),
+                "{outcome}"
+            );
+            outcome.summary()
+        })
+    };
+    let usual = |_: &mut Command| {};
+    let switched_off = |job: &mut Command| {
+        job.env(VARIABLE, "false");
+    };
+    let unasked: [&dyn Fn(&mut Command); 2] = [&usual, &switched_off];
+    for set in unasked {
+        for summary in summaries(set) {
+            assert!(shards(&summary).count() > 0, "{summary}");
+            let text = summary.to_string();
+            assert!(!text.contains("\"histogram\""), "{text}");
+        }
+    }
+    let asked = summaries(&|job: &mut Command| {
+        job.env(VARIABLE, "true");
+    });
+    for summary in &asked {
+        let mut requests = 0;
+        for shard in shards(summary) {
+            for (count, latency) in [("reads", "read_latency"), ("writes", "write_latency")] {
+                let latency = &shard[latency];
+                let histogram = histogram_of(latency);
+                assert_eq!(shard[count], histogram.len(), "{count}: {summary}");
+                let quantile = |quantile| histogram.value_at_quantile(quantile);
+                assert_eq!(latency["p50_us"], quantile(0.5), "{count}: {summary}");
+                assert_eq!(latency["p999_us"], quantile(0.999), "{count}: {summary}");
+                assert_eq!(latency["max_us"], histogram.max(), "{count}: {summary}");
+                requests += histogram.len();
+            }
+        }
+        assert!(requests > 0, "{summary}");
+    }
+    let [mut backup, ..] = jobs();
+    Outcome::of(backup.env(VARIABLE, "perhaps")).told(exit::USAGE, VARIABLE);
+}
+
+fn histogram_of(latency: &Value) -> Histogram<u64> {
+    let text = latency["histogram"].as_str().expect("a histogram");
+    let bytes = STANDARD.decode(text).expect("base64");
+    let histogram = Deserializer::new().deserialize(&mut bytes.as_slice());
+    histogram.expect("a histogram of HdrHistogram")
+}
+
 #[test]
 fn a_dry_run_changes_nothing() {
     let scratch = Scratch::new("dry-run");
@@ -499,6 +574,34 @@ fn a_dry_run_changes_nothing() {
     before
         .1
         .assert_same(&Tree::read(&source), "source after dry runs");
+}
+
+/// What was to stay out of a repository is not to be found there because of how its path was spelled.
+#[test]
+fn an_exclude_is_heeded_however_it_is_spelled_or_said_to_do_nothing() {
+    let scratch = Scratch::new("exclude");
+    let source = scratch.dir("source");
+    for name in ["kept", "secret"] {
+        plant::file(&source.join(name), &mut Random::new(SEED), 10_000);
+    }
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let backup_without = |pattern: &str| {
+        let mut backup = repo.backup_command(&source);
+        Outcome::of(backup.args(["--exclude", pattern]))
+    };
+    for pattern in ["secret", "./secret", "/secret", "secret/"] {
+        let made = backup_without(pattern).summary();
+        assert_eq!(made["files"], 1, "{pattern}: {made}");
+        assert_eq!(made["warnings"], serde_json::json!([]), "{pattern}: {made}");
+    }
+    let absolute = source.join("secret").display().to_string();
+    let error = backup_without(&absolute).told(exit::USAGE, &absolute);
+    let hint = error["hint"].as_str().expect("a hint");
+    assert!(hint.contains("`secret`"), "{error}");
+    let made = backup_without("source/secret").summary();
+    assert_eq!(made["files"], 2, "{made}");
+    let told = ["the exclude pattern source/secret matched nothing"];
+    assert_eq!(made["warnings"], serde_json::json!(told), "{made}");
 }
 
 #[test]

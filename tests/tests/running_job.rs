@@ -1,5 +1,5 @@
-//! What can be done to a job while it runs: its limits changed, and its process struck down without a trace of its
-//! secrets.
+//! What can be done to a job while it runs: its limits changed, an end made of it, and its process struck down without a trace of
+//! its secrets; and what it says of that.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs::{self, File};
@@ -9,13 +9,14 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use mover_tests::job::{Job, status_of, wait_until};
-use mover_tests::mover::{Protection, Repo, exit, isolated};
+use mover_tests::mover::{Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant;
 use mover_tests::proof::restores_to;
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 use rustix::process::Signal;
+use serde_json::Value;
 
 const SEED: u64 = 0x10ad;
 /// At this rate the data below would take hours.
@@ -127,6 +128,95 @@ fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
     assert!(job.is_running());
     job.signal(Signal::TERM);
     job.outcome().expect(exit::CANCELLED);
+}
+
+/// The lines of JSON in a file.
+fn lines_of(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("lines");
+    let lines = text.lines();
+    let parse = |line: &str| -> Value { serde_json::from_str(line).expect("JSON") };
+    lines.map(parse).collect()
+}
+
+/// Whether a line is a warning that says so.
+fn warns_of(line: &Value, what: &str) -> bool {
+    let message = line["message"].as_str();
+    line["message_type"] == "warning" && message.is_some_and(|message| message.contains(what))
+}
+
+#[test]
+fn a_restore_over_a_target_that_is_ended_says_what_it_leaves_and_how_to_go_on() {
+    let scratch = Scratch::new("ended-delta");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let truth = Tree::read(&source);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    let target = scratch.dir("target");
+    fs::write(target.join("file"), "another").expect("a file");
+    let printed = scratch.join("printed");
+    let delta = || {
+        let mut command = repo.restore_command("latest", &target);
+        command.arg("--delta");
+        command
+    };
+    let stdout = File::create(&printed).expect("a file").into();
+    let mut slow = delta();
+    slow.args(["--limit-write", "1KiB/s"]);
+    let mut job = Job::start_into(&mut slow, stdout, Stdio::piped());
+    let restoring = "\"phase\":\"restore\"";
+    wait_until(|| fs::read_to_string(&printed).is_ok_and(|said| said.contains(restoring)));
+    job.signal(Signal::TERM);
+    let ended = job.outcome().expect(exit::CANCELLED);
+    // Whatever is to be known is told where all else is, and in nobody's log.
+    assert!(!ended.stderr.contains("WARN"), "{ended}");
+    let lines = lines_of(&printed);
+    let error = lines.last().expect("lines");
+    assert_eq!(
+        error["hint"],
+        "the target is incomplete, and the backup stays held: run it again with --delta"
+    );
+    let held = |line: &&Value| warns_of(line, "stays held");
+    assert_eq!(lines.iter().filter(held).count(), 1, "{lines:?}");
+
+    let holds = || Outcome::of(repo.command("hold list").arg("--json")).document();
+    assert_eq!(holds()["holds"].as_array().map(Vec::len), Some(1));
+    Outcome::of(&mut delta()).summary();
+    truth.assert_same(&Tree::read(&target), "restored");
+    assert_eq!(holds()["holds"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_restore_that_puts_no_hold_on_says_so_once_and_before_it_begins() {
+    const WHY: &str = "no hold could be put on the backup";
+    mover_tests::run::require_root();
+    let scratch = Scratch::new("unheld-delta");
+    let source = scratch.dir("source");
+    plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    mover_tests::run::run("chown", ["nobody".as_ref(), repo.dir.as_os_str()]);
+    let target = scratch.dir("target");
+    for json in [true, false] {
+        fs::write(target.join("file"), "another").expect("a file");
+        let mut command = repo.command("restore");
+        command.args(["--delta", "--to"]).arg(&target);
+        command.args(json.then_some("--json"));
+        let done = Outcome::of(&mut command).expect(exit::OK);
+        assert!(!done.stderr.contains("WARN"), "{done}");
+        if !json {
+            assert_eq!(done.stderr.matches(WHY).count(), 1, "{done}");
+            continue;
+        }
+        let lines = done.lines();
+        let told = lines.iter().position(|line| warns_of(line, WHY));
+        let told = told.unwrap_or_else(|| panic!("it was not told\n{done}"));
+        let begun = lines.iter().position(|line| line["phase"] == "restore");
+        assert!(begun.is_none_or(|begun| told < begun), "{done}");
+        // By itself, and in the summary.
+        assert_eq!(done.stdout.matches(WHY).count(), 2, "{done}");
+        assert_eq!(done.summary()["warnings"].as_array().map(Vec::len), Some(1));
+    }
 }
 
 #[test]

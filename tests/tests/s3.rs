@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use mover_test_servers::{
     Access, AccessKey, Action, Fault, FaultProxy, FilesystemS3, Garage, GarageCluster, Listed,
-    Scripted,
+    Reply, Scripted,
 };
 use mover_tests::accounts;
 use mover_tests::bucket::{Outage, RATE, Relay, UNDER_WAY_BYTES, repo_in, told, variables};
+use mover_tests::clock;
 use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{
     AnyRepo, Outcome, PASSPHRASE, Protection, Repo, dir_url, exit, identity, secret_file,
@@ -46,6 +47,9 @@ const SEED: u64 = 0x7333;
 const RSS_MAX: u64 = 256 * MIB;
 /// How much longer a far server takes to answer.
 const FAR: Duration = Duration::from_millis(200);
+/// The clock of a job that is to give something up is so much faster, and so many seconds by it are its time-out.
+const FASTER: u32 = 20;
+const FAST_TIMEOUT_S: u64 = 100;
 /// Two `init` at once, so many times.
 const CONTESTS: u64 = 10;
 
@@ -697,6 +701,163 @@ fn a_key_that_may_only_read_restores_and_backs_nothing_up() {
     reader.verify().expect(exit::OK);
     let check = Outcome::of(reader.command("check").arg("--json")).expect(exit::CHECK_FAILED);
     assert!(check.stdout.contains("s3:PutObject"), "{check}");
+}
+
+/// A server that has a bad moment answers a request to delete objects, and says beside them that it failed.
+#[test]
+fn an_expire_outlives_what_a_server_fails_to_delete_and_is_worth_another_try_where_that_lasts() {
+    /// What two minutes of pauses that grow to eight seconds leave room for, up to three times: for what is to be deleted together,
+    /// and for two objects alone.
+    const TRIES: std::ops::Range<u64> = 5..200;
+    let scratch = Scratch::new("s3-undeleted-yet");
+    let server = FilesystemS3::start(scratch.path());
+    let access = server.access();
+    let direct = repo_in(access, &scratch, "failing", Protection::Identity);
+    let source = scratch.dir("source");
+    let backup = |seed: u64| {
+        plant::file(&source.join("table"), &mut Random::new(seed), 8 << 20);
+        direct.backup(&source).summary();
+    };
+    let expire = |repo: &AnyRepo| {
+        let mut command = repo.command("expire");
+        command.args(["--keep-last", "1", "--confirm", "--json"]);
+        command
+    };
+    let behind = |code: &str, times: u64| {
+        let failed = format!("<Error><Code>{code}</Code><Message>later</Message></Error>");
+        let failed = format!("<DeleteResult>{failed}</DeleteResult>");
+        let fault = Fault::new(Action::Answer(Reply::new(200, failed)));
+        let proxy = FaultProxy::start(&access.endpoint);
+        let fault = proxy.inject(fault.method("POST").query("delete").times(times));
+        let url = access.at(&proxy.endpoint()).url("failing");
+        let url = format!("{url}&timeout={FAST_TIMEOUT_S}");
+        let repo = direct.at(&url, &variables(&access.key));
+        (proxy, fault, repo)
+    };
+    backup(0);
+    for (seed, code) in [(1, "InternalError"), (2, "SlowDown")] {
+        backup(seed);
+        let (proxy, fault, repo) = behind(code, 3);
+        let done = Outcome::of(&mut expire(&repo)).summary();
+        assert!(done["packs"].as_u64() > Some(0), "{done}");
+        assert_eq!(proxy.hits(fault), 3, "{code}");
+        direct.verify().expect(exit::OK);
+    }
+
+    backup(3);
+    let (proxy, fault, repo) = behind("InternalError", u64::MAX);
+    let mut command = expire(&repo);
+    clock::faster(&mut command, FASTER);
+    let message = "the store failed to delete an object, and again when asked again";
+    told(
+        Outcome::of(&mut command),
+        exit::UNREACHABLE,
+        message,
+        "try again later",
+    );
+    let tries = proxy.hits(fault);
+    assert!(TRIES.contains(&tries), "{tries} requests");
+    assert_eq!(direct.ids().len(), 1);
+    restores_to(&direct, "latest", &Tree::read(&source), &scratch);
+    Outcome::of(&mut expire(&direct)).expect(exit::OK);
+    direct.verify().expect(exit::OK);
+}
+
+/// The server knows no request for many objects, so each is a request of its own, and those for the first two of them fail.
+#[test]
+fn an_expire_leaves_two_objects_that_a_server_goes_on_failing_at_and_deletes_the_rest() {
+    let scratch = Scratch::new("s3-undeletable");
+    let server = FilesystemS3::start(scratch.path());
+    let access = server.access();
+    let direct = repo_in(access, &scratch, "faulty", Protection::Identity);
+    let source = scratch.dir("source");
+    let backup = |seed: u64| {
+        plant::file(&source.join("table"), &mut Random::new(seed), 32 << 20);
+        direct.backup(&source).summary();
+    };
+    let expire = |repo: &AnyRepo| {
+        let mut command = repo.command("expire");
+        command.args(["--keep-last", "1", "--confirm", "--json"]);
+        command
+    };
+    backup(0);
+    let mut doomed = objects(access, "faulty/packs");
+    // Others hold what did not change.
+    doomed.retain(|pack| pack.bytes > MIB);
+    assert!(doomed.len() > 2, "{doomed:?}");
+    let left = || -> Vec<String> {
+        let packs = objects(access, "faulty/packs").into_iter();
+        let old = packs.filter(|pack| doomed.iter().any(|one| one.key == pack.key));
+        old.map(|pack| pack.key).collect()
+    };
+    let faulty = [0, 1].map(|at| doomed[at].key.clone());
+    backup(1);
+
+    let proxy = FaultProxy::start(&access.endpoint);
+    let many = Fault::new(Action::error(501, "NotImplemented"));
+    proxy.inject(many.method("POST").query("delete"));
+    let failing = faulty.clone().map(|key| {
+        let failing = Fault::new(Action::error(500, "InternalError"));
+        proxy.inject(failing.method("DELETE").path(&key))
+    });
+    let url = access.at(&proxy.endpoint()).url("faulty");
+    let url = format!("{url}&timeout={FAST_TIMEOUT_S}");
+    let through = direct.at(&url, &variables(&access.key));
+    let mut command = expire(&through);
+    clock::faster(&mut command, FASTER);
+    let outcome = Outcome::of(&mut command).expect(exit::STORAGE);
+    let error = outcome.error();
+    let object = error["object"].as_str().unwrap_or_default();
+    let key = faulty[0].trim_start_matches("faulty/");
+    assert!(object.contains(key), "{outcome}");
+    assert!(object.contains("failed to delete"), "{outcome}");
+    for failing in failing {
+        assert!(proxy.hits(failing) > 1, "it was asked for again");
+    }
+    assert_eq!(left(), faulty);
+    direct.verify().expect(exit::OK);
+    restores_to(&direct, "latest", &Tree::read(&source), &scratch);
+    Outcome::of(&mut expire(&direct)).expect(exit::OK);
+    assert!(left().is_empty());
+}
+
+/// Behind its manifest nothing would say that the session is over.
+#[test]
+fn the_backup_of_an_ended_session_that_cannot_be_taken_away_is_kept() {
+    let scratch = Scratch::new("s3-ended-session");
+    let server = FilesystemS3::start(scratch.path());
+    let access = server.access();
+    let direct = repo_in(access, &scratch, "ended", Protection::Identity);
+    let source = scratch.dir("source");
+    plant::file(&source.join("table"), &mut Random::new(SEED), 1 << 20);
+    let proxy = FaultProxy::start(&access.endpoint);
+    let refused = |part: &str| {
+        let refused = Fault::new(Action::error(403, "AccessDenied"));
+        refused.method("DELETE").path(part)
+    };
+    proxy.inject(refused("ended/sessions/").times(1));
+    let url = access.at(&proxy.endpoint()).url("ended");
+    let through = direct.at(&url, &variables(&access.key));
+    through.backup(&source).summary();
+    let sessions = || objects(access, "ended/sessions");
+    let ended = sessions();
+    assert_eq!(ended.len(), 1, "the first backup could not end its session");
+    proxy.inject(refused(&ended[0].key));
+    // So that each is a request of its own.
+    let many = Fault::new(Action::error(501, "NotImplemented"));
+    proxy.inject(many.method("POST").query("delete"));
+    plant::file(&source.join("table"), &mut Random::new(SEED + 1), 1 << 20);
+    direct.backup(&source).summary();
+    let expire = |repo: &AnyRepo| {
+        let mut command = repo.command("expire");
+        Outcome::of(command.args(["--keep-last", "1", "--confirm", "--json"]))
+    };
+    expire(&through).expect(exit::STORAGE);
+    assert_eq!(direct.ids().len(), 2);
+    direct.verify().expect(exit::OK);
+    expire(&direct).expect(exit::OK);
+    assert_eq!((direct.ids().len(), sessions().len()), (1, 0));
+    restores_to(&direct, "latest", &Tree::read(&source), &scratch);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use mover_test_servers::{
     Action, Conditions, Fault, FaultProxy, FilesystemOptions, FilesystemS3, Reply, Scripted,
-    SessionCredentials, Tls, Tunnel,
+    SessionCredentials, Tls, Tunnel, free_ports,
 };
 use mover_tests::bucket::{RATE, UNDER_WAY_BYTES, in_the_middle_of, repo_in, told, variables};
 use mover_tests::job::{Job, wait_until};
@@ -35,24 +35,32 @@ const TLS: FilesystemOptions = FilesystemOptions {
     conditions: Conditions::Atomic,
 };
 
-/// The last place where credentials are looked for does not answer, as on a machine without metadata.
+/// On a machine without metadata nobody is there to be asked, or whoever is knows of no role.
 #[test]
 fn without_any_credentials_the_tool_says_so_after_one_look() {
     let demanding = Demanding::new("s3-no-credentials", "any");
-    let silent = FaultProxy::start("127.0.0.1:9");
-    silent.inject(Fault::new(Action::Stall));
-    let metadata = silent.endpoint();
-    let repo = demanding.with(&[(METADATA, &metadata)]);
-    // Whoever waits for the service for ever is noticed after a minute.
-    let mut list = Job::start(repo.command("list").arg("--json"));
-    wait_until(|| !list.is_running());
-    told(
-        list.outcome(),
-        exit::STORAGE,
-        "credentials",
-        "AWS_ACCESS_KEY_ID",
-    );
-    assert_eq!(silent.seen(), ["PUT /latest/api/token"]);
+    let [port] = free_ports();
+    let silent = SocketAddr::from(([127, 0, 0, 1], port));
+    let _silent = Dead::silent(silent);
+    let nothing = Scripted::start(|_, _| Reply::new(404, ""));
+    for metadata in [
+        "http://127.0.0.1:9".to_owned(),
+        format!("http://{silent}"),
+        nothing.endpoint(),
+    ] {
+        let repo = demanding.with(&[(METADATA, &metadata)]);
+        // Whoever waits for the service for ever is noticed after a minute.
+        let mut list = Job::start(repo.command("list").arg("--json"));
+        wait_until(|| !list.is_running());
+        told(
+            list.outcome(),
+            exit::STORAGE,
+            "no usable credentials",
+            "AWS_ACCESS_KEY_ID",
+        );
+    }
+    let asked = nothing.requests();
+    assert_eq!(asked.len(), 1, "{asked:?}");
 }
 
 /// Who names one does not mean what the machine has for everybody.
@@ -213,6 +221,42 @@ fn the_role_of_a_machine_opens_a_store() {
     assert_eq!(loads(&metadata, ROLE), runs);
 }
 
+/// The machine has a role, and its metadata have their troubles when the job begins.
+#[test]
+fn trouble_of_a_machine_s_metadata_at_a_job_s_beginning_is_outlived_or_told_as_such() {
+    let demanding = Demanding::new("s3-imds-trouble", "role-token");
+    let session = demanding.session("role-token");
+    let metadata = Scripted::instance_metadata("mover-role", &[session]);
+    let busy = Action::error(503, "Busy");
+    for (trouble, times) in [
+        (busy.clone(), 2),
+        (Action::Answer(Reply::new(429, "")), 2),
+        (Action::ResetBeforeRequest, 2),
+        (Action::Stall, 1),
+    ] {
+        for path in ["/latest/api/token", ROLE] {
+            let proxy = FaultProxy::start(&metadata.endpoint());
+            let hit = Fault::new(trouble.clone()).path(path).times(times);
+            let hit = proxy.inject(hit);
+            let repo = demanding.with(&[(METADATA, &proxy.endpoint())]);
+            assert_eq!(repo.ids().len(), 1, "{trouble:?} at {path}");
+            assert_eq!(proxy.hits(hit), times, "{trouble:?} at {path}");
+        }
+    }
+    for trouble in [busy, Action::Stall] {
+        let proxy = FaultProxy::start(&metadata.endpoint());
+        proxy.inject(Fault::new(trouble));
+        let repo = demanding.with(&[(METADATA, &proxy.endpoint())]);
+        told(
+            repo.list(),
+            exit::UNREACHABLE,
+            "the credentials for the store could not be loaded",
+            "AWS_EC2_METADATA_DISABLED",
+        );
+        assert!(proxy.seen().len() > 1, "it was asked once");
+    }
+}
+
 #[test]
 fn the_credentials_of_a_container_open_a_store() {
     let demanding = Demanding::new("s3-container", "container-token");
@@ -351,7 +395,6 @@ fn a_certificate_that_is_refused_is_told_by_its_own_reason_and_remedy() {
         (Tls::Expired, "has expired", "clock"),
         (Tls::NotValidYet, "not valid yet", "clock"),
         (Tls::OfAnother, "is for another name", "endpoint="),
-        (Tls::SelfSignedAuthority, "an authority's own", "CA:FALSE"),
     ] {
         let scratch = Scratch::new("s3-certificate");
         let options = FilesystemOptions {
@@ -382,26 +425,70 @@ fn a_certificate_that_is_refused_is_told_by_its_own_reason_and_remedy() {
     }
 }
 
+/// An authority's, too, as `openssl req -x509` makes them.
 #[test]
 fn a_certificate_that_signed_itself_is_trusted_when_it_is_named() {
-    let scratch = Scratch::new("s3-self-signed");
+    for (tls, unnamed) in [
+        (Tls::SelfSigned, "not trusted"),
+        (Tls::SelfSignedAuthority, "an authority's own"),
+    ] {
+        let scratch = Scratch::new("s3-self-signed");
+        let options = FilesystemOptions {
+            tls,
+            ..FilesystemOptions::default()
+        };
+        let server = FilesystemS3::start_with(scratch.path(), options);
+        let access = server.access();
+        let environment = variables(&access.key);
+        let ca = access.ca_file.as_ref().expect("a server with TLS has one");
+        let url = format!("{}&ca={}", access.url("self"), ca.display());
+        let repo = AnyRepo::create(&scratch, "self", &url, &environment, Protection::None);
+        let source = scratch.dir("source");
+        plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
+        repo.backup(&source).summary();
+        restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+
+        let stranger = repo.at(&access.url("self"), &environment);
+        told(stranger.list(), exit::STORAGE, unnamed, "ca=");
+    }
+}
+
+/// Another certificate of the same subject is not the one that was named, and the one that was stands for its own names alone.
+#[test]
+fn an_authority_that_is_a_server_too_is_trusted_by_its_very_certificate_and_its_name() {
+    const FAR: &str = "other.invalid:9000";
     let options = FilesystemOptions {
-        tls: Tls::SelfSigned,
+        tls: Tls::SelfSignedAuthority,
         ..FilesystemOptions::default()
     };
+    let (scratch, elsewhere) = (Scratch::new("s3-own"), Scratch::new("s3-alike"));
     let server = FilesystemS3::start_with(scratch.path(), options);
+    let alike = FilesystemS3::start_with(elsewhere.path(), options);
     let access = server.access();
-    let environment = variables(&access.key);
-    let ca = access.ca_file.as_ref().expect("a server with TLS has one");
-    let url = format!("{}&ca={}", access.url("self"), ca.display());
-    let repo = AnyRepo::create(&scratch, "self", &url, &environment, Protection::None);
-    let source = scratch.dir("source");
-    plant::mixed(&source, &mut Random::new(SEED), 1 << 20);
-    repo.backup(&source).summary();
-    restores_to(&repo, "latest", &Tree::read(&source), &scratch);
+    let [own, others] = [access, alike.access()].map(|access| {
+        let ca = access.ca_file.as_ref();
+        ca.expect("a server with TLS has one").display()
+    });
+    let [id, secret] = variables(&access.key);
+    let url = access.url("own");
+    let trusting = format!("{url}&ca={own}");
+    let repo = AnyRepo::create(&scratch, "own", &trusting, &[id, secret], Protection::None);
+    let wrong = repo.at(&format!("{url}&ca={others}"), &[id, secret]);
+    told(wrong.list(), exit::STORAGE, "an authority's own", "ca=");
 
-    let stranger = repo.at(&access.url("self"), &environment);
-    told(stranger.list(), exit::STORAGE, "not trusted", "ca=");
+    let address = access.endpoint.replace("https://", "");
+    let tunnel = Tunnel::start(&[(FAR, &address)]);
+    let via = format!("http://{}", tunnel.address());
+    let far = access.at(&format!("https://{FAR}")).url("own");
+    let environment = [id, secret, ("HTTPS_PROXY", via.as_str())];
+    let renamed = repo.at(&format!("{far}&ca={own}"), &environment);
+    told(
+        renamed.list(),
+        exit::STORAGE,
+        "for another name",
+        "endpoint=",
+    );
+    assert!(!tunnel.seen().is_empty());
 }
 
 /// The store's name means nothing to this machine, and the proxy neither sees what it leads through nor leads everybody.

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 
 use mover_tests::mover::{self, Outcome, Protection, Repo, exit};
 use mover_tests::scratch::Scratch;
@@ -361,13 +361,157 @@ fn small_slips_are_told() {
 }
 
 #[test]
+fn what_other_tools_take_is_answered_with_what_this_one_takes() {
+    let scratch = Scratch::new("habits");
+    for (args, tip) in [
+        (&["backup", "/srv/db"][..], "--source /srv/db"),
+        (
+            &["expire", "--keep-last", "1", "--dry-run"],
+            "only plans unless --confirm",
+        ),
+    ] {
+        let text = tool(&scratch, args).expect(exit::USAGE).stderr;
+        assert!(text.contains("tip:") && text.contains(tip), "{text}");
+    }
+}
+
+/// `--repo "$UNSET"` must not read as if the data were gone.
+#[test]
+fn a_variable_that_is_unset_is_told_as_nothing_given() {
+    let scratch = Scratch::new("unset");
+    let list = ["list", "--json", "--repo", ""];
+    let backup = ["backup", "--json", "--source", "", "--repo", "/r"];
+    for args in [&list[..], &backup] {
+        let error = tool(&scratch, args).expect(exit::USAGE).error();
+        let message = error["message"].as_str().expect("message");
+        assert!(message.contains("is given: its text is empty"), "{error}");
+        assert!(error["object"].is_null(), "{error}");
+        assert!(error["hint"].to_string().contains("unset"), "{error}");
+    }
+}
+
+#[test]
+fn who_lists_under_a_wrong_name_learns_that_there_are_others() {
+    let scratch = Scratch::new("others");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let list = |args: &[&str]| Outcome::of(repo.command("list").args(args)).expect(exit::OK);
+    let typo = ["--source", "/srv/typo", "--host", "nobody"];
+    let empty = list(&typo);
+    assert!(empty.stderr.is_empty(), "there is none at all: {empty}");
+    repo.backup(&source).summary();
+    let said = "no backups of this source and host; the repository holds 1 of others";
+    assert!(list(&typo).stderr.contains(said));
+    let document = list(&[&typo[..], &["--json"]].concat()).document();
+    assert_eq!(document["warnings"][0], said, "{document}");
+    let found = list(&["--source", source.to_str().expect("path")]);
+    assert!(found.stderr.is_empty(), "{found}");
+}
+
+#[test]
+fn names_that_are_typed_cannot_drive_the_terminal() {
+    let scratch = Scratch::new("control");
+    let name = scratch.join("e\u{1b}[31mred").display().to_string();
+    let identity = format!("{name}.identity");
+    for args in [
+        &["init", "--no-encryption", "--repo", &name][..],
+        &["key", "generate", "--output", &identity],
+    ] {
+        let text = tool(&scratch, args).expect(exit::OK).stdout;
+        assert!(text.contains("e\\u{1b}[31mred"), "{text:?}");
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+}
+
+/// Runs `command` with a standard output that takes nothing.
+fn into_a_full_disk(command: &mut Command) -> Outcome {
+    let full = fs::File::options().write(true).open("/dev/full");
+    command
+        .stdin(Stdio::null())
+        .stdout(full.expect("a full device"))
+        .stderr(Stdio::piped());
+    let output = command.spawn().and_then(Child::wait_with_output);
+    Outcome::new(mover::shown(command), &output.expect("it runs"))
+}
+
+#[test]
 fn help_that_nobody_gets_is_an_error() {
     let scratch = Scratch::new("full");
     for flag in ["--help", "--version"] {
         let mut command = mover::command(&scratch.dir("home"));
-        let full = fs::File::options().write(true).open("/dev/full");
-        command.arg(flag).stdout(full.expect("a full device"));
-        let status = command.stderr(Stdio::null()).status().expect("it runs");
-        assert_eq!(status.code(), Some(exit::TARGET), "{flag}");
+        into_a_full_disk(command.arg(flag)).expect(exit::TARGET);
+    }
+}
+
+#[test]
+fn work_whose_output_is_lost_is_told_as_done() {
+    let scratch = Scratch::new("lost-output");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    repo.backup(&source).summary();
+    repo.backup(&source).summary();
+    let (_, recipient) = mover::identity(&scratch, "second");
+    let target = scratch.join("target");
+    let to = target.to_str().expect("path");
+    let tells = |command: &mut Command, said: &str| {
+        let outcome = into_a_full_disk(command).expect(exit::TARGET);
+        let text = &outcome.stderr;
+        assert!(
+            text.contains("error: standard output cannot be written")
+                && text.contains("\nhint: ")
+                && text.contains(said),
+            "not told: {said}\n{outcome}"
+        );
+    };
+    let done: [(&str, &[&str], &str); 10] = [
+        ("list", &[], "only this output is lost"),
+        ("verify", &[], "verified 2 backups"),
+        ("verify", &["--json"], "verified 2 backups"),
+        ("restore", &["--to", to], "was restored to "),
+        ("annotate", &["latest", "a=1"], "the notes of backup "),
+        (
+            "hold add",
+            &["latest", "--reason", "x"],
+            " is held by hold ",
+        ),
+        (
+            "key add",
+            &["--recipient", &recipient, "--label", "second"],
+            "x25519 (second) was added",
+        ),
+        ("expire", &["--keep-last", "1"], "only this output is lost"),
+        (
+            "expire",
+            &["--keep-last", "1", "--confirm"],
+            "deleted 1 backup",
+        ),
+        ("tune", &[], "only this output is lost"),
+    ];
+    for (verb, args, said) in done {
+        tells(repo.command(verb).args(args), said);
+    }
+    // And so it is.
+    Tree::read(&source).assert_same(&Tree::read(&target), "restored");
+    let listed = repo.list().document();
+    let backups = listed["backups"].as_array().expect("backups");
+    assert_eq!(backups.len(), 1, "{listed}");
+    assert_eq!(backups[0]["holds"], 1, "{listed}");
+    assert_eq!(backups[0]["metadata"]["annotations"]["a"], "1", "{listed}");
+    let slots = Outcome::of(repo.command("key list").arg("--json")).document();
+    assert_eq!(slots["slots"].as_array().map(Vec::len), Some(2), "{slots}");
+
+    let url = scratch.join("other").display().to_string();
+    let file = scratch.join("identity").display().to_string();
+    for (args, said) in [
+        (
+            &["init", "--no-encryption", "--repo", &url][..],
+            " was created",
+        ),
+        (
+            &["key", "generate", "--output", &file],
+            "its recipient is age1",
+        ),
+    ] {
+        tells(mover::command(&scratch.dir("home")).args(args), said);
     }
 }

@@ -123,7 +123,7 @@ impl Job<'_> {
             RepoPlace::Local => None,
             RepoPlace::S3(kind) => Some(Server::start(
                 kind,
-                &self.places.own,
+                self.places.servers(),
                 memory.path(),
                 source_bytes,
                 None,

@@ -39,6 +39,9 @@ pub struct LinkRun {
     pub own_limit_bytes_per_second: Option<u64>,
     /// Connections, where not the default.
     pub connections: Option<u32>,
+    /// Shards, where not the default.
+    #[serde(default)]
+    pub shards: Option<u32>,
     /// What the program used.
     #[serde(flatten)]
     pub usage: Usage,
@@ -86,6 +89,7 @@ struct Case {
     link_bits_per_second: Option<u64>,
     own_limit_mib: Option<u64>,
     connections: Option<u32>,
+    shards: Option<u32>,
 }
 
 const fn case(client: Client, dataset: Dataset, bits: Option<u64>) -> Case {
@@ -95,6 +99,7 @@ const fn case(client: Client, dataset: Dataset, bits: Option<u64>) -> Case {
         link_bits_per_second: bits,
         own_limit_mib: None,
         connections: None,
+        shards: None,
     }
 }
 
@@ -106,7 +111,7 @@ const fn limited(own_limit_mib: u64) -> Case {
     }
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     case(Client::Bare, Dataset::Packs, Some(GIGABIT)),
     case(Client::Mover, Dataset::Packs, Some(GIGABIT)),
     Case {
@@ -115,10 +120,17 @@ const CASES: [Case; 8] = [
     },
     case(Client::Mover, Dataset::Rows, Some(GIGABIT)),
     case(Client::Mover, Dataset::Rows, Some(GIGABIT / 5)),
-    // Beside what a job takes to begin and to end, the link: of that the other rows take five seconds alone.
-    case(Client::Mover, Dataset::Rows10g, Some(GIGABIT)),
     limited(40),
     limited(160),
+    // The lower a limit and the more shards there are, the harder it is to keep.
+    Case {
+        dataset: Dataset::Rows,
+        shards: Some(4),
+        ..limited(8)
+    },
+    // Beside what a job takes to begin and to end, the link: of that the other rows take five seconds alone. It comes last: the
+    // host has work for a while with the files that it leaves.
+    case(Client::Mover, Dataset::Rows10g, Some(GIGABIT)),
 ];
 
 /// Where the data sets are: packs in memory, rows on the disk.
@@ -220,6 +232,11 @@ impl Setup<'_> {
         let options = self.case.connections.map(|n| format!("&connections={n}"));
         let url = server.access.url("repo", &options.unwrap_or_default());
         let program = with_keys(mover::program(step, &url, round)?, Some(server));
+        let shards = self.case.shards.map(|shards| shards.to_string());
+        let program = match &shards {
+            Some(shards) if step != Step::Init => program.args(["--shards", shards]),
+            _ => program,
+        };
         let limit = self.case.own_limit_mib.map(|mib| format!("{mib}MiB/s"));
         Ok(Some(match (limit.as_deref(), step) {
             (Some(limit), Step::Backup) => program.args(["--limit-upload", limit]),
@@ -258,6 +275,7 @@ impl Setup<'_> {
             link_bits_per_second: self.case.link_bits_per_second,
             own_limit_bytes_per_second: self.case.own_limit_mib.map(|mib| mib << 20),
             connections: self.case.connections,
+            shards: self.case.shards,
             usage,
             source_bytes,
             moved_bytes,

@@ -16,6 +16,10 @@ use super::tls_proxy::TlsProxy;
 
 /// Clock ticks per second in `/proc` (`getconf CLK_TCK` is 100 on every Linux that this was made for).
 const TICKS_PER_SECOND: f64 = 100.0;
+/// Where `benches/run` installs Garage, below this project's cache: a build by the release profile, unlike that of tests.
+pub const GARAGE: &str = "peers/garage-2.5.0-release/bin/garage";
+/// What that build is called in results. Those from before it do not name it: they are of the build that tests have.
+pub const GARAGE_BUILD: &str = "Garage 2.5.0, release profile";
 /// Bucket and prefix on the cheap server, which makes them as they are named.
 const SINK_BUCKET: &str = "bench";
 
@@ -98,6 +102,15 @@ impl Access {
     }
 }
 
+/// The programs that serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Programs<'a> {
+    /// This package's own for S3, which is the cheap server.
+    pub own: &'a Path,
+    /// Garage.
+    pub garage: &'a Path,
+}
+
 /// A running server.
 pub struct Server {
     process: Process,
@@ -115,14 +128,13 @@ enum Process {
 }
 
 impl Server {
-    /// Starts a server with room for `bytes` of objects, its data below `dir`. `program` is this package's own for S3;
-    /// the cheap server can be held to one core.
+    /// Starts a server with room for `bytes` of objects, its data below `dir`. The cheap server can be held to one core.
     ///
     /// # Errors
     /// [`Kind::CheckFailed`] where it does not start.
     pub fn start(
         kind: ServerKind,
-        program: &Path,
+        programs: Programs<'_>,
         dir: &Path,
         bytes: u64,
         core: Option<&str>,
@@ -131,15 +143,17 @@ impl Server {
             ServerKind::Sink | ServerKind::SinkTls => {
                 let mut command = match core {
                     Some(_) => Command::new("taskset"),
-                    None => Command::new(program),
+                    None => Command::new(programs.own),
                 };
                 if let Some(core) = core {
-                    command.args(["-c", core]).arg(program);
+                    command.args(["-c", core]).arg(programs.own);
                 }
                 let ca_file = kind.is_tls().then(|| dir.join("ca.pem"));
                 Server::sink(command, "127.0.0.1:0", bytes, ca_file)
             }
-            ServerKind::Garage | ServerKind::GarageTls => Server::garage(dir, kind.is_tls()),
+            ServerKind::Garage | ServerKind::GarageTls => {
+                Server::garage(programs.garage, dir, kind.is_tls())
+            }
         }
     }
 
@@ -195,8 +209,8 @@ impl Server {
         })
     }
 
-    fn garage(dir: &Path, is_tls: bool) -> Result<Server> {
-        let server = Garage::start(dir);
+    fn garage(program: &Path, dir: &Path, is_tls: bool) -> Result<Server> {
+        let server = Garage::start_program(program, dir);
         let endpoint = &server.access().endpoint;
         let proxy = match endpoint.split_once("://") {
             Some((_, address)) if is_tls => Some(TlsProxy::start(dir, address)?),

@@ -1,6 +1,7 @@
 //! The readable tables of the S3 measurements.
 //!
-//! Invariants: medians are shown with the smallest and largest repetition; a limit that was set is shown beside what held.
+//! Invariants: medians are shown with the smallest and largest repetition; a limit that was set is shown beside what held;
+//! figures with Garage say which build of it they are of.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,8 +9,10 @@ use std::fmt::Write;
 use super::backups::{BackupRun, RepoPlace};
 use super::link_runs::LinkRun;
 use super::peers::{Client, Direction};
+use super::servers::GARAGE_BUILD;
 use super::transfers::{S3Transfers, SETUPS, TransferRun};
 use crate::data::Dataset;
+use crate::machine::Machine;
 use crate::report::{line, mb, spread};
 use crate::stats::Spread;
 use crate::tools::Step;
@@ -22,8 +25,20 @@ fn of<T>(runs: &[&T], figure: impl Fn(&T) -> f64) -> Spread {
     Spread::of(runs.iter().map(|run| figure(run))).unwrap_or_default()
 }
 
+/// Which build of Garage was measured.
+fn garage(out: &mut String, machine: &Machine) {
+    let is_named = machine.versions.iter().any(|name| name == GARAGE_BUILD);
+    let build = match is_named {
+        true => GARAGE_BUILD,
+        false => {
+            "Garage 2.5.0 as the tests have it, at opt-level 1 and without link-time optimisation"
+        }
+    };
+    line!(out, "The real store is {build}.\n");
+}
+
 /// Transfers by server and placement.
-pub(crate) fn transfers(out: &mut String, all: &S3Transfers) {
+pub(crate) fn transfers(out: &mut String, all: &S3Transfers, machine: &Machine) {
     line!(out, "## Files to S3 and back\n");
     let bytes = all.runs.first().map_or(0, |run| run.bytes);
     line!(
@@ -32,6 +47,7 @@ pub(crate) fn transfers(out: &mut String, all: &S3Transfers) {
          beside it. Rates are from the start of the program to its exit.\n",
         bytes as f64 / 1e9
     );
+    garage(out, machine);
     for (server, placement) in SETUPS {
         let is_of = |run: &&TransferRun| run.server == server && run.placement == placement;
         let runs: Vec<&TransferRun> = all.runs.iter().filter(is_of).collect();
@@ -143,7 +159,7 @@ fn first_bytes(out: &mut String, all: &S3Transfers) {
 }
 
 /// Backups and restores by place of the repository.
-pub(crate) fn backups(out: &mut String, all: &[BackupRun], dataset: Dataset) {
+pub(crate) fn backups(out: &mut String, all: &[BackupRun], dataset: Dataset, machine: &Machine) {
     line!(
         out,
         "## Repository on the disk and in S3 ({})\n",
@@ -154,6 +170,7 @@ pub(crate) fn backups(out: &mut String, all: &[BackupRun], dataset: Dataset) {
         "Extra CPU is the mover's beyond that with a local repository, per GB (10^9 bytes) sent or received. The server \
          shares the two cores; its CPU seconds stand beside.\n"
     );
+    garage(out, machine);
     line!(
         out,
         "| step | repository | wall s | MB/s of source | of the local rate | GB moved | CPU s | extra CPU s per GB moved | peak memory MiB | server's CPU s |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -219,8 +236,7 @@ pub(crate) fn link(out: &mut String, runs: &[LinkRun]) {
             crate::report::step_title(run.step),
             run.client.title(),
             run.dataset.name(),
-            run.connections
-                .map_or("default".to_owned(), |n| n.to_string()),
+            or_default(run.connections),
             run.moved_bytes as f64 / 1e9,
             run.usage.wall_seconds,
             run.ideal_seconds().unwrap_or(0.0),
@@ -235,6 +251,10 @@ pub(crate) fn link(out: &mut String, runs: &[LinkRun]) {
     windows(out, runs);
 }
 
+fn or_default(count: Option<u32>) -> String {
+    count.map_or("default".to_owned(), |count| count.to_string())
+}
+
 fn windows(out: &mut String, runs: &[LinkRun]) {
     let limited = runs
         .iter()
@@ -246,15 +266,17 @@ fn windows(out: &mut String, runs: &[LinkRun]) {
     );
     line!(
         out,
-        "| step | limit MiB/s | windows | lowest MiB/s (begins at s) | highest MiB/s (begins at s) | worst deviation | 99 % moved at s | GB moved | wall s |\n|---|---|---|---|---|---|---|---|---|"
+        "| step | data | shards | limit MiB/s | windows | lowest MiB/s (begins at s) | highest MiB/s (begins at s) | worst deviation | 99 % moved at s | GB moved | wall s |\n|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for (run, limit, windows) in limited {
         let mib = |rate: f64| rate / f64::from(1 << 20);
         let in_brackets = |at: Option<f64>| at.map_or(String::new(), |at| format!(" ({at:.1})"));
         line!(
             out,
-            "| {} | {} | {} | {:.2}{} | {:.2}{} | {:.2} % | {} | {:.2} | {:.2} |",
+            "| {} | {} | {} | {} | {} | {:.2}{} | {:.2}{} | {:.2} % | {} | {:.2} | {:.2} |",
             crate::report::step_title(run.step),
+            run.dataset.name(),
+            or_default(run.shards),
             limit >> 20,
             windows.count,
             mib(windows.min_bytes_per_second),

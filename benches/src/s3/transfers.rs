@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::figures::Moved;
 use super::peers::{Client, Direction, Job, first_byte};
-use super::servers::{Server, ServerKind};
+use super::servers::{Programs, Server, ServerKind};
 use crate::command::{Usage, compare_trees, sync};
 use crate::data::Files;
 use crate::stats::turns;
@@ -119,12 +119,24 @@ pub struct S3Transfers {
 pub struct Places {
     /// This package's program for S3.
     pub own: PathBuf,
+    /// Garage.
+    pub garage: PathBuf,
     /// Directory of the peers' environment.
     pub peers: PathBuf,
     /// Directory of the scripts.
     pub scripts: PathBuf,
     /// Directory in memory, for everything temporary.
     pub memory: PathBuf,
+}
+
+impl Places {
+    /// The programs that serve.
+    pub fn servers(&self) -> Programs<'_> {
+        Programs {
+            own: &self.own,
+            garage: &self.garage,
+        }
+    }
 }
 
 /// Measures all clients against all servers.
@@ -180,7 +192,8 @@ impl Round<'_> {
             Placement::OneEach => Some(SERVER_CORE),
             Placement::Shared => None,
         };
-        let server = Server::start(self.server, &self.places.own, dir.path(), bytes, core)?;
+        let programs = self.places.servers();
+        let server = Server::start(self.server, programs, dir.path(), bytes, core)?;
         let job = Job {
             own: &self.places.own,
             peers: &self.places.peers,

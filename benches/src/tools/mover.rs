@@ -1,4 +1,4 @@
-//! Helios Mover at its defaults.
+//! Helios Mover at its defaults, but for the histograms of its latencies, which it tells only when it is asked.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -11,6 +11,10 @@ use crate::command::Program;
 
 /// In the scratch directory.
 const PASSPHRASE_FILE: &str = "passphrase";
+/// Has the mover put the whole histogram beside the quantiles of each shard's latencies.
+const HISTOGRAMS_VARIABLE: &str = "HELIOS_MOVER_HISTOGRAMS";
+/// The field that it puts it in. Its base64 has slashes, as a path has.
+const HISTOGRAM: &str = "histogram";
 
 /// Writes the passphrase that [`on`] opens a repository with.
 ///
@@ -30,6 +34,7 @@ pub fn on(binary: &Path, verb: &str, url: &str, scratch: &Path) -> Program {
         .path(&scratch.join(PASSPHRASE_FILE))
         // The user's own configuration must not change what is measured.
         .env("XDG_CONFIG_HOME", scratch.display().to_string())
+        .env(HISTOGRAMS_VARIABLE, "true")
 }
 
 /// The program for one step on the repository at `url`.
@@ -71,7 +76,7 @@ fn drop_paths(value: &mut Value) {
     let names_path = |value: &Value| value.as_str().is_some_and(|text| text.contains('/'));
     match value {
         Value::Object(fields) => {
-            fields.retain(|_, field| !names_path(field));
+            fields.retain(|name, field| name == HISTOGRAM || !names_path(field));
             fields.values_mut().for_each(drop_paths);
         }
         Value::Array(items) => {
@@ -84,7 +89,11 @@ fn drop_paths(value: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use hdrhistogram::Histogram;
+    use serde_json::json;
+
     use super::*;
+    use crate::latency::Latencies;
 
     #[test]
     fn the_last_summary_is_kept_without_paths() {
@@ -94,5 +103,30 @@ mod tests {
         assert_eq!(detail["engine"]["seconds"], 1.5);
         assert!(detail.get("repo").is_none() && detail["engine"].get("at").is_none());
         assert!(super::detail("nothing").is_none());
+    }
+
+    #[test]
+    fn histograms_of_latencies_are_kept_whole() {
+        // So many that the text of some has a slash in it.
+        let mut with_slash = 0;
+        for slowest in 1..200_u64 {
+            let mut times = Histogram::<u64>::new_with_bounds(1, 120_000_000, 2).unwrap();
+            for time in 1..=slowest {
+                times.record(time * time).unwrap();
+            }
+            let told = Latencies::of(&times).unwrap();
+            with_slash += usize::from(told.histogram.contains('/'));
+            let summary = json!({
+                "message_type": "summary",
+                "engine": {"shards": [{"reads": slowest, "read_latency": told, "of": "/a"}]},
+            });
+            let detail = detail(&summary.to_string()).unwrap();
+            let shard = &detail["engine"]["shards"][0];
+            let kept: Latencies = serde_json::from_value(shard["read_latency"].clone()).unwrap();
+            assert_eq!(kept, told);
+            assert_eq!(kept.histogram().unwrap().unwrap(), times);
+            assert!(shard.get("of").is_none());
+        }
+        assert!(with_slash > 0);
     }
 }

@@ -23,7 +23,7 @@ const ENGINE: &str = "Engine";
     name = "helios-mover",
     version,
     about = "Backup, restore and verification for HeliosDB at the speed of the hardware",
-    long_about = "Backs up, restores and verifies HeliosDB databases on bare metal: one pinned thread per core, \
+    long_about = "Backs up, restores and verifies HeliosDB databases on bare metal: one thread per core, \
                   io_uring, O_DIRECT, encrypted and deduplicated repositories whose objects are never overwritten.\n\n\
                   Each option can also stand in the environment (HELIOS_MOVER_REPO, HELIOS_MOVER_BACKUP_LEVEL) and in a \
                   TOML file (repo = \"...\", [backup] level = 3). Flags win over the environment, the environment \
@@ -242,7 +242,8 @@ pub struct BackupArgs {
     /// Note kept with the backup; can be given several times
     #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append, value_parser = parse_annotation)]
     pub annotation: Vec<Annotation>,
-    /// Leave out paths that match this pattern; can be given several times
+    /// Leave out paths that match this pattern. It is relative to the source, from its top on: `*` stops at `/`, and
+    /// `**/*.log` matches at any depth. Can be given several times
     #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
     pub exclude: Vec<String>,
     /// Do not enter other file systems
@@ -499,8 +500,8 @@ pub struct KeyAddArgs {
 #[command(after_help = "Examples:\n  \
     helios-mover key list\n  \
     helios-mover key remove 3f9a --confirm\n\n\
-    Needs the key of a slot that stays. A damaged slot goes by the id in its name. Whoever copied a slot and knows\n\
-    its key can still open the repository.")]
+    Needs the key of a slot that stays. A damaged slot goes by the id in its name. Whoever copied a slot and \
+    knows its key can still open the repository.")]
 pub struct KeyRemoveArgs {
     /// Slot id, or the first digits of it
     #[arg(value_name = "SLOT")]
@@ -533,7 +534,8 @@ pub struct CheckArgs {
     /// Source to check too: pages:///srv/heliosdb, dir:///srv/heliosdb or a path [default: that of backup]
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
-    /// Paths that the backup leaves out; can be given several times [default: those of backup]
+    /// Paths that the backup leaves out: patterns relative to the source, from its top on, in which `*` stops at `/`, and
+    /// `**/*.log` matches at any depth. Can be given several times [default: those of backup]
     #[arg(long, value_name = "PATTERN", action = ArgAction::Append)]
     pub exclude: Vec<String>,
     /// The backup does not enter other file systems [default: as of backup]

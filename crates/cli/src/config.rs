@@ -93,7 +93,7 @@ pub fn resolve(argv: &[OsString], environment: &Environment) -> Result<Call, Ref
         .map_err(Refusal::Clap)?;
     let layered = layers::layer(command, argv, &first, environment).map_err(Refusal::Wrong)?;
     let raw = RawArgs::from_arg_matches(&layered.matches).map_err(Refusal::Clap)?;
-    let settings = settings(&raw.global, &layered).map_err(Refusal::Wrong)?;
+    let settings = settings(&raw.global, &layered, environment).map_err(Refusal::Wrong)?;
     Ok(Call {
         settings,
         verb: raw.verb,
@@ -102,7 +102,7 @@ pub fn resolve(argv: &[OsString], environment: &Environment) -> Result<Call, Ref
     })
 }
 
-fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
+fn settings(raw: &GlobalArgs, layered: &Layered, environment: &Environment) -> Result<Settings> {
     let defaults = Engine::default();
     let engine = Engine {
         shards: raw.shards.map_or(defaults.shards, usize::from),
@@ -114,6 +114,7 @@ fn settings(raw: &GlobalArgs, layered: &Layered) -> Result<Settings> {
         direct: defaults.direct && !raw.no_direct,
         register_buffers: defaults.register_buffers,
         gentle: raw.gentle.unwrap_or_else(|| limits_disks(raw)),
+        histograms: environment.asks_for_histograms()?,
         index_bytes: raw
             .index
             .map_or(defaults.index_bytes, |bytes| bytes as usize),
@@ -284,10 +285,11 @@ pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
             None => text.to_owned(),
         });
     }
-    let wrong = |message: String| Error::new(Kind::Usage, message).object(text);
     if text.is_empty() {
-        return Err(wrong(format!("the {what} is empty")));
+        let message = format!("no {what} is given: its text is empty");
+        return Err(Error::new(Kind::Usage, message).hint("is a variable unset?"));
     }
+    let wrong = |message: String| Error::new(Kind::Usage, message).object(text);
     if let Some(begin) = like_scheme(text) {
         return Err(
             wrong(format!("the {what} is neither a URL nor a path")).hint(format!(

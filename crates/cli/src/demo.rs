@@ -26,7 +26,7 @@ use crate::args::DemoArgs;
 use crate::config::secrets::{self, SecretFile};
 use crate::figures;
 use crate::output::{BOLD, GREEN};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, clean};
 use crate::verbs::{Context, figures_of};
 
 /// Free space that the demo needs: database, repository and two restored copies, with room to spare.
@@ -116,6 +116,13 @@ pub fn run(context: &mut Context<'_>, args: DemoArgs) -> Result<()> {
         dir.close()
             .map_err(|error| failed("the demo's files cannot be removed", &path, error))?;
     }
+    let kept = summary.kept_in.as_ref();
+    let kept = kept.map_or(String::new(), |path| {
+        format!("; its files are kept in {}", path.display())
+    });
+    context
+        .out
+        .done(format!("the demo is over, and everything came back{kept}"));
     context.out.summary(&summary);
     Ok(())
 }
@@ -460,7 +467,10 @@ fn tell_end(context: &mut Context<'_>, summary: &Summary) {
         figures::percent(share)
     ));
     match &summary.kept_in {
-        Some(path) => context.out.line(format!("kept in {}", path.display())),
+        Some(path) => {
+            let path = clean(&path.display().to_string());
+            context.out.line(format!("kept in {path}"));
+        }
         None => context
             .out
             .line("removed everything; use --keep to look at it"),

@@ -62,12 +62,6 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let error = match error.kind() {
-                Kind::Cancelled => {
-                    error.hint("run it again; nothing half-done is visible as a backup")
-                }
-                _ => error,
-            };
             out.error(&error);
             ExitCode::from(error.kind().exit_code())
         }

@@ -30,6 +30,10 @@ pub const BOLD: Style = Style::new().bold();
 /// Style of what matters less.
 pub const DIM: Style = Style::new().dimmed();
 
+/// What to say where a result could not be written and the verb has done nothing else.
+const OUTPUT_LOST: &str =
+    "nothing else failed, and only this output is lost: have it written where there is room";
+
 /// What a verb prints with `--json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -380,17 +384,15 @@ impl Output {
         let _ = bars.suspend(|| err.write_all(text.as_bytes()));
     }
 
-    /// Whether everything written arrived; a reader that went away counts as arrived.
+    /// Whether everything written arrived; a reader that went away counts as arrived. To be asked where nothing else failed.
     pub fn finish(&mut self) -> Result<()> {
         match self.failure.take() {
             None => Ok(()),
             Some(cause) => {
                 let error = Error::new(Kind::Target, "standard output cannot be written");
-                let error = error.cause(cause);
-                Err(match self.done.take() {
-                    Some(done) => error.hint(done),
-                    None => error,
-                })
+                let done = self.done.take();
+                let hint = done.unwrap_or_else(|| OUTPUT_LOST.to_owned());
+                Err(error.cause(cause).hint(hint))
             }
         }
     }
@@ -593,13 +595,13 @@ pub mod tests {
                 ProgressDrawTarget::hidden(),
             );
             output.line("x");
+            output.done("it was made".to_owned());
             output.finish()
         };
         assert!(broken(io::ErrorKind::BrokenPipe).is_ok());
-        assert_eq!(
-            broken(io::ErrorKind::StorageFull).unwrap_err().kind(),
-            Kind::Target
-        );
+        let error = broken(io::ErrorKind::StorageFull).unwrap_err();
+        assert_eq!(error.kind(), Kind::Target);
+        assert_eq!(error.hint_text(), Some("it was made"));
     }
 
     #[test]

@@ -33,9 +33,9 @@ pub fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) ->
                 Err(error) => error,
             }
         }
-        Refusal::Clap(error) if guess.json => usage_error(&error, &guess.verb),
+        Refusal::Clap(error) if guess.json => usage_error(&error, &guess),
         Refusal::Clap(mut error) => {
-            if let Some(tip) = set_tip(&error, &guess.verb) {
+            if let Some(tip) = tip(&error, &guess) {
                 let tips = ContextValue::StyledStrs(vec![tip.into()]);
                 error.insert(ContextKind::Suggested, tips);
             }
@@ -55,6 +55,8 @@ struct Guess {
     verb: String,
     json: bool,
     color: ColorWhen,
+    /// Whether a source is named.
+    source: bool,
 }
 
 impl Guess {
@@ -74,6 +76,9 @@ impl Guess {
             verb: verb(&matches),
             json: argv.iter().any(|arg| arg == "--json") || is_on(),
             color: color.unwrap_or(ColorWhen::Auto),
+            source: argv
+                .iter()
+                .any(|arg| arg.to_string_lossy().starts_with("--source")),
         }
     }
 }
@@ -88,19 +93,32 @@ fn verb(matches: &ArgMatches) -> String {
     words.join(" ")
 }
 
-/// What to write instead of a bare id, which `show` takes and others do not.
-fn set_tip(error: &clap::Error, verb: &str) -> Option<String> {
-    if error.kind() != ErrorKind::UnknownArgument || !matches!(verb, "restore" | "verify") {
+/// What to write instead of what other verbs and other tools take: a bare id, a bare path, and a dry run where nothing else
+/// happens without a confirmation.
+fn tip(error: &clap::Error, guess: &Guess) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument {
         return None;
     }
     let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
-    (!typed.starts_with('-')).then(|| format!("to name a backup, write --set {typed}"))
+    match (guess.verb.as_str(), typed.starts_with('-')) {
+        ("restore" | "verify", false) => Some(format!("to name a backup, write --set {typed}")),
+        // What a shell makes of an unquoted pattern looks like this.
+        ("backup" | "check", false) if guess.source => Some(
+            "if the shell has put names in a pattern's place, quote it: --exclude '*.log'"
+                .to_owned(),
+        ),
+        ("backup" | "check", false) => Some(format!("to name a source, write --source {typed}")),
+        ("expire", true) if typed == "--dry-run" => {
+            Some("expire only plans unless --confirm is given".to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// clap's error as a message, what it is about, and a hint.
-fn usage_error(error: &clap::Error, verb: &str) -> Error {
+fn usage_error(error: &clap::Error, guess: &Guess) -> Error {
     let listed = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => vec![text.clone()],
         Some(ContextValue::Strings(texts)) => texts.clone(),
@@ -132,8 +150,8 @@ fn usage_error(error: &clap::Error, verb: &str) -> Error {
     if !meant.is_empty() {
         hints.push(format!("perhaps {} was meant", meant.join(" or ")));
     }
-    hints.extend(set_tip(error, verb));
-    let words: Vec<&str> = ["helios-mover", verb, "--help"]
+    hints.extend(tip(error, guess));
+    let words: Vec<&str> = ["helios-mover", &guess.verb, "--help"]
         .into_iter()
         .filter(|word| !word.is_empty())
         .collect();
@@ -152,7 +170,7 @@ mod tests {
     fn told(line: &str) -> Error {
         let argv = argv(line);
         let error = RawArgs::command().try_get_matches_from(&argv).unwrap_err();
-        usage_error(&error, &Guess::of(&argv, &Environment::default()).verb)
+        usage_error(&error, &Guess::of(&argv, &Environment::default()))
     }
 
     #[test]
@@ -173,6 +191,26 @@ mod tests {
             ("helios-mover bakup", "'bakup'", "backup"),
             ("helios-mover restore 2026", "'2026'", "--set 2026"),
             ("helios-mover verify latest", "'latest'", "--set latest"),
+            (
+                "helios-mover backup /srv/db",
+                "'/srv/db'",
+                "--source /srv/db",
+            ),
+            (
+                "helios-mover check /srv/db",
+                "'/srv/db'",
+                "--source /srv/db",
+            ),
+            (
+                "helios-mover backup --source /srv/db --exclude a.log b.log",
+                "'b.log'",
+                "quote it",
+            ),
+            (
+                "helios-mover expire --keep-last 1 --dry-run",
+                "'--dry-run'",
+                "only plans unless --confirm",
+            ),
             ("helios-mover hold", "no verb", "helios-mover hold --help"),
             ("helios-mover", "no verb", "`helios-mover --help`"),
             (
@@ -202,8 +240,8 @@ mod tests {
             environment
                 .variables
                 .extend(variables.map(|(name, value)| (name.to_owned(), value.into())));
-            let Guess { verb, json, color } = Guess::of(&argv(line), &environment);
-            (verb, json, color)
+            let guess = Guess::of(&argv(line), &environment);
+            (guess.verb, guess.json, guess.color)
         };
         let wrong = "helios-mover list --wrong";
         let list = |json, color| ("list".to_owned(), json, color);

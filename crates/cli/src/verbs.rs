@@ -142,7 +142,7 @@ enum Ended<P, S> {
     Planned(P),
     Done {
         summary: S,
-        /// So many of its warnings are those of the plan.
+        /// So many of its warnings, from the first on, were told already.
         told: usize,
     },
 }

@@ -1,6 +1,7 @@
 //! Settings of a run of shards.
 //!
-//! Invariants: every setting is a wish for speed; none changes the bytes that are read or written.
+//! Invariants: every setting is a wish for speed, or for what the report holds; none changes the bytes that are read or
+//! written.
 
 use mover_base::{Error, Kind, Result};
 
@@ -57,6 +58,8 @@ pub struct ShardConfig {
     /// Give way to other programs: reads and writes reach the disk [`GENTLE_REQUEST_BYTES`] at a time, one after the other
     /// for each buffer, and the threads run where nobody else wants the core (SCHED_IDLE), pinned to none.
     pub gentle: bool,
+    /// Keep whole latency histograms in the report, not quantiles alone.
+    pub histograms: bool,
 }
 
 impl Default for ShardConfig {
@@ -69,6 +72,7 @@ impl Default for ShardConfig {
             register_buffers: true,
             direct: true,
             gentle: false,
+            histograms: false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Shards: the runtime of the data path, and the only crate with threads and `unsafe`.
 //!
-//! A [`Shard`] is one pinned thread that owns everything it touches: a current-thread tokio runtime, an
+//! A [`Shard`] is one thread that owns everything it touches: a current-thread tokio runtime, an
 //! io_uring, and an arena of 1 MiB buffers. Nothing is shared between shards but the [`Stop`] flag and one
 //! padded cell per shard and [`RateBudget`].
 //!
@@ -44,7 +44,7 @@ pub use config::{GENTLE_REQUEST_BYTES, Rung, ShardConfig};
 pub use file::{Access, BLOCK_BYTES, File};
 pub use mapping::{FileWords, SharedWords};
 pub use random::random_bytes;
-pub use report::{Latency, LatencySummary, ShardReport};
+pub use report::{Latency, LatencySummary, ShardReport, encode_histogram};
 pub use run::run;
 pub use shard::Shard;
 pub use stop::Stop;

@@ -6,7 +6,11 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
+use mover_base::{Error, Kind, Result};
 use rustix::io::Errno;
 
 use crate::config::Rung;
@@ -41,7 +45,7 @@ impl Latency {
 }
 
 /// Quantiles of a latency histogram, in microseconds; zeros if nothing was measured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct LatencySummary {
     /// Median.
     pub p50_us: u64,
@@ -51,17 +55,39 @@ pub struct LatencySummary {
     pub p999_us: u64,
     /// The slowest.
     pub max_us: u64,
+    /// All of them, as [`encode_histogram`] writes them; only where the run was asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub histogram: Option<String>,
 }
 
-impl From<&Histogram<u64>> for LatencySummary {
-    fn from(histogram: &Histogram<u64>) -> Self {
+impl LatencySummary {
+    /// The quantiles of a histogram, and the histogram itself if it `is_kept`.
+    fn of(histogram: &Histogram<u64>, is_kept: bool) -> Self {
+        // No job makes so many requests that their count could not be written. If one did, its quantiles would still be told.
+        let text = is_kept.then(|| encode_histogram(histogram).ok()).flatten();
         LatencySummary {
             p50_us: histogram.value_at_quantile(0.5),
             p99_us: histogram.value_at_quantile(0.99),
             p999_us: histogram.value_at_quantile(0.999),
             max_us: histogram.max(),
+            histogram: text,
         }
     }
+}
+
+/// A histogram in the exchange format of HdrHistogram (V2, deflated, base64), which its libraries and plotters of every
+/// language read: some hundred bytes to a few KiB.
+///
+/// # Errors
+/// [`Kind::Internal`] where a count is beyond `i64::MAX`.
+pub fn encode_histogram(histogram: &Histogram<u64>) -> Result<String> {
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new()
+        .serialize(histogram, &mut bytes)
+        .map_err(|error| {
+            Error::new(Kind::Internal, "a histogram cannot be written").cause(error)
+        })?;
+    Ok(STANDARD.encode(bytes))
 }
 
 /// What one shard did so far, and by which means.
@@ -148,6 +174,12 @@ impl Stats {
         }
     }
 
+    /// Latencies of reads and of writes so far, with their histograms if these `are_kept`.
+    pub(crate) fn latency_summaries(&self, are_kept: bool) -> [LatencySummary; 2] {
+        let latency = self.latency.borrow();
+        [&latency.reads, &latency.writes].map(|histogram| LatencySummary::of(histogram, are_kept))
+    }
+
     /// Counts a completed read of `bytes`.
     pub(crate) fn count_read(&self, bytes: u64, took: Duration) {
         add(&self.reads, 1);
@@ -197,4 +229,86 @@ pub(crate) fn thread_cpu() -> Duration {
         u64::try_from(time.tv_sec).unwrap_or(0),
         u32::try_from(time.tv_nsec).unwrap_or(0),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use hdrhistogram::serialization::Deserializer;
+
+    use super::*;
+
+    fn decoded(summary: &LatencySummary) -> Histogram<u64> {
+        let text = summary.histogram.as_deref().unwrap();
+        let bytes = STANDARD.decode(text).unwrap();
+        Deserializer::new()
+            .deserialize(&mut bytes.as_slice())
+            .unwrap()
+    }
+
+    #[test]
+    fn a_kept_histogram_holds_every_count() {
+        let stats = Stats::new();
+        for took in (1..3000).chain([77_000, 77_000, 1_500_000]) {
+            stats.count_read(4096, Duration::from_micros(took));
+        }
+        let [reads, writes] = stats.latency_summaries(true);
+        let back = decoded(&reads);
+        let counts = |histogram: &Histogram<u64>| -> Vec<(u64, u64)> {
+            let steps = histogram.iter_recorded();
+            steps
+                .map(|step| (step.value_iterated_to(), step.count_at_value()))
+                .collect()
+        };
+        let measured = stats.latency.borrow();
+        assert_eq!(counts(&back), counts(&measured.reads));
+        assert_eq!(back, measured.reads);
+        assert_eq!(back.len(), stats.reads.get());
+        assert_eq!(
+            (back.low(), back.high(), back.sigfig()),
+            (1, LATENCY_MAX_US, LATENCY_DIGITS)
+        );
+        // What is told beside it is what it gives.
+        assert_eq!(LatencySummary::of(&back, true), reads);
+        assert_ne!(reads, writes);
+    }
+
+    #[test]
+    fn an_empty_histogram_is_kept_as_one() {
+        let stats = Stats::new();
+        for summary in stats.latency_summaries(true) {
+            let back = decoded(&summary);
+            assert!(back.is_empty());
+            assert_eq!(back, stats.latency.borrow().writes);
+            let zeros = LatencySummary {
+                histogram: summary.histogram.clone(),
+                ..LatencySummary::default()
+            };
+            assert_eq!(summary, zeros);
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_slowest_is_kept_as_that() {
+        let stats = Stats::new();
+        stats.count_write(4096, Duration::MAX);
+        stats.count_write(4096, Duration::from_micros(LATENCY_MAX_US));
+        let [_, writes] = stats.latency_summaries(true);
+        let back = decoded(&writes);
+        assert_eq!((back.len(), back.count_at(LATENCY_MAX_US)), (2, 2));
+        assert!(back.max() >= LATENCY_MAX_US);
+        assert_eq!(back.max(), writes.max_us);
+    }
+
+    #[test]
+    fn nobody_is_told_a_histogram_unasked() {
+        let stats = Stats::new();
+        stats.count_read(4096, Duration::from_micros(100));
+        for are_kept in [false, true] {
+            for summary in stats.latency_summaries(are_kept) {
+                let fields = serde_json::to_value(summary).unwrap();
+                assert_eq!(fields.get("histogram").is_some(), are_kept, "{fields}");
+                assert!(fields["p999_us"].is_u64(), "{fields}");
+            }
+        }
+    }
 }

@@ -200,6 +200,7 @@ impl Plan<'_> {
             core: pinned.map(|core| core.id),
             gentle: self.config.gentle,
             direct: self.config.direct,
+            histograms: self.config.histograms,
             started,
             stop: self.stop.clone(),
             arena,

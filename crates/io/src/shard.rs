@@ -22,10 +22,10 @@ use crate::arena::{Arena, Buf};
 use crate::budget::{Bucket, Budgets, RateBudget};
 use crate::driver::Driver;
 use crate::file::{Access, File};
-use crate::report::{Latency, LatencySummary, ShardReport, thread_cpu};
+use crate::report::{Latency, ShardReport, thread_cpu};
 use crate::stop::Stop;
 
-/// One pinned thread with its runtime, ring and arena. Cheap to clone; cannot leave its thread.
+/// One thread with its runtime, ring and arena. Cheap to clone; cannot leave its thread.
 #[derive(Clone)]
 pub struct Shard(pub(crate) Rc<Inner>);
 
@@ -35,6 +35,7 @@ pub(crate) struct Inner {
     pub(crate) core: Option<usize>,
     pub(crate) gentle: bool,
     pub(crate) direct: bool,
+    pub(crate) histograms: bool,
     pub(crate) started: Instant,
     pub(crate) stop: Stop,
     pub(crate) arena: Rc<Arena>,
@@ -179,7 +180,7 @@ impl Shard {
         let (driver, stats) = (&inner.driver, &inner.driver.stats);
         let cpu_seconds = thread_cpu().as_secs_f64() + driver.pool_cpu_seconds();
         let wall_seconds = inner.started.elapsed().as_secs_f64();
-        let latency = stats.latency.borrow();
+        let [read_latency, write_latency] = stats.latency_summaries(inner.histograms);
         ShardReport {
             shard: inner.index,
             core: inner.core,
@@ -201,8 +202,8 @@ impl Shard {
             } else {
                 0.0
             },
-            read_latency: LatencySummary::from(&latency.reads),
-            write_latency: LatencySummary::from(&latency.writes),
+            read_latency,
+            write_latency,
         }
     }
 

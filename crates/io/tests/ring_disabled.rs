@@ -1,13 +1,18 @@
-//! With io_uring disabled in the kernel, shards work on threads. The only test of its binary, because it changes a
-//! setting of the whole machine; needs root, and fails without.
+//! Where the kernel refuses io_uring, shards work on threads. From Linux 6.6 on the kernel's own switch is set; an older one
+//! has none, and there a copy of this program runs under strace, which puts the same refusal in the calls' place.
+//!
+//! The only test of its binary, because it changes a setting of the whole machine; needs root there, and fails without.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::process::Command;
 
 use mover_io::{Access, Rung, Shard, ShardConfig, run};
 
 const SETTING: &str = "/proc/sys/kernel/io_uring_disabled";
+/// Set for the copy that gets no ring.
+const COPY: &str = "MOVER_IO_TEST_WITHOUT_RINGS";
 
 /// Sets the kernel's setting and restores it in the end, also on panic.
 struct Disabled {
@@ -15,11 +20,16 @@ struct Disabled {
 }
 
 impl Disabled {
-    fn set() -> Self {
-        let before = fs::read_to_string(SETTING).expect("this kernel has no io_uring_disabled");
+    /// None where the kernel has no such setting.
+    fn set() -> Option<Self> {
+        let before = match fs::read_to_string(SETTING) {
+            Ok(before) => before,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => panic!("{SETTING}: {error}"),
+        };
         fs::write(SETTING, "2")
             .expect("this test changes kernel.io_uring_disabled: run it as root");
-        Disabled { before }
+        Some(Disabled { before })
     }
 }
 
@@ -29,15 +39,14 @@ impl Drop for Disabled {
     }
 }
 
-#[test]
-fn a_kernel_without_io_uring_is_served_by_threads() {
+/// A shard that gets no ring reads on threads, and says why.
+fn assert_served_by_threads() {
     let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("temporary file");
     file.write_all(&[7; 10_000]).expect("write");
     let config = ShardConfig {
         shards: 1,
         ..ShardConfig::default()
     };
-    let disabled = Disabled::set();
     let reports = run(
         &config,
         async |shard: Shard| {
@@ -50,9 +59,39 @@ fn a_kernel_without_io_uring_is_served_by_threads() {
         },
         |_| {},
     );
-    drop(disabled);
     let reports = reports.expect("run");
     assert_eq!(reports[0].rung, Rung::Threads);
     assert!(!reports[0].buffers_registered);
     assert!(reports[0].rung_reason.is_some(), "the report says why");
+}
+
+/// Runs this test again where each io_uring_setup fails as the switch makes it fail.
+fn again_under_strace() {
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"])
+        .args(["-e", "trace=io_uring_setup"])
+        .args(["-e", "inject=io_uring_setup:error=EPERM"])
+        .arg(std::env::current_exe().expect("this program has a path"))
+        .args(["--exact", "a_kernel_without_io_uring_is_served_by_threads"])
+        .args(["--nocapture"])
+        .env(COPY, "1")
+        .output()
+        .expect("strace runs (tests/run installs it)");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_kernel_without_io_uring_is_served_by_threads() {
+    if std::env::var_os(COPY).is_some() {
+        return assert_served_by_threads();
+    }
+    match Disabled::set() {
+        Some(_disabled) => assert_served_by_threads(),
+        None => again_under_strace(),
+    }
 }

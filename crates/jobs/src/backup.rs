@@ -15,6 +15,7 @@ mod summary;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mover_base::checksum::Sha256;
 use mover_base::units::format_bytes;
 use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result, Timestamp};
 use mover_io::Shard;
@@ -40,7 +41,7 @@ use crate::estimate::{self, Estimate};
 use crate::key;
 use crate::log_work;
 use crate::machine::{Clock, host_name};
-use crate::overlap::refuse_in_source;
+use crate::overlap::{refuse_in_source, refuse_source_below};
 use crate::progress::{Phase, Progress};
 use crate::session::SessionGuard;
 use crate::settings::{Engine, RepoAccess, Tick};
@@ -181,28 +182,24 @@ struct Base {
     id: BackupId,
     /// Up to there it has the log.
     end: Lsn,
+    /// The fingerprint of the log there.
+    sha256: Option<Sha256>,
 }
 
 /// Looks at source and repository and says what a backup would do. Changes nothing, but that a page store's log is held until
 /// the plan is dropped.
 pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
-    if options.source.starts_with(PAGES_SCHEME) {
-        return plan_pages(engine, options, tick);
+    match options.source.starts_with(PAGES_SCHEME) {
+        true => plan_pages(engine, options, tick),
+        false => plan_tree(engine, options, tick),
     }
+}
+
+fn plan_tree(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
     require_full(options)?;
     let started = Timestamp::now();
     let progress = Progress::default();
-    let source = DirSource::open(&options.source)?;
-    let scan_options = ScanOptions {
-        exclude: options.exclude.clone(),
-        one_file_system: options.one_file_system,
-        names_bytes_max: engine.names_bytes as u64,
-    };
-    let single = engine.single();
-    let tree = log_work::interruptible(&single, &progress, &mut *tick, |go_on| {
-        source.scan_while(&scan_options, go_on)
-    })?;
-    let origin = TreeOrigin { source, tree };
+    let origin = scan(engine, options, &progress, &mut *tick)?;
     let look = async |shard: Shard| look(engine, &shard, options, &origin).await;
     let Outlook {
         repository,
@@ -211,7 +208,7 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     } = only(mover_io::run(&engine.single(), look, |stop| {
         tick(&progress, stop)
     })?)?;
-    refuse_in_source(&repository, &origin.tree)?;
+    refuse_in_source(&repository, &origin.source, &origin.tree)?;
     require_extents(origin.tree.entries())?;
     let Earlier {
         parent,
@@ -220,16 +217,8 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
     } = earlier;
     warnings.extend(skipped_warnings(&origin.tree));
     warnings.extend(key_warning(&repository));
-    let Totals {
-        files,
-        dirs,
-        symlinks,
-        hardlinks,
-        bytes,
-        allocated_bytes,
-        ..
-    } = origin.tree.totals;
-    let data_bytes = allocated_bytes.min(bytes);
+    let totals = origin.tree.totals;
+    let data_bytes = totals.allocated_bytes.min(totals.bytes);
     let expected = forecast(engine, options, &repository, &estimate, data_bytes)?;
     let free_bytes = repository.store().free_bytes();
     warnings.extend(room_warning(expected.stored_bytes, free_bytes));
@@ -242,11 +231,11 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
         parent: parent.as_ref().map(|parent| parent.id),
         parent_source: other_source(parent.as_ref(), origin.source.url()),
         reads_earlier_backups: repository.can_read(),
-        files,
-        dirs,
-        symlinks,
-        hardlinks,
-        source_bytes: bytes,
+        files: totals.files,
+        dirs: totals.dirs,
+        symlinks: totals.symlinks,
+        hardlinks: totals.hardlinks,
+        source_bytes: totals.bytes,
         data_bytes,
         estimated_stored_bytes: expected.stored_bytes,
         estimated_seconds: expected.seconds,
@@ -262,6 +251,24 @@ pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<
             started,
         },
     })
+}
+
+fn scan(
+    engine: &Engine,
+    options: &BackupOptions,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<TreeOrigin> {
+    let source = DirSource::open(&options.source)?;
+    let scan_options = ScanOptions {
+        exclude: options.exclude.clone(),
+        one_file_system: options.one_file_system,
+        names_bytes_max: engine.names_bytes as u64,
+    };
+    let tree = log_work::interruptible(&engine.single(), progress, tick, |go_on| {
+        source.scan_while(&scan_options, go_on)
+    })?;
+    Ok(TreeOrigin::new(source, tree))
 }
 
 /// The source of `parent`, if it is not the one at `url`.
@@ -385,24 +392,9 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     store.pace(&engine.limits.read, engine.gentle);
     let (hold, unheld) = base::hold_log(&store);
     let checkpoint = store.checkpoint()?;
-    let wanted = Wanted {
-        backup_type: options.backup_type,
-        base: options.base.as_deref(),
-        host: &options.host(),
-    };
-    let look = async |shard: Shard| {
-        let repository = Arc::new(options.repo.open(&shard).await?);
-        let footing = base::find(&shard, &repository, &store, &checkpoint, &wanted, || {
-            progress.begin(Phase::Log, 0, 0);
-        });
-        let mut footing = footing.await?;
-        let locked_out = key::locked_out_warning(&shard, &repository).await;
-        footing.warnings.extend(locked_out);
-        Ok((repository, footing))
-    };
-    let (repository, footing) = only(mover_io::run(&engine.single(), look, |stop| {
-        log_work::pass_on(store.watch(), 0, &progress, &mut *tick, stop);
-    })?)?;
+    let (repository, footing) =
+        find_footing(engine, options, (&store, &checkpoint), &progress, tick)?;
+    refuse_source_below(&repository, store.path())?;
     store.watch().check()?;
     let unheld = unheld.or_else(|| base::hold_from(hold.as_ref()?, checkpoint.control.redo));
     let base = footing.base();
@@ -460,6 +452,34 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     })
 }
 
+/// Opens the repository and looks there for what the backup can stand on.
+fn find_footing(
+    engine: &Engine,
+    options: &BackupOptions,
+    (store, checkpoint): (&LiveStore, &Checkpoint),
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<(Arc<Repository>, Footing)> {
+    let wanted = Wanted {
+        backup_type: options.backup_type,
+        base: options.base.as_deref(),
+        host: &options.host(),
+    };
+    let look = async |shard: Shard| {
+        let repository = Arc::new(options.repo.open(&shard).await?);
+        let footing = base::find(&shard, &repository, store, checkpoint, &wanted, || {
+            progress.begin(Phase::Log, 0, 0);
+        });
+        let mut footing = footing.await?;
+        let locked_out = key::locked_out_warning(&shard, &repository).await;
+        footing.warnings.extend(locked_out);
+        Ok((repository, footing))
+    };
+    only(mover_io::run(&engine.single(), look, |stop| {
+        log_work::pass_on(store.watch(), 0, progress, &mut *tick, stop);
+    })?)
+}
+
 /// What a copied source adds to the backup's metadata.
 struct Copied {
     origin: Origin,
@@ -474,7 +494,7 @@ struct LogPart {
     identity: LogIdentity,
     range: LsnRange,
     mark: LogMark,
-    base_id: Option<BackupId>,
+    base: Option<Base>,
     /// Pages that this part of the log makes good.
     torn_pages: u64,
 }
@@ -522,24 +542,7 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         run: &run,
         progress: &progress,
     };
-    let copied = match source {
-        Source::Tree(tree) => copy_tree(&work, tree, tick)?,
-        Source::Pages(mut source) => {
-            let PageSource {
-                store, checkpoint, ..
-            } = &*source;
-            let switch = || Ok(base::switch_epoch(store, checkpoint));
-            // Not gentle: the database may wait for the tracker.
-            let single = engine.single();
-            let unswitched =
-                log_work::watched(&single, store.watch(), &progress, &mut *tick, switch)?;
-            warnings.extend(unswitched);
-            if backup_type == BackupType::Full {
-                (source.changed, source.base) = (None, None);
-            }
-            copy_pages(&work, *source, tick)?
-        }
-    };
+    let copied = copy_source(&work, source, backup_type, &mut warnings, &mut *tick)?;
     warnings.extend(damage_warning(&run));
     let parent = run.parent();
     let draft = BackupMetadata {
@@ -547,17 +550,12 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         reason,
         ..draft(&options, &copied, &repository, started)
     };
-    let Gathered {
-        outcomes,
-        nodes,
-        bytes_copied,
-        shards,
-    } = copied.gathered;
+    let gathered = copied.gathered;
     let committed = publish(
         engine,
         run,
-        outcomes,
-        nodes,
+        gathered.outcomes,
+        gathered.nodes,
         &copied.origin,
         draft,
         &mut |stop| tick(&progress, stop),
@@ -569,12 +567,12 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         committed,
         parent,
         parent_source: parent.and(plan.parent_source),
-        bytes_copied,
+        bytes_copied: gathered.bytes_copied,
         looked_through: log.map_or_else(BytesRead::default, |log| log.store.bytes_read()),
         torn_pages: log.map_or(0, |log| log.torn_pages),
         warnings,
         repository: &repository,
-        engine: clock.report(shards, repository.link_report()),
+        engine: clock.report(gathered.shards, repository.link_report()),
         totals: copied.totals,
     }))
 }
@@ -638,6 +636,29 @@ impl Work<'_> {
             tick(progress, stop)
         })
     }
+}
+
+fn copy_source(
+    work: &Work<'_>,
+    source: Source,
+    backup_type: BackupType,
+    warnings: &mut Vec<String>,
+    tick: Tick<'_>,
+) -> Result<Copied> {
+    let mut source = match source {
+        Source::Tree(tree) => return copy_tree(work, tree, tick),
+        Source::Pages(source) => source,
+    };
+    let (store, checkpoint) = (&source.store, &source.checkpoint);
+    let switch = || Ok(base::switch_epoch(store, checkpoint));
+    // Not gentle: the database may wait for the tracker.
+    let single = work.engine.single();
+    let unswitched = log_work::watched(&single, store.watch(), work.progress, &mut *tick, switch)?;
+    warnings.extend(unswitched);
+    if backup_type == BackupType::Full {
+        (source.changed, source.base) = (None, None);
+    }
+    copy_pages(work, *source, tick)
 }
 
 fn copy_tree(work: &Work<'_>, tree: Box<TreeOrigin>, tick: Tick<'_>) -> Result<Copied> {
@@ -704,7 +725,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         range,
         identity: checkpoint.control.identity,
         mark: base::mark(&store, checkpoint, range.end, MARK_BLOCKS)?,
-        base_id: base.map(|base| base.id),
+        base,
         torn_pages: pages.torn_pages(),
     };
     let totals = pages.totals();

@@ -4,24 +4,24 @@
 //! Invariants: an item fails only if a job would fail; what merely costs speed or comfort is a warning. What is looked at is
 //! bounded, however large the source is.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mover_base::units::{count, counted, format_bytes};
 use mover_base::{Error, Kind, Result};
 use mover_io::{Rung, Shard, ShardReport};
-use mover_repo::catalogue;
+use mover_repo::{Repository, catalogue};
 use mover_source::pages::{LiveStore, SCHEME, table_path};
-use mover_source::{DirSource, ScanOptions, Tree};
+use mover_source::{DirSource, ScanOptions, Skipped, Tree};
 use serde::Serialize;
 
 use crate::backup::{only, require_whole};
 use crate::key::{LOCKED_OUT, LOCKED_OUT_HINT, ListedSlot, SlotListing};
-use crate::overlap::refuse_in_source;
+use crate::overlap::{refuse_source_around, refuse_source_below};
 use crate::settings::{Engine, RepoAccess};
 
 /// What to do about names that none of a repository's objects has.
-pub const STRAY_HINT: &str =
-    "they are passed over; move them out of the repository if they do not belong there";
+pub const STRAY_HINT: &str = "every verb but `expire` passes them over, and expire refuses to run where they stand among manifests, sessions or holds: give each its name back or move it out";
 
 /// What it means that key slots cannot be read.
 const UNREADABLE_HINT: &str = "leave it so where this host is only to write; whoever is to read has to be able to read what is below keys/ too";
@@ -32,7 +32,7 @@ const OPENED_MAX: usize = 10_000;
 const OPENING_MAX: Duration = Duration::from_secs(2);
 /// What the item says that is about reading a source.
 const READABLE: &str = "readable";
-/// How many files that cannot be opened are named.
+/// How many files that cannot be opened are named, and how many names that a backup leaves out.
 const NAMED_MAX: usize = 3;
 
 /// What it means that a store keeps what should be deleted.
@@ -90,13 +90,13 @@ pub struct CheckReport {
 /// Looks at everything; a problem is an item, not an error.
 pub fn run(engine: &Engine, options: &CheckOptions) -> Result<CheckReport> {
     let mut items = environment(engine);
-    let (mut of_source, tree) = match &options.source {
+    let (mut of_source, scanned) = match &options.source {
         Some(url) => source(engine, url, options),
         None => (Vec::new(), None),
     };
     match &options.repo {
         Some(Ok(repo)) => {
-            let found = repository(engine, repo, tree.as_ref());
+            let found = repository(engine, repo, scanned.as_ref());
             items.extend(found.items);
             of_source.extend(found.overlap);
         }
@@ -190,11 +190,11 @@ fn rung_name(rung: Rung) -> &'static str {
 /// What was found of a repository.
 struct RepositoryFound {
     items: Vec<CheckItem>,
-    /// That it lies in the source.
+    /// That it lies in the source, or the source in it.
     overlap: Option<CheckItem>,
 }
 
-fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> RepositoryFound {
+fn repository(engine: &Engine, repo: &RepoAccess, scanned: Option<&Scanned>) -> RepositoryFound {
     const AREA: &str = "repository";
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
@@ -249,8 +249,7 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
             }
             Err(error) => items.push(failed(AREA, "writable", &error)),
         }
-        let overlap = tree.and_then(|tree| refuse_in_source(&repository, tree).err());
-        let overlap = overlap.map(|error| failed("source", "repository in it", &error));
+        let overlap = scanned.and_then(|scanned| overlap(&repository, scanned));
         Ok(RepositoryFound { items, overlap })
     };
     match mover_io::run(&engine.single(), body, |_| {}).and_then(only) {
@@ -260,6 +259,16 @@ fn repository(engine: &Engine, repo: &RepoAccess, tree: Option<&Tree>) -> Reposi
             overlap: None,
         },
     }
+}
+
+/// What to say if the source lies in the repository, or the other way about.
+fn overlap(repository: &Repository, scanned: &Scanned) -> Option<CheckItem> {
+    const AREA: &str = "source";
+    if let Err(error) = refuse_source_below(repository, &scanned.path) {
+        return Some(failed(AREA, "in the repository", &error));
+    }
+    let around = refuse_source_around(repository, scanned.tree.as_ref()?).err()?;
+    Some(failed(AREA, "repository in it", &around))
 }
 
 /// What was found of the key slots.
@@ -345,16 +354,26 @@ fn stray_names(strays: &[String]) -> Option<CheckItem> {
     })
 }
 
-/// The items of a source, and the tree of a directory: of what a backup with the same options would read.
-fn source(engine: &Engine, url: &str, options: &CheckOptions) -> (Vec<CheckItem>, Option<Tree>) {
+/// What was looked at of a source.
+struct Scanned {
+    path: PathBuf,
+    /// Of a directory: what a backup with the same options would read.
+    tree: Option<Tree>,
+}
+
+/// The items of a source, and where it is and what was scanned of it if it could be opened.
+fn source(engine: &Engine, url: &str, options: &CheckOptions) -> (Vec<CheckItem>, Option<Scanned>) {
     const AREA: &str = "source";
     if url.starts_with(SCHEME) {
         let whole = require_whole(url, &options.exclude, options.one_file_system);
         let refused = whole.err().map(|error| failed(AREA, "left out", &error));
-        return (
-            [page_store(AREA, url)].into_iter().chain(refused).collect(),
-            None,
-        );
+        let store = LiveStore::open(url);
+        let scanned = store.as_ref().ok().map(|store| Scanned {
+            path: store.path().to_owned(),
+            tree: None,
+        });
+        let items = std::iter::once(page_store(AREA, store)).chain(refused);
+        return (items.collect(), scanned);
     }
     let scan_options = ScanOptions {
         exclude: options.exclude.clone(),
@@ -364,10 +383,17 @@ fn source(engine: &Engine, url: &str, options: &CheckOptions) -> (Vec<CheckItem>
     let opened = DirSource::open(url).and_then(|source| {
         let tree = source.scan(&scan_options)?;
         let opened = open_files(&source, &tree);
-        Ok((tree, opened))
+        Ok((source.path().to_owned(), tree, opened))
     });
     match opened {
-        Ok((tree, opened)) => (vec![readable(AREA, &tree, &opened)], Some(tree)),
+        Ok((path, tree, opened)) => {
+            let told = tree.warnings.iter().cloned();
+            let told = told.map(|warning| item(AREA, "as it would be read", Status::Warn, warning));
+            let items = std::iter::once(readable(AREA, &tree, &opened)).chain(told);
+            let items = items.collect();
+            let tree = Some(tree);
+            (items, Some(Scanned { path, tree }))
+        }
         Err(error) => (vec![failed(AREA, READABLE, &error)], None),
     }
 }
@@ -459,13 +485,15 @@ fn readable(area: &'static str, tree: &Tree, opened: &Opened) -> CheckItem {
     if let Some(failure) = opened.failure(area) {
         return failure;
     }
-    let detail = format!(
-        "{}, {}, {} of them opened; {} will be left out",
+    let mut detail = format!(
+        "{}, {}, {} of them opened",
         counted(tree.totals.files, "file"),
         format_bytes(tree.totals.bytes),
-        count(opened.tried as u64),
-        counted(tree.skipped.len() as u64, "name")
+        count(opened.tried as u64)
     );
+    if !tree.skipped.is_empty() {
+        detail += &format!("; {}", left_out(&tree.skipped));
+    }
     let status = match tree.skipped.is_empty() {
         true => Status::Ok,
         false => Status::Warn,
@@ -473,8 +501,22 @@ fn readable(area: &'static str, tree: &Tree, opened: &Opened) -> CheckItem {
     opened.warn(item(area, READABLE, status, detail))
 }
 
-fn page_store(area: &'static str, url: &str) -> CheckItem {
-    let opened = LiveStore::open(url).and_then(|store| {
+/// What a backup leaves out without having been told to, and why.
+fn left_out(skipped: &[Skipped]) -> String {
+    let named = skipped.iter().take(NAMED_MAX);
+    let named: Vec<String> = named
+        .map(|skipped| format!("{} ({})", skipped.path, skipped.reason))
+        .collect();
+    let more = match skipped.len() > named.len() {
+        true => ", ...",
+        false => "",
+    };
+    let names = counted(skipped.len() as u64, "name");
+    format!("{names} will be left out: {}{more}", named.join(", "))
+}
+
+fn page_store(area: &'static str, store: Result<LiveStore>) -> CheckItem {
+    let opened = store.and_then(|store| {
         let checkpoint = store.checkpoint()?;
         let tables: Vec<u32> = checkpoint.catalogue.tables().keys().copied().collect();
         let open = |table: &u32| store.open_file(&table_path(*table)).map(drop);
@@ -503,6 +545,7 @@ fn page_store(area: &'static str, url: &str) -> CheckItem {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::net::UnixListener;
 
     use mover_source::Item;
 
@@ -531,5 +574,34 @@ mod tests {
         let told = readable("source", &tree, &opened);
         assert_eq!(told.status, Status::Warn, "{told:?}");
         assert!(told.detail.contains("25 of them opened"), "{told:?}");
+    }
+
+    #[test]
+    fn what_will_be_left_out_is_named_and_nothing_is_said_where_nothing_will_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("dir://{}", dir.path().display());
+        let told = |sockets: usize| {
+            for socket in 0..sockets {
+                UnixListener::bind(dir.path().join(format!("s{socket}"))).unwrap();
+            }
+            let source = DirSource::open(&url).unwrap();
+            let tree = source.scan(&ScanOptions::default()).unwrap();
+            assert_eq!(tree.skipped.len(), sockets);
+            for socket in 0..sockets {
+                fs::remove_file(dir.path().join(format!("s{socket}"))).unwrap();
+            }
+            readable("source", &tree, &Opened::default())
+        };
+        let none = told(0);
+        assert_eq!(none.status, Status::Ok, "{none:?}");
+        assert!(none.detail.ends_with("0 of them opened"), "{none:?}");
+        let one = told(1);
+        assert_eq!(one.status, Status::Warn, "{one:?}");
+        let end = "; 1 name will be left out: s0 (a socket)";
+        assert!(one.detail.ends_with(end), "{one:?}");
+        let more = told(NAMED_MAX + 1).detail;
+        assert!(more.contains("; 4 names will be left out: s"), "{more}");
+        assert_eq!(more.matches("(a socket)").count(), NAMED_MAX, "{more}");
+        assert!(more.ends_with("(a socket), ..."), "{more}");
     }
 }

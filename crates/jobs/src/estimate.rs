@@ -74,7 +74,8 @@ fn sample_bytes_max(limit: &RateBudget) -> u64 {
     limit.saturating_mul(SAMPLING_MAX.as_secs())
 }
 
-/// Bytes of a file that are no holes, as far as its size on the disk tells.
+/// Bytes of a file that are no holes, as far as its size on the disk tells: they may be fewer, where space was given to it and never
+/// written, or is kept behind its end.
 fn data_bytes(item: &Item) -> u64 {
     item.entry.content_bytes().min(item.stamp.allocated_bytes)
 }
@@ -86,13 +87,8 @@ fn middle(step: u64, total: u64) -> u64 {
 
 /// Where in a file the piece is that lies behind so much of its data. None where the file has less.
 fn piece(fd: BorrowedFd<'_>, item: &Item, data_before: u64) -> Option<Range<u64>> {
-    let bytes = item.entry.content_bytes();
     let mut left = data_before;
-    // A file without holes is one range, and need not be looked through.
-    if data_bytes(item) == bytes {
-        return within(&(0..bytes), left);
-    }
-    for range in DataRanges::new(fd, 0..bytes).take(RANGES_MAX) {
+    for range in DataRanges::new(fd, 0..item.entry.content_bytes()).take(RANGES_MAX) {
         let range = range.ok()?;
         match within(&range, left) {
             Some(piece) => return Some(piece),
@@ -134,11 +130,11 @@ pub(crate) async fn sample(
             shard.stop()?;
             let clock = Instant::now();
             let fd = source.open_file(&item)?;
+            let opened = clock.elapsed();
             next = step.saturating_add(next);
             let Some(piece) = piece(fd.as_fd(), &item, data_before) else {
                 continue;
             };
-            let opened = clock.elapsed();
             let bytes = piece.end - piece.start;
             if estimate.sampled_bytes + bytes > bytes_max {
                 return Ok(estimate);
@@ -256,6 +252,12 @@ async fn read_all(reader: &mut ExtentReader, segments: Vec<Segment>) -> Result<u
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use mover_source::ScanOptions;
+    use rustix::fs::FallocateFlags;
+
     use super::*;
 
     #[test]
@@ -292,6 +294,25 @@ mod tests {
         assert_eq!(of(PLACE_BYTES, PLACE_BYTES + 1), (0, 1024..1025));
         assert_eq!(of(EXTENT_BYTES - 1, 2 * EXTENT_BYTES), (0, 15_360..16_384));
         assert_eq!(of(EXTENT_BYTES, EXTENT_BYTES + 10), (1, 0..1));
+    }
+
+    #[test]
+    fn a_sample_is_taken_of_data_however_much_is_allocated() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bytes, at) = (8 * PIECE_BYTES, 4 * PIECE_BYTES);
+        let file = File::create(dir.path().join("f")).unwrap();
+        file.set_len(bytes).unwrap();
+        let data = vec![7; PIECE_BYTES as usize];
+        file.write_all_at(&data, at).unwrap();
+        rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, bytes, bytes).unwrap();
+        file.sync_all().unwrap();
+        let source = DirSource::open(&format!("dir://{}", dir.path().display())).unwrap();
+        let tree = source.scan(&ScanOptions::default()).unwrap();
+        let item = tree.items().find(|item| item.entry.path == b"f").unwrap();
+        assert_eq!(data_bytes(&item), bytes);
+        let of = |data_before| piece(file.as_fd(), &item, data_before);
+        assert_eq!(of(0), Some(at..at + PIECE_BYTES));
+        assert_eq!(of(PIECE_BYTES), None);
     }
 
     #[test]

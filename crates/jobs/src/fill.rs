@@ -2,7 +2,8 @@
 //!
 //! Fresh: space is allocated first, then every block that is not in a hole is written. Delta: what lies there is
 //! read and hashed, and only what differs is fetched and written; data where the backup has a hole is punched
-//! out, or overwritten with zeros where the file system makes no holes.
+//! out, or overwritten with zeros where the file system makes no holes. Space that was kept for data and never written cannot
+//! be told from a hole then: it is given back before ([`give_back_unwritten`]).
 //!
 //! Invariants: blocks pass their SHA-256 before they are written; writes under way hold at most their share of
 //! the arena, so that reads always find buffers; an extent counts as done when all its writes have ended well.
@@ -12,7 +13,8 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use mover_base::tree::Entry;
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
 use mover_io::{Access, BUF_BYTES, Buf, File, Shard};
 use mover_repo::{BackupView, Content, ExtentReader, Segment, StageSeconds, block_bytes, lap};
-use mover_source::{DirTarget, HOLES_UNKNOWN, TargetMode, data_ranges, target_error};
+use mover_source::{DataRanges, DirTarget, HOLES_UNKNOWN, TargetMode, data_ranges, target_error};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -359,13 +361,8 @@ impl Filler {
         if !(hole.first_block..hole.end()).any(is_allocated) {
             return Ok(true);
         }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let offset = base + block_bytes(hole.first_block);
-        match rustix::fs::fallocate(file.as_fd(), flags, offset, block_bytes(hole.count)) {
-            Ok(()) => Ok(true),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
-            Err(error) => Err(target_error("a hole cannot be made", path, error)),
-        }
+        let bytes = base + block_bytes(hole.first_block)..base + block_bytes(hole.end());
+        make_hole(file.as_fd(), path, bytes)
     }
 
     /// Compares at most 1 MiB of the target with what the backup has there.
@@ -435,6 +432,69 @@ impl Filler {
         let mut stages = self.stages;
         stages.add(self.reader.stages());
         (self.counts, stages)
+    }
+}
+
+/// Gives back what an existing file of the target has of its disk beyond its data: space that was kept for it (fallocate) and
+/// never written, which reads as zeros and passes for a hole, and what lies behind its end. To be called before anything is
+/// written to it.
+///
+/// Errors: `Target`, and that of `go_on`, which is asked for each range of data.
+// The fields of `stat` have other types on other architectures.
+#[allow(clippy::unnecessary_cast)]
+pub(crate) fn give_back_unwritten(
+    fd: BorrowedFd<'_>,
+    entry: &Entry,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let path = &entry.path;
+    let stat = rustix::fs::fstat(fd)
+        .map_err(|error| target_error("a file of the target cannot be examined", path, error))?;
+    let (length, allocated) = (stat.st_size as u64, stat.st_blocks as u64 * 512);
+    if allocated == 0 {
+        return Ok(());
+    }
+    // Behind its end no hole can be made, but a cut leaves nothing there, also one to the length that it has. One that is too long
+    // is cut when it is complete.
+    if length < entry.content_bytes() {
+        rustix::fs::ftruncate(fd, length)
+            .map_err(|error| target_error("a file cannot be cut", path, error))?;
+    }
+    let end = length.min(entry.content_bytes());
+    let end = end.next_multiple_of(BLOCK_BYTES as u64);
+    let ranges = || {
+        DataRanges::new(fd, 0..end).map(move |range| {
+            go_on()?;
+            range.map_err(|error| target_error(HOLES_UNKNOWN, path, error))
+        })
+    };
+    let mut data_bytes = 0;
+    for range in ranges() {
+        let range = range?;
+        data_bytes += range.end - range.start;
+    }
+    // The file system's own map of the file counts as the file's. Then true holes are made once more, which changes nothing.
+    if allocated <= data_bytes {
+        return Ok(());
+    }
+    let mut at = 0;
+    for range in ranges().chain([Ok(end..end)]) {
+        let range = range?;
+        if at < range.start && !make_hole(fd, path, at..range.start)? {
+            break;
+        }
+        at = range.end;
+    }
+    Ok(())
+}
+
+/// Makes a hole. Returns false where the file system cannot.
+fn make_hole(fd: BorrowedFd<'_>, path: &[u8], bytes: Range<u64>) -> Result<bool> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(fd, flags, bytes.start, bytes.end - bytes.start) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(error) => Err(target_error("a hole cannot be made", path, error)),
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::backup::only;
 use crate::settings::{Engine, RepoAccess};
 
-pub use mover_repo::holds::Hold;
+pub use mover_repo::holds::{Hold, HoldListing};
 
 /// A hold that was taken away.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -32,8 +32,8 @@ pub fn add(engine: &Engine, repo: &RepoAccess, set: &str, reason: &str) -> Resul
     only(mover_io::run(&engine.single(), body, |_| {})?)
 }
 
-/// All holds, by backup.
-pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<Vec<Hold>> {
+/// All holds, and the names among them that are none.
+pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<HoldListing> {
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
         holds::list(&shard, &repository).await

@@ -10,10 +10,9 @@ use crate::settings::{Engine, RepoAccess};
 pub use mover_repo::{ListedSlot, SlotInfo, SlotListing, generate_identity};
 
 /// What to say of an encrypted repository that no key opens any more.
-pub const LOCKED_OUT: &str = "the repository is encrypted, and no key slot is left that can be used: nobody can read what it holds, nor what is added to it";
+pub const LOCKED_OUT: &str = SlotListing::LOCKED_OUT;
 /// What to do about that.
-pub const LOCKED_OUT_HINT: &str =
-    "copy what was below keys/ back from a copy of the repository, or back up into a new one";
+pub const LOCKED_OUT_HINT: &str = SlotListing::LOCKED_OUT_HINT;
 
 /// The warning of that for whoever writes without a key, and so would not notice. Where the slots cannot be listed or read, which
 /// such a host need not be allowed to, there is none.

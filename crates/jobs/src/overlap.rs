@@ -1,5 +1,6 @@
 //! Whether a repository lies in what is backed up, or in what is restored to: a backup would copy itself, and a restore with
-//! `--delta` remove the repository as no part of the backup.
+//! `--delta` remove the repository as no part of the backup. And whether one of these lies in the repository, which changes
+//! while it is read, and holds objects and nothing else.
 //!
 //! Invariant: directories are told apart by device and inode, not by their paths, so that no link hides one. A mount may
 //! still: it gives a directory other parents. So what a restore would remove is looked through for the repository as well
@@ -10,7 +11,7 @@ use std::path::Path;
 
 use mover_base::{Error, Kind, Result};
 use mover_repo::Repository;
-use mover_source::{Inode, Tree, holds_repository};
+use mover_source::{DirSource, Inode, Tree, holds_repository};
 
 fn inode(path: &Path) -> Option<Inode> {
     let found = path.metadata().ok()?;
@@ -24,8 +25,30 @@ fn is_within(inner: &Path, outer: Inode) -> bool {
     path.ancestors().any(|dir| inode(dir) == Some(outer))
 }
 
+/// Refuses a source that lies in the repository, and one whose tree, without what is excluded, holds it.
+pub(crate) fn refuse_in_source(
+    repository: &Repository,
+    source: &DirSource,
+    tree: &Tree,
+) -> Result<()> {
+    refuse_source_below(repository, source.path())?;
+    refuse_source_around(repository, tree)
+}
+
+/// Refuses a source that lies in the repository, or is it, as far as its path tells.
+pub(crate) fn refuse_source_below(repository: &Repository, source: &Path) -> Result<()> {
+    match directory(repository) {
+        Some(directory) if is_within(source, directory) => {
+            Err(Error::new(Kind::Usage, "the source lies in the repository")
+                .object(source.display().to_string())
+                .hint("name the database's directory as the source"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a source whose tree, without what is excluded, holds the repository.
-pub(crate) fn refuse_in_source(repository: &Repository, tree: &Tree) -> Result<()> {
+pub(crate) fn refuse_source_around(repository: &Repository, tree: &Tree) -> Result<()> {
     let Some(directory) = directory(repository) else {
         return Ok(());
     };
@@ -39,10 +62,9 @@ pub(crate) fn refuse_in_source(repository: &Repository, tree: &Tree) -> Result<(
         "the repository lies in what is to be backed up",
     )
     .object(repository.url())
-    .hint(match item.entry.path.is_empty() {
-        true => "name the database's directory as the source".to_owned(),
-        false => format!("move it elsewhere, or leave it out with --exclude '{path}'"),
-    }))
+    .hint(format!(
+        "move it elsewhere, or leave it out with --exclude '{path}'"
+    )))
 }
 
 /// The repository's directory, if it has one on this machine.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mover_base::units::format_bytes;
 use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
 use mover_repo::{BackupView, Origin};
@@ -184,6 +185,8 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     // What a dead restore left takes space that comes free before it is needed.
     if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
         target.check_space(bytes_needed(&view))?;
+        let (needed, more) = (bytes_needed(&view), redo_bytes_max(&view));
+        warnings.extend(room_warning(needed, more, target.free_bytes()?));
     }
     let foreign_names = match mode {
         TargetMode::Fresh => Vec::new(),
@@ -279,6 +282,31 @@ fn bytes_needed(view: &BackupView) -> u64 {
     }
 }
 
+/// What recovery of a page store may write beside that: pages that are in the log alone, of each of which it holds an image, and
+/// one more segment where the log is closed. Mostly it is far less, since most images are of pages that the files have, so that
+/// nothing is refused for it. By how much the log extends tables without an image stays unknown.
+fn redo_bytes_max(view: &BackupView) -> u64 {
+    match view.metadata.lsn_range.filter(|_| is_page_store(view)) {
+        Some(range) => {
+            let log_bytes = range.end.0.saturating_sub(range.start.0);
+            log_bytes.saturating_add(segment_bytes(view))
+        }
+        None => 0,
+    }
+}
+
+/// What is to be known of a target with `free_bytes` where `needed` bytes will be written, and up to `more` by recovery.
+fn room_warning(needed: u64, more: u64, free_bytes: u64) -> Option<String> {
+    let most = needed.saturating_add(more);
+    (free_bytes < most).then(|| {
+        format!(
+            "the target file system may become full when the page store is recovered: that and the files take up to {}, and it has {}",
+            format_bytes(most),
+            format_bytes(free_bytes)
+        )
+    })
+}
+
 /// Refuses a target that has the repository in it.
 fn refuse_repository(
     engine: &Engine,
@@ -365,33 +393,30 @@ fn clear_leftovers(
 
 /// Makes the restore that was planned.
 pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<RestoreSummary> {
+    execute_telling(engine, plan, &|_| {}, tick)
+}
+
+/// The same. `tell` gets what is to be known before the first change to the target, which stands in the summary too, right behind
+/// the warnings of the plan; and what becomes of the backup's hold where the restore fails.
+pub fn execute_telling(
+    engine: &Engine,
+    plan: RestorePlan,
+    tell: &dyn Fn(&str),
+    tick: Tick<'_>,
+) -> Result<RestoreSummary> {
     let clock = Clock::start();
     let progress = Progress::default();
     let Prepared { view, target } = plan.prepared;
     progress.begin(Phase::Prepare, 0, 0);
     let protected = match target.mode() {
         TargetMode::Fresh => None,
-        TargetMode::Delta => Some(look_before(engine, &view, &target, &progress, &mut *tick)?),
-    };
-    let restored = match begin(engine, &view, target, &progress, &mut *tick) {
-        Ok((target, not_removed)) => restore(engine, &view, target, &progress, &mut *tick)
-            .map(|restored| (restored, not_removed)),
-        Err(error) => {
-            if let Some(protected) = protected {
-                protected.cancel();
-            }
-            return Err(error);
+        TargetMode::Delta => {
+            let looked = look_before(engine, &view, &target, tell, &progress, &mut *tick);
+            Some(looked?)
         }
     };
-    let (restored, not_removed) = match restored {
-        Ok(restored) => restored,
-        Err(error) => {
-            if let Some(protected) = protected {
-                protected.keep();
-            }
-            return Err(protect::told(engine, &view, error, &progress, tick));
-        }
-    };
+    let (restored, not_removed, protected) =
+        restore_protected(engine, &view, target, protected, &progress, &mut *tick)?;
     let Restored {
         parts,
         removed,
@@ -399,13 +424,10 @@ pub fn execute(engine: &Engine, plan: RestorePlan, tick: Tick<'_>) -> Result<Res
         finished,
     } = restored;
 
-    let mut counts = FillCounts::default();
-    let mut shards = Vec::new();
-    for part in parts {
-        counts.add(&part.counts);
-        shards.push(part.figures);
-    }
+    let (counts, shards) = added_up(parts);
     let mut warnings = plan.warnings;
+    let told = protected.as_ref().and_then(Protected::warning);
+    warnings.extend(told.map(str::to_owned));
     warnings.extend(not_removed);
     warnings.extend(finished.warnings);
     if finished.warnings_more > 0 {
@@ -443,6 +465,7 @@ fn look_before<'a>(
     engine: &'a Engine,
     view: &'a BackupView,
     target: &TargetPlan,
+    tell: protect::Tell<'a>,
     progress: &Progress,
     tick: Tick<'_>,
 ) -> Result<Protected<'a>> {
@@ -450,12 +473,43 @@ fn look_before<'a>(
     if overlap::directory(view.repository()).is_some() {
         refuse_repository(engine, view, target, progress, &mut *tick)?;
     }
-    let protected = Protected::begin(engine, view, target.path(), progress, &mut *tick)?;
+    let protected = Protected::begin(engine, view, target.path(), tell, progress, &mut *tick)?;
     match require_packs(engine, view, progress, tick) {
         Ok(()) => Ok(protected),
         Err(error) => {
             protected.cancel();
             Err(error)
+        }
+    }
+}
+
+/// Takes the target and restores to it; gives what of dead restores could not be removed, and the hold. Where it fails, the hold
+/// goes if nothing was changed yet, and stays otherwise.
+fn restore_protected<'a>(
+    engine: &Engine,
+    view: &Arc<BackupView>,
+    target: TargetPlan,
+    protected: Option<Protected<'a>>,
+    progress: &Progress,
+    tick: Tick<'_>,
+) -> Result<(Restored, Vec<String>, Option<Protected<'a>>)> {
+    let (target, not_removed) = match begin(engine, view, target, progress, &mut *tick) {
+        Ok(begun) => begun,
+        Err(error) => {
+            if let Some(protected) = protected {
+                protected.cancel();
+            }
+            return Err(error);
+        }
+    };
+    match restore(engine, view, target, progress, &mut *tick) {
+        Ok(restored) => Ok((restored, not_removed, protected)),
+        Err(error) => {
+            let error = match protected {
+                Some(protected) => protected.keep(error),
+                None => error,
+            };
+            Err(protect::told(engine, view, error, progress, tick))
         }
     }
 }
@@ -478,6 +532,13 @@ struct Restored {
     removed: u64,
     settled: Option<Settled>,
     finished: Finished,
+}
+
+/// What all shards did.
+fn added_up(parts: Vec<Part>) -> (FillCounts, Vec<ShardFigures>) {
+    let mut counts = FillCounts::default();
+    parts.iter().for_each(|part| counts.add(&part.counts));
+    (counts, parts.into_iter().map(|part| part.figures).collect())
 }
 
 /// Fills the target and completes it, or gives it up.
@@ -659,5 +720,19 @@ fn mode_name(mode: TargetMode) -> &'static str {
     match mode {
         TargetMode::Fresh => "fresh",
         TargetMode::Delta => "delta",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_recovery_may_fill_is_told() {
+        assert_eq!(room_warning(100, 0, 100), None);
+        assert_eq!(room_warning(100, 20, 120), None);
+        let warning = room_warning(2 << 20, 1 << 20, 2 << 20).unwrap();
+        assert!(warning.contains(&format_bytes(3 << 20)), "{warning}");
+        assert!(room_warning(u64::MAX, 1, u64::MAX - 1).is_some());
     }
 }

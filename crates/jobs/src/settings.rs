@@ -71,6 +71,8 @@ pub struct Engine {
     pub register_buffers: bool,
     /// Give way to other programs on the machine: short requests to disks, and processors only where nobody else wants them.
     pub gentle: bool,
+    /// Tell the whole histograms of latencies in the summary, not quantiles alone.
+    pub histograms: bool,
     /// Budget of the block index, in bytes.
     pub index_bytes: usize,
     /// Budget of the list of a source's names, in bytes.
@@ -89,6 +91,7 @@ impl Default for Engine {
             direct: true,
             register_buffers: true,
             gentle: false,
+            histograms: false,
             index_bytes: INDEX_BYTES_DEFAULT,
             names_bytes: NAMES_BYTES_DEFAULT as usize,
             limits: JobLimits::default(),
@@ -208,6 +211,7 @@ impl Engine {
             register_buffers: self.register_buffers,
             direct: self.direct,
             gentle: self.gentle,
+            histograms: self.histograms,
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::preload::Preload;
 use crate::reader::{PackInfos, PackReader};
 use crate::records::at_once;
 use crate::repository::{Repository, Session};
+use crate::restore::block_bytes;
 use crate::search::{NOBODY_VOUCHES, is_vouched, no_parent, too_many_packs};
 use crate::sessions::{self, Registration, lost_parent};
 use crate::verify::each_pack;
@@ -285,6 +286,12 @@ impl BackupRun {
         draft.size_info.zero_blocks = counts.zero_blocks;
         draft.size_info.hole_blocks = counts.hole_blocks;
         draft.size_info.deduplicated_blocks = counts.known_blocks + counts.kept_blocks;
+        // What a source has allocated may be no data: space that was never written, or that is kept behind the end of a file.
+        let holes_bytes = block_bytes(counts.hole_blocks);
+        let size = &mut draft.size_info;
+        size.data_bytes = size
+            .data_bytes
+            .min(size.original_bytes.saturating_sub(holes_bytes));
         draft.storage_info.pack_count = packs.len() as u64;
         draft.parent_id = self.parent.id;
         let manifest = Manifest {
@@ -467,7 +474,7 @@ async fn interiors(
     };
     match damage {
         Some(error) if error.kind() == Kind::Corrupt => {
-            tracing::warn!(%error, "the parent backup is damaged; its nodes are written anew");
+            tracing::info!(%error, "the parent backup is damaged; its nodes are written anew");
             parent.damaged_extents.fetch_add(1, Relaxed);
         }
         Some(error) => return Err(error),

@@ -17,7 +17,7 @@ use mover_store::Put;
 use crate::layout;
 use crate::reader::damaged;
 use crate::records::{at_once, each_object, only_match};
-use crate::repository::{Repository, Session};
+use crate::repository::{Repository, Session, over_cap};
 use crate::sessions;
 
 /// Most backups whose ids are listed: 16 bytes each, up to twice that while the list grows. Who reads their manifests too keeps
@@ -167,7 +167,8 @@ pub async fn load(shard: &Shard, repository: &Repository, id: BackupId) -> Resul
     let bytes = repository
         .store()
         .get(shard, &key, MANIFEST_BYTES_MAX as u64)
-        .await?;
+        .await
+        .map_err(|error| over_cap(error, |error| damaged(&key, error)))?;
     decode(repository, id, &bytes).map_err(|error| damaged(&key, error))
 }
 

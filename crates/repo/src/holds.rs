@@ -2,7 +2,7 @@
 //!
 //! Invariants: a hold that was reported as made is seen by every `expire` that begins later, and by one that ran meanwhile;
 //! where that cannot be known, the hold is taken back and an error says so. One that cannot be taken back stays, which only
-//! keeps more.
+//! keeps more. A name among the holds that none has ends an `expire`, since it may be one that was renamed, and nothing else.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +31,15 @@ pub struct Hold {
     pub created: Option<Timestamp>,
     /// Why it cannot be read. It holds all the same.
     pub problem: Option<String>,
+}
+
+/// The holds of a repository.
+#[derive(Debug, Clone, Serialize)]
+pub struct HoldListing {
+    /// The holds, by backup. One that cannot be read is listed with its problem.
+    pub holds: Vec<Hold>,
+    /// Names among them that no hold has, at most [`STRAYS_MAX`](mover_store::STRAYS_MAX); they were passed over.
+    pub strays: Vec<String>,
 }
 
 /// Puts a hold on the backup that `set` names.
@@ -93,22 +102,30 @@ async fn too_late(
     Ok((!stands).then(gone))
 }
 
-/// Backup and id of all holds. Needs no key. A name among them that no hold has is an error: it might be one.
+/// Backup and id of all holds, for who deletes. Needs no key. A name among them that no hold has is an error: it might be one.
 pub(crate) async fn ids(shard: &Shard, repository: &Repository) -> Result<Vec<(BackupId, HoldId)>> {
-    ids_below(shard, repository, layout::HOLDS).await
+    let (ids, strays) = ids_below(shard, repository, layout::HOLDS).await?;
+    match strays.first() {
+        Some(stray) => Err(stray_name(stray, "holds")),
+        None => Ok(ids),
+    }
 }
 
+/// Backup and id of the holds below `prefix`, and the names there that no hold has.
 async fn ids_below(
     shard: &Shard,
     repository: &Repository,
     prefix: &str,
-) -> Result<Vec<(BackupId, HoldId)>> {
+) -> Result<(Vec<(BackupId, HoldId)>, Vec<String>)> {
     let found = records::names(shard, repository, prefix).await?;
-    if let Some(stray) = found.strays.first() {
-        return Err(stray_name(stray, "holds"));
+    let (mut ids, mut strays) = (Vec::new(), found.strays);
+    for key in &found.keys {
+        match layout::hold_of(key) {
+            Some(id) => ids.push(id),
+            None => records::keep_stray(&mut strays, key),
+        }
     }
-    let id = |key| layout::hold_of(key).ok_or_else(|| stray_name(key.as_str(), "holds"));
-    found.keys.iter().map(id).collect()
+    Ok((ids, strays))
 }
 
 /// How many holds there are on each backup. Needs no key.
@@ -122,14 +139,16 @@ pub async fn counts(shard: &Shard, repository: &Repository) -> Result<BTreeMap<B
     Ok(counts)
 }
 
-/// All holds, by backup. One that cannot be read is listed with its problem.
-pub async fn list(shard: &Shard, repository: &Repository) -> Result<Vec<Hold>> {
-    read(shard, repository, ids(shard, repository).await?).await
+/// All holds, and the names among them that are none.
+pub async fn list(shard: &Shard, repository: &Repository) -> Result<HoldListing> {
+    let (ids, strays) = ids_below(shard, repository, layout::HOLDS).await?;
+    let holds = read(shard, repository, ids).await?;
+    Ok(HoldListing { holds, strays })
 }
 
-/// The holds on one backup, likewise.
+/// The holds on one backup. One that cannot be read is there with its problem.
 pub async fn of(shard: &Shard, repository: &Repository, backup: BackupId) -> Result<Vec<Hold>> {
-    let ids = ids_below(shard, repository, &layout::holds(backup)).await?;
+    let (ids, _) = ids_below(shard, repository, &layout::holds(backup)).await?;
     read(shard, repository, ids).await
 }
 
@@ -175,7 +194,7 @@ pub async fn remove(
     repository: &Repository,
     text: &str,
 ) -> Result<(BackupId, HoldId)> {
-    let found = ids(shard, repository).await?;
+    let (found, _) = ids_below(shard, repository, layout::HOLDS).await?;
     let wanted = records::only_match(found.iter().map(|(_, id)| *id), text, "hold")
         .map_err(|error| error.hint("`helios-mover hold list` shows the holds"))?;
     let backup = found.iter().find(|(_, id)| *id == wanted);
@@ -185,4 +204,31 @@ pub async fn remove(
     let key = layout::hold(backup, wanted)?;
     repository.store().delete(shard, &key).await?;
     Ok((backup, wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use mover_store::{Key, STRAYS_MAX};
+
+    use super::*;
+    use crate::{Credentials, fixture};
+
+    #[test]
+    fn of_many_strays_among_the_holds_some_are_told() {
+        fixture::with_place(async |shard, url| {
+            fixture::init(shard, url, &[]).await?;
+            let repository = fixture::open(shard, url, &Credentials::None).await?;
+            for number in 0..STRAYS_MAX + 5 {
+                let key = Key::new(&format!("{}x{number}", layout::HOLDS))?;
+                repository
+                    .store()
+                    .put_if_absent(shard, &key, b"not ours")
+                    .await?;
+            }
+            let listed = list(shard, &repository).await?;
+            assert!(listed.holds.is_empty(), "{listed:?}");
+            assert_eq!(listed.strays.len(), STRAYS_MAX);
+            Ok(())
+        });
+    }
 }

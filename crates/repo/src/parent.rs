@@ -316,7 +316,7 @@ impl ParentReader {
         if error.kind() != Kind::Corrupt {
             return Err(error);
         }
-        tracing::warn!(%error, "the parent backup is damaged; its blocks are stored anew");
+        tracing::info!(%error, "the parent backup is damaged; its blocks are stored anew");
         if let Some(parent) = &self.shared.parent {
             parent.damaged_extents.fetch_add(1, Relaxed);
         }

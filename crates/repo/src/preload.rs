@@ -124,7 +124,7 @@ impl Preload {
         let pack = match reader.open(id).await {
             Ok(pack) => pack,
             Err(error) if error.kind() == Kind::Corrupt => {
-                tracing::warn!(%error, "a pack of the parent is damaged; its blocks are stored anew");
+                tracing::info!(%error, "a pack of the parent is damaged; its blocks are stored anew");
                 parent.damaged_extents.fetch_add(1, Relaxed);
                 return Ok(());
             }

@@ -14,7 +14,7 @@ use mover_store::{Key, ObjectInfo, Put, STRAYS_MAX};
 
 use crate::layout;
 use crate::reader::damaged;
-use crate::repository::{Repository, Session};
+use crate::repository::{Repository, Session, over_cap};
 
 /// Names listed per request.
 const LIST_LIMIT: usize = 1000;
@@ -94,7 +94,10 @@ pub(crate) async fn get(
     id: ObjectId,
 ) -> Result<OpenRecord> {
     let store = repository.store();
-    let bytes = store.get(shard, key, RECORD_BYTES_MAX as u64).await?;
+    let bytes = store
+        .get(shard, key, RECORD_BYTES_MAX as u64)
+        .await
+        .map_err(|error| over_cap(error, |error| damaged(key, error)))?;
     decode(repository, object_type, id, &bytes).map_err(|error| damaged(key, error))
 }
 
@@ -112,6 +115,13 @@ fn decode(
         origin,
         wrapped_key_sha256: sha256(&preamble.wrapped_key),
     })
+}
+
+/// Takes down a name that is a key and that no object of its kind has, unless there are as many as are told.
+pub(crate) fn keep_stray(strays: &mut Vec<String>, key: &Key) {
+    if strays.len() < STRAYS_MAX {
+        strays.push(key.as_str().to_owned());
+    }
 }
 
 /// All names below `prefix`.

@@ -170,23 +170,24 @@ impl Repository {
     ) -> Result<Self> {
         let store = Store::open(url, link)?;
         let key = layout::config()?;
+        let damaged = |error: Error| {
+            error
+                .object(key.as_str())
+                .hint("the repository's header is damaged; copy it back from a replica")
+        };
         let bytes = store
             .get(shard, &key, CONFIG_BYTES_MAX as u64)
             .await
             .map_err(|error| {
                 if !error.is_absence() {
-                    return error;
+                    return over_cap(error, damaged);
                 }
                 Error::new(Kind::NotFound, "there is no repository")
                     .object(url)
                     .hint("check the URL, or make one with `helios-mover init --repo URL`")
                     .cause(error)
             })?;
-        let (config, config_sha256) = RepositoryConfig::decode(&bytes).map_err(|error| {
-            error
-                .object(key.as_str())
-                .hint("the repository's header is damaged; copy it back from a replica")
-        })?;
+        let (config, config_sha256) = RepositoryConfig::decode(&bytes).map_err(damaged)?;
         let mut repository = Repository {
             store,
             config_sha256,
@@ -350,6 +351,15 @@ impl Repository {
                 Cipher::Aes256Gcm => error.hint("give --passphrase-file or --identity-file"),
             }
         })
+    }
+}
+
+/// An error of reading a whole object. One that is longer than the format lets it be is `damaged`, like one of wrong content: no
+/// writer made it so, and no option helps.
+pub(crate) fn over_cap(error: Error, damaged: impl FnOnce(Error) -> Error) -> Error {
+    match error.kind() {
+        Kind::Limit => damaged(error.with_kind(Kind::Corrupt)),
+        _ => error,
     }
 }
 

@@ -216,7 +216,7 @@ pub(crate) async fn ids(
     for key in &found.keys {
         match layout::session_of(key) {
             Some(id) => ids.push(id),
-            None => strays.push(key.as_str().to_owned()),
+            None => records::keep_stray(&mut strays, key),
         }
     }
     Ok((ids, strays))

@@ -9,6 +9,7 @@
 //! that ends on the way. None is removed on the strength of one that stands in.
 
 use mover_base::checksum::sha256;
+use mover_base::units::counted;
 use mover_base::{Error, Kind, Result, SlotId, Timestamp};
 use mover_format::slot::{KeySlot, SLOT_BYTES_MAX, SLOT_LABEL_BYTES_MAX};
 use mover_io::Shard;
@@ -18,7 +19,7 @@ use serde::Serialize;
 use crate::keys::{self, RepoSecret, SlotInfo, SlotKey, SlotOwner, Tried};
 use crate::layout;
 use crate::records;
-use crate::repository::Repository;
+use crate::repository::{Repository, over_cap};
 use crate::secret::{Credentials, Secret};
 
 /// Most key slots that are made; more than any team needs.
@@ -55,6 +56,8 @@ pub(crate) struct StoredSlots {
     pub slots: Vec<StoredSlot>,
     /// Names that no slot has.
     pub strays: Vec<String>,
+    /// How many were removed after they were listed.
+    gone: usize,
 }
 
 /// A key slot in a listing. One that cannot be used has only its names and a problem.
@@ -87,6 +90,9 @@ pub struct SlotListing {
     pub slots: Vec<ListedSlot>,
     /// Names among them that no slot has.
     pub strays: Vec<String>,
+    /// How many were removed after they were listed.
+    #[serde(skip)]
+    gone: usize,
 }
 
 impl ListedSlot {
@@ -98,9 +104,16 @@ impl ListedSlot {
 }
 
 impl SlotListing {
-    /// Whether what is encrypted has no slot left that can be used, so that no key opens it. One that could not be read may be one.
+    /// What to say of an encrypted repository that no key opens any more.
+    pub const LOCKED_OUT: &str = "the repository is encrypted, and no key slot is left that can be used: nobody can read what it holds, nor what is added to it";
+    /// What to do about that.
+    pub const LOCKED_OUT_HINT: &str =
+        "copy what was below keys/ back from a copy of the repository, or back up into a new one";
+
+    /// Whether what is encrypted has no slot left that can be used, so that no key opens it. One that could not be read may be one,
+    /// and a removal meanwhile leaves one that need not have been listed.
     pub fn is_locked_out(&self) -> bool {
-        self.encrypted && self.slots.iter().all(|slot| slot.damaged)
+        self.encrypted && self.gone == 0 && self.slots.iter().all(|slot| slot.damaged)
     }
 }
 
@@ -143,6 +156,8 @@ impl StoredSlot {
 /// What the slots of a repository had to say to a key that opens none of them.
 #[derive(Default)]
 struct Search {
+    listed: usize,
+    /// Those of them that were still there.
     looked_at: usize,
     /// How many are for keys of this kind and not for this one.
     refused: usize,
@@ -184,14 +199,27 @@ impl Search {
         {
             return error.hint(HINT);
         }
+        // No key would open it, so this one is not to blame.
+        if self.listed == 0 {
+            return Error::new(Kind::Key, SlotListing::LOCKED_OUT)
+                .object(url)
+                .hint(SlotListing::LOCKED_OUT_HINT);
+        }
+        if self.looked_at == 0 {
+            let what = "the key slots changed while they were read";
+            return Error::new(Kind::Conflict, what)
+                .object(url)
+                .hint("try again");
+        }
         let damaged = match self.damaged {
             0 => String::new(),
             damaged => format!(", {damaged} of which cannot be used"),
         };
-        let what = format!(
-            "the key opens none of the repository's {} key slots{damaged}",
-            self.looked_at
-        );
+        let slots = counted(self.looked_at as u64, "key slot");
+        let what = match self.looked_at {
+            1 => format!("the key does not open the repository's {slots}"),
+            _ => format!("the key opens none of the repository's {slots}{damaged}"),
+        };
         Error::new(Kind::Key, what).object(url).hint(
             "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
         )
@@ -230,12 +258,18 @@ impl Repository {
         if names.more {
             return Err(too_many_names());
         }
-        let mut slots = Vec::new();
+        let (mut slots, mut gone) = (Vec::new(), 0);
         for (key, id) in names.slots {
-            slots.extend(self.read_slot(shard, key, id).await?);
+            match self.read_slot(shard, key, id).await? {
+                Some(slot) => slots.push(slot),
+                None => gone += 1,
+            }
         }
-        let strays = names.strays;
-        Ok(StoredSlots { slots, strays })
+        Ok(StoredSlots {
+            slots,
+            strays: names.strays,
+            gone,
+        })
     }
 
     async fn slot_names(&self, shard: &Shard) -> Result<SlotNames> {
@@ -267,7 +301,10 @@ impl Repository {
             },
             Err(error) if error.is_absence() => return Ok(None),
             Err(error) if error.kind() == Kind::Cancelled => return Err(error),
-            Err(error) => (Vec::new(), Err(error.object(key.as_str()))),
+            Err(error) => {
+                let error = over_cap(error, |damaged| damaged);
+                (Vec::new(), Err(error.object(key.as_str())))
+            }
         };
         Ok(Some(StoredSlot {
             key,
@@ -287,7 +324,10 @@ impl Repository {
         // Before any slot is looked at, for what is wrong with the key itself is the fault of none.
         let key = SlotKey::of(credentials)?;
         let names = self.slot_names(shard).await?;
-        let mut search = Search::default();
+        let mut search = Search {
+            listed: names.slots.len(),
+            ..Search::default()
+        };
         for (name, id) in names.slots {
             let Some(stored) = self.read_slot(shard, name, id).await? else {
                 continue;
@@ -345,6 +385,7 @@ impl Repository {
             encrypted: self.is_encrypted(),
             slots: found.slots.iter().map(StoredSlot::listed).collect(),
             strays: found.strays,
+            gone: found.gone,
         })
     }
 
@@ -797,16 +838,19 @@ mod tests {
                 unreadable: false,
                 ..listed.clone()
             };
-            let is_locked_out = |slots: &[&ListedSlot]| {
+            let is_locked_out = |slots: &[&ListedSlot], gone: usize| {
                 let listing = SlotListing {
                     encrypted: true,
                     slots: slots.iter().map(|slot| (*slot).clone()).collect(),
                     strays: Vec::new(),
+                    gone,
                 };
                 listing.is_locked_out()
             };
-            assert!(is_locked_out(&[]) && is_locked_out(&[&damaged]));
-            assert!(!is_locked_out(&[&damaged, &listed]));
+            assert!(is_locked_out(&[], 0) && is_locked_out(&[&damaged], 0));
+            assert!(!is_locked_out(&[&damaged, &listed], 0));
+            // Another one was removed between the listing and the look, and that leaves one.
+            assert!(!is_locked_out(&[], 1) && !is_locked_out(&[&damaged], 1));
 
             for (id, kind, part) in [
                 (hidden, Kind::Storage, "cannot be read"),
@@ -825,6 +869,7 @@ mod tests {
     fn a_key_is_told_as_wrong_only_where_it_was_refused_and_may_not_be_right() {
         let failed = |refused: usize, kinds: &[Kind]| {
             let mut search = Search {
+                listed: refused + kinds.len(),
                 looked_at: refused + kinds.len(),
                 refused,
                 ..Search::default()
@@ -839,7 +884,23 @@ mod tests {
         assert_eq!(wrong.object_name(), Some("file:///repo"));
         let told = "the key opens none of the repository's 3 key slots, 2 of which cannot be used";
         assert_eq!(wrong.message(), told);
-        assert_eq!(failed(0, &[]).kind(), Kind::Key);
+        let only = failed(1, &[]);
+        assert_eq!(only.kind(), Kind::Key);
+        assert!(only.message().ends_with("'s 1 key slot"), "{only}");
+        // Whichever key is given.
+        let none = failed(0, &[]);
+        assert_eq!(none.kind(), Kind::Key);
+        assert_eq!(none.message(), SlotListing::LOCKED_OUT);
+        assert_eq!(none.hint_text(), Some(SlotListing::LOCKED_OUT_HINT));
+        assert_eq!(none.object_name(), Some("file:///repo"));
+        // Removed between the listing and the look: others may have come.
+        let changed = Search {
+            listed: 1,
+            ..Search::default()
+        };
+        let changed = changed.failed("file:///repo");
+        assert_eq!(changed.kind(), Kind::Conflict, "{changed}");
+        assert_eq!(changed.hint_text(), Some("try again"));
         // It may be the key of the damaged one.
         let damaged = failed(0, &[Kind::Corrupt]);
         assert_eq!(damaged.kind(), Kind::Corrupt);

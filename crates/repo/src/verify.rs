@@ -7,6 +7,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use mover_format::preamble::ObjectType;
 use mover_format::record::{AnnotationRecord, Record};
 use mover_format::seal::Origin;
 use mover_io::{RateBudget, Shard};
-use mover_store::Key;
+use mover_store::{Key, LOST_AND_FOUND, STRAYS_MAX, TEMPORARY_PART};
 use tokio::task::JoinHandle;
 
 use crate::catalogue;
@@ -96,7 +97,7 @@ pub struct Unreferenced {
     pub packs: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Names that no pack has, at most [`mover_store::STRAYS_MAX`].
+    /// Names that no pack has, and names at the top of the repository that are none of its own, at most [`STRAYS_MAX`] of either.
     pub strays: Vec<String>,
 }
 
@@ -109,7 +110,7 @@ pub struct Inventory {
     pub packs: BTreeSet<StatedPack>,
     /// What is wrong already, with the backups concerned.
     pub findings: Vec<(Damage, Vec<BackupId>)>,
-    /// Names among key slots and records that none of them has.
+    /// Names among key slots and records that none of them has; of records at most [`STRAYS_MAX`] of a kind.
     pub strays: Vec<String>,
     /// Manifests, key slots and records read.
     pub objects: u64,
@@ -181,14 +182,14 @@ impl Inventory {
         };
         for prefix in prefixes {
             let mut names = records::names(shard, repository, &prefix).await?;
-            self.strays.append(&mut names.strays);
             let mut known = Vec::new();
             for key in names.keys {
                 match RecordName::of(&key) {
                     Some(name) => known.push((key, name)),
-                    None => self.strays.push(key.as_str().to_owned()),
+                    None => records::keep_stray(&mut names.strays, &key),
                 }
             }
+            self.strays.append(&mut names.strays);
             let ask = |(key, name): (Key, RecordName)| {
                 let (shard, repository) = (shard.clone(), repository.clone());
                 async move { name.check(&shard, &repository, &key).await }
@@ -228,19 +229,69 @@ impl Inventory {
         repository: &Repository,
     ) -> Result<Unreferenced> {
         let (mut packs, mut bytes_all) = (0, 0u64);
-        let strays = each_pack(shard, repository, |id, bytes| {
+        let mut strays = each_pack(shard, repository, |id, bytes| {
             if !self.names(id) {
                 packs += 1;
                 bytes_all = bytes_all.saturating_add(bytes);
             }
         })
         .await?;
+        // In a bucket others may have theirs beside it.
+        if let Some(directory) = repository.store().directory() {
+            strays.extend(strays_at_top(directory)?);
+        }
         Ok(Unreferenced {
             packs,
             bytes: bytes_all,
             strays,
         })
     }
+}
+
+/// Prefixes at the top of a repository's directory, where the header is.
+const AT_TOP: [&str; 7] = [
+    layout::KEYS,
+    layout::PACKS,
+    layout::BACKUPS,
+    layout::SESSIONS,
+    layout::EXPIRED,
+    layout::HOLDS,
+    layout::ANNOTATIONS,
+];
+
+/// Whether a directory of that name, which ends in `/`, belongs at the top: objects are below it, or it is the store's or its file
+/// system's.
+fn is_at_top(name: &str) -> bool {
+    let bare = name.strip_suffix('/');
+    AT_TOP.contains(&name)
+        || bare.is_some_and(|bare| [TEMPORARY_PART, LOST_AND_FOUND].contains(&bare))
+}
+
+/// Other names at the top of a repository's directory. What lies below them is not looked at.
+fn strays_at_top(directory: &Path) -> Result<Vec<String>> {
+    let failed = |error: std::io::Error| {
+        let what = "the repository's directory cannot be listed";
+        let error = Error::new(Kind::Storage, what).cause(error);
+        error.object(directory.display().to_string())
+    };
+    let mut strays = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let mut name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            name.push('/');
+        }
+        let is_object = Key::new(&name).is_ok_and(|key| layout::is_name(&key));
+        if is_object || is_at_top(&name) {
+            continue;
+        }
+        strays.push(name);
+        if strays.len() == STRAYS_MAX {
+            break;
+        }
+    }
+    strays.sort_unstable();
+    Ok(strays)
 }
 
 /// Whom damaged packs concern.

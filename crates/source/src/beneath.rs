@@ -121,6 +121,23 @@ pub(crate) fn chmod_held(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     rustix::fs::chmod(proc_path(fd), Mode::from_raw_mode(mode & 0o7777))
 }
 
+/// Whether this user owns it.
+pub(crate) fn is_own(stat: &Stat) -> bool {
+    stat.st_uid == rustix::process::geteuid().as_raw()
+}
+
+/// Gives an opened directory's owner all rights to it, if this user is the owner: who may list it need not be allowed to
+/// change what is in it. Gives the mode that it had, if that was changed.
+pub(crate) fn take_rights(dir: BorrowedFd<'_>) -> Result<Option<Mode>> {
+    let stat = rustix::fs::fstat(dir)?;
+    if !is_own(&stat) || stat.st_mode & 0o700 == 0o700 {
+        return Ok(None);
+    }
+    let mode = stat.st_mode & 0o7777;
+    rustix::fs::fchmod(dir, Mode::from_raw_mode(mode | 0o700))?;
+    Ok(Some(Mode::from_raw_mode(mode)))
+}
+
 /// Whether the directory is where a file system (or a bind) is mounted.
 pub(crate) fn is_mount_root(dir: BorrowedFd<'_>) -> Result<bool> {
     let found = rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;

@@ -4,24 +4,29 @@
 //! or replaced root cannot mix two trees. Only regular files are opened, and never a pipe or a device. A
 //! change is noticed by inode, size, mtime and ctime: after each file ([`DirSource::check_unchanged`]) and
 //! once over everything at the end ([`DirSource::check_tree_unchanged`], owner and mode as well). A scan ends when the clock
-//! of the file system is past every stamp it found, so that each later write shows. That catches a database that was
-//! not stopped, up to writes through shared memory that the kernel has not stamped yet; it makes no hot copy consistent.
+//! of the file system is past every stamp it found, so that each later write shows; what the scan itself read before that
+//! (attributes, targets of links) is read again at the end where no stamp vouches for it. That catches a database that was
+//! not stopped, up to writes through shared memory that the kernel has not stamped yet, or never does (a warning tells of such
+//! file systems); it makes no hot copy consistent.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use mover_base::tree::{Entry, EntryKind, display_path};
-use mover_base::{Error, Kind, Result};
+use mover_base::{Error, Kind, Result, Timestamp};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::attributes::{Attributes, Node};
 use crate::exclude::Excludes;
 use crate::failure::{changed, source_error};
+use crate::granule::Clocks;
+use crate::memory::InMemory;
 use crate::scan::{Item, ScanOptions, SkipReason, Stamp, Tree, TreeBuilder};
 use crate::staging::is_staging_name;
-use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath, granule, limits};
+use crate::{PARTIAL_PREFIX, RESTORE_MARKER, beneath, limits};
 
 /// The scheme of this source, with the separator.
 const SCHEME: &str = "dir://";
@@ -96,8 +101,8 @@ impl DirSource {
     /// Lists the whole tree. No file is opened. Where something was changed a moment ago, it waits until a change after it
     /// shows: about two seconds at most, where the file system keeps whole seconds.
     ///
-    /// Errors: `SourceChanged` if names vanish meanwhile, `Limit` past `options.names_bytes_max` or with too
-    /// many extended attributes or too long ones or names, `Source` if
+    /// Errors: `Usage` for exclude patterns that mean nothing in it, `SourceChanged` if names vanish meanwhile, `Limit` past
+    /// `options.names_bytes_max` or with too many extended attributes or too long ones or names, `Source` if
     /// something cannot be read or the tree is an unfinished restore.
     pub fn scan(&self, options: &ScanOptions) -> Result<Tree> {
         self.scan_while(options, &|| Ok(()))
@@ -110,21 +115,41 @@ impl DirSource {
         options: &ScanOptions,
         go_on: &dyn Fn() -> Result<()>,
     ) -> Result<Tree> {
-        let excludes = Excludes::new(&options.exclude)?;
+        let excludes = Excludes::new(&options.exclude, &self.path)?;
         let mut tree = TreeBuilder::new(options);
         let mut attributes = Attributes::new();
+        let mut memory = InMemory::default();
+        let begun = Timestamp::now();
         self.walk(&excludes, options, go_on, &mut |found| {
             if found.is_other_file_system {
                 tree.skip(display_path(found.path), SkipReason::OtherFileSystem)?;
             }
-            match found.kind()? {
-                Ok(kind) => tree.push(&found.item(kind, &mut attributes)?),
-                Err(reason) => tree.skip(display_path(found.path), reason),
+            let item = match found.kind()? {
+                Ok(kind) => found.item(kind, &mut attributes)?,
+                Err(reason) => return tree.skip(display_path(found.path), reason),
+            };
+            if !found.is_other_file_system {
+                let path = || self.full_path(found.path);
+                memory.look(item.stamp.dev, found.dir, found.name, path);
             }
+            tree.push(&item)
         })?;
-        let tree = tree.finish()?;
-        granule::wait(tree.items().map(|item| item.stamp), go_on)?;
+        let mut tree = tree.finish()?;
+        let warnings = memory.warning().into_iter().chain(excludes.warnings());
+        tree.warnings = warnings.collect();
+        let clocks = Clocks::of(tree.items().map(|item| item.stamp));
+        tree.doubt = clocks.doubt(begun);
+        clocks.wait(go_on)?;
         Ok(tree)
+    }
+
+    /// A path in the source with that of the source before it, for messages.
+    fn full_path(&self, path: &[u8]) -> String {
+        let mut full = self.path.clone();
+        if !path.is_empty() {
+            full.push(OsStr::from_bytes(path));
+        }
+        display_path(full.as_os_str().as_bytes())
     }
 
     /// Opens a file of the tree for reading, without touching its access time where that is allowed, and
@@ -157,8 +182,8 @@ impl DirSource {
         }
     }
 
-    /// Walks the tree again and checks that names, kinds and stamps are those of `tree`. To be called at the
-    /// end: it finds what changed after its turn, and names that came or went.
+    /// Walks the tree again and checks that names, kinds and stamps are those of `tree`, and where stamps do not tell, attributes
+    /// and targets of links. To be called at the end: it finds what changed after its turn, and names that came or went.
     pub fn check_tree_unchanged(&self, tree: &Tree) -> Result<()> {
         self.check_tree_while(tree, &|| Ok(()))
     }
@@ -166,7 +191,8 @@ impl DirSource {
     /// Like [`check_tree_unchanged`](Self::check_tree_unchanged), and ends with the error of `go_on`, which is asked before
     /// each directory.
     pub fn check_tree_while(&self, tree: &Tree, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
-        let excludes = Excludes::new(&tree.options.exclude)?;
+        let excludes = Excludes::new(&tree.options.exclude, &self.path)?;
+        let mut attributes = Attributes::new();
         let mut seen = vec![false; tree.entries().len()];
         self.walk(&excludes, &tree.options, go_on, &mut |found| {
             if found.skip_reason().is_some() {
@@ -176,16 +202,7 @@ impl DirSource {
             let known = at.and_then(|at| Some((at, tree.item(at)?)));
             let (at, item) = known.ok_or_else(|| changed("it was added", found.path))?;
             seen[at] = true;
-            // Excluded names may come and go, which shows in the stamps of their directories; and what is in a file system that
-            // is left out, in the stamp of its root.
-            let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
-            if is_dir && (found.is_other_file_system || !tree.options.exclude.is_empty()) {
-                return check_dir(&item, &found.stat);
-            }
-            match item.stamp.difference(&Stamp::of(&found.stat)) {
-                Some(how) => Err(changed(&how, found.path)),
-                None => check_owner(&item, &found.stat),
-            }
+            check(tree, &item, &found, &mut attributes)
         })?;
         let gone = seen.iter().position(|seen| !seen);
         match gone.and_then(|at| tree.entries().get(at)) {
@@ -360,12 +377,13 @@ impl Found<'_> {
         }))
     }
 
+    fn xattrs(&self, attributes: &mut Attributes) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let read = attributes.read(Node::Named(self.dir, self.name));
+        read.map_err(|error| source_error("extended attributes cannot be read", self.path, error))
+    }
+
     fn item(&self, kind: EntryKind, attributes: &mut Attributes) -> Result<Item> {
-        let xattrs = attributes
-            .read(Node::Named(self.dir, self.name))
-            .map_err(|error| {
-                source_error("extended attributes cannot be read", self.path, error)
-            })?;
+        let xattrs = self.xattrs(attributes)?;
         let stamp = Stamp::of(&self.stat);
         let entry = Entry {
             path: self.path.to_vec(),
@@ -381,12 +399,49 @@ impl Found<'_> {
     }
 }
 
-/// Compares a directory whose listing may change: it must be the same one with the same owner and mode.
-fn check_dir(item: &Item, now: &Stat) -> Result<()> {
-    match item.stamp.is_other_inode(&Stamp::of(now)) {
-        true => Err(changed("it was replaced", &item.entry.path)),
-        false => check_owner(item, now),
+/// Compares a name with what the scan found of it.
+fn check(tree: &Tree, item: &Item, found: &Found<'_>, attributes: &mut Attributes) -> Result<()> {
+    // Excluded names may come and go, which shows in the stamps of their directories; and what is in a file system that
+    // is left out, in the stamp of its root.
+    let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
+    let is_listing_free =
+        is_dir && (found.is_other_file_system || !tree.options.exclude.is_empty());
+    let now = Stamp::of(&found.stat);
+    let how = match is_listing_free {
+        true => item
+            .stamp
+            .is_other_inode(&now)
+            .then(|| "it was replaced".to_owned()),
+        false => item.stamp.difference(&now),
+    };
+    if let Some(how) = how {
+        return Err(changed(&how, found.path));
     }
+    check_owner(item, &found.stat)?;
+    match is_listing_free || tree.doubt.is_about(&item.stamp) {
+        true => check_again(item, found, attributes),
+        false => Ok(()),
+    }
+}
+
+/// Compares, where the stamps of a name do not vouch for it, what else the scan read of it. Contents are not among that: they
+/// were read when each change showed.
+fn check_again(item: &Item, found: &Found<'_>, attributes: &mut Attributes) -> Result<()> {
+    let was = &item.entry;
+    let is = found.kind()?.ok();
+    let is_file = matches!(is, Some(EntryKind::File { .. }));
+    let is_further_name = matches!(was.kind, EntryKind::Hardlink { .. });
+    if is.as_ref() != Some(&was.kind) && !(is_file && is_further_name) {
+        return Err(changed("it was replaced", found.path));
+    }
+    if is_file && item.stamp.has_other_links(&Stamp::of(&found.stat)) {
+        return Err(changed("it got or lost a hard link", found.path));
+    }
+    // The first name has those of all.
+    if !is_further_name && found.xattrs(attributes)? != was.xattrs {
+        return Err(changed("its extended attributes changed", found.path));
+    }
+    Ok(())
 }
 
 /// Compares owner and mode.

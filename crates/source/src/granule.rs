@@ -1,10 +1,13 @@
-//! How long a source has to rest between its scan and the first read.
+//! How long a source has to rest between its scan and the first read, and what the scan itself may have read too early.
 //!
 //! A file system stamps with a clock that moves in steps. What is written within the step in which a file was stamped last
 //! leaves the stamp as it was, and so a file that is half read by then would become a mix that nobody notices. After a
-//! step every write shows.
+//! step every write shows. What the scan reads (attributes, targets of links) is read before that step is over, so where a
+//! stamp is as new as the scan, it vouches for nothing, and the second look has to read again.
 //!
-//! Invariants: nobody waits for longer than a step, whatever the stamps say.
+//! Invariants: nobody waits for longer than a step, whatever the stamps say; a stamp that is not [doubtful](Doubt) has become
+//! another one if anything was changed since the scan began, where this machine's clock stamps. Where another machine's does (NFS)
+//! that is so too, unless its clock is behind and something there was stamped later than when the scan began.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -23,48 +26,101 @@ const COARSE: Duration = Duration::from_millis(2_020);
 /// How long a wait goes on without asking whether it may.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Waits until every write shows in the stamp of what it changes; usually that is so. Ends with the error of `go_on`,
-/// which is asked from time to time in a long wait.
-pub(crate) fn wait(
-    stamps: impl Iterator<Item = Stamp>,
-    go_on: &dyn Fn() -> Result<()>,
-) -> Result<()> {
-    let rest = rest(stamps, Timestamp::now());
-    let begun = Instant::now();
-    loop {
-        let left = rest.saturating_sub(begun.elapsed());
-        if left.is_zero() {
-            return Ok(());
-        }
-        std::thread::sleep(left.min(SLICE));
-        if left > SLICE {
-            go_on()?;
-        }
+/// What is known of the clock of a file system.
+struct Clock {
+    /// The last of its stamps that was found.
+    newest: FileTime,
+    /// Whether all of them are of whole seconds.
+    is_coarse: bool,
+}
+
+impl Clock {
+    fn step(&self) -> Duration {
+        if self.is_coarse { COARSE } else { FINE }
+    }
+
+    /// How long it is at `now` until it has gone on from its newest stamp.
+    fn rest(&self, now: Timestamp) -> Duration {
+        let step = self.step().as_nanos() as i128;
+        // A stamp in the future was set by somebody, or by a clock that is not ours and takes a step meanwhile, too.
+        let left = nanos_of(self.newest) + step - nanos_at(now);
+        Duration::from_nanos(left.clamp(0, step) as u64)
     }
 }
 
-/// How long it is at `now` until the last file system takes other stamps than any that were found on it.
-fn rest(stamps: impl Iterator<Item = Stamp>, now: Timestamp) -> Duration {
-    // The newest stamp of each file system, and whether all are of whole seconds.
-    let mut newest: HashMap<u64, (FileTime, bool)> = HashMap::new();
-    for stamp in stamps {
-        let time = stamp.mtime.max(stamp.ctime);
-        let is_whole = stamp.mtime.nanos == 0 && stamp.ctime.nanos == 0;
-        newest
-            .entry(stamp.dev)
-            .and_modify(|(newest, is_coarse)| {
-                *newest = time.max(*newest);
-                *is_coarse &= is_whole;
-            })
-            .or_insert((time, is_whole));
+/// The clocks of the file systems that a scan found, by their devices.
+pub(crate) struct Clocks(HashMap<u64, Clock>);
+
+impl Clocks {
+    pub(crate) fn of(stamps: impl Iterator<Item = Stamp>) -> Clocks {
+        let mut clocks: HashMap<u64, Clock> = HashMap::new();
+        for stamp in stamps {
+            let time = stamp.mtime.max(stamp.ctime);
+            let is_whole = stamp.mtime.nanos == 0 && stamp.ctime.nanos == 0;
+            clocks
+                .entry(stamp.dev)
+                .and_modify(|clock| {
+                    clock.newest = time.max(clock.newest);
+                    clock.is_coarse &= is_whole;
+                })
+                .or_insert(Clock {
+                    newest: time,
+                    is_coarse: is_whole,
+                });
+        }
+        Clocks(clocks)
     }
-    let rests = newest.into_values().map(|(time, is_coarse)| {
-        let step = if is_coarse { COARSE } else { FINE };
-        // A stamp in the future was set by somebody, or by a clock that is not ours and takes a step meanwhile, too.
-        let left = nanos_of(time) + step.as_nanos() as i128 - i128::from(now.as_micros()) * 1_000;
-        Duration::from_nanos(left.clamp(0, step.as_nanos() as i128) as u64)
-    });
-    rests.max().unwrap_or_default()
+
+    /// Waits until every write shows in the stamp of what it changes; usually that is so. Ends with the error of `go_on`,
+    /// which is asked from time to time in a long wait.
+    pub(crate) fn wait(&self, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
+        let rest = self.rest(Timestamp::now());
+        let begun = Instant::now();
+        loop {
+            let left = rest.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(SLICE));
+            if left > SLICE {
+                go_on()?;
+            }
+        }
+    }
+
+    /// How long it is at `now` until the last file system takes other stamps than any that were found on it.
+    fn rest(&self, now: Timestamp) -> Duration {
+        let rests = self.0.values().map(|clock| clock.rest(now));
+        rests.max().unwrap_or_default()
+    }
+
+    /// Which stamps a scan that began at `begun` cannot rely on. Not those of its end alone: a name that it came to first may
+    /// have been changed right behind that.
+    pub(crate) fn doubt(&self, begun: Timestamp) -> Doubt {
+        let since = |clock: &Clock| {
+            // A clock that is behind ours stamps what came after the beginning with an earlier time.
+            let begun = nanos_at(begun).min(nanos_of(clock.newest));
+            begun - clock.step().as_nanos() as i128
+        };
+        let devices = self.0.iter();
+        Doubt(devices.map(|(dev, clock)| (*dev, since(clock))).collect())
+    }
+}
+
+/// Since when on each device a stamp may hide a change that came after what the scan read: in nanoseconds since 1970.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Doubt(HashMap<u64, i128>);
+
+impl Doubt {
+    /// Whether something may have changed since the scan and have the same time of change.
+    pub(crate) fn is_about(&self, stamp: &Stamp) -> bool {
+        let since = self.0.get(&stamp.dev);
+        since.is_some_and(|since| nanos_of(stamp.ctime) >= *since)
+    }
+}
+
+fn nanos_at(time: Timestamp) -> i128 {
+    i128::from(time.as_micros()) * 1_000
 }
 
 fn nanos_of(time: FileTime) -> i128 {
@@ -98,7 +154,8 @@ mod tests {
     fn only_what_was_changed_within_a_step_is_waited_for() {
         let rest_of = |items: &[(u64, i64)]| {
             let stamps = items.iter().map(|&(dev, ms)| stamp(dev, ms));
-            rest(stamps, Timestamp::from_micros(NOW * 1_000_000)).as_millis()
+            let now = Timestamp::from_micros(NOW * 1_000_000);
+            Clocks::of(stamps).rest(now).as_millis()
         };
         assert_eq!(rest_of(&[]), 0);
         // Fine stamps; one of a whole second by chance.
@@ -114,5 +171,35 @@ mod tests {
         assert_eq!(rest_of(&[(1, 86_400_000)]), 2_020);
         assert_eq!(rest_of(&[(1, 86_400_001)]), 20);
         assert_eq!(rest_of(&[(1, i64::MAX / 2_000_000)]), 20);
+    }
+
+    #[test]
+    fn only_stamps_that_are_as_new_as_the_scan_are_in_doubt() {
+        // Two file systems, of fine stamps and of whole seconds, and one whose clock is behind.
+        let all = [
+            (1, 1),
+            (1, -86_400_000),
+            (2, 1_000),
+            (2, -86_400_000),
+            (4, -5_001),
+        ];
+        let clocks = Clocks::of(all.into_iter().map(|(dev, ms)| stamp(dev, ms)));
+        let doubt = clocks.doubt(Timestamp::from_micros(NOW * 1_000_000));
+        for (dev, millis, expected) in [
+            (1, -21, false),
+            (1, -20, true),
+            (1, 0, true),
+            // However long the scan took, and whatever the clock says.
+            (1, 60_000, true),
+            (2, -3_000, false),
+            (2, -2_000, true),
+            (3, 0, false),
+            (4, -5_022, false),
+            (4, -5_021, true),
+        ] {
+            let found = doubt.is_about(&stamp(dev, millis));
+            assert_eq!(found, expected, "{dev} {millis}");
+        }
+        assert!(!Doubt::default().is_about(&stamp(1, 0)));
     }
 }

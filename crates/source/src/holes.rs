@@ -20,6 +20,17 @@ pub const HOLES_UNKNOWN: &str = "the holes of a file cannot be found";
 /// [`data_ranges`] returns at most this many ranges (1 MiB of memory); past it, holes are read as zeros.
 pub const RANGES_MAX: usize = 1 << 16;
 
+/// Where the first hole from `at` on begins, by one system call that goes through all data up to it: the end of the file counts as a
+/// hole, and so does what lies beyond it. What a file takes on its disk does not tell that: space that is kept behind its end, and
+/// attributes that do not fit its inode, are counted there as well. `u64::MAX` where the file system cannot tell.
+pub fn first_hole(fd: BorrowedFd<'_>, at: u64) -> Result<u64> {
+    match rustix::fs::seek(fd, SeekFrom::Hole(at)) {
+        Err(Errno::NXIO) => Ok(at),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(u64::MAX),
+        found => found,
+    }
+}
+
 /// The data ranges of `fd` inside `range`, at most [`RANGES_MAX`] of them: if there are more, the last one
 /// reaches to the end of what was asked for. A range beyond the end of the file is empty.
 pub fn data_ranges(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>> {

@@ -20,6 +20,7 @@ mod granule;
 mod holes;
 mod in_place;
 mod limits;
+mod memory;
 mod metadata;
 mod occupied;
 pub mod page;
@@ -36,7 +37,7 @@ mod wire;
 
 pub use dir::DirSource;
 pub use failure::{source_error, target_error};
-pub use holes::{DataRanges, HOLES_UNKNOWN, RANGES_MAX, data_ranges};
+pub use holes::{DataRanges, HOLES_UNKNOWN, RANGES_MAX, data_ranges, first_hole};
 pub use plan::{TargetMode, TargetPlan};
 pub use remove::{Inode, holds_repository};
 pub use scan::{Item, NAMES_BYTES_DEFAULT, ScanOptions, SkipReason, Skipped, Stamp, Totals, Tree};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use mover_base::entries::EntryList;
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::failure::target_error;
@@ -87,7 +87,7 @@ impl TargetPlan {
                     .hint("restore without --delta, or name the directory to update"));
             }
             (TargetMode::Delta, Some(target)) => {
-                check_writable(target, &path)?;
+                check_in_place(target, &path)?;
                 let target = Arc::clone(target);
                 Staging::InPlace { target }
             }
@@ -330,9 +330,27 @@ fn open_target(path: &Path) -> Result<OwnedFd> {
 }
 
 fn check_writable(dir: &OwnedFd, path: &Path) -> Result<()> {
+    may_write(dir).map_err(|error| not_writable(path, error))
+}
+
+/// Like [`check_writable`], for a target that is worked on in place. Its owner need not be allowed to write to it, as the backup
+/// may have it: the restore gives them that right.
+fn check_in_place(dir: &OwnedFd, path: &Path) -> Result<()> {
+    let is_enterable_own =
+        |stat: Stat| beneath::is_own(&stat) && stat.st_mode & Mode::XUSR.as_raw_mode() != 0;
+    match may_write(dir) {
+        Err(Errno::ACCESS) if rustix::fs::fstat(dir).is_ok_and(is_enterable_own) => Ok(()),
+        checked => checked.map_err(|error| not_writable(path, error)),
+    }
+}
+
+fn may_write(dir: &OwnedFd) -> rustix::io::Result<()> {
     let access = Access::WRITE_OK | Access::EXEC_OK;
     rustix::fs::accessat(dir, c".", access, AtFlags::EACCESS)
-        .map_err(|error| target_error("the target cannot be written", bytes(path), error))
+}
+
+fn not_writable(path: &Path, error: Errno) -> Error {
+    target_error("the target cannot be written", bytes(path), error)
 }
 
 /// Where staging directories inside `target` stand.

@@ -3,7 +3,8 @@
 //! Invariants: symbolic links are removed and never followed; what is mounted inside is never emptied, be it in what is
 //! extra or on a directory that is kept, unless the backup holds something below that; `lost+found` of a mounted file
 //! system is never entered. A repository is never removed or emptied, by whatever path it comes up: it is told by device
-//! and inode. The depth is bounded by the length of a path and not by the stack.
+//! and inode. The depth is bounded by the length of a path and not by the stack. A mode keeps nobody out of what is their
+//! own: whoever owns a directory gets its owner's rights back before anything in it is removed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -84,7 +85,7 @@ pub(crate) fn remove_tree(
     repository: Option<Inode>,
     go_on: &dyn Fn() -> Result<()>,
 ) -> Result<u64> {
-    let failed = |error: Errno| target_error("a name cannot be removed", path, error);
+    let failed = |error: Errno| not_removed(path, error);
     let stat = beneath::stat(parent, name).map_err(failed)?;
     if beneath::file_type(&stat) != FileType::Directory {
         rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(failed)?;
@@ -92,53 +93,57 @@ pub(crate) fn remove_tree(
     }
     // Relative paths of directories; a directory comes up a second time when it has been emptied.
     let mut pending = vec![(name.to_vec(), false)];
+    let shown = |dir: &[u8]| beneath::join(beneath::split(path).0, dir);
     let mut removed = 0;
     while let Some((dir, emptied)) = pending.pop() {
         go_on()?;
+        let shown = shown(&dir);
         if emptied {
+            let failed = |error: Errno| not_removed(&shown, error);
             let place = beneath::place(parent, &dir).map_err(failed)?;
             rustix::fs::unlinkat(&place.parent, place.name, AtFlags::REMOVEDIR).map_err(failed)?;
             removed += 1;
             continue;
         }
-        let subdirs = empty_dir(parent, &dir, &mut removed, repository)
-            .map_err(|error| error.object(display_path(path)))?;
+        let subdirs = empty_dir(parent, &dir, &shown, &mut removed, repository)?;
         pending.push((dir, true));
         pending.extend(subdirs.into_iter().map(|subdir| (subdir, false)));
     }
     Ok(removed)
 }
 
-/// Removes everything but directories from `dir` beneath `base`, and returns the paths of those.
+/// Removes everything but directories from `dir` beneath `base`, and returns the paths of those. `shown` is for messages.
 fn empty_dir(
     base: BorrowedFd<'_>,
     dir: &[u8],
+    shown: &[u8],
     removed: &mut u64,
     repository: Option<Inode>,
 ) -> Result<Vec<Vec<u8>>> {
-    let failed = |error: Errno| target_error("a directory cannot be emptied", dir, error);
+    let failed = |error: Errno| not_emptied(shown, error);
     check_depth(dir)?;
-    let here = open_listed(base, dir)?;
+    let here = open_by_owner(|flags| open_extra(base, dir, flags)).map_err(failed)?;
     // By what is open, which is what will be emptied, whatever has its name by now.
     let stat = rustix::fs::fstat(&here).map_err(failed)?;
-    check_spared(&stat, dir, repository)?;
+    check_spared(&stat, shown, repository)?;
     let mut subdirs = Vec::new();
     beneath::list(&here, |name| {
+        let refused = |error| not_removed(&beneath::join(shown, name.to_bytes()), error);
         match rustix::fs::unlinkat(&here, name, AtFlags::empty()) {
             Ok(()) => *removed += 1,
             // Which of the two it is for a directory depends on the file system.
             Err(error @ (Errno::ISDIR | Errno::PERM)) => {
                 let stat = beneath::stat(here.as_fd(), name.to_bytes())?;
                 if beneath::file_type(&stat) != FileType::Directory {
-                    return Err(error);
+                    return Err(refused(error).into());
                 }
                 subdirs.push(beneath::join(dir, name.to_bytes()));
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(refused(error).into()),
         }
-        Ok(())
+        Ok::<(), Stopped>(())
     })
-    .map_err(failed)?;
+    .map_err(|stopped| stopped.or(failed))?;
     Ok(subdirs)
 }
 
@@ -188,12 +193,6 @@ fn open_extra(base: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> rustix::io::Re
     beneath::open_with(base, dir, flags, beneath::RESOLVE | ResolveFlags::NO_XDEV)
 }
 
-/// Opens a directory that will be emptied.
-fn open_listed(base: BorrowedFd<'_>, dir: &[u8]) -> Result<OwnedFd> {
-    let opened = open_by_owner(|flags| open_extra(base, dir, flags));
-    opened.map_err(|error| not_emptied(dir, error))
-}
-
 /// Opens a directory that stays, to look through it. Its mode is set at the end of a restore; one that takes its owner's rights
 /// away, as the backup may have it, keeps no later restore by that owner out.
 fn open_kept(root: BorrowedFd<'_>, dir: &[u8], extra: Extra) -> rustix::io::Result<OwnedFd> {
@@ -203,18 +202,28 @@ fn open_kept(root: BorrowedFd<'_>, dir: &[u8], extra: Extra) -> rustix::io::Resu
     }
 }
 
-/// Opens a directory, which gets its owner's rights back if they are all that is missing.
+/// Opens a directory to remove what is in it. It gets its owner's rights back if this user is the owner: some modes keep from
+/// listing it, others only from removing what was listed.
 fn open_by_owner(
     open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
 ) -> rustix::io::Result<OwnedFd> {
-    open(beneath::DIR_FLAGS).or_else(|error| {
-        if error != Errno::ACCESS {
-            return Err(error);
+    match open(beneath::DIR_FLAGS) {
+        Ok(dir) => {
+            // Where this fails nothing may be left to remove; if there is, that fails too and tells which name it is.
+            let _ = beneath::take_rights(dir.as_fd());
+            Ok(dir)
         }
-        let held = open(OFlags::PATH | OFlags::DIRECTORY)?;
-        beneath::chmod_held(held.as_fd(), 0o700)?;
-        open(beneath::DIR_FLAGS)
-    })
+        Err(Errno::ACCESS) => {
+            let held = open(OFlags::PATH | OFlags::DIRECTORY)?;
+            beneath::chmod_held(held.as_fd(), 0o700)?;
+            open(beneath::DIR_FLAGS)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn not_removed(path: &[u8], error: Errno) -> Error {
+    target_error("a name cannot be removed", path, error)
 }
 
 fn not_emptied(dir: &[u8], error: Errno) -> Error {
@@ -310,7 +319,8 @@ pub(crate) fn each_extra(
                 (Fate::Removed, true) => extra_dirs.push(name.to_vec()),
                 (Fate::Removed, false) => {
                     if extra == Extra::Remove {
-                        rustix::fs::unlinkat(&here, name, AtFlags::empty())?;
+                        rustix::fs::unlinkat(&here, name, AtFlags::empty())
+                            .map_err(|error| not_removed(&path, error))?;
                     }
                     removed.names += 1;
                 }

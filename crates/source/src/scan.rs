@@ -13,6 +13,8 @@ use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use rustix::fs::Stat;
 
+use crate::granule::Doubt;
+
 /// How much memory the items of a tree may take unless an operator says otherwise: with what else a job keeps of each file,
 /// and with all that it takes for few, it stays below the 256 MiB that the whole process may. It holds 540,000 files with
 /// names of 20 bytes.
@@ -53,7 +55,8 @@ pub struct Stamp {
     pub mtime: FileTime,
     /// Last change of content, metadata or number of names.
     pub ctime: FileTime,
-    /// Bytes allocated on the device, less than the size where there are holes.
+    /// Bytes allocated on the device: less than the size where there are holes, and more where space is kept behind the end, or
+    /// for attributes. So it does not tell whether there are holes.
     pub allocated_bytes: u64,
     /// Number of names of the inode.
     pub links: u64,
@@ -95,6 +98,12 @@ impl Stamp {
         }
     }
 
+    /// Whether the inode has got or lost names, as far as a tree keeps their number.
+    pub(crate) fn has_other_links(&self, now: &Stamp) -> bool {
+        let kept = |links: u64| links.min(LINKS_MAX.into());
+        kept(self.links) != kept(now.links)
+    }
+
     pub(crate) fn is_other_inode(&self, now: &Stamp) -> bool {
         (self.dev, self.ino) != (now.dev, now.ino)
     }
@@ -108,6 +117,9 @@ pub struct Item {
     /// By which a change is noticed.
     pub stamp: Stamp,
 }
+
+/// Up to there a tree keeps the number of an inode's names.
+const LINKS_MAX: u16 = u16::MAX;
 
 /// Sums over a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -124,7 +136,8 @@ pub struct Totals {
     pub fifos: u64,
     /// Sizes of all files, in bytes.
     pub bytes: u64,
-    /// What all files take on the device, in bytes.
+    /// What all files take on the device, each at most its size, in bytes: what there is to read of them, or more where space is
+    /// kept that holds no data.
     pub allocated_bytes: u64,
 }
 
@@ -176,8 +189,12 @@ pub struct Tree {
     pub totals: Totals,
     /// What was left out without having been excluded.
     pub skipped: Vec<Skipped>,
+    /// What else there is to know of the source.
+    pub warnings: Vec<String>,
     /// How it was scanned, for the second look.
     pub(crate) options: ScanOptions,
+    /// Which stamps do not vouch for what the scan itself has read.
+    pub(crate) doubt: Doubt,
 }
 
 /// What a stamp has that its entry has not.
@@ -188,7 +205,7 @@ struct Found {
     allocated_bytes: u64,
     ctime_seconds: i64,
     ctime_nanos: u32,
-    /// At most; nobody asks for more than whether there are several.
+    /// At most [`LINKS_MAX`].
     links: u16,
     /// Number of its device.
     device: u16,
@@ -250,7 +267,9 @@ impl TreeBuilder {
                 devices: Vec::new(),
                 totals: Totals::default(),
                 skipped: Vec::new(),
+                warnings: Vec::new(),
                 options: options.clone(),
+                doubt: Doubt::default(),
             },
             skipped_bytes: 0,
         }
@@ -280,7 +299,7 @@ impl TreeBuilder {
             allocated_bytes: stamp.allocated_bytes,
             ctime_seconds: stamp.ctime.seconds,
             ctime_nanos: stamp.ctime.nanos,
-            links: stamp.links.try_into().unwrap_or(u16::MAX),
+            links: stamp.links.try_into().unwrap_or(LINKS_MAX),
             device,
         });
         self.check_room()
@@ -355,9 +374,10 @@ fn totals(items: impl Iterator<Item = Item>) -> Totals {
             EntryKind::File { bytes } => {
                 totals.files += 1;
                 totals.bytes = totals.bytes.saturating_add(*bytes);
+                // What one file has too much is not what another one's holes lack.
                 totals.allocated_bytes = totals
                     .allocated_bytes
-                    .saturating_add(item.stamp.allocated_bytes);
+                    .saturating_add(item.stamp.allocated_bytes.min(*bytes));
             }
             EntryKind::Symlink { .. } => totals.symlinks += 1,
             EntryKind::Hardlink { .. } => totals.hardlinks += 1,

@@ -15,7 +15,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use mover_base::Result;
 use mover_io::random_bytes;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::target_error;
@@ -141,13 +141,13 @@ impl Place<'_> {
         let dir = beneath::open(self.parent, name, beneath::DIR_FLAGS)?;
         let stat = rustix::fs::fstat(&dir)?;
         // Ours until the end of the restore: its metadata comes after the marker is gone.
-        if !is_own(&stat) || stat.st_mode & 0o7777 != 0o700 {
+        if !beneath::is_own(&stat) || stat.st_mode & 0o7777 != 0o700 {
             return Ok(Examined::Unknown);
         }
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW;
         let marker = beneath::open(dir.as_fd(), RESTORE_MARKER.as_bytes(), flags)?;
         let stat = rustix::fs::fstat(&marker)?;
-        if !is_own(&stat) || beneath::file_type(&stat) != FileType::RegularFile {
+        if !beneath::is_own(&stat) || beneath::file_type(&stat) != FileType::RegularFile {
             return Ok(Examined::Unknown);
         }
         let marker = std::fs::File::from(marker);
@@ -229,8 +229,4 @@ pub(crate) fn remove_held(
     }
     // Only an empty directory goes: whatever has the name by now.
     rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(failed)
-}
-
-fn is_own(stat: &Stat) -> bool {
-    stat.st_uid == rustix::process::geteuid().as_raw()
 }

@@ -51,8 +51,9 @@ pub struct DirTarget {
     layout: Layout,
     /// The repository's directory, which is never removed or emptied.
     repository: Option<Inode>,
-    /// Directories whose metadata is applied when nothing is written below them any more.
-    dirs: Mutex<Vec<Entry>>,
+    /// Directories whose metadata is applied when nothing is written below them any more. Most have the same attributes, which
+    /// such a list keeps once.
+    dirs: Mutex<EntryList>,
     /// Used in delta mode alone.
     pub(crate) in_place: Mutex<InPlace>,
     warnings: Mutex<Warnings>,
@@ -121,8 +122,6 @@ impl DirTarget {
     pub fn begin(plan: TargetPlan) -> Result<DirTarget> {
         plan.check_again()?;
         let path = plan.path;
-        let shown = path.as_os_str().as_bytes().to_vec();
-        let failed = |error: Errno| target_error("the restore cannot begin", &shown, error);
         let (root, layout) = match plan.staging {
             Staging::Beside { parent, name } => {
                 let place = Place {
@@ -154,15 +153,11 @@ impl DirTarget {
                 (staged.dir, layout)
             }
             Staging::InPlace { target } => {
-                // Opened anew: the lock goes with this restore and not with the plan.
-                let root =
-                    beneath::open(target.as_fd(), b"", beneath::DIR_FLAGS).map_err(failed)?;
-                lock_in_place(root.as_fd(), &path)?;
-                let marker = mark(root.as_fd(), &path)?;
+                let (root, marker) = take_in_place(target.as_fd(), &path)?;
                 (root, Layout::InPlace { _marker: marker })
             }
         };
-        let root_stat = rustix::fs::fstat(&root).map_err(failed)?;
+        let root_stat = rustix::fs::fstat(&root).map_err(not_begun(&path))?;
         Ok(DirTarget {
             path,
             mode: plan.mode,
@@ -170,7 +165,7 @@ impl DirTarget {
             is_staged: !matches!(layout, Layout::InPlace { .. }),
             layout,
             repository: plan.repository,
-            dirs: Mutex::new(Vec::new()),
+            dirs: Mutex::default(),
             in_place: Mutex::new(InPlace::new(&root_stat)),
             warnings: Mutex::new(Warnings::default()),
         })
@@ -439,8 +434,8 @@ impl DirTarget {
             EntryKind::Hardlink { .. } => Ok(()),
             EntryKind::Dir if self.is_left(entry) => Ok(()),
             EntryKind::Dir => {
-                lock(&self.dirs).push(entry.clone());
-                Ok(())
+                let remembered = lock(&self.dirs).push(entry);
+                remembered.map_err(|error| error.object(entry.display_path()))
             }
             EntryKind::File { .. } => {
                 let opened;
@@ -481,9 +476,7 @@ impl DirTarget {
     ///
     /// Errors: if the last rename fails, the staging directory is kept and named, as it is complete.
     pub fn finish(mut self) -> Result<Finished> {
-        let mut dirs = std::mem::take(&mut *lock(&self.dirs));
-        // Children before parents: a parent's mode may forbid to reach them.
-        dirs.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+        let dirs = Dirs::children_first(std::mem::take(&mut *lock(&self.dirs)));
         match &self.layout {
             Layout::Beside { .. } => self.finish_beside(&dirs)?,
             Layout::Inside { .. } => self.finish_inside(&dirs)?,
@@ -497,7 +490,7 @@ impl DirTarget {
         })
     }
 
-    fn finish_beside(&mut self, dirs: &[Entry]) -> Result<()> {
+    fn finish_beside(&mut self, dirs: &Dirs) -> Result<()> {
         // From where its marker goes on, the directory may be a complete tree and is nobody's to remove.
         self.finish_marked(self.root.as_fd(), true, dirs)?;
         let Layout::Beside {
@@ -530,7 +523,7 @@ impl DirTarget {
         synced
     }
 
-    fn finish_inside(&mut self, dirs: &[Entry]) -> Result<()> {
+    fn finish_inside(&mut self, dirs: &Dirs) -> Result<()> {
         self.sync_dirs()?;
         let Layout::Inside {
             target, staging, ..
@@ -585,23 +578,20 @@ impl DirTarget {
     /// The mode of its root may forbid to remove the marker, and its time changes with that: both come last. Whose it is
     /// and who may enter it comes before, so that no target without a marker has that of earlier. But a staging directory
     /// stays its maker's own while it is marked, or the next restore would not know it again.
-    fn finish_marked(&self, root: BorrowedFd<'_>, is_staging: bool, dirs: &[Entry]) -> Result<()> {
-        let (root_entry, below) = match dirs.split_last() {
-            Some((last, below)) if last.path.is_empty() => (Some(last), below),
-            _ => (None, dirs),
-        };
-        self.apply_dirs(root, below)?;
+    fn finish_marked(&self, root: BorrowedFd<'_>, is_staging: bool, dirs: &Dirs) -> Result<()> {
+        self.apply_below(root, dirs)?;
+        let root_entry = dirs.root();
         let failed = |error: Errno| target_error("the target cannot be synced", b"", error);
         rustix::fs::syncfs(root).map_err(failed)?;
         lock(&self.in_place).sync_others()?;
-        let prepare = |entry| metadata::prepare_dir(root, entry, &self.warnings);
-        let prepared = match root_entry {
+        let prepare = |entry: &Entry| metadata::prepare_dir(root, entry, &self.warnings);
+        let prepared = match &root_entry {
             Some(entry) if !is_staging => Some(prepare(entry)?),
             _ => None,
         };
         rustix::fs::fsync(root).map_err(failed)?;
         rustix::fs::unlinkat(root, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
-        if let Some(entry) = root_entry {
+        if let Some(entry) = &root_entry {
             let mode = match prepared {
                 Some(mode) => mode,
                 None => prepare(entry)?,
@@ -611,12 +601,12 @@ impl DirTarget {
         rustix::fs::fsync(root).map_err(failed)
     }
 
-    /// Applies the metadata of `dirs` (children first) beneath `root` and syncs each.
-    fn apply_dirs(&self, root: BorrowedFd<'_>, dirs: &[Entry]) -> Result<()> {
-        for entry in dirs {
-            let failed = self.failed("metadata of a directory cannot be put back", entry);
+    /// Applies the metadata of `dirs` beneath `root` and syncs each.
+    fn apply_below(&self, root: BorrowedFd<'_>, dirs: &Dirs) -> Result<()> {
+        for entry in dirs.below_root() {
+            let failed = self.failed("metadata of a directory cannot be put back", &entry);
             let dir = beneath::open(root, &entry.path, beneath::DIR_FLAGS).map_err(&failed)?;
-            metadata::apply(Node::Open(dir.as_fd()), entry, &self.warnings)?;
+            metadata::apply(Node::Open(dir.as_fd()), &entry, &self.warnings)?;
             rustix::fs::fsync(&dir).map_err(failed)?;
         }
         Ok(())
@@ -696,6 +686,35 @@ impl DirTarget {
     }
 }
 
+/// Directories in the order in which they are finished.
+struct Dirs {
+    list: EntryList,
+    /// Numbers in it, children before parents: a parent's mode may forbid to reach them.
+    order: Vec<usize>,
+}
+
+impl Dirs {
+    /// They may be listed in any order: several threads make them.
+    fn children_first(list: EntryList) -> Dirs {
+        let mut scratch = Vec::new();
+        let mut order: Vec<usize> = (0..list.len()).collect();
+        order.sort_unstable_by(|a, b| list.order(*b, *a, &mut scratch));
+        Dirs { list, order }
+    }
+
+    /// The root, if it is among them. It comes last.
+    fn root(&self) -> Option<Entry> {
+        let last = self.list.get(*self.order.last()?)?;
+        last.path.is_empty().then_some(last)
+    }
+
+    /// All others, one at a time: the attributes of each are copied.
+    fn below_root(&self) -> impl Iterator<Item = Entry> {
+        let entries = self.order.iter().filter_map(|at| self.list.get(*at));
+        entries.filter(|entry| !entry.path.is_empty())
+    }
+}
+
 impl Drop for DirTarget {
     /// Best effort for paths that end with an error; [`DirTarget::abandon`] tells whether it worked.
     fn drop(&mut self) {
@@ -747,14 +766,7 @@ fn check_attributes(entry: &Entry) -> Result<()> {
 /// Makes a staging directory, unless another restore to `path` has one and lives. Of two that begin at the same
 /// time both may give way: neither knows which was first.
 fn stage(place: &Place<'_>, path: &Path) -> Result<Staged> {
-    let failed = |error: Errno| {
-        target_error(
-            "the restore cannot begin",
-            path.as_os_str().as_bytes(),
-            error,
-        )
-    };
-    let staged = place.make().map_err(failed)?;
+    let staged = place.make().map_err(not_begun(path))?;
     // A directory that cannot be listed hides others; that is no reason to refuse.
     let found = place.find(LEFTOVERS_MAX).unwrap_or_default();
     let is_other =
@@ -764,6 +776,30 @@ fn stage(place: &Place<'_>, path: &Path) -> Result<Staged> {
         return Err(is_running(path));
     }
     Ok(staged)
+}
+
+fn not_begun(path: &Path) -> impl Fn(Errno) -> Error {
+    let path = path.as_os_str().as_bytes();
+    move |error| target_error("the restore cannot begin", path, error)
+}
+
+/// Takes a target to work on it in place: gives it, locked, and the marker in it.
+fn take_in_place(target: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, OwnedFd)> {
+    // Opened anew: the lock goes with this restore and not with the plan.
+    let root = beneath::open(target, b"", beneath::DIR_FLAGS).map_err(not_begun(path))?;
+    lock_in_place(root.as_fd(), path)?;
+    // Not before it is known that nobody else works in it. At the end the mode is the backup's.
+    let mode_before = beneath::take_rights(root.as_fd()).map_err(not_begun(path))?;
+    match mark(root.as_fd(), path) {
+        Ok(marker) => Ok((root, marker)),
+        Err(error) => {
+            // As it was found, as far as that is possible: a restore that did not begin leaves nothing to finish.
+            if let Some(mode) = mode_before {
+                let _ = rustix::fs::fchmod(&root, mode);
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Writes the marker into `dir`, durably, and locks it against another restore.
@@ -815,6 +851,46 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    fn dir_entry(path: &str) -> Entry {
+        Entry {
+            path: path.as_bytes().to_vec(),
+            kind: EntryKind::Dir,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: Default::default(),
+            xattrs: vec![(b"user.label".to_vec(), vec![b'x'; 16_000])],
+        }
+    }
+
+    #[test]
+    fn attributes_that_directories_have_in_common_are_remembered_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = DirTarget::plan(&dir.path().join("to"), TargetMode::Fresh).unwrap();
+        let target = DirTarget::begin(plan).unwrap();
+        for at in 0..1_000 {
+            let entry = dir_entry(&format!("d{at}"));
+            target.apply_metadata(&entry, None).unwrap();
+        }
+        let bytes = lock(&target.dirs).memory_bytes();
+        assert!((16_000..100_000).contains(&bytes), "{bytes}");
+    }
+
+    /// A name may go on with a byte that sorts before the slash, and threads need not keep to path order.
+    #[test]
+    fn directories_are_finished_before_the_one_that_holds_them() {
+        let mut list = EntryList::default();
+        for path in ["b", "", "a", "b/c", "a-x", "a/b/c", "a/b"] {
+            list.push(&dir_entry(path)).unwrap();
+        }
+        let dirs = Dirs::children_first(list);
+        let paths: Vec<Vec<u8>> = dirs.below_root().map(|entry| entry.path).collect();
+        let expected = ["b/c", "b", "a/b/c", "a/b", "a-x", "a"];
+        assert_eq!(paths, expected.map(|path| path.as_bytes().to_vec()));
+        assert!(dirs.root().unwrap().path.is_empty());
+        assert!(Dirs::children_first(EntryList::default()).root().is_none());
+    }
 
     #[test]
     fn what_appears_at_the_last_moment_is_not_replaced() {

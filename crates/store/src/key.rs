@@ -17,6 +17,8 @@ pub const KEY_PART_BYTES_MAX: usize = 200;
 pub const KEY_PARTS_MAX: usize = 8;
 /// First part that no key may have.
 pub const TEMPORARY_PART: &str = "tmp";
+/// Every ext file system has this directory at its root, which a repository may be.
+pub const LOST_AND_FOUND: &str = "lost+found";
 
 /// The name of an object: `/`-separated safe parts, ordered by bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -29,7 +29,9 @@ use std::sync::Arc;
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_io::{BUF_BYTES, RateBudget, Shard};
 
-pub use key::{KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, TEMPORARY_PART};
+pub use key::{
+    KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, LOST_AND_FOUND, TEMPORARY_PART,
+};
 use piece::Memory;
 pub use piece::Piece;
 pub use slice::Slice;
@@ -391,7 +393,8 @@ impl Store {
     /// of them may be gone; called again it goes on.
     ///
     /// # Errors
-    /// [`Kind::Storage`], naming an object that was not deleted.
+    /// [`Kind::Storage`], naming an object that was refused; [`Kind::Unreachable`], where the store failed again and again: it
+    /// names an object where that happened to one, and the store's place where it happened to a whole request.
     pub async fn delete_all(&self, shard: &Shard, keys: &[Key]) -> Result<()> {
         match self {
             Store::Local(local) => local.delete_all(shard, keys).await,

@@ -216,8 +216,8 @@ impl LocalStore {
         }
     }
 
-    /// Writes what an object would hold, waits until that is durable, and throws it away. 1 MiB: a full file system may have
-    /// room for a block or two.
+    /// Writes what an object would hold, waits until that is durable, gives it a name as objects get theirs, though among the
+    /// temporary files, and throws it away. 1 MiB: a full file system may have room for a block or two.
     pub(crate) async fn try_out(&self, shard: &Shard) -> Result<()> {
         let key = Key::new("try-out")?;
         let mut upload = self.upload(shard, &key).await?;
@@ -225,8 +225,9 @@ impl LocalStore {
             Ok(()) => upload.sync().await,
             Err(error) => Err(error),
         };
+        let tried = written.and_then(|()| upload.try_name());
         upload.abort().await?;
-        written
+        tried
     }
 
     pub(crate) async fn stale_temporaries(&self) -> Result<Vec<Temporary>> {

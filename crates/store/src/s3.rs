@@ -24,6 +24,7 @@ mod remove;
 mod run;
 mod sources;
 mod tls;
+mod trust;
 mod upload;
 
 use std::rc::Rc;

@@ -736,10 +736,15 @@ fn child_writes_through_threads() {
 
 /// Outcomes of [`child_writes_through_threads`] under strace with `options`, and the files left in the store.
 fn with_fault(directory: &TempDir, options: &[&str]) -> (Vec<String>, Vec<String>) {
+    of_child("child_writes_through_threads", directory, options)
+}
+
+/// What the test `name` told of outcomes under strace with `options`, and the files left in the store.
+fn of_child(name: &str, directory: &TempDir, options: &[&str]) -> (Vec<String>, Vec<String>) {
     let log = TempDir::new().expect("a temporary directory");
     let log = log.path().join("strace").display().to_string();
     let wrapper = [&["strace", "-f", "-qq", "-o", &log], options].concat();
-    let output = child(&wrapper, "child_writes_through_threads", directory.path())
+    let output = child(&wrapper, name, directory.path())
         .output()
         .expect("strace runs");
     assert_passed(&output);
@@ -824,6 +829,83 @@ fn a_file_system_without_atomic_rename_is_served_by_links() {
     let (outcomes, left) = with_fault(&directory, &["-e", "inject=renameat2:error=EINVAL"]);
     assert_eq!(outcomes, ["Created", "Created", "Created"]);
     assert_eq!(left, ["d/0", "d/1", "d/2"]);
+}
+
+/// Names an object that has got its name already, as if the answer to that had been lost, and one whose name is another's.
+#[test]
+fn child_names_what_is_named() {
+    let Some((root, subject)) = child_subject() else {
+        return;
+    };
+    fs::write(root.join("theirs"), b"theirs").expect("writable");
+    let told = subject.on_shard(async |shard| {
+        let mut told = String::new();
+        for name in ["ours", "theirs"] {
+            let mut upload = subject.store.upload(&shard, &key(name)).await?;
+            push_all(&shard, &mut upload, b"ours").await?;
+            if name == "ours" {
+                let temporary = &files(&root.join("tmp"))[0];
+                fs::hard_link(root.join("tmp").join(temporary), root.join(name)).expect("linkable");
+            }
+            let put = upload.commit().await?;
+            told.push_str(&format!("\noutcome={put:?}"));
+        }
+        Ok(told + "\n")
+    });
+    std::io::Write::write_all(&mut std::io::stdout(), told.as_bytes()).expect("the parent listens");
+}
+
+#[test]
+fn a_link_whose_answer_was_lost_is_no_other_writers_object() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let options = ["-e", "inject=renameat2:error=EINVAL"];
+    let (outcomes, left) = of_child("child_names_what_is_named", &directory, &options);
+    assert_eq!(outcomes, ["Created", "Exists"]);
+    assert_eq!(left, ["ours", "theirs"]);
+    for name in ["ours", "theirs"] {
+        let bytes = fs::read(directory.path().join(name)).expect("readable");
+        assert_eq!(bytes, name.as_bytes());
+    }
+}
+
+/// Tries the store out, and prints the outcome.
+#[test]
+fn child_tries_out() {
+    let Some((_, subject)) = child_subject() else {
+        return;
+    };
+    let told = subject.on_shard(async |shard| {
+        Ok(match subject.store.try_out(&shard).await {
+            Ok(_) => "\noutcome=usable\n".to_owned(),
+            Err(error) => format!("\noutcome={} {}\n", error.kind().name(), error.message()),
+        })
+    });
+    std::io::Write::write_all(&mut std::io::stdout(), told.as_bytes()).expect("the parent listens");
+}
+
+#[test]
+fn a_file_system_that_cannot_give_a_name_safely_is_told_and_trying_out_finds_it() {
+    const UNABLE: &str =
+        "storage this file system can neither rename without replacing nor make hard links";
+    let renames = "inject=renameat2:error=EINVAL";
+    for error in ["EPERM", "ENOSYS", "EOPNOTSUPP", "EMLINK"] {
+        let directory = TempDir::new().expect("a temporary directory");
+        let links = format!("inject=linkat:error={error}");
+        let options = ["-e", renames, "-e", &links];
+        let (outcomes, left) = with_fault(&directory, &options);
+        assert_eq!(outcomes, [UNABLE; 3], "{error}");
+        assert!(left.is_empty(), "{error}: {left:?}");
+        let (outcomes, left) = of_child("child_tries_out", &directory, &options);
+        assert_eq!(outcomes, [UNABLE], "{error}");
+        assert!(left.is_empty(), "{error}: {left:?}");
+    }
+    // One way is enough.
+    for inject in [renames, "inject=linkat:error=EPERM"] {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (outcomes, left) = of_child("child_tries_out", &directory, &["-e", inject]);
+        assert_eq!(outcomes, ["usable"], "{inject}");
+        assert!(left.is_empty(), "{inject}: {left:?}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod conformance;
 mod s3_claims;
 mod s3_crowd;
+mod s3_deletions;
 mod s3_headers;
 mod s3_hedging;
 mod s3_keys;
@@ -15,7 +16,6 @@ mod s3_runs;
 mod s3_servers;
 mod s3_tls;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use mover_store::{Key, LinkLimits, Put, Store};
 use mover_test_servers::{
     AccessKey, Action, Conditions, Fault, FaultProxy, FilesystemOptions, Reply, Scripted, Tls,
 };
-use s3_servers::{Behind, Place, garage_place, place};
+use s3_servers::{Behind, Place, garage_place, place, upload_ids};
 
 fn refused<T>(result: Result<T>) -> Error {
     match result {
@@ -588,62 +588,6 @@ fn a_copy_is_written_where_uploads_cannot_be_listed() {
     assert!(kept.client().get("copy").expect("stored").body == bytes);
 }
 
-#[test]
-fn deleting_many_tells_what_stays_and_does_without_the_request() {
-    let (kept, subject) = place(FilesystemOptions::default());
-    let proxy = FaultProxy::start(&kept.endpoint());
-    let store = kept.store_at(&proxy.endpoint(), "", &LinkLimits::default());
-    let keys: Vec<_> = ["a", "b", "c"].map(key).into();
-    let write = async |shard: Shard| {
-        for key in &keys {
-            store.put_if_absent(&shard, key, b"x").await?;
-        }
-        Ok(())
-    };
-    let answer = |status, text: &str| {
-        let answer = Action::Answer(Reply::new(status, text));
-        let fault = Fault::new(answer).method("POST").query("delete");
-        proxy.inject(fault.times(1))
-    };
-    subject.on_shard(write);
-    answer(
-        200,
-        "<DeleteResult><Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error><Deleted><Key>a</Key></Deleted><Error><Key>c</Key></Error></DeleteResult>",
-    );
-    let error = refusal(&subject, &store, async |store, shard| {
-        store.delete_all(shard, &keys).await
-    });
-    assert_eq!(error.kind(), Kind::Storage);
-    assert_eq!(error.object_name(), Some("b"), "{error}");
-    assert!(
-        error
-            .hint_text()
-            .is_some_and(|hint| hint.contains("s3:DeleteObject"))
-    );
-    // A server that says nothing of what it kept.
-    answer(
-        200,
-        "<DeleteResult><Deleted><Key>a</Key></Deleted></DeleteResult>",
-    );
-    let error = refusal(&subject, &store, async |store, shard| {
-        store.delete_all(shard, &keys).await
-    });
-    assert_eq!(error.object_name(), Some("b"), "{error}");
-    const UNKNOWN: &str = "<Error><Code>InvalidRequest</Code></Error>";
-    for (status, text) in [(501, ""), (405, ""), (400, UNKNOWN)] {
-        subject.on_shard(write);
-        let fault = answer(status, text);
-        subject.on_shard(async |shard| store.delete_all(&shard, &keys).await);
-        assert_eq!(proxy.hits(fault), 1);
-        for key in &keys {
-            assert_eq!(
-                kept.client().get(key.as_str()).expect("a reply").status,
-                404
-            );
-        }
-    }
-}
-
 /// A commit that is dropped while the server works on it, before and after the server has made the object.
 #[test]
 fn a_cancelled_commit_leaves_all_or_nothing_and_no_parts() {
@@ -689,21 +633,13 @@ fn a_cancelled_commit_leaves_all_or_nothing_and_no_parts() {
                 Ok(())
             });
             let seen = proxy.seen();
-            let ids = |method: &str, part: &str| -> BTreeSet<String> {
-                let of = |line: &&String| line.starts_with(method) && line.contains(part);
-                let id = |line: &String| {
-                    let (_, id) = line.split_once("uploadId=").expect("an upload's id");
-                    id.split('&').next().unwrap_or(id).to_owned()
-                };
-                seen.iter().filter(of).map(id).collect()
-            };
-            let begun = ids("PUT", "/cancelled?partNumber=1&");
+            let begun = upload_ids(&proxy, "PUT", "/cancelled?partNumber=1&");
             assert_eq!(
                 begun.len(),
                 if long == 0 { 0 } else { 2 },
                 "{what}: {seen:#?}"
             );
-            let aborted = ids("DELETE", "/cancelled?");
+            let aborted = upload_ids(&proxy, "DELETE", "/cancelled?");
             // Ended by being named: with a success, or, where the reply was lost, unknown to this side.
             let named = if long == 0 || arrives { 0 } else { 1 };
             assert_eq!(aborted.len(), begun.len() - named, "{what}: {seen:#?}");

@@ -30,7 +30,7 @@ const READY_POLLS: u32 = 2400;
 /// Known to whoever reads this: the nodes of a test recognise each other by it.
 const RPC_SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
-/// The version that `tests/run` installs.
+/// The version that `tests/run` installs: a build for what it does, not for how fast.
 const VERSION: &str = "2.5.0";
 
 /// A server of one node with an empty bucket and a key that may do anything in it; it is killed when dropped.
@@ -49,9 +49,19 @@ pub struct GarageCluster {
 }
 
 impl Garage {
-    /// Starts a server whose data is in `dir`.
+    /// Starts a server whose data is in `dir`: the build that tests have.
     pub fn start(dir: &Path) -> Self {
-        let node = Node::create(&dir.join("garage"), 1);
+        Garage::start_program(&Garage::program(), dir)
+    }
+
+    /// The build that tests have.
+    pub fn program() -> PathBuf {
+        peer("garage", VERSION)
+    }
+
+    /// The same as [`Garage::start`], of another build.
+    pub fn start_program(program: &Path, dir: &Path) -> Self {
+        let node = Node::create(program, &dir.join("garage"), 1);
         node.start();
         lay_out(std::slice::from_ref(&node));
         let (bucket_id, key) = bucket_and_key(&node);
@@ -89,8 +99,9 @@ impl GarageCluster {
     /// Starts three servers whose data is in `dir`.
     pub fn start(dir: &Path) -> Self {
         const NODES: usize = 3;
+        let program = Garage::program();
         let nodes: Vec<Node> = (0..NODES)
-            .map(|i| Node::create(&dir.join(format!("garage-{i}")), NODES))
+            .map(|i| Node::create(&program, &dir.join(format!("garage-{i}")), NODES))
             .collect();
         for node in &nodes {
             node.start();
@@ -140,6 +151,7 @@ impl GarageCluster {
 /// One process, its directory and its ports.
 #[derive(Debug)]
 struct Node {
+    program: PathBuf,
     dir: PathBuf,
     s3_port: u16,
     rpc_port: u16,
@@ -147,7 +159,7 @@ struct Node {
 }
 
 impl Node {
-    fn create(dir: &Path, replicas: usize) -> Self {
+    fn create(program: &Path, dir: &Path, replicas: usize) -> Self {
         fs::create_dir_all(dir).expect("the directory can be written to");
         let [s3_port, rpc_port] = free_ports();
         let dir = dir.canonicalize().expect("the directory exists");
@@ -166,6 +178,7 @@ impl Node {
         );
         fs::write(dir.join("garage.toml"), config).expect("the directory can be written to");
         Node {
+            program: program.to_owned(),
             dir,
             s3_port,
             rpc_port,
@@ -271,7 +284,7 @@ impl Node {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(peer("garage", VERSION));
+        let mut command = Command::new(&self.program);
         // Warnings only: what is said in a log would be all that many tests wait for.
         command
             .env("RUST_LOG", "garage=info,warn")

@@ -41,10 +41,37 @@ const INHERITED: [(&str, &str); 3] = [
 pub const NOT_IN_FILE: [&str; 1] = ["config"];
 /// The filter of the log.
 pub const LOG_VARIABLE: &str = "HELIOS_MOVER_LOG";
+/// Has summaries hold whole histograms. Benchmarks keep them, and nobody else needs an option for that.
+const HISTOGRAMS_VARIABLE: &str = "HELIOS_MOVER_HISTOGRAMS";
 /// Variables that are read without being an option.
-const OTHER_VARIABLES: [&str; 1] = [LOG_VARIABLE];
+pub const OTHER_VARIABLES: [&str; 2] = [LOG_VARIABLE, HISTOGRAMS_VARIABLE];
 /// Names no file, for a call that shall read none.
 const NO_FILE: &str = "/dev/null";
+
+/// The configuration file, and what to do where it cannot be read, which hangs on what named it.
+struct ConfigFile {
+    path: PathBuf,
+    remedy: &'static str,
+}
+
+impl ConfigFile {
+    fn of_flag(path: PathBuf) -> Self {
+        let remedy = "correct --config, or give --config /dev/null for no file";
+        ConfigFile { path, remedy }
+    }
+
+    fn of_variable(path: PathBuf) -> Self {
+        let remedy = "correct HELIOS_MOVER_CONFIG, or set it to /dev/null for no file";
+        ConfigFile { path, remedy }
+    }
+
+    /// Nobody named it.
+    fn usual(path: PathBuf) -> Self {
+        let remedy =
+            "set HOME or --config to where one can be read, or give --config /dev/null for none";
+        ConfigFile { path, remedy }
+    }
+}
 
 /// Where a value came from; later is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +112,23 @@ impl Environment {
             .chain([PathBuf::from(SYSTEM_FILE)])
             .collect();
         Environment { variables, files }
+    }
+
+    /// Whether the summaries of jobs are to hold the histograms that their quantiles come of.
+    pub fn asks_for_histograms(&self) -> Result<bool> {
+        let Some(value) = self.variables.get(HISTOGRAMS_VARIABLE) else {
+            return Ok(false);
+        };
+        match value.to_str() {
+            Some("true") => Ok(true),
+            Some("false") => Ok(false),
+            _ => {
+                let what = format!("`{}` is neither true nor false", value.to_string_lossy());
+                Err(Error::new(Kind::Usage, what)
+                    .object(HISTOGRAMS_VARIABLE)
+                    .hint("possible values: true, false"))
+            }
+        }
     }
 }
 
@@ -193,7 +237,7 @@ pub fn layer(
     let from_environment = read_environment(&names, environment)?;
     let file = find_file(first, environment);
     let from_file = match &file {
-        Some(path) => read_file(&command, &names, path)?,
+        Some(file) => read_file(&command, &names, file)?,
         None => BTreeMap::new(),
     };
 
@@ -221,7 +265,10 @@ pub fn layer(
     warnings.sort();
     Ok(Layered {
         matches,
-        layers: Layers { by_key, file },
+        layers: Layers {
+            by_key,
+            file: file.map(|file| file.path),
+        },
         warnings,
     })
 }
@@ -340,18 +387,18 @@ pub fn readable(key: &str, matches: &ArgMatches, environment: &Environment) -> O
         .ok()
 }
 
-fn find_file(first: &ArgMatches, environment: &Environment) -> Option<PathBuf> {
-    let named = deepest::<PathBuf>(first, "config");
+fn find_file(first: &ArgMatches, environment: &Environment) -> Option<ConfigFile> {
+    let flag = deepest::<PathBuf>(first, "config").map(ConfigFile::of_flag);
     let variable = environment.variables.get(&variable("config"));
-    let named = named.or_else(|| variable.map(PathBuf::from));
-    match named {
-        Some(path) if path == Path::new(NO_FILE) => None,
-        Some(path) => Some(path),
-        None => environment
-            .files
-            .iter()
-            .find(|path| is_there(path))
-            .cloned(),
+    let variable = variable.map(|path| ConfigFile::of_variable(path.into()));
+    match flag.or(variable) {
+        Some(named) if named.path == Path::new(NO_FILE) => None,
+        Some(named) => Some(named),
+        None => {
+            let mut usual = environment.files.iter();
+            let found = usual.find(|path| is_there(path))?;
+            Some(ConfigFile::usual(found.clone()))
+        }
     }
 }
 
@@ -364,13 +411,14 @@ fn is_there(path: &Path) -> bool {
     }
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    let wrong = |what: &str| Error::new(Kind::Usage, what).object(path.display().to_string());
-    let cannot = |error| {
-        wrong("the configuration file cannot be read")
-            .hint("set HOME or --config to where one can be read, or give --config /dev/null for none")
-            .cause(error)
+fn read_text(file: &ConfigFile) -> Result<String> {
+    let path = &file.path;
+    let wrong = |what: &str| {
+        Error::new(Kind::Usage, what)
+            .object(path.display().to_string())
+            .hint(file.remedy)
     };
+    let cannot = |error| wrong("the configuration file cannot be read").cause(error);
     let metadata = std::fs::metadata(path).map_err(cannot)?;
     if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
         return Err(wrong(
@@ -380,10 +428,10 @@ fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(cannot)
 }
 
-fn read_file(command: &Command, names: &[OptionName], path: &Path) -> Result<Values> {
-    let shown = path.display().to_string();
+fn read_file(command: &Command, names: &[OptionName], file: &ConfigFile) -> Result<Values> {
+    let shown = file.path.display().to_string();
     let wrong = |what: &str| Error::new(Kind::Usage, what).object(&shown);
-    let text = read_text(path)?;
+    let text = read_text(file)?;
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| {
             text.as_bytes()

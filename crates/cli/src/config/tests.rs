@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Command, CommandFactory};
 
 use super::layers::{
-    Environment, FLAG_ONLY, Layer, Layered, NOT_IN_FILE, OptionName, layer, options,
+    Environment, FLAG_ONLY, Layer, Layered, NOT_IN_FILE, OTHER_VARIABLES, OptionName, layer,
+    options,
 };
 use super::*;
 
@@ -210,6 +211,14 @@ fn variables_and_keys_are_distinct_and_documented() {
             "{line}"
         );
     }
+    // The others have no row: a sentence below the table says what they are for.
+    for variable in OTHER_VARIABLES {
+        assert!(!variables.contains(variable), "{variable} is an option");
+        let said = doc
+            .lines()
+            .any(|line| line.starts_with(&format!("`{variable}")) && line.contains("is no option"));
+        assert!(said, "{variable} is not in docs/configuration.md");
+    }
 }
 
 #[test]
@@ -401,16 +410,22 @@ fn a_file_that_was_named_must_exist_and_others_need_not() {
     fixture.environment.files = vec![fixture.path("absent.toml")];
     assert_eq!(fixture.call("list").settings.layers.file, None);
     let absent = fixture.path("named.toml").display().to_string();
-    assert_eq!(
-        fixture.error(&format!("list --config {absent}")).kind(),
-        Kind::Usage
-    );
-    assert_eq!(
-        fixture.error(&format!("--config {absent} list")).kind(),
-        Kind::Usage
-    );
+    // What named it is what to correct.
+    let refused = |fixture: &Fixture, line: &str, named_by: &str| {
+        let error = fixture.error(line);
+        assert_eq!(error.kind(), Kind::Usage, "{line}");
+        let hint = error.hint_text().unwrap();
+        let begin = format!("correct {named_by}");
+        assert!(hint.starts_with(&begin), "{hint}");
+    };
+    let lines = ["list --config ", "--config "].map(|begin| format!("{begin}{absent}"));
+    refused(&fixture, &lines[0], "--config");
+    refused(&fixture, &format!("{} list", lines[1]), "--config");
     let fixture = fixture.var("HELIOS_MOVER_CONFIG", &absent);
-    assert_eq!(fixture.error("list").kind(), Kind::Usage);
+    refused(&fixture, "list", "HELIOS_MOVER_CONFIG");
+    refused(&fixture, &lines[0], "--config");
+    let directory = fixture.dir.path().display();
+    refused(&fixture, &format!("list --config {directory}"), "--config");
 }
 
 #[test]
@@ -421,6 +436,7 @@ fn a_usual_file_that_cannot_be_looked_at_is_not_passed_over() {
     fixture.environment.files = vec![round.clone()];
     let error = fixture.error("list");
     assert_eq!(error.object_name(), round.to_str());
+    assert!(error.hint_text().unwrap().contains("set HOME"), "{error:?}");
     // Nothing can lie below a file.
     std::fs::write(fixture.path("file"), "").unwrap();
     fixture.environment.files = vec![fixture.path("file/config.toml")];
@@ -616,10 +632,18 @@ fn paths_become_urls() {
         absolute("source", "dir://", "db").unwrap(),
         format!("dir://{}/db", here.display())
     );
-    assert_eq!(
-        absolute("source", "dir://", "").unwrap_err().kind(),
-        Kind::Usage
-    );
+}
+
+/// `--repo "$UNSET"` must not read as if what is in a repository were gone.
+#[test]
+fn an_empty_text_is_told_as_nothing_given() {
+    for what in ["source", "repository"] {
+        let error = absolute(what, "dir://", "").unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+        let told = format!("no {what} is given: its text is empty");
+        assert_eq!(error.to_string(), told, "without an object");
+        assert!(error.hint_text().unwrap().contains("unset"), "{error:?}");
+    }
 }
 
 #[test]

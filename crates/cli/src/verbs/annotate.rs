@@ -22,6 +22,10 @@ pub fn run(context: &mut Context<'_>, args: AnnotateArgs) -> Result<()> {
             .out
             .warning(&format!("there was no note to take away: {key}"));
     }
+    context.out.done(format!(
+        "the notes of backup {} were changed",
+        done.backup_id
+    ));
     let title = context.out.paint("annotated", GREEN);
     context.out.line(format!("{title} {}", done.backup_id));
     context.out.summary(&done);

@@ -100,7 +100,7 @@ pub fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
         if out.insert(key.clone(), value.clone()).is_some() {
             return Err(Error::new(Kind::Usage, "an annotation is given twice")
                 .object(key)
-                .hint("give each key of --annotation once"));
+                .hint("give each key once"));
         }
     }
     Ok(out)
@@ -111,17 +111,22 @@ pub fn annotations(list: &[Annotation]) -> Result<BTreeMap<String, String>> {
 struct Told<'a> {
     #[serde(flatten)]
     plan: &'a BackupPlan,
-    /// The estimates are of a backup that finds nothing in the repository, and this one may find most of it there.
     estimates_are_upper_bounds: bool,
 }
 
 impl<'a> Told<'a> {
     fn of(plan: &'a BackupPlan) -> Self {
+        let estimates = (plan.estimated_stored_bytes, plan.estimated_seconds);
         Told {
             plan,
-            estimates_are_upper_bounds: plan.parent.is_some(),
+            estimates_are_upper_bounds: are_upper_bounds(plan.parent.is_some(), estimates),
         }
     }
+}
+
+/// Whether there are estimates, and of a backup that finds nothing in the repository, while this one may find most of it there.
+fn are_upper_bounds(has_parent: bool, (bytes, seconds): (Option<u64>, Option<f64>)) -> bool {
+    has_parent && (bytes.is_some() || seconds.is_some())
 }
 
 fn plan_table(plan: &BackupPlan) -> Table {
@@ -181,15 +186,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_an_estimate_can_be_an_upper_bound() {
+        assert!(are_upper_bounds(true, (Some(1), Some(1.0))));
+        assert!(are_upper_bounds(true, (None, Some(1.0))), "by the limits");
+        assert!(!are_upper_bounds(false, (Some(1), Some(1.0))));
+        assert!(!are_upper_bounds(true, (None, None)), "of a page store");
+    }
+
+    #[test]
     fn an_annotation_given_twice_is_refused() {
         let note = |value: &str| Annotation {
             key: "ticket".into(),
             value: value.into(),
         };
         assert_eq!(annotations(&[note("1")]).unwrap()["ticket"], "1");
-        assert_eq!(
-            annotations(&[note("1"), note("2")]).unwrap_err().kind(),
-            Kind::Usage
-        );
+        let error = annotations(&[note("1"), note("2")]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+        // `annotate` takes them without an option.
+        assert_eq!(error.hint_text(), Some("give each key once"));
     }
 }

@@ -75,6 +75,7 @@ fn forget(
         );
     }
     let id = expire::forget_session(&context.settings.engine, repo, session)?;
+    context.out.done(format!("session {id} was given up"));
     let title = context.out.paint("given up", GREEN);
     context.out.line(format!("{title} session {id}"));
     let mut warnings = Vec::new();
@@ -151,13 +152,16 @@ fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
     }
     context.out.summary(summary);
     if summary.ok {
+        context
+            .out
+            .done(format!("deleted {deleted}, and nothing was refused"));
         return Ok(());
     }
     let first = outcome.refusals.first();
     let first = first.map(|refusal| format!("{}: {}", refusal.object, refusal.problem));
     Err(Error::new(Kind::Storage, "the storage refused to delete")
         .object(first_of(first, outcome.refused))
-        .hint("if they are locked, run this again when the locks have ended; otherwise the mover lacks the permission to delete (s3:DeleteObject); every backup that is listed can be restored"))
+        .hint("if they are locked, run this again when the locks have ended; if the storage failed at them, try again later; otherwise the mover lacks the permission to delete (s3:DeleteObject); every backup that is listed can be restored"))
 }
 
 fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {

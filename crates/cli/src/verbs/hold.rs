@@ -1,7 +1,7 @@
 //! `hold add|list|remove`.
 
 use mover_base::Result;
-use mover_jobs::hold::{self, Hold};
+use mover_jobs::hold;
 use serde::Serialize;
 
 use super::{Context, missing};
@@ -15,11 +15,6 @@ struct OneHold<H> {
     hold: H,
 }
 
-#[derive(Serialize)]
-struct Holds<'a> {
-    holds: &'a [Hold],
-}
-
 /// `hold add`
 pub fn add(context: &mut Context<'_>, args: HoldAddArgs) -> Result<()> {
     let reason = args
@@ -29,6 +24,9 @@ pub fn add(context: &mut Context<'_>, args: HoldAddArgs) -> Result<()> {
     let hold = hold::add(&context.settings.engine, &repo, &args.backup, &reason)?;
     let title = context.out.paint("held", GREEN);
     let (id, backup) = (hold.hold_id, hold.backup_id);
+    context
+        .out
+        .done(format!("backup {backup} is held by hold {id}"));
     context.out.line(format!("{title} {backup} by hold {id}"));
     context.out.summary(OneHold { hold });
     Ok(())
@@ -37,7 +35,8 @@ pub fn add(context: &mut Context<'_>, args: HoldAddArgs) -> Result<()> {
 /// `hold list`
 pub fn list(context: &mut Context<'_>) -> Result<()> {
     let repo = context.repo_access()?;
-    let holds = hold::list(&context.settings.engine, &repo)?;
+    let listed = hold::list(&context.settings.engine, &repo)?;
+    context.warn_of_strays(&listed.strays);
     let mut table = Table::with_header(&[
         ("HOLD", Align::Left),
         ("BACKUP", Align::Left),
@@ -45,7 +44,7 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
         ("HOST", Align::Left),
         ("REASON", Align::Left),
     ]);
-    for hold in &holds {
+    for hold in &listed.holds {
         let created = hold.created.map(|created| created.to_string());
         let why = match (&hold.reason, &hold.problem) {
             (Some(reason), _) => Cell::from(reason),
@@ -60,12 +59,12 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
             why,
         ]);
     }
-    if holds.is_empty() {
+    if listed.holds.is_empty() {
         context.out.line("no holds");
     } else {
         context.out.table(&table);
     }
-    context.out.summary(Holds { holds: &holds });
+    context.out.summary(&listed);
     Ok(())
 }
 
@@ -75,6 +74,9 @@ pub fn remove(context: &mut Context<'_>, args: HoldRemoveArgs) -> Result<()> {
     let hold = hold::remove(&context.settings.engine, &repo, &args.hold)?;
     let title = context.out.paint("removed", GREEN);
     let (id, backup) = (hold.hold_id, hold.backup_id);
+    context
+        .out
+        .done(format!("hold {id} on backup {backup} was removed"));
     context.out.line(format!("{title} hold {id} on {backup}"));
     context.out.summary(OneHold { hold });
     Ok(())

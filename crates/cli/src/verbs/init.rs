@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 
 use mover_base::{Error, Kind, Result};
 use mover_jobs::Secret;
-use mover_jobs::init::{self, InitOptions};
+use mover_jobs::init::{self, InitOptions, InitSummary};
 
 use super::Context;
 use crate::args::InitArgs;
 use crate::config::layers::{Layer, Layers};
 use crate::config::{KeyFile, secrets};
 use crate::output::GREEN;
-use crate::table::Table;
+use crate::table::{Table, clean};
 
 /// The options that name a key of the new repository.
 const KEYS: [&str; 3] = ["passphrase-file", "identity-file", "init.recipient"];
@@ -71,9 +71,17 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
             link: context.settings.link.clone(),
         },
     )?;
+    tell(context, &summary);
+    Ok(())
+}
 
+fn tell(context: &mut Context<'_>, summary: &InitSummary) {
+    context
+        .out
+        .done(format!("the repository {} was created", summary.repository));
     let done = context.out.paint("created", GREEN);
-    context.out.line(format!("{done} {}", summary.repository));
+    let url = clean(&summary.repository);
+    context.out.line(format!("{done} {url}"));
     let mut table = Table::pairs().indent(2);
     table.pair("repository id", summary.repository_id.to_string());
     table.pair("cipher", summary.cipher);
@@ -84,13 +92,12 @@ pub fn run(context: &mut Context<'_>, args: InitArgs) -> Result<()> {
         table.pair("key slot", super::key::describe(slot));
     }
     context.out.table(&table);
-    if encryption {
+    if !summary.slots.is_empty() {
         context
             .out
             .line("Keep the key in a second place: without it nobody can read the backups.");
     }
-    context.out.summary(&summary);
-    Ok(())
+    context.out.summary(summary);
 }
 
 fn given_twice(recipients: &[String]) -> Option<&str> {

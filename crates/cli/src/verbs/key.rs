@@ -15,7 +15,7 @@ use crate::args::{KeyAddArgs, KeyGenerateArgs, KeyRemoveArgs};
 use crate::config::secrets;
 use crate::figures::UNKNOWN;
 use crate::output::{GREEN, YELLOW};
-use crate::table::{Align, Cell, Table};
+use crate::table::{Align, Cell, Table, clean};
 
 /// Stands in the place of a damaged slot's kind.
 const DAMAGED: &str = "damaged";
@@ -172,9 +172,9 @@ pub fn remove(context: &mut Context<'_>, args: KeyRemoveArgs) -> Result<()> {
 }
 
 fn tell_slot(context: &mut Context<'_>, done: &str, slot: &str) {
+    context.out.done(format!("key slot {slot} was {done}"));
     let done = context.out.paint(done, GREEN);
-    let text = crate::table::clean(slot);
-    context.out.line(format!("{done} key slot {text}"));
+    context.out.line(format!("{done} key slot {}", clean(slot)));
 }
 
 /// `key generate`
@@ -196,11 +196,15 @@ pub fn generate(context: &mut Context<'_>, args: KeyGenerateArgs) -> Result<()> 
         return Ok(());
     };
     write_new(&path, text.as_bytes()).map_err(|error| cannot_write(&path, error))?;
-    context.out.line(format!("identity   {}", path.display()));
+    let file = path.display().to_string();
+    context.out.done(format!(
+        "the identity was written to {file}; its recipient is {recipient}"
+    ));
+    context.out.line(format!("identity   {}", clean(&file)));
     context.out.line(format!("recipient  {recipient}"));
     context.out.summary(Generated {
         recipient: &recipient,
-        file: path.display().to_string(),
+        file,
     });
     Ok(())
 }

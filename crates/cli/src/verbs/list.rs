@@ -27,6 +27,7 @@ pub fn run(context: &mut Context<'_>, args: &ListArgs) -> Result<()> {
     let repo = context.repo_access()?;
     let listed = catalogue::list(&context.settings.engine, &repo)?;
     let all = listed.backups;
+    let known = all.len() as u64;
     // What cannot be read may be of whom was asked for.
     let is_meant = |item: &ListItem| source(item).is_none_or(|source| whose.is_of(source));
     let items: Vec<ListItem> = all.into_iter().filter(is_meant).collect();
@@ -34,6 +35,9 @@ pub fn run(context: &mut Context<'_>, args: &ListArgs) -> Result<()> {
     let shared = shared_problem(&items);
     if items.is_empty() {
         context.out.line("no backups");
+        if let Some(warning) = only_others(args, known) {
+            context.out.warning(&warning);
+        }
     } else {
         context.out.table(&table(&items, shared));
     }
@@ -49,6 +53,18 @@ pub fn run(context: &mut Context<'_>, args: &ListArgs) -> Result<()> {
         strays: &listed.strays,
     });
     Ok(())
+}
+
+/// What to say where none of the backups that there are is of whom was asked for: the name may be a slip.
+fn only_others(args: &ListArgs, others: u64) -> Option<String> {
+    let asked = match (&args.source, &args.host) {
+        (Some(_), Some(_)) => "this source and host",
+        (Some(_), None) => "this source",
+        (None, Some(_)) => "this host",
+        (None, None) => return None,
+    };
+    let number = figures::count(others);
+    (others > 0).then(|| format!("no backups of {asked}; the repository holds {number} of others"))
 }
 
 /// Why none of several backups can be read, if that is the same of all: without a key, most likely.
@@ -74,7 +90,7 @@ const COLUMNS: [(&str, Align); 7] = [
     ("TOOK", Align::Right),
     ("SIZE", Align::Right),
     ("NEW", Align::Right),
-    ("STORED", Align::Right),
+    ("PACKED", Align::Right),
     ("FILES", Align::Right),
 ];
 
@@ -136,4 +152,29 @@ fn notes(item: &ListItem, metadata: &BackupMetadata) -> Vec<String> {
         .chain(noted.map(|(key, value)| format!("{key}={value}")))
         .chain(item.problem.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_backups_are_missing_is_said_only_where_there_are_others() {
+        let said = |source: Option<&str>, host: Option<&str>, others| {
+            let args = ListArgs {
+                source: source.map(str::to_owned),
+                host: host.map(str::to_owned),
+            };
+            only_others(&args, others)
+        };
+        let both = said(Some("/srv/db"), Some("VM"), 1200).unwrap();
+        assert_eq!(
+            both,
+            "no backups of this source and host; the repository holds 1,200 of others"
+        );
+        assert!(said(None, Some("VM"), 1).unwrap().contains("this host;"));
+        assert!(said(Some("/s"), None, 1).unwrap().contains("this source;"));
+        assert_eq!(said(Some("/s"), None, 0), None, "it is empty");
+        assert_eq!(said(None, None, 0), None);
+    }
 }

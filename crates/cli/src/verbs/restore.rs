@@ -1,5 +1,7 @@
 //! `restore`: plans, then executes; with `--dry-run` prints the plan.
 
+use std::cell::Cell as Counter;
+
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
@@ -41,8 +43,13 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
             plan.count_removals(engine, &mut *tick)?;
             require_confirmation(&plan)?;
         }
-        let told = plan.warnings.len();
-        let summary = restore::execute(engine, plan, tick)?;
+        let told = Counter::new(plan.warnings.len());
+        let tell = |warning: &str| {
+            warn(&[warning.to_owned()]);
+            told.set(told.get() + 1);
+        };
+        let summary = restore::execute_telling(engine, plan, &tell, tick)?;
+        let told = told.get();
         Ok(Ended::Done { summary, told })
     })?;
     match ended {
@@ -54,7 +61,11 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         Ended::Done { mut summary, told } => {
             context.tell_warnings(&summary.warnings, told);
             context.out.merge_warnings(&mut summary.warnings);
-            let title = format!("restored {}", summary.backup_id);
+            let (id, target) = (summary.backup_id, summary.target.display());
+            context.out.done(format!(
+                "backup {id} was restored to {target}, which is complete"
+            ));
+            let title = format!("restored {id}");
             context.tell(&title, &figures_of::restore_table(&summary), &summary);
         }
     }

@@ -97,7 +97,7 @@ fn size_rows(metadata: &BackupMetadata, table: &mut Table) {
         format!("{} not held before", format_bytes(size.new_bytes)),
     );
     table.pair(
-        "stored",
+        "packed",
         format!(
             "{}, {} before encryption",
             format_bytes(size.encrypted_bytes),

@@ -141,6 +141,12 @@ fn tell_applied(context: &mut Context<'_>, is_all: bool, applied: &[Applied]) {
             .out
             .line("nothing to apply: every sysctl that may be set here is as wanted");
     }
+    let set = applied.iter();
+    let set = set.map(|one| format!("{} = {} (was {})", one.name, one.now, one.before));
+    let set: Vec<String> = set.collect();
+    if !set.is_empty() {
+        context.out.done(format!("applied: {}", set.join(", ")));
+    }
     for one in applied {
         let done = context.out.paint("applied", GREEN);
         context.out.line(format!(

@@ -30,6 +30,10 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     tell(context, &summary);
     context.out.summary(&summary);
     if summary.ok {
+        let all = figures::counted(summary.backups.len() as u64, "backup");
+        context
+            .out
+            .done(format!("verified {all}, and nothing is damaged"));
         return Ok(());
     }
     if is_empty {

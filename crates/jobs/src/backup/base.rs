@@ -20,7 +20,7 @@ use mover_source::tracker::{Changed, LogHold, Switched, Witness};
 use mover_source::wal::LogIdentity;
 use mover_source::wal::segment::LOG_BLOCK_BYTES;
 
-use super::pages::history_text;
+use super::pages::{history_text, log_needed};
 use super::{Base, LogPart};
 
 /// How manifests name this kind of source.
@@ -49,9 +49,12 @@ impl Footing {
     pub fn base(&self) -> Option<Base> {
         let parent = self.parent.as_ref()?;
         self.changed.as_ref()?;
+        let metadata = &parent.manifest.metadata;
+        let mark = metadata.log_mark.as_ref();
         Some(Base {
             id: parent.id,
-            end: parent.manifest.metadata.lsn_range?.end,
+            end: metadata.lsn_range?.end,
+            sha256: mark.and_then(|mark| hex::decode(&mark.sha256)),
         })
     }
 }
@@ -283,7 +286,7 @@ fn changed_since(
         Ok(blocks) => blocks,
         Err(why) => return Ok(Err(why)),
     };
-    match mark(store, checkpoint, range.end, blocks) {
+    match read_mark(store, checkpoint, range.end, blocks) {
         Ok(marked) if is_same(base.log_mark.as_ref(), &marked) => {}
         Ok(_) => {
             return Ok(Err(format!(
@@ -292,10 +295,12 @@ fn changed_since(
                 range.end
             )));
         }
-        // The log is gone there. Then the store itself must say that it went through it.
+        // The log is gone there, or cannot be read. Then the store itself must say that it went through it.
         Err(error) if is_about_log(&error) => {
             if !is_witnessed(store, identity, range.end, base.log_mark.as_ref()) {
-                return Ok(Err(error.to_string()));
+                return Ok(Err(format!(
+                    "{error}, and the store does not know this backup again (tracker/witness)"
+                )));
             }
         }
         Err(error) => return Err(error),
@@ -390,10 +395,12 @@ pub(crate) fn switch_epoch(store: &LiveStore, checkpoint: &Checkpoint) -> Option
     }
 }
 
+/// Whether the log does not tell, for whatever reason. What is asked for here is what lies before the redo position; a segment
+/// that recovery needs is read again when the log is added to the backup, which then fails.
 fn is_about_log(error: &Error) -> bool {
     matches!(
         error.kind(),
-        Kind::NotFound | Kind::Corrupt | Kind::SourceChanged
+        Kind::NotFound | Kind::Corrupt | Kind::Source | Kind::SourceChanged
     )
 }
 
@@ -411,13 +418,16 @@ fn is_witnessed(
     Witness::read(&*store.disk(), identity).is_ok_and(|witness| witness.knows(end, &sha256))
 }
 
-/// Lets the store remember the backup that was published. Without a tracker nobody asks; what keeps it from that is a
+/// Lets the store remember the backup that was published, and its base no shorter. Without a tracker nobody asks; what keeps it from that is a
 /// warning.
 pub(crate) fn testify(log: &LogPart) -> Option<String> {
     let said = match log.store.epochs(log.identity) {
         Ok(None) => return None,
         Ok(Some(epochs)) => match hex::decode(&log.mark.sha256) {
-            Some(sha256) => epochs.testify(log.range.end, sha256),
+            Some(sha256) => {
+                let base = log.base.and_then(|base| Some((base.end, base.sha256?)));
+                epochs.testify_on(base, log.range.end, sha256)
+            }
             None => Err(Error::new(Kind::Internal, "a fingerprint is no SHA-256")),
         },
         Err(error) => Err(error),
@@ -448,13 +458,21 @@ fn is_same(base: Option<&LogMark>, found: &LogMark) -> bool {
     base.is_some_and(|base| base.sha256 == found.sha256)
 }
 
-/// The fingerprint of the log up to `end`, as manifests have it: of its last `blocks` blocks.
+/// The fingerprint of the log of a backup that ends at `end`, as its manifest has it: of the last `blocks` blocks.
+///
+/// # Errors
+/// `SourceChanged` if the segment is gone; `Source` if it cannot be read.
 pub(crate) fn mark(
     store: &LiveStore,
     checkpoint: &Checkpoint,
     end: Lsn,
     blocks: u64,
 ) -> Result<LogMark> {
+    read_mark(store, checkpoint, end, blocks).map_err(log_needed)
+}
+
+/// The same of any log up to `end`, which need not be there any more.
+fn read_mark(store: &LiveStore, checkpoint: &Checkpoint, end: Lsn, blocks: u64) -> Result<LogMark> {
     let sha256 = store.mark(&checkpoint.control.identity, end, blocks)?;
     Ok(LogMark {
         sha256: hex::encode(&sha256),
@@ -465,6 +483,21 @@ pub(crate) fn mark(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_does_not_tell_is_no_end_of_the_backup() {
+        for kind in [
+            Kind::NotFound,
+            Kind::Corrupt,
+            Kind::Source,
+            Kind::SourceChanged,
+        ] {
+            assert!(is_about_log(&Error::new(kind, "a segment")));
+        }
+        for kind in [Kind::Cancelled, Kind::Limit, Kind::Internal] {
+            assert!(!is_about_log(&Error::new(kind, "a segment")));
+        }
+    }
 
     #[test]
     fn a_mark_that_covers_no_whole_record_makes_a_full_backup() {

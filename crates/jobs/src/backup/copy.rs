@@ -5,7 +5,7 @@
 
 use mover_base::{BLOCK_BYTES, Result};
 use mover_io::{Shard, ShardConfig, Stop};
-use mover_repo::{BackupRun, LeafPart, MapNodes, ShardWriter, WriterOutcome, lap};
+use mover_repo::{BackupRun, LeafPart, MapNodes, ShardWriter, WriterOutcome, block_bytes, lap};
 
 use super::feed::{Event, Feed};
 use super::origin::{Origin, not_listed};
@@ -81,76 +81,29 @@ pub(crate) fn run(
 
 async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
     job.run.preload(shard).await?;
-    let mut writer = ShardWriter::new(shard, job.run.shared())?;
-    let mut feed = Feed::new(shard, job.origin, &job.extents, &job.limits.read);
-    let mut nodes = MapNodes::default();
-    let mut current = None;
+    let mut copier = Copier {
+        job,
+        writer: ShardWriter::new(shard, job.run.shared())?,
+        feed: Feed::new(shard, job.origin, &job.extents, &job.limits.read),
+        nodes: MapNodes::default(),
+        share: None,
+    };
     loop {
         shard.stop()?;
         let clock = std::time::Instant::now();
-        let event = feed.next().await?;
-        lap(&mut writer.stages.read_wait, clock);
+        let event = copier.feed.next().await?;
+        lap(&mut copier.writer.stages.read_wait, clock);
         match event {
+            Some(event) => copier.take(event).await?,
             None => break,
-            Some(Event::Begin(share)) => {
-                let entry = job.origin.entry(share.item)?;
-                writer.begin_extent(&entry.path, share.index).await?;
-                if share.begin == 0 {
-                    job.progress.add_files(1);
-                }
-                current = Some(share);
-            }
-            Some(Event::Kept {
-                first_block,
-                blocks,
-                missing,
-            }) => {
-                let share = current.as_ref().ok_or_else(not_listed)?;
-                if missing && writer.parent_has_data(first_block, blocks).await? {
-                    let begin = share.extent_begin() + mover_repo::block_bytes(first_block);
-                    let end = begin + mover_repo::block_bytes(blocks);
-                    job.origin.note_missing(share.item, &(begin..end))?;
-                }
-                if !writer.keep(first_block, blocks).await? {
-                    read_instead(&mut feed, &mut writer, share, first_block, blocks).await?;
-                }
-                job.progress.add_bytes(mover_repo::block_bytes(blocks));
-            }
-            Some(Event::Hole(blocks)) => {
-                writer.hole(blocks)?;
-                job.progress.add_bytes(mover_repo::block_bytes(blocks));
-            }
-            Some(Event::Data {
-                buf,
-                bytes,
-                first_block,
-                new,
-            }) => {
-                let share = current.as_ref().ok_or_else(not_listed)?;
-                let begin = share.extent_begin() + mover_repo::block_bytes(first_block);
-                for block in job
-                    .origin
-                    .doubtful_zeros(share.item, begin, &buf[..bytes])?
-                {
-                    if writer.parent_has_data(first_block + block, 1).await? {
-                        let at = begin + mover_repo::block_bytes(block);
-                        let page = at..at + mover_repo::block_bytes(1);
-                        job.origin.note_missing(share.item, &page)?;
-                    }
-                }
-                writer.blocks(&buf[..bytes], first_block, new).await?;
-                job.progress.add_bytes(bytes as u64);
-            }
-            Some(Event::End(share)) => {
-                let part = writer.end_part()?;
-                if let Some(parts) = job.parts.add(&share, part) {
-                    let node = writer.end_extent(parts).await?;
-                    nodes.push(share.item, share.index, &node)?;
-                }
-            }
         }
     }
-    let read_bytes = feed.read_bytes;
+    let Copier {
+        writer,
+        feed,
+        nodes,
+        ..
+    } = copier;
     let outcome = writer.finish().await?;
     job.progress.add_stored(outcome.counts.stored_bytes);
     let figures = ShardFigures {
@@ -160,9 +113,93 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
     Ok(Part {
         outcome,
         nodes,
-        read_bytes,
+        read_bytes: feed.read_bytes,
         figures,
     })
+}
+
+/// One shard at work.
+struct Copier<'a> {
+    job: &'a CopyJob<'a>,
+    writer: ShardWriter,
+    feed: Feed<'a>,
+    nodes: MapNodes,
+    /// What is being copied.
+    share: Option<Share>,
+}
+
+impl Copier<'_> {
+    async fn take(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Begin(share) => self.begin(share).await,
+            Event::Kept {
+                first_block,
+                blocks,
+                missing,
+            } => self.keep(first_block, blocks, missing).await,
+            Event::Hole(blocks) => {
+                self.writer.hole(blocks)?;
+                self.job.progress.add_bytes(block_bytes(blocks));
+                Ok(())
+            }
+            Event::Data {
+                buf,
+                bytes,
+                first_block,
+                new,
+            } => self.copy(&buf[..bytes], first_block, new).await,
+            Event::End(share) => self.end(&share).await,
+        }
+    }
+
+    async fn begin(&mut self, share: Share) -> Result<()> {
+        let entry = self.job.origin.entry(share.item)?;
+        self.writer.begin_extent(&entry.path, share.index).await?;
+        if share.begin == 0 {
+            self.job.progress.add_files(1);
+        }
+        self.share = Some(share);
+        Ok(())
+    }
+
+    /// Blocks that did not change. Of those that are `missing` in the source, where the parent has data, a note is made.
+    async fn keep(&mut self, first_block: u64, blocks: u64, missing: bool) -> Result<()> {
+        let share = self.share.as_ref().ok_or_else(not_listed)?;
+        let begin = share.extent_begin() + block_bytes(first_block);
+        if missing && self.writer.parent_has_data(first_block, blocks).await? {
+            let range = begin..begin + block_bytes(blocks);
+            self.job.origin.note_missing(share.item, &range)?;
+        }
+        if !self.writer.keep(first_block, blocks).await? {
+            let (feed, writer) = (&mut self.feed, &mut self.writer);
+            read_instead(feed, writer, share, first_block, blocks).await?;
+        }
+        self.job.progress.add_bytes(block_bytes(blocks));
+        Ok(())
+    }
+
+    async fn copy(&mut self, bytes: &[u8], first_block: u64, new: bool) -> Result<()> {
+        let (origin, share) = (self.job.origin, self.share.as_ref().ok_or_else(not_listed)?);
+        let begin = share.extent_begin() + block_bytes(first_block);
+        for block in origin.doubtful_zeros(share.item, begin, bytes)? {
+            if self.writer.parent_has_data(first_block + block, 1).await? {
+                let at = begin + block_bytes(block);
+                origin.note_missing(share.item, &(at..at + block_bytes(1)))?;
+            }
+        }
+        self.writer.blocks(bytes, first_block, new).await?;
+        self.job.progress.add_bytes(bytes.len() as u64);
+        Ok(())
+    }
+
+    async fn end(&mut self, share: &Share) -> Result<()> {
+        let part = self.writer.end_part()?;
+        if let Some(parts) = self.job.parts.add(share, part) {
+            let node = self.writer.end_extent(parts).await?;
+            self.nodes.push(share.item, share.index, &node)?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads blocks that were to be kept, where the parent turned out to be damaged.

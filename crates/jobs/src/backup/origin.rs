@@ -7,10 +7,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mover_base::tree::{Entry, display_path};
 use mover_base::{Error, Kind, Result};
-use mover_source::{DirSource, HOLES_UNKNOWN, Item, Tree, data_ranges, source_error};
+use mover_source::{DirSource, HOLES_UNKNOWN, Item, Tree, data_ranges, first_hole, source_error};
 
 use super::base::SOURCE_KIND;
 use super::pages::PageOrigin;
@@ -61,9 +62,43 @@ pub(crate) enum Origin {
 pub(crate) struct TreeOrigin {
     pub source: DirSource,
     pub tree: Tree,
+    /// A file, and a run of it without holes: what was found last. To find its end all of it is gone through, and its shares are
+    /// claimed one after the other, so they need not each do so.
+    dense: Mutex<(u32, Range<u64>)>,
 }
 
 impl TreeOrigin {
+    pub fn new(source: DirSource, tree: Tree) -> Self {
+        TreeOrigin {
+            source,
+            tree,
+            dense: Mutex::new((0, 0..0)),
+        }
+    }
+
+    fn dense(&self) -> MutexGuard<'_, (u32, Range<u64>)> {
+        self.dense.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a part of `range` of a file is a hole or lies beyond its end. A change meanwhile shows in its stamp.
+    fn is_sparse(
+        &self,
+        item: u32,
+        path: &[u8],
+        fd: BorrowedFd<'_>,
+        range: &Range<u64>,
+    ) -> Result<bool> {
+        let known = self.dense().clone();
+        if known.0 == item && known.1.contains(&range.start) {
+            return Ok(known.1.end < range.end);
+        }
+        // Not while others wait for the lock: shards that come to a file at the same time each look, and no others.
+        let end = first_hole(fd, range.start)
+            .map_err(|error| source_error(HOLES_UNKNOWN, path, error))?;
+        *self.dense() = (item, range.start..end);
+        Ok(end < range.end)
+    }
+
     fn item(&self, at: u32) -> Result<Item> {
         self.tree.item(at as usize).ok_or_else(not_listed)
     }
@@ -114,11 +149,12 @@ impl Origin {
     pub fn pieces(&self, share: &Share, fd: BorrowedFd<'_>) -> Result<VecDeque<Piece>> {
         match self {
             Origin::Tree(tree) => {
-                let item = tree.item(share.item)?;
-                if item.stamp.allocated_bytes >= item.entry.content_bytes() {
-                    return Ok(std::iter::once(Piece::Read(share.range())).collect());
+                let (item, range) = (tree.item(share.item)?, share.range());
+                let path = &item.entry.path;
+                match tree.is_sparse(share.item, path, fd, &range)? {
+                    true => data_pieces(fd, range, path),
+                    false => Ok(std::iter::once(Piece::Read(range)).collect()),
                 }
-                data_pieces(fd, share.range(), &item.entry.path)
             }
             Origin::Pages(pages) => pages.pieces(share, fd),
         }
@@ -184,4 +220,46 @@ pub(crate) fn data_pieces(
     let ranges =
         data_ranges(fd, range).map_err(|error| source_error(HOLES_UNKNOWN, path, error))?;
     Ok(ranges.into_iter().map(Piece::Read).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+
+    use mover_base::BLOCK_BYTES;
+    use mover_source::ScanOptions;
+
+    use super::*;
+
+    #[test]
+    fn a_run_without_holes_is_looked_for_once_for_all_shares_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dense, hole) = (dir.path().join("dense"), dir.path().join("hole"));
+        fs::write(&dense, vec![7; 4 * BLOCK_BYTES]).unwrap();
+        let file = File::create(&hole).unwrap();
+        file.set_len(8 * BLOCK_BYTES as u64).unwrap();
+        let [dense, hole] = [dense, hole].map(|path| File::open(path).unwrap());
+        let source = DirSource::open(&format!("dir://{}", dir.path().display())).unwrap();
+        let tree = source.scan(&ScanOptions::default()).unwrap();
+        let origin = TreeOrigin::new(source, tree);
+        let is_sparse = |item: u32, file: &File, blocks: Range<u64>| {
+            let range = blocks.start * BLOCK_BYTES as u64..blocks.end * BLOCK_BYTES as u64;
+            let found = origin.is_sparse(item, b"dense", file.as_fd(), &range);
+            found.unwrap()
+        };
+        assert!(!is_sparse(1, &dense, 1..2));
+        // Another file shows whether it is asked.
+        for blocks in [1..2, 2..3, 3..4] {
+            assert!(!is_sparse(1, &hole, blocks));
+        }
+        // Up to its end, and not from before where it was looked from.
+        assert!(is_sparse(1, &dense, 3..5));
+        assert!(is_sparse(1, &hole, 0..1));
+        // Of another file nothing is known, nor of one where a hole was found at once.
+        assert!(!is_sparse(1, &dense, 0..4));
+        assert!(is_sparse(2, &hole, 0..1));
+        assert!(is_sparse(2, &hole, 0..1));
+        assert!(!is_sparse(2, &dense, 0..1));
+    }
 }

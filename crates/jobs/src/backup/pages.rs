@@ -33,6 +33,8 @@ use super::base::Since;
 use super::origin::{Found, Piece, data_pieces, not_listed};
 use crate::extents::Share;
 
+/// What to do where the database removed log that the backup needs.
+const LOG_HINT: &str = "keep the log from the last checkpoint on until the backup has ended, or run the database with a tracker; run it again";
 /// Redo mends as many.
 const TORN_MAX: usize = 65_536;
 
@@ -236,11 +238,10 @@ impl PageOrigin {
                 }
                 Ok(opened)
             }
-            Content::Log { .. } => self.store.open_file(&path)?.map(Some).ok_or_else(|| {
-                Error::new(Kind::NotFound, "a log segment is missing")
-                    .object(path)
-                    .hint("keep the log from the last checkpoint on until the backup has ended")
-            }),
+            Content::Log { .. } => {
+                let opened = self.store.open_file(&path)?;
+                opened.map(Some).ok_or_else(|| log_missing(&path))
+            }
         }
     }
 
@@ -448,7 +449,7 @@ impl PageOrigin {
     /// part of the log that the backup holds.
     ///
     /// # Errors
-    /// `Corrupt` if the log is damaged, or does not mend what was found torn; `NotFound` if a segment is missing.
+    /// `Corrupt` if the log is damaged, or does not mend what was found torn; `SourceChanged` if a segment is missing.
     pub fn add_log(
         &mut self,
         base_end: Option<Lsn>,
@@ -461,18 +462,23 @@ impl PageOrigin {
         let newest = newest.max(Lsn(self.checkpoint.catalogue.lsn.0.saturating_sub(1)));
         // What is kept may be as new as the base's end.
         let newest = newest.max(Lsn(base_end.map_or(0, |end| end.0.saturating_sub(1))));
-        let end = self.store.end(identity, control.redo, newest)?;
+        let end = self.store.end(identity, control.redo, newest);
+        let end = end.map_err(log_needed)?;
         let range = LsnRange {
             start: control.redo,
             end,
         };
-        self.check_odd(range)?;
+        self.check_odd(range).map_err(log_needed)?;
         let size = identity.size;
         let mut start = size.start_of(range.start);
         while start <= end {
-            let entry = self
-                .store
-                .entry(&identity.path(start), Some(size.bytes()))?;
+            let path = identity.path(start);
+            let entry = match self.store.entry(&path, Some(size.bytes())) {
+                Err(error) if error.kind() == Kind::SourceChanged => {
+                    return Err(log_missing(&path));
+                }
+                entry => entry?,
+            };
             let base_end = base_end.filter(|_| in_base(&entry.path));
             let (kept, read) = log_parts(size, start, range, base_end);
             self.items.push(PageItem {
@@ -551,6 +557,21 @@ impl PageOrigin {
         });
         log.sum()
     }
+}
+
+/// An error of reading log that the backup needs. That a segment is missing there is nothing that was asked for and does not exist:
+/// the database removed it meanwhile, and the next backup may well find all of its log.
+pub(crate) fn log_needed(error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => log_missing(error.object_name().unwrap_or(LOG_DIR)),
+        _ => error,
+    }
+}
+
+fn log_missing(path: &str) -> Error {
+    Error::new(Kind::SourceChanged, "a log segment is missing")
+        .object(path)
+        .hint(LOG_HINT)
 }
 
 /// Which bytes of the segment at `start` are as the base has them, of which the log ends at `base_end`, and which are read,
@@ -746,6 +767,48 @@ mod tests {
             parts(16384, 4096..21000, Some(9000)),
             (4096..4096, 4096..8192)
         );
+    }
+
+    #[test]
+    fn a_segment_that_goes_while_the_backup_runs_is_a_changed_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = mover_source::pages::new_identity([7; 32], SegmentSize::new(15).unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(DirDisk::open(dir.path()).unwrap());
+        let mut store = Store::create(disk, identity).unwrap();
+        let writer = store.recover(4).unwrap().writer;
+        let mut group = wal::Group::new();
+        group.create(10, wal::TableKind::Rows, "x").unwrap();
+        let time = mover_base::Timestamp::from_micros(1);
+        let end = writer.append(&group, 1, time).unwrap().end;
+        writer.flush_to(end).unwrap();
+
+        let live = Arc::new(LiveStore::open(&format!("pages://{}", dir.path().display())).unwrap());
+        let origin = || {
+            let checkpoint = live.checkpoint().unwrap();
+            PageOrigin::new(&live, checkpoint, None, |_, _| Changes::All).unwrap()
+        };
+        let name = identity.path(Lsn(0));
+        let (segment, aside) = (dir.path().join(&name), dir.path().join("aside"));
+        let assert_told = |error: Error| {
+            assert_eq!(error.kind(), Kind::SourceChanged, "{error}");
+            assert_eq!(error.object_name(), Some(&*name));
+            assert_eq!(error.hint_text(), Some(LOG_HINT));
+        };
+        // Before the log's end was found: the log goes on behind what is gone. And then before the segment is copied.
+        let behind = dir.path().join(identity.path(Lsn(1 << 15)));
+        std::fs::copy(&segment, &behind).unwrap();
+        std::fs::rename(&segment, &aside).unwrap();
+        assert_told(origin().add_log(None, |_| false).map(drop).unwrap_err());
+        std::fs::rename(&aside, &segment).unwrap();
+        std::fs::remove_file(behind).unwrap();
+        let mut found = origin();
+        found.add_log(None, |_| false).unwrap();
+        std::fs::rename(&segment, &aside).unwrap();
+        let last = found.items.len() as u32 - 1;
+        assert_told(found.open(last).map(drop).unwrap_err());
+        // What else fails stays what it is.
+        let other = log_needed(Error::new(Kind::Corrupt, "damage"));
+        assert_eq!(other.kind(), Kind::Corrupt);
     }
 
     /// A block of the log that was only half written when the log's end was found, so that a flush of two groups looked like one

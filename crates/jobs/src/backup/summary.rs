@@ -98,7 +98,7 @@ pub(super) fn draft(
         backup_id: BackupId::new(started, 0),
         backup_type: options.backup_type,
         reason: None,
-        base_id: log.and_then(|log| log.base_id),
+        base_id: log.and_then(|log| Some(log.base?.id)),
         parent_id: None,
         lsn_range: log.map(|log| log.range),
         history: log.map(|log| history_text(&log.identity)),
@@ -202,7 +202,7 @@ pub(super) fn summary(ended: Ended<'_>) -> BackupSummary {
     }
 }
 
-/// What was not backed up.
+/// What was not backed up, and what else its scan told of a source.
 pub(super) fn skipped_warnings(tree: &Tree) -> Vec<String> {
     let named = tree.skipped.iter().take(SKIPPED_NAMED_MAX);
     let mut warnings: Vec<String> = named
@@ -214,5 +214,6 @@ pub(super) fn skipped_warnings(tree: &Tree) -> Vec<String> {
             tree.skipped.len() - SKIPPED_NAMED_MAX
         ));
     }
+    warnings.extend(tree.warnings.iter().cloned());
     warnings
 }

@@ -17,6 +17,7 @@ use mover_io::Shard;
 use mover_repo::BackupView;
 use mover_source::{DirTarget, TargetMode, target_error};
 
+use crate::fill::give_back_unwritten;
 use crate::progress::Progress;
 use crate::settings::{Engine, Tick};
 
@@ -97,8 +98,8 @@ impl<'a> Names<'a> {
             let entries = chosen.filter_map(|at| self.entries().get(at));
             for (at, entry) in entries.enumerate() {
                 shard.stop()?;
-                let links = links.get(&entry.path);
-                make_name(&entry, links.map_or(&[], Vec::as_slice), self.target)?;
+                let links: &[Vec<u8>] = links.get(&entry.path).map_or(&[], Vec::as_slice);
+                make_name(&entry, links, self.target, &|| shard.stop())?;
                 if at % NAMES_PER_TURN == 0 {
                     shard.turn().await;
                 }
@@ -124,7 +125,12 @@ impl<'a> Names<'a> {
     }
 }
 
-fn make_name(entry: &Entry, links: &[Vec<u8>], target: &DirTarget) -> Result<()> {
+fn make_name(
+    entry: &Entry,
+    links: &[Vec<u8>],
+    target: &DirTarget,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
     match &entry.kind {
         EntryKind::Dir => {
             if !entry.path.is_empty() {
@@ -135,7 +141,8 @@ fn make_name(entry: &Entry, links: &[Vec<u8>], target: &DirTarget) -> Result<()>
         EntryKind::File { bytes } => {
             let fd = target.make_file(entry, links)?;
             if *bytes > 0 {
-                return Ok(());
+                // Its content comes later. One that is new has no space yet.
+                return give_back_unwritten(fd.as_fd(), entry, go_on);
             }
             rustix::fs::ftruncate(&fd, 0)
                 .map_err(|error| target_error("a file cannot be cut", &entry.path, error))?;

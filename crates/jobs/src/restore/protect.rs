@@ -3,7 +3,7 @@
 //! Invariants: before the first change to a target the backup bears a hold, or an `expire` is about to delete it and nothing is
 //! changed, or a warning says why there is none. The hold goes when the target is whole again: until then nothing but this backup makes
 //! it so, and who restores once more finds the hold and takes it over. A restore into an empty place needs none, since it leaves
-//! nothing behind when it fails.
+//! nothing behind when it fails. What is to be known of the hold is told at once to who calls.
 
 use std::path::Path;
 
@@ -19,6 +19,9 @@ use crate::settings::{Engine, Tick};
 /// Bytes of the target's path in a reason, from its end: a path may be longer than a reason.
 const PATH_BYTES_MAX: usize = 1024;
 
+/// Takes a warning that is to be told at once.
+pub(super) type Tell<'a> = &'a dyn Fn(&str);
+
 /// A backup that is being restored over a target.
 pub(super) struct Protected<'a> {
     engine: &'a Engine,
@@ -27,8 +30,10 @@ pub(super) struct Protected<'a> {
     reason: String,
     /// The hold, if it is of this restore and not of an earlier one.
     added: Option<HoldId>,
-    /// Why there is none.
+    /// Why there is none; it was told.
     warning: Option<String>,
+    /// Takes what is to be told at once.
+    tell: Tell<'a>,
 }
 
 impl<'a> Protected<'a> {
@@ -40,12 +45,21 @@ impl<'a> Protected<'a> {
         engine: &'a Engine,
         view: &'a BackupView,
         target: &Path,
+        tell: Tell<'a>,
         progress: &Progress,
         tick: Tick<'_>,
     ) -> Result<Self> {
         let reason = reason(target);
+        let held = |reason, added| Protected {
+            engine,
+            view,
+            reason,
+            added,
+            warning: None,
+            tell,
+        };
         if let Some(why) = foreign_directory(view) {
-            return Ok(Protected::without(engine, view, reason, &why));
+            return Ok(held(reason, None).without(&why));
         }
         let put = async |shard: Shard| {
             if !left(&shard, view, &reason).await?.is_empty() {
@@ -57,13 +71,7 @@ impl<'a> Protected<'a> {
         };
         let put = mover_io::run(&engine.single(), put, |stop| tick(progress, stop)).and_then(only);
         match put {
-            Ok(added) => Ok(Protected {
-                engine,
-                view,
-                reason,
-                added,
-                warning: None,
-            }),
+            Ok(added) => Ok(held(reason, added)),
             Err(error) if error.kind() == Kind::Cancelled => Err(error),
             Err(error) if error.kind() == Kind::Conflict => Err(going(view, error)),
             Err(error) if error.kind() == Kind::NotFound => {
@@ -72,23 +80,23 @@ impl<'a> Protected<'a> {
                     Ok(true) | Err(_) => Err(error),
                 }
             }
-            Err(error) => Ok(Protected::without(engine, view, reason, &error.to_string())),
+            Err(error) => Ok(held(reason, None).without(&error.to_string())),
         }
     }
 
-    /// Goes on without a hold, which is told at once and in the end.
-    fn without(engine: &'a Engine, view: &'a BackupView, reason: String, why: &str) -> Self {
+    /// Goes on without a hold, which is told at once.
+    fn without(mut self, why: &str) -> Self {
         let warning = format!(
             "no hold could be put on the backup, so run no expire until it is restored: {why}"
         );
-        tracing::warn!("{warning}");
-        Protected {
-            engine,
-            view,
-            reason,
-            added: None,
-            warning: Some(warning),
-        }
+        (self.tell)(&warning);
+        self.warning = Some(warning);
+        self
+    }
+
+    /// What was told before the first change, for the summary.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// Takes back what this restore put on, as it changed nothing.
@@ -96,42 +104,52 @@ impl<'a> Protected<'a> {
         let Some(hold) = self.added else {
             return;
         };
-        let remove = async |shard: Shard| {
-            holds::remove(&shard, self.view.repository(), &hold.to_string()).await
-        };
+        let view = self.view;
+        let remove =
+            async |shard: Shard| holds::remove(&shard, view.repository(), &hold.to_string()).await;
         // Also where the job was asked to end: it is short, and ends with the patience of the store.
         if let Err(error) = mover_io::run(&self.engine.single(), remove, |_| {}) {
-            tracing::warn!(%error, "the hold on the backup stays (`helios-mover hold list`)");
+            (self.tell)(&format!(
+                "the hold on the backup stays (`helios-mover hold list`): {error}"
+            ));
         }
     }
 
-    /// Says that the hold stays, as the target is not whole.
-    pub fn keep(self) {
-        if self.warning.is_none() {
-            tracing::warn!(
+    /// Says that the hold stays, as the target is not whole, and in the error of a job that was ended what to do about both.
+    pub fn keep(self, error: Error) -> Error {
+        let is_held = self.warning.is_none();
+        if is_held {
+            (self.tell)(&format!(
                 "backup {} stays held, since {} (`helios-mover hold list`)",
-                self.view.id,
-                self.reason
-            );
+                self.view.id, self.reason
+            ));
+        }
+        match (error.kind(), is_held) {
+            (Kind::Cancelled, true) => error.hint(
+                "the target is incomplete, and the backup stays held: run it again with --delta",
+            ),
+            (Kind::Cancelled, false) => {
+                error.hint("the target is incomplete: run it again with --delta")
+            }
+            _ => error,
         }
     }
 
-    /// Takes the hold away, as the target is whole; gives what there is to warn of. What is done is done: whoever ends the job now
-    /// leaves the hold.
-    pub fn end(self, progress: &Progress, tick: Tick<'_>) -> Vec<String> {
+    /// Takes the hold away, as the target is whole; says so if it stays. What is done is done: whoever ends the job now leaves the
+    /// hold.
+    pub fn end(self, progress: &Progress, tick: Tick<'_>) -> Option<String> {
+        let (view, reason) = (self.view, &self.reason);
         let remove = async |shard: Shard| {
-            for hold in left(&shard, self.view, &self.reason).await? {
-                holds::remove(&shard, self.view.repository(), &hold.to_string()).await?;
+            for hold in left(&shard, view, reason).await? {
+                holds::remove(&shard, view.repository(), &hold.to_string()).await?;
             }
             Ok(())
         };
         let removed = mover_io::run(&self.engine.single(), remove, |stop| tick(progress, stop));
-        let stays = removed.err().filter(|_| self.warning.is_none()).map(|error| {
-            format!(
-                "the hold that was put on the backup for the time of the restore stays (`helios-mover hold list`): {error}"
-            )
-        });
-        self.warning.into_iter().chain(stays).collect()
+        let stays = removed.err().filter(|_| self.warning.is_none())?;
+        Some(format!(
+            "the hold that was put on the backup for the time of the restore stays (`helios-mover hold list`): {stays}"
+        ))
     }
 }
 

@@ -1,10 +1,13 @@
 //! Restoring over a directory that exists: what is right is left alone, everything else is put right.
 
+use std::cell::RefCell;
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 
 use mover_base::Kind;
-use mover_jobs::restore::RestoreSummary;
+use mover_jobs::progress::Phase;
+use mover_jobs::restore::{self, RestoreSummary};
+use mover_jobs::{Engine, JobLimits, RateBudget, hold};
 
 use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, data_map, engine, punch, walk};
 
@@ -193,6 +196,39 @@ fn holes_become_holes_and_zeros_become_zeros() {
     again(&place);
 }
 
+/// A file system tells of it as of a hole. Also behind the end of a file, be that shorter than in the backup or not.
+#[test]
+fn space_that_was_kept_and_never_written_is_given_back() {
+    let place = restored();
+    let names = ["data", "zeros", "holes", "dir/small"];
+    let blocks = || names.map(|name| open(&place, name).metadata().unwrap().blocks());
+    let keep_space = |name: &str| {
+        let keep_size = rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(open(&place, name), keep_size, 0, 16 * MIB as u64).unwrap();
+    };
+    let fresh = blocks();
+    let is_as_fresh = || {
+        for (name, (now, fresh)) in names.iter().zip(blocks().into_iter().zip(fresh)) {
+            // A file that was in many pieces may keep a block for the map of them.
+            assert!(now <= fresh + 8, "{name}: {now} blocks, fresh {fresh}");
+        }
+    };
+    for name in names {
+        keep_space(name);
+    }
+    for (name, (now, fresh)) in names.iter().zip(blocks().into_iter().zip(fresh)) {
+        assert!(now > fresh + 8, "{name}: {now} blocks, fresh {fresh}");
+    }
+    assert_eq!(again(&place).bytes_written, 0);
+    is_as_fresh();
+    for name in names {
+        open(&place, name).set_len(2).unwrap();
+        keep_space(name);
+    }
+    again(&place);
+    is_as_fresh();
+}
+
 #[test]
 fn read_only_files_of_the_target_are_written() {
     let place = restored();
@@ -215,6 +251,90 @@ fn a_target_that_exists_is_refused_without_delta() {
         matches!(error.kind(), Kind::Target | Kind::Usage | Kind::Conflict),
         "{error}"
     );
+    assert_same_trees(&place.path("source"), &place.path("out"));
+}
+
+/// Gives the repository to another user, in whose directory root puts no holds.
+fn give_away_repository(place: &Place) {
+    const NOBODY: u32 = 65_534;
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root, "this test changes an owner: run it as root");
+    chown(place.path("repo"), Some(NOBODY), None).unwrap();
+}
+
+/// Ends a restore over `out` when it writes; gives the hint of its error, and what was told meanwhile.
+fn ended_on_the_way(place: &Place) -> (String, Vec<String>) {
+    let slow = Engine {
+        limits: JobLimits {
+            read: RateBudget::new(Some(MIB as u64)),
+            write: RateBudget::new(Some(MIB as u64)),
+        },
+        ..engine()
+    };
+    fs::write(place.path("out/data"), b"another").unwrap();
+    let options = place.restore_options("latest", "out", true);
+    let plan = restore::plan(&engine(), &options, &mut |_, _| {}).unwrap();
+    let told = RefCell::new(Vec::new());
+    let tell = |warning: &str| told.borrow_mut().push(warning.to_owned());
+    let ended = restore::execute_telling(&slow, plan, &tell, &mut |progress, stop| {
+        if progress.read().phase == Phase::Restore {
+            stop.raise();
+        }
+    });
+    let error = ended.map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+    let hint = error.hint_text().unwrap_or_default().to_owned();
+    (hint, told.into_inner())
+}
+
+#[test]
+fn a_restore_that_is_ended_on_the_way_says_what_it_leaves() {
+    let place = restored();
+    let holds = || hold::list(&engine(), &place.access()).unwrap().holds.len();
+    let (hint, told) = ended_on_the_way(&place);
+    assert_eq!(
+        hint,
+        "the target is incomplete, and the backup stays held: run it again with --delta"
+    );
+    assert!(
+        told.len() == 1 && told[0].contains("stays held"),
+        "{told:?}"
+    );
+    assert_eq!(holds(), 1);
+    again(&place);
+    assert_eq!(holds(), 0);
+
+    give_away_repository(&place);
+    let (hint, told) = ended_on_the_way(&place);
+    assert_eq!(hint, "the target is incomplete: run it again with --delta");
+    assert!(
+        told.len() == 1 && told[0].contains("no hold could be put on"),
+        "{told:?}"
+    );
+    assert_eq!(holds(), 0);
+    again(&place);
+}
+
+#[test]
+fn that_there_is_no_hold_is_told_before_the_first_change_and_stands_in_the_summary_once() {
+    let place = restored();
+    give_away_repository(&place);
+    fs::write(place.path("out/data"), b"another").unwrap();
+    let options = place.restore_options("latest", "out", true);
+    let plan = restore::plan(&engine(), &options, &mut |_, _| {}).unwrap();
+    let planned = plan.warnings.len();
+    let told = RefCell::new(Vec::new());
+    let tell = |warning: &str| {
+        assert_eq!(fs::read(place.path("out/data")).unwrap(), b"another");
+        told.borrow_mut().push(warning.to_owned());
+    };
+    let done = restore::execute_telling(&engine(), plan, &tell, &mut |_, _| {}).unwrap();
+    let told = told.into_inner();
+    assert!(
+        told.len() == 1 && told[0].contains("no hold could be put on"),
+        "{told:?}"
+    );
+    assert_eq!(done.warnings[planned..], told[..]);
     assert_same_trees(&place.path("source"), &place.path("out"));
 }
 

@@ -652,7 +652,7 @@ fn a_hold_outlasts_every_policy() {
     let kept = [history.made[0].clone(), history.made[2].clone()];
     history.holds_exactly(&kept);
 
-    let listed = hold::list(&engine(), &place.access()).unwrap();
+    let listed = hold::list(&engine(), &place.access()).unwrap().holds;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].reason.as_deref(), Some("audit"));
     let shown = |id: &str| catalogue::show(&engine(), &place.access(), id).unwrap();
@@ -660,7 +660,7 @@ fn a_hold_outlasts_every_policy() {
     assert_eq!(of_first.len(), 1);
     assert_eq!(of_first[0].hold_id, held.hold_id);
     assert!(shown("latest").holds.is_empty());
-    let blind = hold::list(&engine(), &writer).unwrap();
+    let blind = hold::list(&engine(), &writer).unwrap().holds;
     assert!(blind[0].reason.is_none() && blind[0].problem.is_some());
     assert!(
         !fs::read(place.object(&place.objects("holds/")[0]))

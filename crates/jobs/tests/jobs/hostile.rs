@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 
 use mover_base::Kind;
 use mover_base::checksum::{crc32, sha256};
+use mover_jobs::expire::{self, ExpireOptions, Policy};
+use mover_jobs::hold;
 
 use crate::fixture::{BLOCK, MIB, Place, Random, assert_same_trees, engine, write_sparse};
 
@@ -201,10 +203,61 @@ fn check_oversized(place: &Place, name: &str) {
             summary.findings
         ),
         Err(error) => assert!(
-            name.starts_with("keys/") && matches!(error.kind(), Kind::Limit | Kind::Corrupt),
+            name.starts_with("keys/") && error.kind() == Kind::Corrupt,
             "{name}: {error}"
         ),
     }
+}
+
+/// The page on the format says of each how long it may be.
+#[test]
+fn an_object_over_its_cap_is_told_as_damaged_and_not_as_a_limit() {
+    let place = Place::sealed();
+    small_repository(&place);
+    let held = hold::add(&engine(), &place.access(), "latest", "audit").unwrap();
+    place.save_repo("saved");
+    let grow = |name: &str, bytes: u64| {
+        let file = fs::OpenOptions::new().write(true).open(place.object(name));
+        file.unwrap().set_len(bytes).unwrap();
+    };
+    let entrances = ["config".to_owned(), place.objects("keys/").remove(0)];
+    let manifest = place.objects("backups/").remove(0);
+    for name in entrances.iter().chain([&manifest]) {
+        grow(name, 128 << 20);
+        let options = place.restore_options("latest", "never", false);
+        let refused = place.try_restore(&engine(), &options).map(drop);
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{name}: {error}");
+        assert_eq!(error.object_name(), Some(name.as_str()), "{error}");
+        assert!(error.hint_text().is_some(), "{name}: {error}");
+        place.reset_repo("saved");
+    }
+    // One byte more is too much.
+    grow("config", (64 << 10) + 1);
+    let error = hold::list(&engine(), &place.access()).map(drop);
+    assert_eq!(error.unwrap_err().kind(), Kind::Corrupt);
+    place.reset_repo("saved");
+
+    let session = "sessions/00000000000000000000000000000000";
+    fs::create_dir_all(place.object("sessions")).unwrap();
+    fs::write(place.object(session), b"").unwrap();
+    grow(session, 1 << 20);
+    let options = ExpireOptions {
+        repo: place.access(),
+        policy: Policy {
+            last: 1,
+            ..Policy::default()
+        },
+    };
+    let error = expire::plan(&engine(), &options, &mut |_, _| {}).map(drop);
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    assert_eq!(error.object_name(), Some(session), "{error}");
+    // A hold holds all the same.
+    grow(&place.objects("holds/").remove(0), 1 << 20);
+    let listed = hold::list(&engine(), &place.access()).unwrap().holds;
+    assert_eq!(listed[0].hold_id, held.hold_id);
+    assert!(listed[0].problem.is_some(), "{listed:?}");
 }
 
 /// Changes a byte of the first block of a plain data pack, and every checksum in the pack that covers it: what

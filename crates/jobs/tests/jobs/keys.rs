@@ -186,6 +186,26 @@ fn a_wrong_key_is_told_as_wrong_whatever_lies_beside_the_slots() {
     }
 }
 
+/// No key would open it.
+#[test]
+fn a_key_is_not_blamed_where_no_slot_is_left() {
+    let place = Place::sealed();
+    let (stranger, _) = key::generate_identity();
+    let refused = |credentials: Credentials| {
+        let listed = catalogue::list(&engine(), &place.access_with(credentials));
+        let error = listed.map(drop).unwrap_err();
+        assert_eq!(error.kind(), Kind::Key, "{error}");
+        assert_eq!(error.object_name(), Some(place.url().as_str()));
+        error
+    };
+    let wrong = refused(Credentials::Identity(stranger));
+    assert!(wrong.message().ends_with("1 key slot"), "{wrong}");
+    fs::remove_file(place.object(&place.objects("keys/")[0])).unwrap();
+    let right = refused(place.credentials.clone());
+    assert_eq!(right.message(), key::LOCKED_OUT);
+    assert_eq!(right.hint_text(), Some(key::LOCKED_OUT_HINT));
+}
+
 /// What is wrong with an identity is no slot's fault.
 #[test]
 fn a_mistyped_identity_is_told_as_that_and_names_no_slot() {

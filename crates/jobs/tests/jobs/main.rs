@@ -11,6 +11,7 @@ mod forged;
 mod hostile;
 mod keys;
 mod maps;
+mod overlap;
 mod page_store;
 mod sessions;
 mod strays;

@@ -1,9 +1,11 @@
 //! Maps of every height and shape.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
-use mover_jobs::Engine;
+use mover_jobs::{Engine, restore};
+use rustix::fs::{FallocateFlags, XattrFlags};
 
 use crate::fixture::{
     BLOCK, MIB, Place, Random, assert_same_bytes, copy_tree, data_map, engine, punch, write_sparse,
@@ -91,6 +93,49 @@ fn files_around_one_extent_and_one_block_come_back() {
     }
     assert_eq!(place.backup().bytes_new, 0);
     place.verify_is_ok(None);
+}
+
+/// What a file takes on the disk is more than its contents: space that is kept behind its end, and attributes.
+#[test]
+fn holes_come_back_where_as_much_is_allocated_for_something_else() {
+    let place = Place::plain();
+    let len = 16 * MIB as u64;
+    let block = Random(4).bytes(BLOCK);
+    let (kept, tagged) = (place.source("kept"), place.source("tagged"));
+    write_sparse(&kept, len, &[(0, &block)]);
+    let file = fs::OpenOptions::new().write(true).open(&kept).unwrap();
+    rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, len, len).unwrap();
+    write_sparse(&tagged, 2 * BLOCK as u64, &[(0, &block)]);
+    rustix::fs::setxattr(&tagged, "user.long", &[7; 3_000], XattrFlags::empty()).unwrap();
+    for path in [&kept, &tagged] {
+        fs::File::open(path).unwrap().sync_all().unwrap();
+    }
+    let taken = |path: &Path| path.metadata().unwrap().blocks() * 512;
+    assert!(taken(&kept) >= len, "nothing is kept behind the end");
+
+    let summary = place.backup();
+    assert_eq!(summary.bytes_read, 2 * BLOCK as u64);
+    assert_eq!(summary.hole_bytes, len);
+    let options = place.restore_options("latest", "out", false);
+    let planned = restore::plan(&engine(), &options, &mut |_, _| {}).unwrap();
+    assert_eq!(
+        planned.data_bytes,
+        2 * BLOCK as u64,
+        "what is made room for"
+    );
+    drop(planned);
+    place.restore_is_exact("latest", "out");
+    let (kept_out, tagged_out) = (place.path("out/kept"), place.path("out/tagged"));
+    for (source, restored) in [(&kept, &kept_out), (&tagged, &tagged_out)] {
+        assert_eq!(data_map(restored), [(0, BLOCK as u64)]);
+        assert_eq!(data_map(source), data_map(restored));
+    }
+    assert!(taken(&kept_out) < MIB as u64, "{}", taken(&kept_out));
+    assert!(
+        taken(&tagged_out) <= taken(&tagged),
+        "{}",
+        taken(&tagged_out)
+    );
 }
 
 /// Known, new, zero and hole blocks in turn, so that every frame is gathered from pieces and every leaf has

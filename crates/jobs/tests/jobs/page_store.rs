@@ -30,6 +30,7 @@ use crate::fixture::*;
 
 mod histories;
 mod in_place;
+mod log_lost;
 mod size;
 mod torn;
 mod tracker;
@@ -475,7 +476,9 @@ fn a_running_backup_keeps_the_log_of_who_asks() {
         let done = backup::execute(&engine, plan, &mut |_, _| {});
         if !tracked {
             let error = done.unwrap_err();
-            assert_eq!(error.kind(), Kind::NotFound, "{error}");
+            assert_eq!(error.kind(), Kind::SourceChanged, "{error}");
+            let hint = error.hint_text().expect("a hint");
+            assert!(hint.contains("keep the log"), "{hint}");
             continue;
         }
         let made = Made {

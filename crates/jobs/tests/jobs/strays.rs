@@ -7,7 +7,7 @@ use std::fs;
 use mover_base::Kind;
 use mover_jobs::check::{self, CheckOptions, Status};
 use mover_jobs::expire::{self, ExpireOptions, Policy};
-use mover_jobs::{Credentials, catalogue, key};
+use mover_jobs::{Credentials, catalogue, hold, key};
 
 use crate::fixture::{MIB, Place, Random, engine};
 
@@ -77,6 +77,68 @@ fn a_stray_name_stops_no_job_and_is_told_and_kept() {
     for stray in STRAYS {
         assert_eq!(fs::read(place.object(stray)).unwrap(), b"not ours");
     }
+}
+
+#[test]
+fn a_stray_name_among_the_holds_stops_an_expire_and_nobody_else() {
+    let place = Place::plain();
+    fs::write(place.source("a"), b"first").unwrap();
+    let id = place.backup().backup_id.to_string();
+    let held = hold::add(&engine(), &place.access(), &id, "audit").unwrap();
+    let strays = [
+        format!("holds/{id}/notes"),
+        "holds/Old".to_owned(),
+        "holds/x".to_owned(),
+    ];
+    for stray in &strays {
+        fs::write(place.object(stray), b"not ours").unwrap();
+    }
+    let list = || hold::list(&engine(), &place.access()).unwrap();
+    let mut listed = list();
+    assert_eq!(listed.holds.len(), 1);
+    assert_eq!(listed.holds[0].hold_id, held.hold_id);
+    listed.strays.sort();
+    assert_eq!(listed.strays, strays);
+    let shown = catalogue::show(&engine(), &place.access(), &id).unwrap();
+    assert_eq!(shown.holds.len(), 1);
+
+    // It puts a hold of its own on, and takes that away.
+    place.restore_is_exact(&id, "out");
+    let options = place.restore_options(&id, "out", true);
+    let restored = place.try_restore(&engine(), &options).unwrap();
+    assert_eq!(restored.warnings, [""; 0]);
+    assert_eq!(list().holds.len(), 1);
+
+    let options = ExpireOptions {
+        repo: place.access(),
+        policy: Policy {
+            last: 1,
+            ..Policy::default()
+        },
+    };
+    let refused = expire::plan(&engine(), &options, &mut |_, _| {}).map(drop);
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Corrupt, "{refused}");
+    let named = refused.object_name().unwrap_or_default();
+    assert!(strays.iter().any(|stray| stray == named), "{refused}");
+    hold::remove(&engine(), &place.access(), &held.hold_id.to_string()).unwrap();
+    assert!(list().holds.is_empty());
+    assert_eq!(place.objects("holds/"), strays);
+}
+
+#[test]
+fn a_name_at_the_top_of_the_repository_is_told_by_a_verification() {
+    let place = Place::plain();
+    fs::write(place.source("a"), b"first").unwrap();
+    place.backup();
+    assert_eq!(place.try_verify(None).unwrap().strays, [""; 0]);
+    // The file system's own.
+    fs::create_dir(place.object("lost+found")).unwrap();
+    fs::write(place.object("qux"), b"not ours").unwrap();
+    fs::create_dir_all(place.object("Old copy/packs")).unwrap();
+    let summary = place.try_verify(None).unwrap();
+    assert!(summary.ok, "{:?}", summary.findings);
+    assert_eq!(summary.strays, ["Old copy/", "qux"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Carrying an expire out.
 //!
 //! Invariants: nothing but own tombstones and an own session object is written, and nothing at all is deleted, before
-//! [`Run::look`] has agreed; what a store refuses to delete is told and counts as still there; a run that ends without an
-//! answer to a deletion leaves its session object and tombstones standing.
+//! [`Run::look`] has agreed; what a store refuses to delete is told and counts as still there, and so does one object or another
+//! at which it fails again and again while it deletes others (nobody needs them, so they may go later): a run that ends
+//! because the store fails, or without an answer to the deletion of a manifest, leaves its session object and tombstones standing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use crate::{catalogue, layout, tombstones};
 const BATCH: usize = 250;
 /// Refused objects that are named; the rest is counted.
 const REFUSED_NAMED_MAX: usize = 100;
+/// Objects of a run at which the store may fail again and again: each costs two minutes and more.
+const FAILED_MAX: usize = 2;
 
 /// An object that the store did not delete.
 #[derive(Debug, Clone, Serialize)]
@@ -81,6 +84,10 @@ struct Run<'a> {
     kept_back: BTreeSet<BackupId>,
     /// Open until a manifest or a pack may have been deleted.
     registration: &'a Registration,
+    /// Whether the store has deleted something of what may be deleted together.
+    has_deleted: bool,
+    /// Objects at which it failed again and again.
+    failed: usize,
     out: Outcome,
     /// Told of each object deleted, with its bytes.
     progress: &'a (dyn Fn(u64) + Sync),
@@ -106,6 +113,8 @@ pub async fn execute(
         doomed: plan.doomed,
         kept_back: BTreeSet::new(),
         registration: &registration,
+        has_deleted: false,
+        failed: 0,
         out: Outcome::default(),
         progress,
     };
@@ -231,24 +240,37 @@ impl Run<'_> {
     }
 
     /// Takes away sessions whose backups stand, before any of these goes: behind that nothing would say that they are over, and a run
-    /// that was cut off would leave them to protect their packs until an operator gives them up.
+    /// that was cut off would leave them to protect their packs until an operator gives them up. So the backup of one that stays is kept.
     async fn remove_ended(&mut self, view: &View) -> Result<()> {
         let own = self.session.id();
         let ended = |one: &&Standing| one.id != own && self.survey.is_over(one);
-        let keys = view.sessions.iter().filter(ended);
-        let keys = keys.map(|one| layout::session(one.id));
+        let ended: Vec<SessionId> = view
+            .sessions
+            .iter()
+            .filter(ended)
+            .map(|one| one.id)
+            .collect();
+        let keys = ended.iter().map(|id| layout::session(*id));
         let keys: Vec<Key> = keys.collect::<Result<_>>()?;
         if keys.is_empty() {
             return Ok(());
         }
         self.check_session().await?;
-        self.remove_sessions(&keys).await
+        let gone = self.remove_sessions(&keys).await?;
+        for (session, is_gone) in ended.iter().zip(gone) {
+            let published = self.survey.published.get(session).filter(|_| !is_gone);
+            for backup in published.cloned().unwrap_or_default() {
+                self.keep(backup, OtherReason::InUse).await?;
+            }
+        }
+        Ok(())
     }
 
-    async fn remove_sessions(&mut self, keys: &[Key]) -> Result<()> {
+    /// Gives for each whether it is gone.
+    async fn remove_sessions(&mut self, keys: &[Key]) -> Result<Vec<bool>> {
         let gone = self.delete_each(keys).await?;
-        self.out.sessions_removed += gone.into_iter().filter(|is_gone| *is_gone).count() as u64;
-        Ok(())
+        self.out.sessions_removed += gone.iter().filter(|is_gone| **is_gone).count() as u64;
+        Ok(gone)
     }
 
     async fn delete_manifests(&mut self) -> Result<()> {
@@ -340,17 +362,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Deletes the objects, whichever of them exist, and tells the refused ones. Gives for each whether it is gone.
+    /// Deletes the objects, whichever of them exist, and tells those that stay. Gives for each whether it is gone.
     async fn delete_each(&mut self, keys: &[Key]) -> Result<Vec<bool>> {
         let mut gone = Vec::with_capacity(keys.len());
         for keys in keys.chunks(BATCH) {
             self.shard.stop()?;
-            match self.repository.store().delete_all(self.shard, keys).await {
+            match self.delete_together(keys).await {
                 Ok(()) => gone.extend(keys.iter().map(|_| true)),
-                Err(error) if error.kind() == Kind::Storage => {
-                    for key in keys {
-                        gone.push(self.delete_one(key).await?);
-                    }
+                Err(error) if matches!(error.kind(), Kind::Storage | Kind::Unreachable) => {
+                    gone.extend(self.delete_apart(keys, error).await?);
                 }
                 Err(error) => return Err(error),
             }
@@ -358,16 +378,56 @@ impl Run<'_> {
         Ok(gone)
     }
 
-    async fn delete_one(&mut self, key: &Key) -> Result<bool> {
-        let (store, one) = (self.repository.store(), std::slice::from_ref(key));
-        match store.delete_all(self.shard, one).await {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == Kind::Storage => {
-                self.refused(key, &error);
-                Ok(false)
+    async fn delete_together(&mut self, keys: &[Key]) -> Result<()> {
+        let store = self.repository.store();
+        store.delete_all(self.shard, keys).await?;
+        self.has_deleted = true;
+        Ok(())
+    }
+
+    /// Deletes one by one what could not be deleted together because of `error`. An object at which the store fails again and again
+    /// stays where it deletes others; a store that fails at all of them, or at too many, ends the run.
+    async fn delete_apart(&mut self, keys: &[Key], error: Error) -> Result<Vec<bool>> {
+        let mut failed: Vec<(&Key, Error)> = Vec::new();
+        if error.kind() == Kind::Unreachable {
+            // Minutes have gone by. A store that does not answer ends the run here.
+            self.check_session().await?;
+            // What it has failed at for as long as anything is tried is not asked for again.
+            let of_one = |key: &&Key| error.object_name() == Some(key.as_str());
+            if let Some(key) = keys.iter().find(of_one) {
+                failed.push((key, error));
             }
-            Err(error) => Err(error),
         }
+        let mut gone = Vec::with_capacity(keys.len());
+        for key in keys {
+            if failed.iter().any(|(of, _)| *of == key) {
+                gone.push(false);
+                continue;
+            }
+            self.shard.stop()?;
+            let deleted = self.delete_together(std::slice::from_ref(key)).await;
+            gone.push(deleted.is_ok());
+            match deleted {
+                Ok(()) => {}
+                Err(error) if error.kind() == Kind::Storage => self.refused(key, &error),
+                Err(error) if error.kind() == Kind::Unreachable => {
+                    if self.failed + failed.len() >= FAILED_MAX {
+                        return Err(error);
+                    }
+                    self.check_session().await?;
+                    failed.push((key, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for (key, error) in failed {
+            if !self.has_deleted || self.failed >= FAILED_MAX {
+                return Err(error);
+            }
+            self.failed += 1;
+            self.refused(key, &error);
+        }
+        Ok(gone)
     }
 
     fn refused(&mut self, key: &Key, error: &Error) {
@@ -415,7 +475,7 @@ impl Run<'_> {
             }
         }
         self.delete_each(&keys).await?;
-        self.remove_sessions(&sessions).await
+        self.remove_sessions(&sessions).await.map(drop)
     }
 
     /// Whether a backup is gone for good. Ids are used once, so what is gone does not come back.

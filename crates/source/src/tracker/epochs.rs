@@ -469,12 +469,21 @@ impl Epochs {
     /// # Errors
     /// `Storage` if it cannot be written, `Source` if what is there cannot be read now: it stays as it is.
     pub fn testify(&self, end: Lsn, sha256: Sha256) -> Result<()> {
+        self.testify_on(None, end, sha256)
+    }
+
+    /// The same of a backup that stands on `base`, by its end and fingerprint: that is remembered as long as those that it is the base
+    /// of.
+    ///
+    /// # Errors
+    /// As for [`testify`](Self::testify).
+    pub fn testify_on(&self, base: Option<(Lsn, Sha256)>, end: Lsn, sha256: Sha256) -> Result<()> {
         let mut witness = match Witness::read(&*self.disk, &self.identity) {
             // What is damaged says nothing, and is begun anew.
             Err(error) if error.kind() == Kind::Corrupt => Witness::none(&self.identity),
             found => found?,
         };
-        witness.ends.push((end, sha256));
+        witness.enter(base, (end, sha256));
         witness.save(&*self.disk, |made| self.give(made))
     }
 

@@ -5,7 +5,7 @@
 //! its log went through it: a copy or snapshot that was taken before and put back does not have the backup's entry.
 //!
 //! Invariants: an entry is made by the backup itself, in the store that it read, after it was published; it is of the store's
-//! history. At most [`WITNESSES_MAX`] are kept, the latest. The file is replaced as a whole; one that is damaged or another
+//! history. Each is there once. At most [`WITNESSES_MAX`] are kept, those that were made or stood on last. The file is replaced as a whole; one that is damaged or another
 //! history's says nothing.
 
 use std::io;
@@ -37,7 +37,7 @@ pub struct Witness {
     pub system: SystemId,
     /// The history that all positions are of.
     pub history: HistoryId,
-    /// Ends of backups, in the order in which they were made, with the fingerprint of the log up to there.
+    /// Ends of backups, in the order in which they were made or stood on last, with the fingerprint of the log up to there.
     pub ends: Vec<(Lsn, Sha256)>,
 }
 
@@ -121,6 +121,16 @@ impl Witness {
         self.ends.contains(&(end, *sha256))
     }
 
+    /// Enters a backup as the latest, and right before it the one that it stands on, if that is known: one that is in use is never
+    /// the first to go. None is entered twice, so that backups of a store where nothing happens push out no other.
+    pub(super) fn enter(&mut self, base: Option<(Lsn, Sha256)>, entry: (Lsn, Sha256)) {
+        let base = base.filter(|(end, sha256)| self.knows(*end, sha256));
+        for latest in base.into_iter().chain([entry]) {
+            self.ends.retain(|known| *known != latest);
+            self.ends.push(latest);
+        }
+    }
+
     /// Replaces the file as a whole, durably. `prepare` is called with the new file before it gets its name.
     ///
     /// # Errors
@@ -131,5 +141,60 @@ impl Witness {
         prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<()> {
         replace(disk, WITNESS_NEW, WITNESS_FILE, &self.encode(), prepare)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: u64) -> (Lsn, Sha256) {
+        (Lsn(4096 * number), [number as u8; 32])
+    }
+
+    /// What is left when the file was written and read.
+    fn entered(witness: &Witness) -> Vec<(Lsn, Sha256)> {
+        Witness::decode(&witness.encode()).unwrap().ends
+    }
+
+    fn witness() -> Witness {
+        Witness {
+            system: SystemId([1; 16]),
+            history: HistoryId([2; 16]),
+            ends: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn backups_of_an_idle_store_push_no_other_out() {
+        let mut witness = witness();
+        witness.enter(None, entry(1));
+        for _ in 0..2 * WITNESSES_MAX {
+            witness.enter(None, entry(2));
+        }
+        assert_eq!(entered(&witness), [entry(1), entry(2)]);
+        // One that is made at an end that was known before is the latest.
+        witness.enter(None, entry(1));
+        assert_eq!(entered(&witness), [entry(2), entry(1)]);
+    }
+
+    #[test]
+    fn a_base_stays_as_long_as_backups_stand_on_it() {
+        let mut witness = witness();
+        witness.enter(None, entry(1));
+        let numbers = 2..2 * WITNESSES_MAX as u64;
+        for number in numbers.clone() {
+            witness.enter(Some(entry(1)), entry(number));
+        }
+        let ends = entered(&witness);
+        assert_eq!(ends.len(), WITNESSES_MAX);
+        assert_eq!(
+            ends[WITNESSES_MAX - 2..],
+            [entry(1), entry(numbers.end - 1)]
+        );
+        // One that is not known, since the log went back before its end, does not become known by that.
+        let unknown = (Lsn(8), [0; 32]);
+        witness.enter(Some(unknown), entry(500));
+        assert!(!witness.knows(unknown.0, &unknown.1));
     }
 }

@@ -1,7 +1,7 @@
 //! Restores in place: which inodes are kept, and what the target is while its marker is there.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -9,10 +9,12 @@ use mover_base::Kind;
 use mover_base::tree::EntryKind;
 use mover_source::{DirTarget, RESTORE_MARKER, TargetMode};
 
-use crate::support::{assert_same, entry, failure, fill, is_root, listing, restore, scan, wanted};
+use crate::support::{
+    assert_same, entry, failure, fill, listing, require_root, restore, scan, wanted,
+};
+use crate::target::{NOBODY, as_nobody};
 
 const FILE: EntryKind = EntryKind::File { bytes: 0 };
-const NOBODY: u32 = 65_534;
 
 fn begin(path: &Path, mode: TargetMode) -> DirTarget {
     DirTarget::begin(DirTarget::plan(path, mode).unwrap()).unwrap()
@@ -60,9 +62,7 @@ const CASES: [Case; 15] = [
 
 #[test]
 fn what_others_may_hold_open_never_becomes_a_restored_file() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     for (at, (wanted, existing, is_kept)) in CASES.into_iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
@@ -88,9 +88,7 @@ fn what_others_may_hold_open_never_becomes_a_restored_file() {
 
 #[test]
 fn a_user_works_on_their_own_files_in_place() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     set(dir.path(), NOBODY, NOBODY, 0o755);
     let path = dir.path().join("f");
@@ -99,15 +97,13 @@ fn a_user_works_on_their_own_files_in_place() {
         set(&path, uid, 0, 0o644);
         let held = fs::File::open(&path).unwrap();
         let to = dir.path().to_owned();
-        let made = std::thread::spawn(move || {
-            let nobody = rustix::fs::Uid::from_raw(NOBODY);
-            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let made = as_nobody(move || {
             let target = begin(&to, TargetMode::Delta);
             let mut of_root = entry(b"f", FILE);
             of_root.uid = 0;
             fs::File::from(target.make_file(&of_root, &[]).unwrap())
         });
-        let ino = made.join().unwrap().metadata().unwrap().ino();
+        let ino = made.metadata().unwrap().ino();
         assert_eq!(ino == held.metadata().unwrap().ino(), is_kept, "{uid}");
         fs::remove_file(dir.path().join(RESTORE_MARKER)).unwrap();
     }
@@ -115,31 +111,127 @@ fn a_user_works_on_their_own_files_in_place() {
 
 /// As a backup has it, and as a restore leaves it that was killed while it set modes.
 #[test]
-fn a_directory_that_its_owner_may_not_list_keeps_its_owner_not_out() {
-    if !is_root() {
-        return;
-    }
+fn a_directory_that_its_owner_may_not_list_or_write_keeps_its_owner_not_out() {
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     set(dir.path(), NOBODY, NOBODY, 0o755);
     let inner = dir.path().join("d");
     fs::create_dir(&inner).unwrap();
-    for name in ["kept", "extra"] {
-        fs::write(inner.join(name), b"x").unwrap();
-        set(&inner.join(name), NOBODY, NOBODY, 0o600);
-    }
-    for mode in [0o300, 0o000] {
-        set(&inner, NOBODY, NOBODY, mode);
+    for mode in [0o300, 0o000, 0o500, 0o555, 0o400] {
+        fs::create_dir(inner.join("more")).unwrap();
+        for name in ["kept", "extra", "more/extra"] {
+            fs::write(inner.join(name), b"x").unwrap();
+            set(&inner.join(name), NOBODY, NOBODY, 0o600);
+        }
+        for path in [&inner.join("more"), &inner] {
+            set(path, NOBODY, NOBODY, mode);
+        }
         let to = dir.path().to_owned();
-        let removed = std::thread::spawn(move || {
-            let nobody = rustix::fs::Uid::from_raw(NOBODY);
-            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-            let target = begin(&to, TargetMode::Delta);
-            let wanted = wanted(&[b"", b"d", b"d/kept"]);
-            target.remove_extra(&wanted, &|| Ok(())).unwrap()
+        let removed = as_nobody(move || restore_over(&to, mode));
+        assert_eq!(removed, 3, "{mode:o}");
+        let kept = inner.metadata().unwrap().mode() & 0o7777;
+        assert_eq!(kept, mode, "as the backup has it");
+        assert_eq!(listing(&inner), ["kept"]);
+        assert_eq!(listing(dir.path()), ["d"]);
+    }
+}
+
+/// As the caller, and with `d` of such a mode; returns how many names were removed.
+fn restore_over(to: &Path, mode: u32) -> u64 {
+    let target = begin(to, TargetMode::Delta);
+    let wanted = wanted(&[b"", b"d", b"d/kept"]);
+    let removed = target.remove_extra(&wanted, &|| Ok(())).unwrap();
+    for path in [&b""[..], b"d"] {
+        let mut dir = entry(path, EntryKind::Dir);
+        dir.mode = if path.is_empty() { 0o755 } else { mode };
+        target.make_dir(&dir).unwrap();
+        target.apply_metadata(&dir, None).unwrap();
+    }
+    let kept = entry(b"d/kept", FILE);
+    drop(target.make_file(&kept, &[]).unwrap());
+    target.apply_metadata(&kept, None).unwrap();
+    target.finish().unwrap();
+    removed
+}
+
+#[test]
+fn a_target_whose_marker_cannot_be_written_keeps_its_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    fs::create_dir(&to).unwrap();
+    symlink("nowhere", to.join(RESTORE_MARKER)).unwrap();
+    for mode in [0o555, 0o500, 0o755] {
+        fs::set_permissions(&to, Permissions::from_mode(mode)).unwrap();
+        let begun = DirTarget::begin(DirTarget::plan(&to, TargetMode::Delta).unwrap());
+        assert_eq!(failure(begun).0, Kind::Target);
+        assert_eq!(to.metadata().unwrap().mode() & 0o7777, mode);
+    }
+}
+
+/// As a restore leaves one that the backup has so.
+#[test]
+fn a_target_that_its_owner_may_not_write_is_restored_over_by_its_owner_alone() {
+    require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    fs::create_dir(&to).unwrap();
+    set(dir.path(), 0, 0, 0o755);
+    for mode in [0o555, 0o500] {
+        fs::write(to.join("extra"), b"x").unwrap();
+        set(&to, NOBODY, NOBODY, mode);
+        let target = to.clone();
+        let planned = as_nobody(move || {
+            let plan = DirTarget::plan(&target, TargetMode::Delta).unwrap();
+            plan.count_extra(&wanted(&[b""]), &|| Ok(())).unwrap()
         });
-        let removed = removed.join().unwrap();
-        assert_eq!(removed, u64::from(mode == 0o300), "{mode:o}");
-        assert!(inner.join("kept").exists() && !inner.join("extra").exists());
+        assert_eq!(planned, 1);
+        let mode_now = || to.metadata().unwrap().mode() & 0o7777;
+        assert_eq!(mode_now(), mode, "planning changes nothing");
+        let target = to.clone();
+        as_nobody(move || {
+            let target = begin(&target, TargetMode::Delta);
+            let removed = target.remove_extra(&wanted(&[b""]), &|| Ok(()));
+            assert_eq!(removed.unwrap(), 1);
+            let mut root = entry(b"", EntryKind::Dir);
+            root.mode = mode;
+            target.apply_metadata(&root, None).unwrap();
+            target.finish().unwrap();
+        });
+        assert_eq!(mode_now(), mode);
+        assert!(listing(&to).is_empty());
+    }
+    // Nobody else's, and none that its owner may not enter.
+    for (uid, mode) in [(0, 0o755), (1, 0o755), (NOBODY, 0o400)] {
+        set(&to, uid, 0, mode);
+        let target = to.clone();
+        let refused = as_nobody(move || failure(DirTarget::plan(&target, TargetMode::Delta)));
+        assert_eq!(refused.0, Kind::Target);
+        assert!(refused.1.contains("cannot be written"), "{}", refused.1);
+    }
+}
+
+#[test]
+fn a_name_that_cannot_be_removed_is_told() {
+    require_root();
+    let dir = tempfile::tempdir().unwrap();
+    set(dir.path(), NOBODY, NOBODY, 0o755);
+    // Somebody else's: in a directory that stays, and deep in what goes.
+    for place in ["kept", "gone/deep"] {
+        let theirs = dir.path().join(place);
+        fs::create_dir_all(&theirs).unwrap();
+        fs::write(theirs.join("extra"), b"x").unwrap();
+        let top = place.split('/').next().unwrap();
+        set(&dir.path().join(top), NOBODY, NOBODY, 0o755);
+        set(&theirs, 0, 0, 0o755);
+        let to = dir.path().to_owned();
+        let refused = as_nobody(move || {
+            let target = begin(&to, TargetMode::Delta);
+            failure(target.remove_extra(&wanted(&[b"", b"kept"]), &|| Ok(())))
+        });
+        assert_eq!(refused.0, Kind::Target);
+        let told = format!("a name cannot be removed: {place}/extra: Permission denied");
+        assert!(refused.1.starts_with(&told), "{}", refused.1);
+        fs::remove_dir_all(dir.path().join(place)).unwrap();
         fs::remove_file(dir.path().join(RESTORE_MARKER)).unwrap();
     }
 }
@@ -173,9 +265,7 @@ fn a_file_that_is_replaced_while_it_is_worked_on_is_not_opened_again() {
 
 #[test]
 fn a_marked_target_has_its_owner_before_the_marker_goes() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     for side in [&from, &to] {

@@ -9,7 +9,7 @@ use std::process::Command;
 use mover_base::tree::EntryKind;
 use mover_source::{DirTarget, TargetMode};
 
-use crate::support::{Mounted, entry, is_root, restore};
+use crate::support::{Mounted, entry, require_root, restore};
 
 const FILE: EntryKind = EntryKind::File { bytes: 0 };
 const NOBODY: u32 = 65_534;
@@ -20,9 +20,7 @@ fn begin(path: &Path, mode: TargetMode) -> DirTarget {
 
 #[test]
 fn a_user_without_rights_gets_warnings_and_no_setuid() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
     let to = dir.path().join("to");
@@ -104,9 +102,7 @@ fn make_of_another_group(target: &DirTarget) {
 
 #[test]
 fn what_a_file_system_does_not_keep_is_told() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().join("from");
     fs::create_dir(&from).unwrap();
@@ -144,9 +140,7 @@ fn what_a_file_system_does_not_keep_is_told() {
 
 #[test]
 fn a_mode_that_the_kernel_drops_bits_of_is_told() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     // What is made in it belongs to a group that its owner is not in, who may then not set a setgid bit.
     chown(dir.path(), Some(NOBODY), Some(12_345)).unwrap();

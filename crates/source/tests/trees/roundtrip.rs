@@ -11,7 +11,7 @@ use mover_source::TargetMode;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat};
 
-use crate::support::{assert_same, is_root, restore};
+use crate::support::{assert_same, require_root, restore};
 
 /// Every kind of metadata that has an order to get wrong.
 fn awkward_tree(root: &Path) {
@@ -24,9 +24,7 @@ fn awkward_tree(root: &Path) {
     sparse.write_at(b"end", (1 << 20) + 1).unwrap();
     for (name, mode) in [("setuid", 0o4755), ("setgid", 0o2755), ("none", 0)] {
         fs::write(root.join(name), name).unwrap();
-        if is_root() {
-            chown(root.join(name), Some(1), Some(2)).unwrap();
-        }
+        chown(root.join(name), Some(1), Some(2)).unwrap();
         fs::set_permissions(root.join(name), Permissions::from_mode(mode)).unwrap();
     }
     fs::create_dir(root.join("sticky")).unwrap();
@@ -44,14 +42,12 @@ fn awkward_tree(root: &Path) {
         .args(["-d", "-m", "u:daemon:rx"])
         .arg(root.join("sticky"))
         .status();
-    if is_root() {
-        // cap_net_bind_service, version 2: cleared by a later change of owner.
-        let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        rustix::fs::fsetxattr(&fd, "security.capability", &capability, flags).unwrap();
-        let link = root.join("link");
-        rustix::fs::lsetxattr(&link, "trusted.note", b"on a link", flags).unwrap();
-        std::os::unix::fs::lchown(&link, Some(3), Some(4)).unwrap();
-    }
+    // cap_net_bind_service, version 2: cleared by a later change of owner.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::fsetxattr(&fd, "security.capability", &capability, flags).unwrap();
+    let link = root.join("link");
+    rustix::fs::lsetxattr(&link, "trusted.note", b"on a link", flags).unwrap();
+    std::os::unix::fs::lchown(&link, Some(3), Some(4)).unwrap();
     let old = SystemTime::UNIX_EPOCH - Duration::new(1_000_000, 1);
     File::open(root.join("closed/inner"))
         .unwrap()
@@ -64,9 +60,7 @@ fn awkward_tree(root: &Path) {
 
 #[test]
 fn awkward_metadata_survives_a_fresh_and_a_delta_restore() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().join("from");
     fs::create_dir(&from).unwrap();
@@ -154,18 +148,17 @@ proptest! {
 
     #[test]
     fn any_tree_over_any_other_comes_back_equal(before in trees(), after in trees()) {
-        if rustix::process::geteuid().is_root() {
-            let dir = tempfile::tempdir().unwrap();
-            let (from, fresh, delta) =
-                (dir.path().join("from"), dir.path().join("fresh"), dir.path().join("delta"));
-            fs::create_dir(&from).unwrap();
-            fs::create_dir(&delta).unwrap();
-            make(&from, &after);
-            make(&delta, &before);
-            restore(&from, &fresh, TargetMode::Fresh);
-            assert_same(&from, &fresh);
-            restore(&from, &delta, TargetMode::Delta);
-            assert_same(&from, &delta);
-        }
+        require_root();
+        let dir = tempfile::tempdir().unwrap();
+        let (from, fresh, delta) =
+            (dir.path().join("from"), dir.path().join("fresh"), dir.path().join("delta"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&delta).unwrap();
+        make(&from, &after);
+        make(&delta, &before);
+        restore(&from, &fresh, TargetMode::Fresh);
+        assert_same(&from, &fresh);
+        restore(&from, &delta, TargetMode::Delta);
+        assert_same(&from, &delta);
     }
 }

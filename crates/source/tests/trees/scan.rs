@@ -1,23 +1,25 @@
 //! Scanning, opening, holes and noticing changes.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mover_base::Kind;
 use mover_base::tree::{EntryKind, FileTime};
 use mover_source::{
     DataRanges, DirSource, HOLES_UNKNOWN, RESTORE_MARKER, ScanOptions, SkipReason, data_ranges,
-    source_error, target_error,
+    first_hole, source_error, target_error,
 };
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat};
 
-use crate::support::{Mounted, entries, failure, is_root, item, open, paths, scan, url};
+use crate::support::{Mounted, entries, failure, item, open, paths, require_root, scan, url};
 
 fn tree_of_everything(root: &Path) {
     fs::create_dir_all(root.join("a/b/empty")).unwrap();
@@ -98,15 +100,16 @@ fn the_first_of_several_names_holds_the_content() {
 
 #[test]
 fn sockets_and_devices_are_skipped_and_named() {
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let _socket = UnixListener::bind(dir.path().join("s")).unwrap();
-    let mut expected = vec![("s".to_string(), SkipReason::Socket)];
-    if is_root() {
-        let null = rustix::fs::makedev(1, 3);
-        let device = dir.path().join("d");
-        mknodat(CWD, device, FileType::CharacterDevice, Mode::RUSR, null).unwrap();
-        expected.insert(0, ("d".into(), SkipReason::Device));
-    }
+    let null = rustix::fs::makedev(1, 3);
+    let device = dir.path().join("d");
+    mknodat(CWD, device, FileType::CharacterDevice, Mode::RUSR, null).unwrap();
+    let expected = [
+        ("d".to_owned(), SkipReason::Device),
+        ("s".to_owned(), SkipReason::Socket),
+    ];
     let source = open(dir.path());
     let tree = source.scan(&ScanOptions::default()).unwrap();
     let mut skipped: Vec<_> = tree
@@ -160,13 +163,68 @@ fn excluded_names_are_left_out_with_what_is_below() {
     fs::write(dir.path().join("a/new"), b"").unwrap();
     fs::write(dir.path().join("nothing"), b"").unwrap();
     source.check_tree_unchanged(&tree).unwrap();
+    assert!(!tree.warnings.iter().any(|told| told.contains("exclude")));
+}
+
+#[test]
+fn a_pattern_that_leaves_nothing_out_is_told_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    tree_of_everything(dir.path());
+    let source = open(dir.path());
+    let scan_without = |patterns: &[&str]| {
+        source.scan(&ScanOptions {
+            exclude: patterns.iter().map(|one| (*one).to_owned()).collect(),
+            ..ScanOptions::default()
+        })
+    };
+    let told = |patterns: &[&str]| {
+        let warnings = scan_without(patterns).unwrap().warnings;
+        let is_of = |told: &String| told.contains("exclude");
+        warnings.into_iter().filter(is_of).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&["./a", "a/b/empty", "/z", "*-b/again"]), [""; 0]);
+    let expected = [
+        "the exclude pattern b matched nothing at the top of the source; **/b matches at any depth",
+        "the exclude pattern **/*.log matched nothing",
+    ];
+    assert_eq!(told(&["b", "a", "**/*.log"]), expected);
+    let all = paths(&scan_without(&["./z"]).unwrap());
+    assert!(!all.contains(&b"z".to_vec()) && all.contains(&b"a/file".to_vec()));
+    let absolute = dir.path().join("z").display().to_string();
+    let (kind, _, error) = failure(scan_without(&[absolute.as_str()]));
+    assert_eq!(kind, Kind::Usage);
+    assert_eq!(error.object_name(), Some(absolute.as_str()));
+    assert!(error.hint_text().unwrap().contains("`z`"));
+}
+
+fn set_user_attribute(path: &Path, value: &[u8]) {
+    rustix::fs::setxattr(path, "user.a", value, XattrFlags::empty()).unwrap();
+}
+
+#[test]
+fn an_attribute_of_a_directory_that_changes_is_noticed_where_names_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    tree_of_everything(dir.path());
+    let source = open(dir.path());
+    let options = ScanOptions {
+        exclude: vec!["n*".into()],
+        ..ScanOptions::default()
+    };
+    for path in [dir.path().to_owned(), dir.path().join("a")] {
+        set_user_attribute(&path, b"old");
+        let tree = source.scan(&options).unwrap();
+        fs::write(dir.path().join("nothing"), b"").unwrap();
+        source.check_tree_unchanged(&tree).unwrap();
+        set_user_attribute(&path, b"new");
+        let (kind, text, _) = failure(source.check_tree_unchanged(&tree));
+        assert_eq!(kind, Kind::SourceChanged);
+        assert!(text.contains("extended attributes"), "{text}");
+    }
 }
 
 #[test]
 fn other_file_systems_are_left_out_on_request_only() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("m")).unwrap();
     let mounted = Mounted::tmpfs(&dir.path().join("m"));
@@ -185,9 +243,52 @@ fn other_file_systems_are_left_out_on_request_only() {
     fs::write(mounted.0.join("more"), b"x").unwrap();
     fs::create_dir(mounted.0.join("below")).unwrap();
     source.check_tree_unchanged(&tree).unwrap();
+    // What happens to its root is one.
+    set_attribute(&File::open(&mounted.0).unwrap(), 1, b"x");
+    let (kind, _, _) = failure(source.check_tree_unchanged(&tree));
+    assert_eq!(kind, Kind::SourceChanged);
+    let tree = source.scan(&options).unwrap();
+    source.check_tree_unchanged(&tree).unwrap();
     rustix::fs::chmod(&mounted.0, Mode::from_raw_mode(0o711)).unwrap();
     let (kind, _, _) = failure(source.check_tree_unchanged(&tree));
     assert_eq!(kind, Kind::SourceChanged);
+}
+
+#[test]
+fn a_file_system_in_memory_is_told_once() {
+    require_root();
+    for kind in ["tmpfs", "ramfs"] {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let told_of_memory = |path: &Path| {
+            let warnings = scan(path).warnings;
+            let is_of = |told: &String| told.contains("shared memory");
+            warnings.into_iter().filter(is_of).collect::<Vec<_>>()
+        };
+        let before = told_of_memory(dir.path()).len();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", &inner, kind, flags, c"").unwrap();
+        let mounted = Mounted(inner);
+        for name in ["a", "b"] {
+            fs::create_dir(mounted.0.join(name)).unwrap();
+            fs::write(mounted.0.join(name).join("file"), b"x").unwrap();
+        }
+        let told = told_of_memory(&mounted.0);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].contains(&mounted.0.display().to_string()),
+            "{told:?}"
+        );
+        assert_eq!(told_of_memory(dir.path()).len(), 1);
+        // Of what is left out nothing is read.
+        let options = ScanOptions {
+            one_file_system: true,
+            ..ScanOptions::default()
+        };
+        let tree = open(dir.path()).scan(&options).unwrap();
+        assert_eq!(tree.warnings.len(), before, "{:?}", tree.warnings);
+    }
 }
 
 #[test]
@@ -212,14 +313,12 @@ fn file_in(mounted: &Mounted) -> File {
 
 fn set_attribute(file: &File, number: usize, value: &[u8]) {
     let name = format!("trusted.{number:04}");
-    rustix::fs::fsetxattr(file, name, value, rustix::fs::XattrFlags::empty()).unwrap();
+    rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()).unwrap();
 }
 
 #[test]
 fn more_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let mounted = Mounted::tmpfs(dir.path());
     let file = file_in(&mounted);
@@ -236,9 +335,7 @@ fn more_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
 
 #[test]
 fn longer_attributes_than_a_backup_holds_are_refused_before_anything_is_read() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let mounted = Mounted::tmpfs(dir.path());
     let file = file_in(&mounted);
@@ -330,7 +427,7 @@ fn a_write_while_the_file_is_read_is_noticed() {
         .check_unchanged(&item(&tree, "f"), fd.as_fd())
         .unwrap();
     // Past the kernel's clock tick, by which old kernels stamp.
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(20));
     let writer = File::options().write(true).open(&path).unwrap();
     writer.write_at(&[2], 50).unwrap();
     let checked = source.check_unchanged(&item(&tree, "f"), fd.as_fd());
@@ -341,9 +438,7 @@ fn a_write_while_the_file_is_read_is_noticed() {
 
 #[test]
 fn a_write_within_the_second_of_the_scan_is_noticed_where_times_are_whole_seconds() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let mounted = Mounted::of_whole_seconds(dir.path());
     let path = mounted.0.join("f");
@@ -360,7 +455,7 @@ fn a_write_within_the_second_of_the_scan_is_noticed_where_times_are_whole_second
         assert_eq!(failure(checked).0, Kind::SourceChanged);
     }
     // Once for each of the two directories, and then while it waits.
-    let asked = std::cell::Cell::new(0);
+    let asked = Cell::new(0);
     fs::write(&path, [3; 100]).unwrap();
     let scanned = source.scan_while(&ScanOptions::default(), &|| {
         asked.set(asked.get() + 1);
@@ -370,6 +465,95 @@ fn a_write_within_the_second_of_the_scan_is_noticed_where_times_are_whole_second
         }
     });
     assert_eq!(failure(scanned).0, Kind::Cancelled);
+}
+
+/// A source whose file system keeps whole seconds.
+struct SlowClock<'a> {
+    root: &'a Path,
+    file: &'a Path,
+    link: &'a Path,
+}
+
+impl SlowClock<'_> {
+    /// Scans what `prepare` has made, with `change` when all has been read and the scan still waits, within the second of
+    /// `prepare`. The kind and text of what the second look finds.
+    fn noticed(&self, prepare: &dyn Fn(), change: &dyn Fn()) -> (Kind, String) {
+        let source = open(self.root);
+        for _ in 0..20 {
+            // The kernel's clock is a tick behind.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            let next =
+                Duration::from_millis(1_030) - Duration::from_nanos(now.subsec_nanos().into());
+            std::thread::sleep(next);
+            prepare();
+            let stamps = || {
+                [self.root, self.file, self.link].map(|path| {
+                    let found = path.symlink_metadata().unwrap();
+                    (found.ino(), found.ctime(), found.ctime_nsec())
+                })
+            };
+            let (before, after) = (stamps(), Cell::new(None));
+            let asked = Cell::new(0);
+            let scanned = source.scan_while(&ScanOptions::default(), &|| {
+                asked.set(asked.get() + 1);
+                // Once for the one directory, and then while it waits.
+                if asked.get() == 2 {
+                    change();
+                    after.set(Some(stamps()));
+                }
+                Ok(())
+            });
+            let tree = scanned.unwrap();
+            // Otherwise the machine was too busy, and the stamps tell.
+            if after.get() == Some(before) {
+                let (kind, text, _) = failure(source.check_tree_unchanged(&tree));
+                return (kind, text);
+            }
+        }
+        panic!("nothing changes within a second");
+    }
+}
+
+#[test]
+fn what_changes_behind_the_scan_within_its_second_is_noticed_where_times_are_whole_seconds() {
+    require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::of_whole_seconds(dir.path());
+    let root = mounted.0.join("source");
+    let (file, link) = (root.join("f"), root.join("l"));
+    let beside = mounted.0.join("beside");
+    fs::create_dir(&root).unwrap();
+    fs::write(&file, [1; 100]).unwrap();
+    // Its inode is the first free one, so that the next link has it again.
+    let link_to = |target: &str| {
+        let _ = fs::remove_file(&link);
+        symlink(target, &link).unwrap();
+    };
+    let prepare = || {
+        let _ = fs::remove_file(&beside);
+        set_user_attribute(&file, b"old");
+        set_user_attribute(&root, b"old");
+        link_to("AAAA");
+    };
+    let changes: [(&str, &dyn Fn()); 4] = [
+        ("extended attributes", &|| set_user_attribute(&file, b"new")),
+        ("extended attributes", &|| set_user_attribute(&root, b"new")),
+        ("replaced", &|| link_to("BBBB")),
+        ("hard link", &|| fs::hard_link(&file, &beside).unwrap()),
+    ];
+    let source = SlowClock {
+        root: &root,
+        file: &file,
+        link: &link,
+    };
+    for (told, change) in changes {
+        let (kind, text) = source.noticed(&prepare, change);
+        assert_eq!(kind, Kind::SourceChanged, "{told}: {text}");
+        assert!(text.contains(told), "{text}");
+    }
+    // What rests is what was read.
+    let scanned = scan(&root);
+    open(&root).check_tree_unchanged(&scanned).unwrap();
 }
 
 #[test]
@@ -459,6 +643,26 @@ fn data_ranges_hold_every_byte_that_is_not_zero() {
 }
 
 #[test]
+fn a_hole_is_found_however_much_is_allocated_elsewhere() {
+    const BLOCK: u64 = 4096;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4 * BLOCK).unwrap();
+    for block in [0, 1, 3] {
+        file.write_all_at(&[7; BLOCK as usize], block * BLOCK)
+            .unwrap();
+    }
+    let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, flags, 4 * BLOCK, 8 * BLOCK).unwrap();
+    file.sync_all().unwrap();
+    assert!(file.metadata().unwrap().blocks() * 512 >= 4 * BLOCK);
+    // The end is a hole, and beyond it: the file has been cut.
+    for (block, expected) in [(0, 2), (1, 2), (2, 2), (3, 4), (4, 4), (5, 5)] {
+        let found = first_hole(file.as_fd(), block * BLOCK).unwrap();
+        assert_eq!(found, expected * BLOCK, "{block}");
+    }
+}
+
+#[test]
 fn holes_that_cannot_be_found_in_a_target_are_no_error_of_the_source() {
     let (reader, _writer) = std::os::unix::net::UnixStream::pair().unwrap();
     let errno = data_ranges(reader.as_fd(), 0..10).unwrap_err();
@@ -477,7 +681,7 @@ fn extended_attributes_and_acls_are_found() {
     let path = dir.path().join("f");
     fs::write(&path, b"x").unwrap();
     let fd = File::open(&path).unwrap();
-    let flags = rustix::fs::XattrFlags::empty();
+    let flags = XattrFlags::empty();
     rustix::fs::fsetxattr(&fd, "user.zebra", b"1", flags).unwrap();
     rustix::fs::fsetxattr(&fd, "user.ant", b"", flags).unwrap();
     let acl = Command::new("setfacl")

@@ -45,12 +45,13 @@ pub fn join(root: &Path, path: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(path))
 }
 
-pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("this part needs root and is left out");
-    }
-    root
+/// Many of the tests mount, change owners or make devices: only root can.
+#[track_caller]
+pub fn require_root() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test needs root: run tests/run as root"
+    );
 }
 
 /// The kind and text of an error.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,10 +13,22 @@ use mover_source::disk::DirDisk;
 use mover_source::{DirSource, DirTarget, RESTORE_MARKER, ScanOptions, TargetMode, target_error};
 
 use crate::support::{
-    Mounted, assert_same, entry, failure, fill, is_root, listing, restore, scan, wanted,
+    Mounted, assert_same, entry, failure, fill, listing, require_root, restore, scan, wanted,
 };
 
 const FILE: EntryKind = EntryKind::File { bytes: 0 };
+/// A user who may do nothing that the owner of a file may not.
+pub const NOBODY: u32 = 65_534;
+
+/// Does `work` as that user, which root alone can.
+pub fn as_nobody<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = std::thread::spawn(move || {
+        let nobody = rustix::fs::Uid::from_raw(NOBODY);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        work()
+    });
+    done.join().unwrap()
+}
 
 fn begin(path: &Path, mode: TargetMode) -> DirTarget {
     DirTarget::begin(DirTarget::plan(path, mode).unwrap()).unwrap()
@@ -132,29 +144,24 @@ struct MountPoint {
 }
 
 impl MountPoint {
-    /// None where this user may not mount.
-    fn new() -> Option<Self> {
-        if !is_root() {
-            return None;
-        }
+    fn new() -> Self {
+        require_root();
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         small_tree(&from);
         fs::create_dir(&to).unwrap();
-        Some(MountPoint {
+        MountPoint {
             _mounted: Mounted::tmpfs(&to),
             from,
             to,
             _dir: dir,
-        })
+        }
     }
 }
 
 #[test]
 fn a_mount_point_is_filled_from_inside() {
-    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
-        return;
-    };
+    let MountPoint { from, to, .. } = &MountPoint::new();
     let target = begin(to, TargetMode::Fresh);
     fill(&target, &scan(from), from);
     assert!(listing(to)[0].starts_with(".helios-mover-partial-"));
@@ -168,9 +175,7 @@ fn a_mount_point_is_filled_from_inside() {
 
 #[test]
 fn a_mount_point_that_came_to_hold_something_keeps_that_and_the_restored_tree() {
-    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
-        return;
-    };
+    let MountPoint { from, to, .. } = &MountPoint::new();
     let target = begin(to, TargetMode::Fresh);
     fill(&target, &scan(from), from);
     // Of a name that the backup has, too.
@@ -190,9 +195,7 @@ fn a_mount_point_that_came_to_hold_something_keeps_that_and_the_restored_tree() 
 
 #[test]
 fn an_empty_lost_and_found_gives_way_to_that_of_the_backup() {
-    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
-        return;
-    };
+    let MountPoint { from, to, .. } = &MountPoint::new();
     fs::create_dir(to.join("lost+found")).unwrap();
     fs::create_dir(from.join("lost+found")).unwrap();
     fs::write(from.join("lost+found/#12"), b"rescued").unwrap();
@@ -202,9 +205,7 @@ fn an_empty_lost_and_found_gives_way_to_that_of_the_backup() {
 
 #[test]
 fn what_a_dead_restore_left_inside_a_mount_point_is_removed() {
-    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
-        return;
-    };
+    let MountPoint { from, to, .. } = &MountPoint::new();
     let left = killed_restore(to, to);
     let plan = DirTarget::plan(to, TargetMode::Fresh).unwrap();
     assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
@@ -259,6 +260,44 @@ fn what_a_dead_restore_left_is_removed_by_the_next() {
     assert_eq!(listing(dir.path()), ["from", "to"]);
 }
 
+/// A restore that died while it set modes has left such directories, and so has one that gives up there.
+#[test]
+fn what_a_restore_left_goes_where_its_owner_may_not_write() {
+    require_root();
+    let dir = tempfile::tempdir().unwrap();
+    let (root, to) = (dir.path().to_owned(), dir.path().join("to"));
+    chown(&root, Some(NOBODY), None).unwrap();
+    for mode in [0o555, 0o500, 0o400, 0o300, 0o000] {
+        let (there, target) = (root.clone(), to.clone());
+        let left = as_nobody(move || killed_restore(&target, &there));
+        let inner = left.join("deep/inner");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("file"), b"x").unwrap();
+        for path in [&inner, &left.join("deep")] {
+            chown(path, Some(NOBODY), None).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        let target = to.clone();
+        as_nobody(move || {
+            let plan = DirTarget::plan(&target, TargetMode::Fresh).unwrap();
+            assert_eq!(plan.dead_leftovers(), [left.canonicalize().unwrap()]);
+            assert_eq!(plan.remove_leftovers(&|| Ok(())).unwrap(), [""; 0]);
+        });
+        assert!(listing(&root).is_empty(), "{mode:o}");
+
+        let (there, target) = (root.clone(), to.clone());
+        as_nobody(move || {
+            let target = begin(&target, TargetMode::Fresh);
+            target.make_dir(&entry(b"deep", EntryKind::Dir)).unwrap();
+            drop(target.make_file(&entry(b"deep/file", FILE), &[]).unwrap());
+            let deep = there.join(&listing(&there)[0]).join("deep");
+            fs::set_permissions(deep, Permissions::from_mode(mode)).unwrap();
+            target.abandon().unwrap();
+        });
+        assert!(listing(&root).is_empty(), "{mode:o}");
+    }
+}
+
 #[test]
 fn a_restore_that_lives_is_never_taken_for_a_dead_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -288,9 +327,7 @@ fn a_restore_that_lives_is_never_taken_for_a_dead_one() {
 
 #[test]
 fn a_restore_that_gives_up_half_way_leaves_what_the_next_one_removes() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("to");
     let target = begin(&to, TargetMode::Fresh);
@@ -517,9 +554,7 @@ fn delta_keeps_the_content_of_a_file_to_compare_with() {
 
 #[test]
 fn two_names_of_the_backup_are_never_one_in_the_target() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir_all(at("d1")).unwrap();
@@ -561,9 +596,7 @@ fn two_names_of_the_backup_are_never_one_in_the_target() {
 
 #[test]
 fn a_mount_in_what_is_extra_is_never_emptied() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let inner = dir.path().join("extra/inner");
     fs::create_dir_all(&inner).unwrap();
@@ -578,9 +611,7 @@ fn a_mount_in_what_is_extra_is_never_emptied() {
 
 #[test]
 fn a_mount_on_a_kept_directory_is_left_unless_the_backup_holds_something_below() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     // As --one-file-system keeps a directory where something is mounted. "data-x" sorts between "data" and "data/".
@@ -628,9 +659,7 @@ fn a_mount_on_a_kept_directory_is_left_unless_the_backup_holds_something_below()
 
 #[test]
 fn what_fsck_rescued_is_kept() {
-    let Some(MountPoint { from, to, .. }) = &MountPoint::new() else {
-        return;
-    };
+    let MountPoint { from, to, .. } = &MountPoint::new();
     fs::create_dir_all(to.join("lost+found/#11")).unwrap();
     fs::write(to.join("lost+found/#11/rescued"), b"x").unwrap();
     // Also where the backup holds the directory, which is empty in most.
@@ -837,9 +866,7 @@ fn a_fresh_target_that_came_to_hold_something_after_it_was_planned_is_refused() 
 
 #[test]
 fn owner_and_mode_of_a_pipe_or_link_never_go_onto_what_took_its_place() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let dir = tempfile::tempdir().unwrap();
     let (to, theirs) = (dir.path().join("to"), dir.path().join("theirs"));
     fs::create_dir(&to).unwrap();

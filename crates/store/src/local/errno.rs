@@ -44,6 +44,18 @@ pub(super) fn explain(error: impl Into<io::Error>, action: &str, object: &str) -
     told.object(object).cause(error)
 }
 
+/// Explains that the file system of the repository at `path` gives no name that replaces nothing: it has no such rename, and the hard
+/// link in its place met `errno`. Some FUSE mounts that put a bucket behind a directory are like that.
+pub(super) fn unnameable(errno: Errno, path: &str) -> Error {
+    Error::new(
+        Kind::Storage,
+        "this file system can neither rename without replacing nor make hard links",
+    )
+    .object(path)
+    .hint("use another file system for the repository, or s3://")
+    .cause(io::Error::from(errno))
+}
+
 /// Explains an error met while bytes of the object `object` were read: what the disk does not give back is lost as if it had been
 /// changed, and lost is this object alone. (btrfs and ZFS answer so to every bit that rots.)
 pub(super) fn explain_read(error: impl Into<io::Error>, object: &str) -> Error {

@@ -19,11 +19,9 @@ use rustix::io::Errno;
 
 use super::errno::explain;
 use super::root::{Root, resolve, unexpected};
-use crate::key::{self, KEY_PARTS_MAX, Key, TEMPORARY_PART};
+use crate::key::{self, KEY_PARTS_MAX, Key, LOST_AND_FOUND, TEMPORARY_PART};
 use crate::{LIST_LIMIT_MAX, ObjectInfo, Page, STRAYS_MAX};
 
-/// Every ext file system has this directory at its root, which a repository may be.
-const LOST_AND_FOUND: &[u8] = b"lost+found";
 /// Objects examined between two turns of the shard, about half a millisecond of work.
 const STATS_PER_TURN: usize = 128;
 
@@ -223,7 +221,8 @@ impl Level {
 
     /// Whether `name` belongs to the root of a repository without being an object.
     fn is_ignored(&self, name: &[u8]) -> bool {
-        self.path.is_empty() && (name == TEMPORARY_PART.as_bytes() || name == LOST_AND_FOUND)
+        self.path.is_empty()
+            && (name == TEMPORARY_PART.as_bytes() || name == LOST_AND_FOUND.as_bytes())
     }
 
     /// The type of an entry, asked for where the directory does not tell; `None` where it is gone.

@@ -2,14 +2,16 @@
 //!
 //! Invariants:
 //! - Nothing stands under the key before [`LocalUpload::commit`] renames the finished, synced file to it,
-//!   and the rename never replaces anything.
+//!   and the rename never replaces anything. Where the file system has no such rename, a hard link gives the name.
+//! - Of two writers one is told that it created the object; a name that our own file has got is never told as
+//!   another's.
 //! - A failed write or sync is final for the file: it is never tried again, and the file is discarded.
 //! - At most [`WRITES_IN_FLIGHT_MAX`] buffers of the arena belong to one upload.
 //! - However an upload ends, short of the process being killed, its temporary file is gone afterwards.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use mover_base::{BLOCK_BYTES, Error, Kind, Result};
@@ -18,7 +20,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 use tokio::task::JoinHandle;
 
-use super::errno::explain;
+use super::errno::{explain, unnameable};
 use super::root::{FILE_MODE, Root, resolve};
 use super::{LocalStore, TEMPORARY_SUFFIX};
 use crate::Put;
@@ -117,6 +119,17 @@ impl LocalUpload {
         Ok(put)
     }
 
+    /// Tries whether the finished file can be given a name, by giving it another one of its kind.
+    pub(super) fn try_name(&mut self) -> Result<()> {
+        let name = random_name()?;
+        let directory = Rc::clone(&self.temporary.directory);
+        self.temporary
+            .rename(self.file.as_fd(), &directory, &name)
+            .map_err(|unnamed| self.told(unnamed))?;
+        self.temporary.name = Some(name);
+        Ok(())
+    }
+
     pub(crate) async fn abort(mut self) -> Result<()> {
         while let Some(write) = self.in_flight.pop_front() {
             // Nothing depends on what was written any more, so neither does anything on its errors.
@@ -174,16 +187,28 @@ impl LocalUpload {
     /// Gives the finished file its name.
     fn publish(&mut self) -> Result<Put> {
         let directory = self.store.root().make_directory(self.key.parent())?;
-        match self.temporary.rename(&directory, self.key.name()) {
+        let named = self
+            .temporary
+            .rename(self.file.as_fd(), &directory, self.key.name());
+        match named {
             Ok(()) => Ok(Put::Created),
-            Err(Errno::EXIST) => self.existing(&directory),
-            Err(Errno::NOENT) => Err(Error::new(
+            Err(Unnamed::Failed(Errno::EXIST)) => self.existing(&directory),
+            Err(unnamed) => Err(self.told(unnamed)),
+        }
+    }
+
+    fn told(&self, unnamed: Unnamed) -> Error {
+        match unnamed {
+            Unnamed::Unable(errno) => {
+                unnameable(errno, &self.store.directory().display().to_string())
+            }
+            Unnamed::Failed(Errno::NOENT) => Error::new(
                 Kind::Storage,
                 "a temporary file vanished while it was written",
             )
             .object(self.temporary.path())
-            .hint("do not clean up the repository's tmp directory while a job writes to it")),
-            Err(errno) => Err(explain(errno, "name an object", self.key.as_str())),
+            .hint("do not clean up the repository's tmp directory while a job writes to it"),
+            Unnamed::Failed(errno) => explain(errno, "name an object", self.key.as_str()),
         }
     }
 
@@ -211,6 +236,15 @@ pub(super) fn check_existing(kind: FileType, key: &Key) -> Result<()> {
         .object(key.as_str())),
         kind => Err(super::root::unexpected(kind, key.as_str())),
     }
+}
+
+/// Why a finished file has not got a name.
+#[derive(Debug, PartialEq, Eq)]
+enum Unnamed {
+    /// The file system has no way to give one that replaces nothing.
+    Unable(Errno),
+    /// Anything else; EXIST where another file has the name.
+    Failed(Errno),
 }
 
 /// A file in the temporary directory; dropped, it is unlinked.
@@ -250,10 +284,15 @@ impl TemporaryFile {
         )
     }
 
-    /// Renames to `name` in `directory` unless that exists.
-    fn rename(&mut self, directory: &OwnedFd, name: &str) -> Result<(), Errno> {
+    /// Renames the file, which is open as `file`, to `name` in `directory` unless that exists.
+    fn rename(
+        &mut self,
+        file: BorrowedFd<'_>,
+        directory: &OwnedFd,
+        name: &str,
+    ) -> Result<(), Unnamed> {
         let Some(own) = self.name.as_deref() else {
-            return Err(Errno::NOENT);
+            return Err(Unnamed::Failed(Errno::NOENT));
         };
         match rustix::fs::renameat_with(
             &*self.directory,
@@ -266,15 +305,35 @@ impl TemporaryFile {
                 self.name = None;
                 Ok(())
             }
-            // The file system lacks NOREPLACE. A hard link refuses an existing name just as well; the
-            // temporary name goes afterwards, and if it cannot, it is a leftover and no error.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::linkat(&*self.directory, own, directory, name, AtFlags::empty())?;
-                let _ = self.remove();
-                Ok(())
-            }
-            Err(errno) => Err(errno),
+            // The file system lacks NOREPLACE (NFS, some of FUSE).
+            Err(Errno::INVAL | Errno::NOSYS) => self.link(file, directory, name),
+            Err(errno) => Err(Unnamed::Failed(errno)),
         }
+    }
+
+    /// The same by a hard link, which refuses an existing name just as well. The temporary name goes afterwards,
+    /// and if it cannot, it is a leftover and no error.
+    fn link(
+        &mut self,
+        file: BorrowedFd<'_>,
+        directory: &OwnedFd,
+        name: &str,
+    ) -> Result<(), Unnamed> {
+        let Some(own) = self.name.as_deref() else {
+            return Err(Unnamed::Failed(Errno::NOENT));
+        };
+        match rustix::fs::linkat(&*self.directory, own, directory, name, AtFlags::empty()) {
+            Ok(()) => {}
+            // An NFS server that restarts between the link and its answer is asked again, and says that the name
+            // exists. It does: it is ours, see O_EXCL in open(2).
+            Err(Errno::EXIST) if has_name(file, directory, name).map_err(Unnamed::Failed)? => {}
+            Err(errno @ (Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK)) => {
+                return Err(Unnamed::Unable(errno));
+            }
+            Err(errno) => return Err(Unnamed::Failed(errno)),
+        }
+        let _ = self.remove();
+        Ok(())
     }
 
     fn remove(&mut self) -> Result<(), Errno> {
@@ -294,7 +353,70 @@ impl Drop for TemporaryFile {
     }
 }
 
+/// Whether `name` in `directory` is a name of the open file `file`.
+fn has_name(file: BorrowedFd<'_>, directory: &OwnedFd, name: &str) -> Result<bool, Errno> {
+    let own = rustix::fs::fstat(file)?;
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok((stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
 fn random_name() -> Result<String> {
     let random = u128::from_ne_bytes(random_bytes()?);
     Ok(format!("{random:032x}{TEMPORARY_SUFFIX}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A root with a finished file among the temporary ones: the root, its descriptor, the file and its descriptor.
+    fn finished() -> (TempDir, OwnedFd, TemporaryFile, OwnedFd) {
+        let kept = TempDir::new().unwrap();
+        let root = Root::new(kept.path().to_owned());
+        let (temporary, file) = TemporaryFile::create(&root).unwrap();
+        let directory = root.open_directory("").unwrap().unwrap();
+        (kept, directory, temporary, file)
+    }
+
+    #[test]
+    fn a_link_whose_answer_was_lost_is_our_own() {
+        let (kept, directory, mut temporary, file) = finished();
+        let path = kept.path().join(temporary.path());
+        // What the server did before it was asked again.
+        fs::hard_link(&path, kept.path().join("object")).unwrap();
+        let linked = temporary.link(file.as_fd(), &directory, "object");
+        assert_eq!(linked, Ok(()));
+        assert!(!path.exists());
+        assert_eq!(has_name(file.as_fd(), &directory, "object"), Ok(true));
+    }
+
+    #[test]
+    fn the_name_of_another_file_is_taken_and_stays_with_it() {
+        let (kept, directory, mut temporary, file) = finished();
+        let path = kept.path().join(temporary.path());
+        fs::write(kept.path().join("theirs"), b"").unwrap();
+        fs::create_dir(kept.path().join("directory")).unwrap();
+        // It leads to our file, and is none of its names.
+        symlink(&path, kept.path().join("symlink")).unwrap();
+        for name in ["theirs", "directory", "symlink"] {
+            let linked = temporary.link(file.as_fd(), &directory, name);
+            assert_eq!(linked, Err(Unnamed::Failed(Errno::EXIST)), "{name}");
+            assert_eq!(has_name(file.as_fd(), &directory, name), Ok(false));
+        }
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_name_that_vanished_meanwhile_is_not_ours() {
+        let (_kept, directory, _temporary, file) = finished();
+        assert_eq!(has_name(file.as_fd(), &directory, "gone"), Ok(false));
+    }
 }

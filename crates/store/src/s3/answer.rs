@@ -1,7 +1,8 @@
 //! What a server's answer means: success, a refusal with its remedy, or a fault that may pass.
 //!
 //! Invariants: an answer that is not understood is an error, never a success; a body is parsed only within its
-//! bound; a message shows what the server said, cut and escaped, and never a header of the request.
+//! bound; a message shows what the server said, cut and escaped, and never a header of the request; what is told as
+//! a fault that came again is asked for again before.
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -115,26 +116,27 @@ impl Answer {
 
     /// Whether the same request may succeed later.
     pub fn may_pass(&self, operation: Operation) -> bool {
-        let code = self.error_code();
         match self.status.as_u16() {
             404 => self.is_nobodys_absence(operation) && !self.is_page(),
-            408 | 429 | 500 | 502 | 503 | 504 | 507 | 509 => true,
-            409 => matches!(code, "ConditionalRequestConflict" | "OperationAborted"),
-            400 => matches!(
-                code,
-                "RequestTimeout" | "IncompleteBody" | "XAmzContentSHA256Mismatch" | "BadDigest"
-            ),
-            200..=299 => matches!(
-                code,
-                "InternalError"
-                    | "SlowDown"
-                    | "ServiceUnavailable"
-                    | "RequestTimeout"
-                    | "ConditionalRequestConflict"
-                    | "OperationAborted"
-            ),
-            _ => false,
+            _ => self.is_fault() || self.is_spoilt_body(),
         }
+    }
+
+    /// Whether it tells of a fault of the server's, or of a proxy's before it, which passes by itself.
+    fn is_fault(&self) -> bool {
+        match self.status.as_u16() {
+            200..=299 | 400 | 409 => is_passing_code(self.error_code()),
+            status => is_fault_status(status),
+        }
+    }
+
+    /// Whether a body did not arrive as it was sent.
+    fn is_spoilt_body(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+            && matches!(
+                self.error_code(),
+                "IncompleteBody" | "XAmzContentSHA256Mismatch" | "BadDigest"
+            )
     }
 
     /// Whether it says that something is missing without S3's words for it: a proxy whose server is being restarted answers so
@@ -147,23 +149,17 @@ impl Answer {
 
     /// Whether the server asks for fewer requests.
     pub fn asks_to_slow_down(&self) -> bool {
-        matches!(self.status.as_u16(), 429 | 503 | 509) || self.error_code() == "SlowDown"
+        matches!(self.status.as_u16(), 429 | 503 | 509) || is_slow_down(self.error_code())
     }
 
     /// Whether temporary credentials ran out.
     pub fn is_expired(&self) -> bool {
-        matches!(
-            self.error_code(),
-            "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
-        )
+        is_expiry(self.error_code())
     }
 
     /// Whether who signed is not let in, or not this far: where that was for a time, others may sign by now.
     pub fn is_refusal_of_signer(&self) -> bool {
-        matches!(
-            self.error_code(),
-            "AccessDenied" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidTokenId"
-        )
+        is_refusal_of_signer(self.error_code())
     }
 
     /// Whether a condition was not met, which a completion says behind a head of success.
@@ -235,12 +231,7 @@ impl Answer {
             )
             .hint("set the clock that is wrong (on this machine: timedatectl, chronyc tracking), then try again")
             .cause(format!("{said}; {}", clocks(now, self.server_time()))),
-            (_, "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => told(
-                Kind::Storage,
-                "the session token of the credentials has expired".into(),
-            )
-            .hint("renew the credentials (for instance `aws sso login`), then try again")
-            .cause(said),
+            _ if self.is_expired() => expired(object, said),
             (301 | 302 | 307 | 308, _)
             | (
                 _,
@@ -277,6 +268,22 @@ impl Answer {
             )
             .hint("restore it from its class of storage first (aws s3api restore-object); rules of the bucket must not archive a repository's objects")
             .cause(said),
+            _ => self.error_by_status(operation, object, location, said),
+        }
+    }
+
+    /// The error where the code alone does not tell what is wrong.
+    fn error_by_status(
+        &self,
+        operation: Operation,
+        object: &str,
+        location: &Location,
+        said: String,
+    ) -> Error {
+        let status = self.status.as_u16();
+        let told = |kind, message: String| Error::new(kind, message).object(object);
+        let act = operation.to_text();
+        match (status, self.error_code()) {
             _ if self.is_page() => page(status, location, &said),
             (401 | 403, _) => told(Kind::Storage, format!("the store does not allow to {act}"))
                 .hint(format!(
@@ -285,17 +292,19 @@ impl Answer {
                 ))
                 .cause(said),
             _ if self.is_nobodys_absence(operation) => not_s3(location, &said),
+            // Who aborts one wants it gone.
+            (_, "NoSuchUpload") if operation == Operation::Multipart => told(
+                Kind::Storage,
+                "the upload of an object in parts was thrown away by somebody else".into(),
+            )
+            .hint("check the bucket's lifecycle rules, which must not end uploads that are under way, then run again")
+            .cause(said),
             (404, _) => told(Kind::NotFound, "no such object".into()).cause(said),
             (507, _) => full(object, said),
             (501, _) => told(Kind::Storage, format!("the store does not offer to {act}"))
                 .hint("the server lacks this part of S3: a newer version of it, or another server, may have it")
                 .cause(said),
-            (408 | 429 | 500..=599, _) => told(
-                Kind::Unreachable,
-                format!("the store failed to {act}, and again when asked again"),
-            )
-            .hint("try again later; what was committed is safe")
-            .cause(said),
+            _ if self.is_fault() => failed_again(operation, object, said),
             _ if is_html(&self.headers) => not_s3(location, &said),
             _ => told(Kind::Storage, format!("the store refused to {act}"))
                 .hint("if the store's own words do not tell what to change, run `check`, which tries out what the mover needs of it")
@@ -325,6 +334,72 @@ impl Answer {
     }
 }
 
+/// Whether a status tells of a fault that passes by itself. Those from 520 on are a proxy's, for whose server is gone or late;
+/// what a server does not know (501, 505) it does not know the next time either.
+fn is_fault_status(status: u16) -> bool {
+    match status {
+        408 | 429 => true,
+        500..=599 => status != 501 && status != 505,
+        _ => false,
+    }
+}
+
+/// Whether a code tells of such a fault where the status does not: behind a head of success, and beside one of the objects that
+/// a request is about.
+pub(super) fn is_passing_code(code: &str) -> bool {
+    is_slow_down(code)
+        || matches!(
+            code,
+            "InternalError"
+                | "ServiceUnavailable"
+                | "RequestTimeout"
+                | "ConditionalRequestConflict"
+                | "OperationAborted"
+        )
+}
+
+/// Whether a code asks for fewer requests. MinIO has two of its own.
+pub(super) fn is_slow_down(code: &str) -> bool {
+    matches!(code, "SlowDown" | "SlowDownRead" | "SlowDownWrite")
+}
+
+/// Whether a code says that temporary credentials ran out.
+pub(super) fn is_expiry(code: &str) -> bool {
+    matches!(
+        code,
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
+    )
+}
+
+/// Whether a code says that who signed is not let in, or not this far.
+pub(super) fn is_refusal_of_signer(code: &str) -> bool {
+    matches!(
+        code,
+        "AccessDenied" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidTokenId"
+    )
+}
+
+/// The error for temporary credentials that ran out.
+pub(super) fn expired(object: &str, said: String) -> Error {
+    Error::new(
+        Kind::Storage,
+        "the session token of the credentials has expired",
+    )
+    .object(object)
+    .hint("renew the credentials (for instance `aws sso login`), then try again")
+    .cause(said)
+}
+
+/// The error for a fault that did not pass while it was asked again and again.
+pub(super) fn failed_again(operation: Operation, object: &str, said: String) -> Error {
+    let act = operation.to_text();
+    let message = format!("the store failed to {act}, and again when asked again");
+    Error::new(Kind::Unreachable, message)
+        .object(object)
+        .hint("try again later; what was committed is safe")
+        .cause(said)
+}
+
 /// The error for a store that takes no more.
 fn full(object: &str, said: String) -> Error {
     Error::new(Kind::Storage, "the store is full")
@@ -349,9 +424,8 @@ fn clocks(here: Timestamp, server: Option<Timestamp>) -> String {
 /// The error for a page where an answer of S3 was expected. A server that is busy, or a proxy before it, may send one too:
 /// that may pass.
 fn page(status: u16, location: &Location, said: &str) -> Error {
-    let may_pass = matches!(status, 408 | 429 | 500..=599);
     let error = not_s3(location, &format!("{said} with a web page"));
-    match may_pass {
+    match is_fault_status(status) {
         true => error.with_kind(Kind::Unreachable),
         false => error,
     }
@@ -460,6 +534,12 @@ mod tests {
             (301, "PermanentRedirect", Kind::Usage),
             (503, "SlowDown", Kind::Unreachable),
             (507, "QuotaExceeded", Kind::Storage),
+            (522, "", Kind::Unreachable),
+            (505, "", Kind::Storage),
+            (200, "InternalError", Kind::Unreachable),
+            (409, "OperationAborted", Kind::Unreachable),
+            (400, "RequestTimeout", Kind::Unreachable),
+            (400, "BadDigest", Kind::Storage),
         ] {
             let error =
                 answer(status, &document(code)).into_error(Operation::Put, "key", &location());
@@ -469,6 +549,39 @@ mod tests {
                 "{code} has a remedy"
             );
         }
+    }
+
+    #[test]
+    fn what_is_told_to_have_failed_again_is_what_is_asked_for_again() {
+        for status in 300..=599 {
+            // That nobody's 404 may pass is no fault of the store's, and one that is full is told as such.
+            if matches!(status, 404 | 507) {
+                continue;
+            }
+            let passes = answer(status, "").may_pass(Operation::Put);
+            let error = answer(status, "").into_error(Operation::Put, "key", &location());
+            assert_eq!(
+                error.kind() == Kind::Unreachable,
+                passes,
+                "{status}: {error}"
+            );
+            assert_eq!(error.message().contains("again"), passes, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_upload_that_is_gone_is_no_object_that_is_absent_unless_it_was_to_go() {
+        for status in [404, 200] {
+            let gone = answer(status, &document("NoSuchUpload"));
+            let error = gone.into_error(Operation::Multipart, "key", &location());
+            assert_eq!(error.kind(), Kind::Storage, "{error}");
+            assert!(error.message().contains("thrown away"), "{error}");
+            let hint = error.hint_text().unwrap();
+            assert!(hint.contains("lifecycle rules"), "{hint}");
+        }
+        let gone = answer(404, &document("NoSuchUpload"));
+        let aborted = gone.into_error(Operation::Abort, "key", &location());
+        assert!(aborted.is_absence(), "{aborted}");
     }
 
     #[test]
@@ -535,6 +648,9 @@ mod tests {
             (500, Kind::Unreachable),
             (503, Kind::Unreachable),
             (507, Kind::Unreachable),
+            (524, Kind::Unreachable),
+            (501, Kind::Storage),
+            (505, Kind::Storage),
         ] {
             for answer in [answer_with(status, &html, "no"), answer(status, PAGE)] {
                 let error = answer.into_error(Operation::Get, "key", &location());
@@ -652,6 +768,13 @@ mod tests {
             (500, "InternalError", true),
             (503, "SlowDown", true),
             (502, "", true),
+            (501, "NotImplemented", false),
+            (505, "", false),
+            (508, "", true),
+            (511, "", true),
+            (520, "", true),
+            (530, "", true),
+            (599, "", true),
             (409, "ConditionalRequestConflict", true),
             (409, "BucketNotEmpty", false),
             (400, "RequestTimeout", true),
@@ -660,6 +783,8 @@ mod tests {
             (412, "PreconditionFailed", false),
             (404, "NoSuchKey", false),
             (200, "InternalError", true),
+            (200, "SlowDownWrite", true),
+            (200, "AccessDenied", false),
         ] {
             assert_eq!(
                 answer(status, &document(code)).may_pass(Operation::Get),

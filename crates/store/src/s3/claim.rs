@@ -5,12 +5,15 @@
 //! writers at least one sees the other, since each lists after it has written and listings show what was written
 //! before, so never do both believe to be alone.
 //!
-//! Invariants: no clock but this process's own steady one is asked. A holder names the object within half of a claim's
-//! life from before it wrote the claim, or not at all; what takes long (sending the bytes) happens before the claim.
-//! A rival's claim is dead when it was seen here for the whole life, which is longer than its holder has it. Where the
-//! write failed it may still arrive, so its claim stays until its life is over, and only then is it looked for and, if
-//! it is not there, sent again. This leans on consistent listings, which the probe cannot prove: `check` says that the
-//! store is of the weaker kind.
+//! Invariants: no clock is asked that anybody sets. A holder names the object within half of a claim's life from before it
+//! wrote the claim, or not at all: it looks at the claim's age once more right before each try leaves, by a clock that runs on
+//! while the machine sleeps, since it may have been stopped meanwhile. (One that is stopped behind that look, before the kernel
+//! has the request, or whose machine's clock was stopped with it, is not told.) What takes long (sending the bytes) happens
+//! before the claim. A rival's claim is dead when it was seen here for the whole life, which is longer than its holder has
+//! it. Where the write failed it may still arrive, so its claim stays until its life is over, and only then is it looked
+//! for and, if it is not there, sent again. The end of an upload in parts, which a server may work at for longer than a claim
+//! is used, then finds the upload gone: that, too, is looked at again until the patience is over. This leans on consistent listings, which the probe cannot prove: `check` says
+//! that the store is of the weaker kind.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,6 +22,7 @@ use mover_base::checksum::sha256;
 use mover_base::{Error, Kind, Result, hex};
 use mover_io::random_bytes;
 
+use super::answer::Operation;
 use super::body::Payload;
 use super::client::{Client, PATIENCE, Request, Sink};
 use super::list;
@@ -52,15 +56,14 @@ pub(super) async fn put(client: &Client, name: &str, payload: Payload) -> Result
     if put::head(client, name).await?.is_some() {
         return Ok(Put::Exists);
     }
-    let mut parts = multipart::Parts::begin(client, name, new_mark()?).await?;
-    let put = match parts.send(client, payload).await {
-        Ok(()) => parts.complete(client).await,
-        Err(error) => Err(error),
-    };
-    if !matches!(put, Ok(Put::Created)) {
-        parts.abandon(client);
+    let parts = multipart::Parts::begin(client, name, new_mark()?).await?;
+    let mut upload = multipart::Guarded::new(client, parts);
+    upload.parts.send(client, payload).await?;
+    let put = upload.parts.complete(client).await?;
+    if put == Put::Created {
+        upload.settle();
     }
-    put
+    Ok(put)
 }
 
 /// Sends `request`, which names the object, as the only one who may. `mark` is that of the object.
@@ -157,8 +160,9 @@ impl<'a> Creation<'a> {
                 return Err(error);
             }
             let claim = format!("{}{}", self.prefix, new_mark()?);
+            // What is waited for is waited for awake.
             let since = Instant::now();
-            let turn = self.turn(&claim, since).await;
+            let turn = self.turn(&claim, BootTime::now()).await;
             if let Ok(Turn::Unclear(error)) = &turn {
                 tracing::debug!(name = self.name, %error, "waiting for what may still arrive");
                 self.wait_until(since + self.terms.life).await?;
@@ -184,27 +188,31 @@ impl<'a> Creation<'a> {
     }
 
     /// Claims the object, and sends it if nobody else may.
-    async fn turn(&mut self, claim: &str, since: Instant) -> Result<Turn> {
+    async fn turn(&mut self, claim: &str, since: BootTime) -> Result<Turn> {
         if let Some(why) = self.is_kept_away(claim, since).await? {
             return Ok(Turn::NotSent(why));
         }
         if let Some(put) = self.standing().await? {
             return Ok(Turn::Ended(put));
         }
-        let left = self.terms.use_max().saturating_sub(since.elapsed());
-        if left < self.terms.use_min() {
-            return Ok(Turn::NotSent(self.too_slow()));
+        let deadline = since.after(self.terms.use_max());
+        if deadline.left() < self.terms.use_min() {
+            return Ok(Turn::NotSent(too_slow(self.name)));
         }
-        self.is_sent = true;
-        Ok(match self.write(left).await {
+        let was_sent = std::mem::replace(&mut self.is_sent, true);
+        // The server may still put together what was ended under an earlier claim, and knows the upload no more.
+        let is_perhaps_ending = was_sent && self.request.operation == Operation::Multipart;
+        Ok(match self.write(deadline).await {
             Ok(put) => Turn::Ended(put),
-            Err(error) if error.kind() == Kind::Unreachable => Turn::Unclear(error),
+            Err(error) if is_perhaps_ending || error.kind() == Kind::Unreachable => {
+                Turn::Unclear(error)
+            }
             Err(error) => Turn::Failed(error),
         })
     }
 
     /// Writes our claim and looks whether there are others: then, why the object may not be written now.
-    async fn is_kept_away(&mut self, claim: &str, since: Instant) -> Result<Option<Error>> {
+    async fn is_kept_away(&mut self, claim: &str, since: BootTime) -> Result<Option<Error>> {
         let payload = put::payload_of(self.client, b"claim")?;
         let request = put_request(self.client, claim, payload, "claim");
         self.client.send_small(&request).await?;
@@ -229,18 +237,20 @@ impl<'a> Creation<'a> {
             .hint("a repository needs one of the two; use another store"));
         }
         Ok(match rivals.len() - dead.len() {
-            _ if !is_shown => Some(self.too_slow()),
+            _ if !is_shown => Some(too_slow(self.name)),
             0 => None,
             _ => Some(self.crowd()),
         })
     }
 
-    /// The step that decides, which has this long.
-    async fn write(&self, left: Duration) -> Result<Put> {
+    /// The step that decides, which ends by then.
+    async fn write(&self, deadline: BootTime) -> Result<Put> {
+        let request = self.request.clone().before(deadline);
         let mut sink = Sink::Answer;
-        let sent = self.client.send(self.request, &mut sink);
-        let sent = tokio::time::timeout(left, sent).await;
-        let answer = sent.map_err(|_| self.too_slow())??;
+        let sent = self.client.send(&request, &mut sink);
+        // After a stop this still goes on with sending before it looks at its own time, so the request has to look too.
+        let sent = tokio::time::timeout(deadline.left(), sent).await;
+        let answer = sent.map_err(|_| too_slow(self.name))??;
         // A try that was answered late may have been preceded by one that arrived.
         match put::outcome(self.client, self.request, answer, self.mark).await? {
             Some(put) => Ok(put),
@@ -276,14 +286,45 @@ impl<'a> Creation<'a> {
         .object(self.name)
         .hint("let them run one after the other, or use a store that supports If-None-Match")
     }
+}
 
-    fn too_slow(&self) -> Error {
-        Error::new(
-            Kind::Unreachable,
-            "the store was too slow to create an object safely",
-        )
-        .object(self.name)
-        .hint("try again later")
+/// The error for an object whose claim may be another's by now.
+pub(super) fn too_slow(name: &str) -> Error {
+    Error::new(
+        Kind::Unreachable,
+        "the store was too slow to create an object safely",
+    )
+    .object(name)
+    .hint("try again later")
+}
+
+/// A time by the kernel's clock that runs on while this process is stopped or the machine sleeps, and that nobody sets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BootTime(Duration);
+
+impl BootTime {
+    pub fn now() -> Self {
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        // It is never negative.
+        BootTime(Duration::try_from(since_boot).unwrap_or_default())
+    }
+
+    pub fn after(self, time: Duration) -> Self {
+        BootTime(self.0.saturating_add(time))
+    }
+
+    /// How long it is ahead.
+    pub fn left(self) -> Duration {
+        self.0.saturating_sub(BootTime::now().0)
+    }
+
+    pub fn has_passed(self) -> bool {
+        self.left().is_zero()
+    }
+
+    /// How long it is past.
+    fn elapsed(self) -> Duration {
+        BootTime::now().0.saturating_sub(self.0)
     }
 }
 
@@ -306,6 +347,7 @@ impl Sightings {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
     use mover_io::{BUF_BYTES, Shard, ShardConfig};
     use mover_test_servers::{Action, Fault, FaultProxy, FilesystemS3};
     use tempfile::TempDir;
@@ -320,6 +362,8 @@ mod tests {
     };
     const NAME: &str = "x";
     const MARK: &str = "ours";
+    /// How often a test looks for what it waits for: much longer than it takes.
+    const LOOKS_MAX: usize = 3000;
 
     /// A server behind a proxy that breaks what a test says.
     struct Scene {
@@ -356,25 +400,49 @@ mod tests {
             }
         }
 
-        /// Creates the object under claims of a short life, and does `meanwhile` at the same time.
-        fn create(&self, meanwhile: impl AsyncFn() + Sync) -> (Put, Duration) {
+        fn on_shard<T: Send>(&self, body: impl AsyncFn(Shard) -> Result<T> + Sync) -> T {
             let config = ShardConfig {
                 shards: 1,
                 pin: false,
                 arena_bytes: 8 * BUF_BYTES,
                 ..ShardConfig::default()
             };
-            let run = async |shard: Shard| {
+            let ended = mover_io::run(&config, body, |_| {}).unwrap().pop();
+            ended.unwrap()
+        }
+
+        /// Creates the object under claims of a short life, and does `meanwhile` at the same time.
+        fn create(&self, meanwhile: impl AsyncFn() + Sync) -> (Put, Duration) {
+            let whole = |client: &Client, payload| put_request(client, NAME, payload, MARK);
+            self.create_by(whole, meanwhile)
+        }
+
+        /// The same by the request that `request_of` makes.
+        fn create_by(
+            &self,
+            request_of: impl Fn(&Client, Payload) -> Request + Sync,
+            meanwhile: impl AsyncFn() + Sync,
+        ) -> (Put, Duration) {
+            self.on_shard(async |shard: Shard| {
                 let client = self.store.client(&shard)?;
                 let payload = put::payload_of(&client, b"ours")?;
-                let request = put_request(&client, NAME, payload, MARK);
+                let request = request_of(&client, payload);
                 let begun = Instant::now();
                 let creation = Creation::new(&client, NAME, &request, MARK, SHORT);
                 let (put, ()) = tokio::join!(creation.run(), meanwhile());
                 Ok((put?, begun.elapsed()))
-            };
-            let ended = mover_io::run(&config, run, |_| {}).unwrap().pop();
-            ended.unwrap()
+            })
+        }
+
+        /// Sends the object's write, which has this long, and returns whether it was answered, or why not.
+        fn write_within(&self, time: Duration) -> Result<()> {
+            self.on_shard(async |shard: Shard| {
+                let client = self.store.client(&shard)?;
+                let payload = put::payload_of(&client, b"ours")?;
+                let request = put_request(&client, NAME, payload, MARK);
+                let request = request.before(BootTime::now().after(time));
+                Ok(client.send(&request, &mut Sink::Answer).await.map(|_| ()))
+            })
         }
 
         fn seen(&self, method: &str, part: &str) -> usize {
@@ -413,6 +481,26 @@ mod tests {
         // What went away and came back is new.
         assert!(at(122, &["a"]).is_empty());
         assert_eq!(sightings.0.len(), 1);
+    }
+
+    /// As after a stop of the process, within which others may have taken the claim for dead.
+    #[test]
+    fn a_write_whose_time_is_over_is_not_sent() {
+        let scene = Scene::new();
+        let error = scene.write_within(Duration::ZERO).unwrap_err();
+        assert_eq!(error.message(), too_slow(NAME).message());
+        assert_eq!(scene.writes_of_object(), 0);
+        scene.write_within(SHORT.patience).unwrap();
+        assert_eq!(scene.writes_of_object(), 1);
+    }
+
+    #[test]
+    fn a_write_whose_time_is_over_is_not_sent_again() {
+        let scene = Scene::new();
+        let broken = Fault::new(Action::ResetBeforeRequest).path("/x");
+        scene.proxy.inject(broken);
+        let error = scene.write_within(SHORT.use_min()).unwrap_err();
+        assert_eq!(error.message(), too_slow(NAME).message());
     }
 
     #[test]
@@ -464,6 +552,38 @@ mod tests {
         });
         assert_eq!(put, Put::Exists);
         scene.assert_holds(b"theirs");
+    }
+
+    /// As on a server that puts an object together for longer than a claim holds.
+    #[test]
+    fn an_upload_that_is_gone_when_its_end_is_sent_again_may_yet_become_the_object() {
+        let scene = Scene::new();
+        let end = |action| Fault::new(action).method("POST").path("/x");
+        let stalled = scene.proxy.inject(end(Action::Stall).times(1));
+        scene.proxy.inject(end(Action::error(404, "NoSuchUpload")));
+        let end_of_upload = |_: &Client, payload| {
+            let request = Request::new(Operation::Multipart, Method::POST, NAME.to_owned());
+            request.query("uploadId", "u").payload(payload)
+        };
+        let (put, _) = scene.create_by(end_of_upload, async || {
+            // Two claims are given back: that of the end which was not answered, and that of the one which was refused.
+            for _ in 0..LOOKS_MAX {
+                if scene.seen("DELETE", CLAIM) == 2 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let made = || {
+                let client = scene.server.access().client();
+                let mark = [(put::MARK_HEADER, MARK)];
+                client.put_with(NAME, b"ours", &mark).unwrap();
+            };
+            std::thread::scope(|scope| scope.spawn(made).join().unwrap());
+        });
+        assert_eq!(put, Put::Created);
+        assert_eq!(scene.proxy.hits(stalled), 1);
+        assert_eq!(scene.seen("DELETE", CLAIM), scene.seen("PUT", CLAIM));
+        scene.assert_holds(b"ours");
     }
 
     #[test]

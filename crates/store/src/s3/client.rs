@@ -23,12 +23,14 @@ use super::Place;
 use super::answer::{Answer, Operation, is_html, not_s3};
 use super::body::{Payload, PayloadBody, Progress};
 use super::chunked::{self, SealSlot};
+use super::claim::{self, BootTime};
 use super::credentials::{Outlook, SignedBy, Unsigned};
-use super::flow::{Class, Flow, LONG_BYTES_MIN, pause_before};
+use super::flow::{Class, Flow, LONG_BYTES_MIN, Permit, pause_before};
 use super::location::Checksum;
 use super::pace::{Pace, is_worth};
-use super::run::{BodyEnd, Run};
+use super::run::{BodyEnd, Run, request_bytes_max};
 use super::tls;
+use super::trust;
 use super::upload::UploadMemory;
 use crate::bounds::too_large;
 
@@ -64,6 +66,10 @@ pub(super) struct Request {
     pub query: Vec<(&'static str, String)>,
     pub headers: Vec<(&'static str, String)>,
     pub payload: Payload,
+    /// From then on no try of it is sent: the claim that it needs may be another's.
+    pub deadline: Option<BootTime>,
+    /// Whether it asks again for what an earlier one was not given, and so counts as another try of that.
+    pub is_again: bool,
 }
 
 impl Request {
@@ -75,6 +81,8 @@ impl Request {
             query: Vec::new(),
             headers: Vec::new(),
             payload: Payload::default(),
+            deadline: None,
+            is_again: false,
         }
     }
 
@@ -98,6 +106,18 @@ impl Request {
         self
     }
 
+    /// Sent before `deadline` or not at all.
+    pub fn before(mut self, deadline: BootTime) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Another try of an earlier one, where `is_again`.
+    pub fn again(mut self, is_again: bool) -> Self {
+        self.is_again = is_again;
+        self
+    }
+
     /// The payload, with its checksum for the server to compare.
     pub fn summed_payload(mut self, payload: Payload, checksum: Checksum) -> Self {
         if let (Some(header), Some(sum)) = (checksum.header(), payload.sum(checksum)) {
@@ -110,6 +130,12 @@ impl Request {
     /// leave one behind; after its end the upload is gone, perhaps before its object can be seen.
     fn may_be_doubled(&self) -> bool {
         self.operation != Operation::Multipart || self.method != Method::POST
+    }
+
+    /// Whether it ends an upload in parts.
+    fn ends_upload(&self) -> bool {
+        let names_upload = self.query.iter().any(|(name, _)| *name == "uploadId");
+        !self.may_be_doubled() && names_upload
     }
 
     fn class(&self) -> Class {
@@ -142,6 +168,14 @@ impl Sink<'_> {
     pub fn left(&self) -> u64 {
         match self {
             Sink::Run(run) => run.left(),
+            Sink::Answer | Sink::Headers | Sink::Whole { .. } => 0,
+        }
+    }
+
+    /// Has the next request ask for so many of them at most, and returns how many it will ask for.
+    fn ask(&mut self, bytes_max: u64) -> u64 {
+        match self {
+            Sink::Run(run) => run.ask(bytes_max),
             Sink::Answer | Sink::Headers | Sink::Whole { .. } => 0,
         }
     }
@@ -188,18 +222,12 @@ impl Client {
     /// Sends a request until it is answered. The answer may be a refusal, which the caller understands.
     pub async fn send(&self, request: &Request, sink: &mut Sink<'_>) -> Result<Answer> {
         let mut first_failure = None;
-        let (mut retry, mut is_again) = (0, false);
+        let (mut retry, mut is_again) = (0, request.is_again);
         let (mut may_be_slow, mut may_be_expired) = (request.may_be_doubled(), true);
         loop {
             self.shard.stop()?;
-            let permit = self.flow.permit().await;
-            self.shard.throttle(&self.place.limits.requests, 1).await;
-            // The kernel takes a range in as fast as it comes, so its bytes are paid for before it is asked for.
             let left = sink.left();
-            if left > 0 {
-                let download = &self.place.limits.download;
-                self.shard.throttle(download, left).await;
-            }
+            let permit = self.turn(sink).await;
             // Who is only late must not use up what others need who failed.
             let may_be_slow_now = may_be_slow && self.flow.has_tries_to_spare();
             let again = std::mem::replace(&mut is_again, true);
@@ -262,10 +290,45 @@ impl Client {
         }
     }
 
+    /// A place in the flow for a request, and the request paid for.
+    async fn turn(&self, sink: &mut Sink<'_>) -> Permit {
+        let permit = self.flow.permit().await;
+        let limits = &self.place.limits;
+        self.shard.throttle(&limits.requests, 1).await;
+        // The kernel takes a range in as fast as it comes, so its bytes are paid for before it is asked for.
+        let asked = sink.ask(request_bytes_max(limits.download.get(), self.shard.count()));
+        if asked > 0 {
+            self.shard.throttle(&limits.download, asked).await;
+        }
+        permit
+    }
+
     /// Sends a request whose answer is small, and returns it if it is a success.
     pub async fn send_small(&self, request: &Request) -> Result<Answer> {
         let answer = self.send(request, &mut Sink::Answer).await?;
         self.succeeded(request, answer)
+    }
+
+    /// Waits before what has failed in a part of an answer, `since` then, is asked for again. False: it was asked for as long as a
+    /// request is.
+    pub async fn wait_for_next_try(
+        &self,
+        since: Instant,
+        retry: u32,
+        is_overload: bool,
+    ) -> Result<bool> {
+        let now = Instant::now();
+        if is_overload {
+            self.flow.cut(now);
+        }
+        let pause = pause_before(retry, u64::from_ne_bytes(random_bytes()?));
+        let is_over = now.saturating_duration_since(since) + pause > PATIENCE;
+        if is_over || !self.flow.pay_for_try(now) {
+            return Ok(false);
+        }
+        tracing::debug!(retry, "trying again what has failed in a part of an answer");
+        tokio::time::sleep(pause).await;
+        Ok(true)
     }
 
     /// The answer, if it is a success.
@@ -309,6 +372,10 @@ impl Client {
         let slow_body_after = self.slow_body_after(sink).filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
         let (call, signed_by) = self.prepare(request, sink, &progress).await?;
+        // The last look before it leaves: this process may have stood still since another was taken.
+        if request.deadline.is_some_and(BootTime::has_passed) {
+            return Err(Failure::Final(claim::too_slow(&request.name)));
+        }
         let started = Instant::now();
         let sent = self
             .watch(request, self.http.execute(call), &progress, slow_after)
@@ -678,13 +745,21 @@ impl Client {
                 return Err(Failure::Final(not_s3(&self.place.location, &said)));
             }
             body.extend_from_slice(&chunk);
+            // White space may come for minutes.
+            if request.ends_upload() {
+                self.shard.stop().map_err(Failure::Final)?;
+            }
         }
         Ok(body.freeze())
     }
 
     /// Fails where an answer has brought so little that it might go on for ever.
     fn check_pace(&self, request: &Request, pace: &Pace) -> Result<(), Failure> {
-        match pace.is_too_slow(self.place.location.timeout) {
+        let is_too_slow = match request.ends_upload() {
+            true => pace.is_too_slow_for_ending(),
+            false => pace.is_too_slow(self.place.location.timeout),
+        };
+        match is_too_slow {
             false => Ok(()),
             true => Err(Failure::Passing {
                 error: self.no_answer(request, pace.waited()),
@@ -767,19 +842,7 @@ fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client
             next: Arc::clone(&place.next_address),
         });
     if let Some(path) = &location.ca {
-        let failed = |error: &dyn std::fmt::Display| {
-            Error::new(Kind::Usage, "the file of certificates cannot be used")
-                .object(path.display().to_string())
-                .hint("ca= names a PEM file of one or more certificates")
-                .cause(error.to_string())
-        };
-        let pem = std::fs::read(path).map_err(|error| failed(&error))?;
-        let certificates =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(&error))?;
-        if certificates.is_empty() {
-            return Err(failed(&"it holds no certificate"));
-        }
-        builder = builder.tls_certs_merge(certificates);
+        builder = builder.tls_backend_preconfigured(trust::config(path)?);
     }
     builder.build().map_err(|error| {
         Error::new(Kind::Storage, "connections to the store cannot be made")

@@ -5,7 +5,6 @@
 //! not given just now, nothing behind it is asked; no error, log or debug text holds a secret, because none of them is
 //! made from a request's headers or body, nor from an error that may quote one.
 
-use std::error::Error as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use super::client::innermost;
 use super::location::Location;
 use super::sources::{
     CredentialServices, Files, OF_FILE, OF_SERVICE, OF_SSO, OF_WEB_IDENTITY, Sources, Wish,
+    causes_of,
 };
 
 /// How often the same credentials are doubted because the store does not let in who signed: most often what is missing is a
@@ -92,14 +92,19 @@ impl Signature {
 
     /// Adds date, token and signature to a request's headers. A request that bears a slot for a seal gets one.
     pub async fn sign(&self, parts: &mut Parts) -> Result<SignedBy, Unsigned> {
-        let (signer, edition) = {
-            let current = self.current();
-            (current.signer.clone(), current.edition)
-        };
+        let (signer, edition) = self.signer();
         let signed = signer.sign(parts, None).await;
         signed.map_err(|error| unsigned(&error, self.sources.wish()))?;
         let token = parts.headers.get(TOKEN_HEADER).cloned();
         Ok(SignedBy { edition, token })
+    }
+
+    /// Who would sign a request now, if anybody.
+    pub async fn at_present(&self) -> Option<SignedBy> {
+        let (signer, edition) = self.signer();
+        let parts = signed_head(&signer).await?;
+        let token = parts.headers.get(TOKEN_HEADER).cloned();
+        Some(SignedBy { edition, token })
     }
 
     /// Looks for credentials anew for the next request: the server says that what signed is expired. Of all who are told
@@ -124,12 +129,11 @@ impl Signature {
         }
         *doubted = Some((refused.edition, Instant::now()));
         let fresh = signer(&self.region, &self.sources);
-        let mut request = http::Request::new(());
-        *request.uri_mut() = http::Uri::from_static("http://localhost/");
-        let (mut parts, ()) = request.into_parts();
         // That there are none just now is no news to whoever was refused.
-        let is_signed = fresh.sign(&mut parts, None).await.is_ok();
-        if !is_signed || parts.headers.get(TOKEN_HEADER) == refused.token.as_ref() {
+        let Some(parts) = signed_head(&fresh).await else {
+            return false;
+        };
+        if parts.headers.get(TOKEN_HEADER) == refused.token.as_ref() {
             return false;
         }
         self.replace(refused.edition, fresh);
@@ -145,9 +149,23 @@ impl Signature {
         }
     }
 
+    fn signer(&self) -> (Signer<Credential>, Edition) {
+        let current = self.current();
+        (current.signer.clone(), current.edition)
+    }
+
     fn current(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The head of a request that goes nowhere, signed, where there are credentials to sign it.
+async fn signed_head(signer: &Signer<Credential>) -> Option<Parts> {
+    let mut request = http::Request::new(());
+    *request.uri_mut() = http::Uri::from_static("http://localhost/");
+    let (mut parts, ()) = request.into_parts();
+    signer.sign(&mut parts, None).await.ok()?;
+    Some(parts)
 }
 
 /// Why a request was not signed.
@@ -172,7 +190,7 @@ fn unsigned(error: &reqsign_core::Error, wish: &Wish) -> Unsigned {
     let is_of = |mark| error.context().iter().any(|of| of == mark);
     let is_of_web_identity = is_of(OF_WEB_IDENTITY);
     // The library takes whatever keeps a request from being answered for a fault that passes.
-    let mut causes = sources(error).filter_map(|cause| cause.downcast_ref());
+    let mut causes = causes_of(error).filter_map(|cause| cause.downcast_ref());
     let is_setting =
         causes.any(|cause: &reqsign_core::Error| cause.kind() == ErrorKind::ConfigInvalid);
     let is_refused = is_of_web_identity && error.context().iter().any(|of| is_refusal(of));
@@ -261,24 +279,26 @@ fn without_any(kind: Kind, of: ErrorKind) -> Error {
         ErrorKind::CredentialInvalid => "no usable credentials for the store were found",
         _ => "the credentials for the store could not be loaded",
     };
-    Error::new(kind, message).hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached")
+    let hint = match kind {
+        // Also where a machine's metadata take a container's connection, and their answer does not reach it.
+        Kind::Unreachable => {
+            "try again when what gives this machine or container its role answers, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; with AWS_EC2_METADATA_DISABLED=true the machine is not asked"
+        }
+        _ => {
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached"
+        }
+    };
+    Error::new(kind, message).hint(hint)
 }
 
 fn is_refusal(context: &str) -> bool {
     REFUSALS.contains(&context)
 }
 
-/// What an error comes from, the innermost last.
-fn sources(
-    error: &reqsign_core::Error,
-) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(error.source(), |&error| error.source())
-}
-
 /// What an error says, and what the innermost does that it comes from.
 fn cause_of(error: &reqsign_core::Error) -> String {
     let said = words_of(error);
-    match sources(error).map_while(harmless).last() {
+    match causes_of(error).map_while(harmless).last() {
         Some(innermost) => format!("{said}: {innermost}"),
         None => said,
     }

@@ -1,8 +1,9 @@
 //! Objects written in parts: begun, filled, and named by one small request at the end.
 //!
 //! Invariants: parts are numbered from 1 without a gap, each of [`PART_BYTES`] but the last; nothing is visible
-//! before the end; an upload that is given up is aborted, by the next request of its shard where nobody can wait,
-//! unless its writer will come back; a part of an earlier try is taken for sent only where length and checksum match.
+//! before the end; an upload that is given up is aborted, by the next request of its shard where nobody can wait (its
+//! writer was cancelled: whoever holds one has a drop that sees to it, see [`Guarded`]), unless its writer will come back;
+//! a part of an earlier try is taken for sent only where length and checksum match.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ use super::client::{Client, Request, Sink};
 use super::list::{self, ThinPages, disorder, document};
 use super::location::Checksum;
 use super::put::{
-    self, Conditions, new_mark, new_probe_name, object_headers, put_request, withdraw_probe,
+    self, Conditions, NO_SUCH_UPLOAD, new_mark, new_probe_name, object_headers, put_request,
+    withdraw_probe,
 };
 use crate::{Put, Weakness};
 
@@ -210,13 +212,43 @@ impl Parts {
     }
 
     /// Throws the upload away.
-    pub async fn abort(self, client: &Client) -> Result<()> {
+    pub async fn abort(&self, client: &Client) -> Result<()> {
         abort(client, &self.name, &self.id).await
     }
 
     /// Throws the upload away later, where nobody can wait.
     pub fn abandon(&self, client: &Client) {
         client.abandon(self.name.clone(), self.id.clone());
+    }
+}
+
+/// An upload that is thrown away, later, unless it was [settled](Guarded::settle): also where its writer is cancelled.
+pub(super) struct Guarded<'a> {
+    client: &'a Client,
+    pub parts: Parts,
+    is_settled: bool,
+}
+
+impl<'a> Guarded<'a> {
+    pub fn new(client: &'a Client, parts: Parts) -> Self {
+        Guarded {
+            client,
+            parts,
+            is_settled: false,
+        }
+    }
+
+    /// It has become its object, or was thrown away.
+    pub fn settle(mut self) {
+        self.is_settled = true;
+    }
+}
+
+impl Drop for Guarded<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.parts.abandon(self.client);
+        }
     }
 }
 
@@ -262,8 +294,12 @@ pub(super) async fn abort(client: &Client, name: &str, id: &str) -> Result<()> {
     let request = Request::new(Operation::Abort, Method::DELETE, name.to_owned())
         .query("uploadId", id.to_owned());
     let answer = client.send(&request, &mut Sink::Answer).await?;
+    if answer.error_code() == NO_SUCH_UPLOAD {
+        return Ok(());
+    }
     match client.succeeded(&request, answer) {
         Ok(_) => Ok(()),
+        // Servers differ in how they say so.
         Err(error) if error.is_absence() => Ok(()),
         Err(error) => Err(error),
     }
@@ -272,12 +308,13 @@ pub(super) async fn abort(client: &Client, name: &str, id: &str) -> Result<()> {
 /// Aborts what was dropped. Its failure harms nobody: the leftovers are found by their age.
 pub(super) async fn abort_abandoned(client: &Client) {
     loop {
-        // One by one: who is cancelled in the middle leaves the rest to the next.
-        let next = client.abandoned.borrow_mut().pop();
+        // Who is cancelled in the middle leaves the rest to the next, also the one that is under way.
+        let next = client.abandoned.borrow().last().cloned();
         let Some((name, id)) = next else { return };
         if let Err(error) = abort(client, &name, &id).await {
             tracing::debug!(name, %error, "an unfinished upload was not aborted");
         }
+        client.abandoned.borrow_mut().retain(|(_, of)| *of != id);
     }
 }
 
@@ -302,10 +339,14 @@ async fn probe(client: &Client, name: &str) -> Result<Conditions> {
     let payload = put::payload_of(client, b"helios-mover")?;
     let request = put_request(client, name, payload.clone(), &new_mark()?);
     client.send_small(&request).await?;
-    let mut parts = Parts::begin(client, name, new_mark()?).await?;
-    let found = completed_twice(client, &mut parts, payload).await;
+    let parts = Parts::begin(client, name, new_mark()?).await?;
+    let mut upload = Guarded::new(client, parts);
+    let found = completed_twice(client, &mut upload.parts, payload).await;
     // After a completion there is nothing left, which is no error.
-    if let Err(error) = parts.abort(client).await {
+    let aborted = abort(client, name, &upload.parts.id).await;
+    // Whoever refused that would refuse it again.
+    upload.settle();
+    if let Err(error) = aborted {
         tracing::debug!(%error, "the upload of a probe was not aborted");
         let _ = client.place.undeleted.set(Weakness::from(&error));
     }

@@ -2,12 +2,17 @@
 //!
 //! Invariants: what happens here between two pieces (the wait for our own limit on the link, for instance) is no time of
 //! the server's; an answer may come as slowly as it likes for the time-out, and then has to bring
-//! [`BYTES_PER_SECOND_MIN`], since a byte now and then would keep a request for ever.
+//! [`BYTES_PER_SECOND_MIN`], since a byte now and then would keep a request for ever. Only the end of an upload in parts
+//! may be answered by a byte now and then, for [`ENDING_TIME_MAX`], or under a claim (see `claim`) for as long as that is used.
 
 use std::time::Duration;
 
 /// Slower answers are given up, and where a run is asked for, a try that brought less was one in vain.
 const BYTES_PER_SECOND_MIN: u64 = 64;
+/// How long the answer to the end of an upload in parts may take. Its head comes at once, and then white space for as long as
+/// the server puts the parts together: Amazon speaks of several minutes. Whoever asked again meanwhile would find the upload
+/// gone. One that takes longer than this is taken for a server that has forgotten the request.
+const ENDING_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// What an answer has brought so far.
 #[derive(Debug, Default)]
@@ -32,6 +37,11 @@ impl Pace {
     pub fn is_too_slow(&self, timeout: Duration) -> bool {
         let late = self.waited.saturating_sub(timeout);
         self.bytes < late.as_secs() * BYTES_PER_SECOND_MIN
+    }
+
+    /// The same for the answer to the end of an upload in parts.
+    pub fn is_too_slow_for_ending(&self) -> bool {
+        self.waited > ENDING_TIME_MAX
     }
 }
 
@@ -58,6 +68,17 @@ mod tests {
         }
         pace.add(second, BYTES_PER_SECOND_MIN - 1);
         assert!(pace.is_too_slow(timeout));
+    }
+
+    #[test]
+    fn the_end_of_an_upload_in_parts_may_take_minutes_and_no_longer() {
+        let (mut pace, step) = (Pace::default(), Duration::from_secs(20));
+        for _ in 0..30 {
+            pace.add(step, 1);
+            assert!(!pace.is_too_slow_for_ending());
+        }
+        pace.add(step, 1);
+        assert!(pace.is_too_slow_for_ending());
     }
 
     #[test]

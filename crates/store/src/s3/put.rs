@@ -2,7 +2,10 @@
 //!
 //! Invariants: each write bears a random mark in its metadata; wherever an answer leaves open whose object it is
 //! that now exists (a lost reply, a request that arrived twice), the mark decides. A server that was not seen to
-//! refuse a second write of an object is never trusted with the decision: there a claim (see `claim`) is.
+//! refuse a second write of an object is never trusted with the decision: there a claim (see `claim`) is. That an upload in
+//! parts is gone is told by the answer's own code, and counts as a failure only where its object does not come to be seen either.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -23,6 +26,12 @@ use crate::{Put, Rivals, Weakness};
 pub(super) const MARK_HEADER: &str = "x-amz-meta-helios-mover-writer";
 /// Writes of one object whose outcome stays unknown (created by us, deleted by others, and again).
 const OUTCOMES_MAX: usize = 4;
+/// How often the object of an upload that is gone is looked for again, and the pause before the first time. Each pause is twice
+/// the one before, 8 s together: an earlier try whose answer got lost may have ended the upload, and its object be seen later.
+const LOOKS_AGAIN_MAX: u32 = 5;
+const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(250);
+/// What the server says of an upload in parts that was ended or thrown away.
+pub(super) const NO_SUCH_UPLOAD: &str = "NoSuchUpload";
 
 /// Whether a server keeps the promise of conditional writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,9 +135,8 @@ pub(super) async fn outcome(
     answer: Answer,
     mark: &str,
 ) -> Result<Option<Put>> {
-    let is_taken = answer.is_unmet_condition()
-        || answer.status == StatusCode::CONFLICT
-        || answer.error_code() == "NoSuchUpload";
+    let is_gone = answer.error_code() == NO_SUCH_UPLOAD;
+    let is_taken = answer.is_unmet_condition() || answer.status == StatusCode::CONFLICT || is_gone;
     let is_in_parts = request.operation == Operation::Multipart;
     let is_success = match is_in_parts {
         // Its head is sent before the server knows how it ends.
@@ -141,7 +149,12 @@ pub(super) async fn outcome(
         client.succeeded(request, answer)?;
         return Ok(Some(Put::Created));
     }
-    match mark_of(client, &request.name).await {
+    let may_come = is_gone || is_in_parts && answer.status == StatusCode::NOT_FOUND;
+    let found = match may_come {
+        true => mark_in_a_while(client, &request.name).await,
+        false => mark_of(client, &request.name).await,
+    };
+    match found {
         Ok(Some(found)) if found == mark => Ok(Some(Put::Created)),
         // It is not ours, so the refusal stands.
         _ if !is_taken => {
@@ -150,12 +163,24 @@ pub(super) async fn outcome(
             Err(not_s3(&client.place.location, said).object(request.name.as_str()))
         }
         Ok(Some(_)) => Ok(Some(Put::Exists)),
-        Ok(None) if answer.error_code() == "NoSuchUpload" => {
-            client.succeeded(request, answer).map(|_| None)
-        }
+        Ok(None) if is_gone => client.succeeded(request, answer).map(|_| None),
         Ok(None) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The mark of the object `name`, which may come to be seen only in a while.
+async fn mark_in_a_while(client: &Client, name: &str) -> Result<Option<String>> {
+    let mut pause = LOOK_AGAIN_FIRST;
+    for _ in 0..LOOKS_AGAIN_MAX {
+        if let Some(found) = mark_of(client, name).await? {
+            return Ok(Some(found));
+        }
+        client.shard.stop()?;
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    mark_of(client, name).await
 }
 
 /// The mark of the object `name`, empty for one without, or `None` where there is no object.

@@ -13,7 +13,10 @@ use mover_io::{BUF_BYTES, Shard};
 use super::answer::Answer;
 use crate::bounds::too_short;
 use crate::key::Key;
-use crate::{RUN_BYTES_MAX, Slice};
+use crate::{READ_BYTES_MAX, RUN_BYTES_MAX, Slice};
+
+/// With a limit so low that it would be less, a request still asks for so many bytes.
+const LIMITED_BYTES_MIN: u64 = 64 << 10;
 
 /// What is still missing of a run, and who gets it.
 pub(super) struct Run<'a> {
@@ -23,6 +26,8 @@ pub(super) struct Run<'a> {
     /// Of the byte that comes next.
     next: u64,
     end: u64,
+    /// Up to there the next request asks.
+    asked_end: u64,
     /// Those that are not full yet.
     pieces: VecDeque<Slice>,
     /// Bytes of the first of them that are there.
@@ -69,6 +74,16 @@ pub(super) async fn room(shard: &Shard, lens: &[usize]) -> VecDeque<Slice> {
     pieces
 }
 
+/// How many bytes one request may ask for where a download has a limit, in bytes per second: they are paid for before they are
+/// asked for and then come as fast as the link is. As many as each of the shards may bring in a seventh of a second stay within 3 % of
+/// the limit over 5 s. Less than [`LIMITED_BYTES_MIN`] is not worth a request.
+pub(super) fn request_bytes_max(limit: Option<u64>, shards: usize) -> u64 {
+    limit.map_or(u64::MAX, |limit| {
+        let share = limit / shards.max(1) as u64;
+        (share / 7).clamp(LIMITED_BYTES_MIN, READ_BYTES_MAX as u64)
+    })
+}
+
 impl<'a> Run<'a> {
     pub fn new(
         key: &'a Key,
@@ -82,6 +97,7 @@ impl<'a> Run<'a> {
             begin: offset,
             next: offset,
             end: offset + bytes,
+            asked_end: offset + bytes,
             pieces,
             filled: 0,
             take,
@@ -101,9 +117,16 @@ impl<'a> Run<'a> {
         self.end - self.next
     }
 
-    /// They, as a request names them.
+    /// Has the next request ask for so many of them at most, and returns how many it will ask for.
+    pub fn ask(&mut self, bytes_max: u64) -> u64 {
+        let asked = self.left().min(bytes_max);
+        self.asked_end = self.next + asked;
+        asked
+    }
+
+    /// Those that are asked for, as a request names them.
     pub fn header(&self) -> String {
-        format!("bytes={}-{}", self.next, self.end.saturating_sub(1))
+        format!("bytes={}-{}", self.next, self.asked_end.saturating_sub(1))
     }
 
     /// Whether an answer brings what comes next, by the server's word. It may bring less than all of it; where the
@@ -116,10 +139,14 @@ impl<'a> Run<'a> {
         let Some((first, last, total)) = parse_content_range(told) else {
             return Err(other_bytes(self.key));
         };
-        if first != self.next || last >= self.end {
+        if first != self.next || last >= self.asked_end {
             return Err(other_bytes(self.key));
         }
-        if last + 1 < self.end && total.is_none_or(|total| total <= last + 1) {
+        let is_object_end = match total {
+            Some(total) => last + 1 < self.end && total <= last + 1,
+            None => last + 1 < self.asked_end,
+        };
+        if is_object_end {
             return Err(too_short(self.key));
         }
         self.answer_end = last + 1;
@@ -291,6 +318,48 @@ mod tests {
     }
 
     #[test]
+    fn a_request_brings_a_seventh_of_what_a_shard_may_in_a_second() {
+        assert_eq!(request_bytes_max(None, 2), u64::MAX);
+        assert_eq!(request_bytes_max(Some(7 << 20), 2), 512 << 10);
+        for high in [16 << 20, u64::MAX - 1] {
+            assert_eq!(request_bytes_max(Some(high), 2), READ_BYTES_MAX as u64);
+        }
+        for low in [0, 1, 7 << 16] {
+            assert_eq!(request_bytes_max(Some(low), 2), LIMITED_BYTES_MIN);
+        }
+    }
+
+    #[test]
+    fn a_request_for_a_part_is_answered_by_that_part_or_by_the_whole_object() {
+        let key = Key::new("object").unwrap();
+        let mut take = |_| {};
+        let mut run = Run::new(&key, 100, pieces(&[10, 20]), &mut take);
+        assert_eq!((run.ask(12), run.header()), (12, "bytes=100-111".into()));
+        for good in ["bytes 100-111/130", "bytes 100-111/*", "bytes 100-105/130"] {
+            run.begin_answer(&ranged(good)).unwrap();
+        }
+        for (bad, kind) in [
+            ("bytes 100-112/130", Kind::Storage),
+            ("bytes 100-111/112", Kind::Corrupt),
+            ("bytes 100-110/*", Kind::Corrupt),
+        ] {
+            let error = run.begin_answer(&ranged(bad)).unwrap_err();
+            assert_eq!(error.kind(), kind, "{bad}");
+        }
+        run.begin_answer(&ranged("bytes 100-111/130")).unwrap();
+        run.fill(&[0; 12]).unwrap();
+        assert_eq!(run.end_answer(), BodyEnd::Complete);
+        assert_eq!((run.ask(100), run.header()), (18, "bytes=112-129".into()));
+
+        let mut run = Run::new(&key, 0, pieces(&[30]), &mut take);
+        assert_eq!(run.ask(12), 12);
+        run.begin_answer(&answer(200, "content-length", "30"))
+            .unwrap();
+        run.fill(&[0; 30]).unwrap();
+        assert_eq!((run.end_answer(), run.ask(12)), (BodyEnd::Complete, 0));
+    }
+
+    #[test]
     fn a_whole_object_is_taken_where_the_run_is_all_of_it() {
         let key = Key::new("object").unwrap();
         for (bytes, kind) in [
@@ -342,7 +411,7 @@ mod tests {
         #[test]
         fn pieces_come_in_order_whatever_breaks(
             lens in proptest::collection::vec(0..50_usize, 1..8),
-            tries in proptest::collection::vec((0..80_usize, 1..30_usize), 0..12),
+            tries in proptest::collection::vec((0..80_usize, 1..30_usize, 1..90_u64), 0..12),
             offset in 0..1000_u64,
         ) {
             let key = Key::new("object").unwrap();
@@ -351,15 +420,18 @@ mod tests {
             let mut taken = Vec::new();
             let mut take = |piece: Slice| taken.push(piece.to_vec());
             let mut run = Run::new(&key, offset, pieces(&lens), &mut take);
-            for (bytes, chunk) in tries.into_iter().chain([(usize::MAX, 17)]) {
+            for (bytes, chunk, asked_max) in tries.into_iter().chain([(usize::MAX, 17, u64::MAX)]) {
                 if run.left() == 0 {
                     break;
                 }
+                let asked = run.ask(asked_max);
+                prop_assert_eq!(asked, asked_max.min(run.left()));
                 let header = run.header();
                 let (first, last) = header.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
                 let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
                 run.begin_answer(&ranged(&format!("bytes {first}-{last}/{}", object.len()))).unwrap();
                 let body = &object[first..=last];
+                prop_assert_eq!(body.len() as u64, asked);
                 for chunk in body[..bytes.min(body.len())].chunks(chunk) {
                     run.fill(chunk).unwrap();
                 }

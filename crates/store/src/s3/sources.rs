@@ -2,9 +2,11 @@
 //!
 //! Invariants: the order is that of Amazon's tools (environment, profile, SSO, web identity, container, instance metadata
 //! v2); who names a file or a profile means that, and nothing behind it is asked, since that would be another's role; of
-//! what is set up and fails the failure is told, for the same reason; the kind of source that gave the first credentials of
-//! a job gives all of them; no error is made from what may quote a secret.
+//! what is set up and fails the failure is told, for the same reason, and a machine's metadata count as set up where somebody
+//! answers; the kind of source that gave the first credentials of a job gives all of them; no error is made from what may quote
+//! a secret.
 
+use std::error::Error as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use reqsign_aws_v4::{
     EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider,
     SSOCredentialProvider,
 };
-use reqsign_core::{Context, FileRead, HttpSend, ProvideCredential};
+use reqsign_core::{Context, ErrorKind, FileRead, HttpSend, ProvideCredential};
 use reqwest::Url;
 
 use super::location::Location;
@@ -184,15 +186,42 @@ impl Sources {
             }
             Source::Container => {
                 let given = self.container.provide_credential(context).await;
-                given.map_err(|error| error.with_context(OF_SERVICE))
+                given.map_err(of_service)
             }
             Source::Machine => match self.machine.provide_credential(context).await {
-                // Most machines have none, and say so by saying nothing.
-                Err(_) if self.first.get().is_none() => Ok(None),
-                given => given.map_err(|error| error.with_context(OF_SERVICE)),
+                // Most machines have none.
+                Err(error) if self.first.get().is_none() && is_no_metadata(&error) => Ok(None),
+                given => given.map_err(of_service),
             },
         }
     }
+}
+
+/// What an error comes from, the innermost last.
+pub(super) fn causes_of(
+    error: &reqsign_core::Error,
+) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |&error| error.source())
+}
+
+/// Whether there are no metadata of a machine: nobody is there to be asked, or whoever is knows of no role. Who is there and says
+/// nothing, or that it cannot just now, may have one, and so may who goes away behind the first of the questions.
+fn is_no_metadata(error: &reqsign_core::Error) -> bool {
+    /// What the library says where that failed, which is for a token.
+    const OF_FIRST: &str = "failed to connect to IMDS";
+    let is_of_first = error.to_string() == OF_FIRST;
+    let mut causes = causes_of(error).filter_map(|cause| cause.downcast_ref());
+    error.kind() == ErrorKind::ConfigInvalid
+        || is_of_first && causes.any(|cause: &reqwest::Error| cause.is_connect())
+}
+
+/// The error as one of a service of the container or the machine. That it was asked too often the library takes for an answer that
+/// will stay.
+fn of_service(error: reqsign_core::Error) -> reqsign_core::Error {
+    let mut context = error.context().iter();
+    let is_throttled = context.any(|of| of.starts_with("http_status: 429"));
+    let may_pass = error.is_retryable() || is_throttled;
+    error.set_retryable(may_pass).with_context(OF_SERVICE)
 }
 
 /// Small local files: reading one blocks for less than the switch to another thread would take.
@@ -296,6 +325,11 @@ impl HttpSend for CredentialServices {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use mover_test_servers::{Reply, Scripted};
     use reqsign_core::StaticEnv;
 
     use super::super::location::Surroundings;
@@ -357,6 +391,68 @@ mod tests {
         let other = Sources::new(Wish::anywhere());
         other.first.set(Source::Machine).unwrap();
         assert!(other.find(&context(true)).await.unwrap().is_none());
+    }
+
+    /// What is found where there is nothing but a machine's metadata, at `endpoint`.
+    async fn found_on_machine(endpoint: &str) -> reqsign_core::Result<Option<Credential>> {
+        let metadata = "AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned();
+        let environment = StaticEnv {
+            home_dir: None,
+            envs: [(metadata, endpoint.to_owned())].into_iter().collect(),
+        };
+        let context = Context::new()
+            .with_file_read(Files)
+            .with_http_send(CredentialServices)
+            .with_env(environment);
+        Sources::new(Wish::anywhere()).find(&context).await
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_metadata_is_told_from_one_whose_metadata_have_their_troubles() {
+        let nobody = found_on_machine("http://127.0.0.1:9").await;
+        assert!(nobody.unwrap().is_none());
+        for (status, is_there, may_pass) in [
+            (404, false, false),
+            (403, true, false),
+            (429, true, true),
+            (500, true, true),
+            (503, true, true),
+        ] {
+            let service = Scripted::start(move |_, _| Reply::new(status, ""));
+            match found_on_machine(&service.endpoint()).await {
+                Ok(found) => assert!(found.is_none() && !is_there, "{status}"),
+                Err(error) => {
+                    assert!(is_there, "{status}: {error}");
+                    assert_eq!(error.is_retryable(), may_pass, "{status}: {error}");
+                    assert!(error.context().iter().any(|of| of == OF_SERVICE));
+                }
+            }
+            assert_eq!(service.requests().len(), 1, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_whose_metadata_go_away_behind_a_token_may_have_a_role() {
+        let service = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", service.local_addr().unwrap());
+        let answering = thread::spawn(move || {
+            let (mut client, _) = service.accept().unwrap();
+            // Before it is answered, so that its next question finds nobody.
+            drop(service);
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") {
+                client.read_exact(&mut byte).unwrap();
+                head.extend(byte);
+            }
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\ntoken";
+            client.write_all(answer).unwrap();
+            head
+        });
+        let error = found_on_machine(&endpoint).await.unwrap_err();
+        let head = answering.join().unwrap();
+        assert!(head.starts_with(b"PUT /latest/api/token"));
+        assert!(error.is_retryable(), "{error}");
+        assert!(error.context().iter().any(|of| of == OF_SERVICE));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a failure of TLS means: whom it concerns, and what can be done.
 //!
 //! Invariants: each reason for which a certificate is refused has a remedy of its own, since naming an authority by `ca=` mends
-//! none but that of an unknown one.
+//! none but that of an unknown one and that of an authority's own.
 
 use std::error::Error as _;
 
@@ -9,6 +9,7 @@ use mover_base::{Error, Kind};
 use rustls::CertificateError as Reason;
 use rustls::Error::{InvalidCertificate, InvalidMessage, NoCertificatesPresented};
 use rustls::InvalidMessage::InvalidContentType;
+use rustls::OtherError;
 
 /// The error, still without object and cause, where TLS failed because of who the server says it is.
 pub(super) fn of_certificate(error: &reqwest::Error) -> Option<Error> {
@@ -42,9 +43,9 @@ fn refused(reason: &Reason) -> (&'static str, &'static str) {
             "give the server another one; its key may be in other hands",
         ),
         other if is_of_an_authority(other) => (
-            "the server's certificate is an authority's own, which stands for no server",
-            "give the server one that this authority signed; or make one that signs itself and is no authority \
-             (openssl req -x509 -addext basicConstraints=critical,CA:FALSE ...) and name its file by ca= in the repository's URL",
+            "the server's certificate is an authority's own, which stands for no server unless ca= names this very certificate",
+            "if it is this server's, a file with exactly this certificate is enough: add ca=/path/to/it.pem to the repository's URL; \
+             otherwise give the server one that this authority signed",
         ),
         _ => (
             "the server's certificate is not trusted",
@@ -53,9 +54,10 @@ fn refused(reason: &Reason) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether a certificate was refused because it may sign others. The library says so by the name alone.
-fn is_of_an_authority(reason: &Reason) -> bool {
-    matches!(reason, Reason::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity"))
+/// Whether a certificate was refused because it may sign others. The library says so by the name alone, which has to be all that
+/// it says: by this word `trust` takes certificates.
+pub(super) fn is_of_an_authority(reason: &Reason) -> bool {
+    matches!(reason, Reason::Other(OtherError(error)) if format!("{error:?}") == "CaUsedAsEndEntity")
 }
 
 /// Whether what came was none of TLS, as from a server that speaks plain HTTP.

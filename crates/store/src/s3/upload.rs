@@ -203,10 +203,13 @@ impl S3Upload {
     }
 
     pub(crate) async fn abort(mut self) -> Result<()> {
-        match self.parts.take() {
-            Some(parts) => parts.abort(&self.client).await,
-            None => Ok(()),
+        if let Some(parts) = &self.parts {
+            let aborted = parts.abort(&self.client).await;
+            // Up to here a drop leaves them to the next. Whoever refused that would refuse it again.
+            self.parts = None;
+            aborted?;
         }
+        Ok(())
     }
 
     /// Sends what is gathered as a part.

@@ -1,16 +1,19 @@
 //! Claims under faults: on servers that know no conditional writes nothing is lost, doubled or written by two either when
-//! requests and replies get lost, are doubled, late or refused.
+//! requests and replies get lost, are doubled, late or refused; and whoever is cancelled leaves no parts.
 //!
 //! Invariant: what the server holds in the end is looked at without the code under test.
 
 use std::thread;
 use std::time::Duration;
 
+use mover_io::BUF_BYTES;
 use mover_store::Put;
-use mover_test_servers::{Action, Conditions, Fault, FilesystemOptions};
+use mover_test_servers::{Action, Conditions, Fault, FaultProxy, FilesystemOptions};
 
-use super::conformance::{Subject, exactly_one_of_many_writers_creates, key};
-use super::s3_servers::{Behind, Place, garage_place, place};
+use super::conformance::{
+    Subject, exactly_one_of_many_writers_creates, key, pattern, push_all, upload_all,
+};
+use super::s3_servers::{Behind, Place, garage_place, place, upload_ids};
 use super::survive_faults;
 
 /// A server that takes a condition in and does not keep to it.
@@ -102,4 +105,89 @@ fn a_claim_holds_whatever_time_a_server_says_that_it_is() {
     assert_eq!((of_first, of_late), (Put::Created, Put::Exists));
     let stored = kept.client().get("x").expect("stored").body;
     assert_eq!(stored, b"first");
+}
+
+/// Drops `work` where the first request that `of` says is never answered.
+async fn drop_at<T>(proxy: &FaultProxy, of: Fault, work: impl Future<Output = T>) {
+    let stalled = proxy.inject(of.times(1));
+    let mut work = Box::pin(work);
+    while proxy.hits(stalled) == 0 {
+        let early = tokio::time::timeout(Duration::from_millis(20), &mut work).await;
+        assert!(early.is_err(), "it ended");
+    }
+}
+
+/// Drops the commit of the object `cancelled` where the first request that `of` says is never answered, and then writes
+/// another object, which throws away what was left.
+fn cancel_commit(subject: &Subject, behind: &Behind, bytes: &[u8], of: Fault) {
+    let Behind { proxy, store } = behind;
+    subject.on_shard(async |shard| {
+        let mut upload = store.upload(&shard, &key("cancelled")).await?;
+        push_all(&shard, &mut upload, bytes).await?;
+        drop_at(proxy, of.clone(), upload.commit()).await;
+        upload_all(store, &shard, &key("next"), b"x").await
+    });
+}
+
+#[test]
+fn an_upload_in_parts_of_a_cancelled_claim_is_thrown_away() {
+    let stalled = |method: &str| Fault::new(Action::Stall).method(method);
+    let bytes = pattern(100_000, 4);
+    for (what, fault) in [
+        ("its part", stalled("PUT").path("/cancelled")),
+        ("the claim", stalled("PUT").path("/tmp/claim-")),
+        ("the claims' listing", stalled("GET").query("claim-")),
+        (
+            "its end",
+            stalled("POST").path("/cancelled").query("uploadId="),
+        ),
+    ] {
+        let (kept, subject) = heedless();
+        let behind = Behind::plain(&kept);
+        cancel_commit(&subject, &behind, &bytes, fault);
+        let begun = upload_ids(&behind.proxy, "PUT", "/cancelled?partNumber=1&");
+        assert_eq!(begun.len(), 1, "{what}");
+        let aborted = upload_ids(&behind.proxy, "DELETE", "/cancelled?");
+        assert_eq!(aborted, begun, "{what}");
+    }
+}
+
+#[test]
+fn an_upload_in_parts_of_a_cancelled_probe_is_thrown_away() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    let behind = Behind::plain(&kept);
+    let end = Fault::new(Action::Stall).method("POST").path("/probe-");
+    let bytes = pattern(17 * BUF_BYTES, 4);
+    cancel_commit(&subject, &behind, &bytes, end.query("uploadId="));
+    let begun = upload_ids(&behind.proxy, "PUT", "/probe-");
+    assert_eq!(begun.len(), 1);
+    assert_eq!(upload_ids(&behind.proxy, "DELETE", "/probe-"), begun);
+}
+
+/// Whoever throws it away is cancelled, and so is the next one.
+#[test]
+fn an_upload_in_parts_is_thrown_away_whoever_is_cancelled_at_it() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    let Behind { proxy, store } = Behind::plain(&kept);
+    let abort = Fault::new(Action::Stall).method("DELETE").path("/left");
+    let bytes = pattern(17 * BUF_BYTES, 4);
+    subject.on_shard(async |shard| {
+        let mut upload = store.upload(&shard, &key("left")).await?;
+        push_all(&shard, &mut upload, &bytes).await?;
+        drop_at(&proxy, abort.clone(), upload.abort()).await;
+        let other = key("other");
+        drop_at(&proxy, abort.clone(), store.upload(&shard, &other)).await;
+        for name in ["next", "last"] {
+            upload_all(&store, &shard, &key(name), b"x").await?;
+        }
+        Ok(())
+    });
+    let begun = upload_ids(&proxy, "PUT", "/left?partNumber=1&");
+    assert_eq!(begun.len(), 1);
+    assert_eq!(upload_ids(&proxy, "DELETE", "/left?"), begun);
+    let seen = proxy.seen();
+    let aborts = seen
+        .iter()
+        .filter(|line| line.starts_with("DELETE") && line.contains("/left?"));
+    assert_eq!(aborts.count(), 3, "{seen:#?}");
 }

@@ -98,6 +98,59 @@ fn session_credentials_that_others_have_followed_are_looked_for_once_more() {
     }
 }
 
+/// A server that deletes `x` for who bears the session token of that number, and refuses it to others so beside the object.
+fn that_deletes_for(number: &Arc<AtomicUsize>, code: &'static str) -> Scripted {
+    let number = Arc::clone(number);
+    Scripted::start(move |head, _| {
+        let let_in = format!("token-{}", number.load(Ordering::Relaxed));
+        let said = match head.header("x-amz-security-token") == Some(&let_in) {
+            true => "<Deleted><Key>x</Key></Deleted>".to_owned(),
+            false => {
+                format!("<Error><Key>x</Key><Code>{code}</Code><Message>no</Message></Error>")
+            }
+        };
+        Reply::new(200, format!("<DeleteResult>{said}</DeleteResult>"))
+            .with("content-type", "application/xml")
+    })
+}
+
+/// The server answers a request for many objects, and refuses each of them.
+#[test]
+fn session_credentials_that_are_refused_beside_an_object_are_looked_for_once_more() {
+    let (denied, expired) = ("s3:DeleteObject", "renew the credentials");
+    // Those that have expired are looked for by asking again, whether there are others or not.
+    for (code, hint, requests) in [
+        ("AccessDenied", denied, 4),
+        ("ExpiredToken", expired, 5),
+        ("TokenRefreshRequired", expired, 5),
+    ] {
+        let (keys, number) = (Keys::new(), Arc::new(AtomicUsize::new(0)));
+        let server = that_deletes_for(&number, code);
+        let store = store_at(&server, &keys.path(), "");
+        keys.write_session("token-0");
+        keys.subject.on_shard(async |shard| {
+            let doomed = [key("x")];
+            store.delete_all(&shard, &doomed).await?;
+            // They are renewed by others in the middle of a job.
+            keys.write_session("token-1");
+            number.store(1, Ordering::Relaxed);
+            store.delete_all(&shard, &doomed).await?;
+            assert_eq!(server.requests().len(), 3, "{code}");
+            // There are no others.
+            number.store(2, Ordering::Relaxed);
+            let refused = store.delete_all(&shard, &doomed).await;
+            let error = refused.expect_err("no key fits");
+            assert_eq!(error.kind(), Kind::Storage, "{error}");
+            assert_eq!(error.object_name(), Some("x"), "{error}");
+            assert!(error.to_string().contains(code), "{error}");
+            let told = error.hint_text();
+            assert!(told.is_some_and(|told| told.contains(hint)), "{told:?}");
+            assert_eq!(server.requests().len(), requests, "{code}");
+            Ok(())
+        });
+    }
+}
+
 /// Without a token they hold until somebody takes them away.
 #[test]
 fn lasting_credentials_that_are_refused_are_not_looked_for_again() {

@@ -55,9 +55,55 @@ fn a_web_page_with_an_error_is_told_as_one() {
         }
     }
     // A busy server, or a proxy before it, may send one too: it is asked again.
-    let page = with_page(500);
+    let page = with_page(524);
     is_told_as_page(&asked(&page, list), Kind::Unreachable);
     assert!(page.requests().len() > 1);
+    // What a server does not know it does not learn.
+    for status in [501, 505] {
+        let page = with_page(status);
+        is_told_as_page(&asked(&page, list), Kind::Storage);
+        assert_eq!(page.requests().len(), 1, "{status}");
+    }
+}
+
+/// They have numbers of their own for a server that is gone, late or overloaded.
+#[test]
+fn what_proxies_say_of_a_server_that_is_away_is_outlived() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    for status in [508, 511, 520, 522, 524, 529, 530, 599] {
+        let answers = AtomicUsize::new(0);
+        let scripted = Scripted::start(move |_, _| match answers.fetch_add(1, Ordering::Relaxed) {
+            0 => Reply::new(status, PAGE).with("content-type", "text/html"),
+            1 => Reply::new(status, "error code: 1016"),
+            _ => Reply::new(200, "y").with("etag", "\"x\""),
+        });
+        let store = kept.store_at(&scripted.endpoint(), "", &LinkLimits::default());
+        let got = subject.on_shard(async |shard| store.get(&shard, &key("x"), 10).await);
+        assert_eq!(got, b"y", "{status}");
+        assert_eq!(scripted.requests().len(), 3, "{status}");
+    }
+}
+
+/// By a rule of the bucket's, or by hand, while a part of it or its end was on the way.
+#[test]
+fn an_upload_that_others_threw_away_is_no_object_that_does_not_exist() {
+    let (kept, subject) = place(FilesystemOptions::default());
+    let bytes = pattern(17 * BUF_BYTES, 1);
+    for (method, query) in [("PUT", "partNumber="), ("POST", "uploadId=")] {
+        let Behind { proxy, store } = Behind::plain(&kept);
+        let gone = Fault::new(Action::error(404, "NoSuchUpload")).method(method);
+        let gone = proxy.inject(gone.path("/long").query(query));
+        let error = refusal(&subject, &store, async |store, shard| {
+            let put = upload_all(store, shard, &key("long"), &bytes).await;
+            put.map(|_| ())
+        });
+        assert_eq!(error.kind(), Kind::Storage, "{method}: {error}");
+        assert!(error.message().contains("thrown away"), "{method}: {error}");
+        assert_eq!(error.object_name(), Some("long"), "{method}: {error}");
+        let hint = error.hint_text().expect("a hint");
+        assert!(hint.contains("lifecycle rules"), "{method}: {hint}");
+        assert_eq!(proxy.hits(gone), 1, "{method}");
+    }
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! Stores in S3 for the tests of the driver: a server, the file with its credentials, and URLs that name both.
+//! Stores in S3 for the tests of the driver: a server, the file with its credentials, URLs that name both, and what went to a
+//! proxy before them.
 //!
 //! Invariants: each test has a server of its own, which ends with it; the driver finds credentials only in the file
 //! that the URL names, so tests do not depend on the environment; no such file is written twice.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -173,4 +175,15 @@ impl Behind {
         let store = kept.open(&access, options, &LinkLimits::default());
         Behind { proxy, store }
     }
+}
+
+/// The ids of uploads in parts that such requests named.
+pub fn upload_ids(proxy: &FaultProxy, method: &str, path: &str) -> BTreeSet<String> {
+    let seen = proxy.seen();
+    let of = |line: &&String| line.starts_with(method) && line.contains(path);
+    let id = |line: &String| {
+        let (_, id) = line.split_once("uploadId=")?;
+        Some(id.split('&').next().unwrap_or(id).to_owned())
+    };
+    seen.iter().filter(of).filter_map(id).collect()
 }

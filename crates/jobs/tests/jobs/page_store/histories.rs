@@ -1,6 +1,6 @@
 //! Random histories of a page store: transactions, checkpoints, kills, restores to the past, backups of any type at any moment,
 //! and policies by which some of them expire. What a policy keeps restores exactly, whatever it was made on; what it does not
-//! keep is gone; and the next backup stands on what is there.
+//! keep is gone; and the next backup stands on what is there, unless the history is a reason against it.
 //!
 //! `HELIOS_MOVER_HISTORIES=100000 cargo test --release -p mover-jobs --test jobs random_histories` runs for hours;
 //! `HELIOS_MOVER_FIRST_SEED` says where it begins.
@@ -26,6 +26,23 @@ struct Counts {
     healed: u64,
     /// Planned on one that expired before they were made.
     overtaken: u64,
+    /// Became full, since the database was put back behind its base.
+    went_back: u64,
+    /// Stood on one from whose log on the log was trimmed, by what the tracker told.
+    tracker_told: u64,
+    /// Losses of what the tracker has in memory.
+    lost_live: u64,
+}
+
+/// What the history did to a backup that another one shall stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Nothing: all log since is there.
+    Whole,
+    /// The database was put back to an earlier state since.
+    WentBack,
+    /// The log was trimmed behind its beginning.
+    Trimmed,
 }
 
 impl Counts {
@@ -36,6 +53,9 @@ impl Counts {
         self.bereft += other.bereft;
         self.healed += other.healed;
         self.overtaken += other.overtaken;
+        self.went_back += other.went_back;
+        self.tracker_told += other.tracker_told;
+        self.lost_live += other.lost_live;
     }
 }
 
@@ -77,6 +97,11 @@ struct History {
     /// What is there, the oldest first.
     made: Vec<Made>,
     counts: Counts,
+    /// How often the database was put back to an earlier state, and how often it had been when each backup was made.
+    line: u64,
+    lines: BTreeMap<BackupId, u64>,
+    /// From where on all of this line's log is there.
+    log_from: Lsn,
 }
 
 impl History {
@@ -87,9 +112,41 @@ impl History {
     fn keep(&mut self, made: Made) {
         self.counts.backups += 1;
         self.counts.on_a_base += u64::from(made.summary.base.is_some());
+        self.lines.insert(History::id(&made), self.line);
         self.made.push(made);
         // One that was planned before another began is named before it.
         self.made.sort_by_key(History::id);
+    }
+
+    fn fate(&self, base: &Made) -> Fate {
+        let range = base.summary.lsn_range.expect("positions");
+        let control = read_control(&*disk(&self.site.place.path("source"))).unwrap();
+        let first = control.identity.size.start_of(range.start);
+        if self.lines[&History::id(base)] != self.line {
+            Fate::WentBack
+        } else if first < self.log_from {
+            Fate::Trimmed
+        } else {
+            Fate::Whole
+        }
+    }
+
+    /// A backup is what was asked for unless the history is a reason against it, and then says that.
+    fn check_reason(&mut self, fate: Fate, reason: Option<&str>) {
+        match (fate, reason) {
+            (Fate::Whole, None) => {}
+            (Fate::WentBack, Some(why)) if why.contains("the database is in history") => {
+                self.counts.went_back += 1;
+            }
+            (Fate::Trimmed, None) if self.site.tracked => self.counts.tracker_told += 1,
+            (Fate::Trimmed, Some(why)) if why.contains("a log segment is missing") => {
+                // Why the store itself did not tell: it has no tracker, or that is in doubt.
+                let tells = ["(tracker/witness)", "the block change tracker: "];
+                let is_told = tells.iter().any(|tell| why.contains(tell));
+                assert!(is_told || !self.site.tracked, "{why}");
+            }
+            _ => panic!("{fate:?}: {reason:?}"),
+        }
     }
 
     /// A backup stands on the latest that serves, or on none.
@@ -98,7 +155,9 @@ impl History {
             BackupType::Differential => made.summary.backup_type == BackupType::Full,
             _ => true,
         };
-        let base = self.made.iter().filter(serves).map(History::id).next_back();
+        let base = self.made.iter().rfind(serves);
+        let fate = base.map(|base| self.fate(base));
+        let base = base.map(History::id);
         let made = self.site.backup(backup_type);
         let summary = &made.summary;
         if summary.backup_type == BackupType::Full {
@@ -106,7 +165,11 @@ impl History {
         } else {
             assert_eq!((summary.backup_type, summary.base), (backup_type, base));
         }
-        if backup_type != BackupType::Full && base.is_none() {
+        if backup_type == BackupType::Full {
+            assert_eq!(summary.reason, None);
+        } else if let Some(fate) = fate {
+            self.check_reason(fate, summary.reason.as_deref());
+        } else {
             assert_eq!(summary.backup_type, BackupType::Full);
             let reason = summary.reason.as_ref().expect("a reason");
             let there_is_no = match backup_type {
@@ -190,6 +253,14 @@ impl History {
         site.journal = made.journal.clone();
         site.journal.cut(made.end());
         site.start();
+        (self.line, self.log_from) = (self.line + 1, Lsn(0));
+    }
+
+    /// Removes what the log need not keep behind a checkpoint.
+    fn trim(&mut self) {
+        self.site.database().checkpoint().unwrap();
+        self.log_from = self.site.redo_segment();
+        self.site.trim(self.log_from);
     }
 
     /// The database is killed, or the machine is lost and with it what the tracker has in memory. Where it is backed up before
@@ -199,6 +270,7 @@ impl History {
         let live_file = self.site.place.source(LIVE_FILE);
         if self.site.random.below(2) == 0 && live_file.exists() {
             fs::remove_file(live_file).unwrap();
+            self.counts.lost_live += 1;
         }
         self.site.start();
         if self.site.random.below(2) == 0 {
@@ -221,7 +293,7 @@ impl History {
                 self.site.start();
             }
             5 if !self.made.is_empty() => self.go_back(),
-            6 => self.site.trim(self.site.redo_segment()),
+            6 => self.trim(),
             7 if !self.made.is_empty() => {
                 let policy = any_policy(&mut self.site.random);
                 self.expire(policy);
@@ -248,6 +320,9 @@ fn history(seed: u64) -> Counts {
         site: Site::with(seed, 15 + (seed % 3) as u8, seed % 2 == 1),
         made: Vec::new(),
         counts: Counts::default(),
+        line: 0,
+        lines: BTreeMap::new(),
+        log_from: Lsn(0),
     };
     let steps = 8 + history.site.random.below(10);
     for _ in 0..steps {
@@ -294,9 +369,20 @@ fn random_histories_restore_exactly_at_every_backup() {
         bereft,
         healed,
         overtaken,
+        went_back,
+        tracker_told,
+        lost_live,
         ..
     } = counts;
-    let rare = [expired / 5, bereft, healed, overtaken];
+    let rare = [
+        expired / 5,
+        bereft,
+        healed,
+        overtaken,
+        went_back,
+        tracker_told,
+        lost_live,
+    ];
     assert!(
         rare.iter().all(|count| 20 * count > histories),
         "{counts:?}"

@@ -18,6 +18,8 @@ use super::*;
 /// What a bitmap takes in an epoch's file: where it belongs, and a bit for each page.
 const ENTRY_BYTES: usize = 520;
 const EPOCH_HEADER_BYTES: usize = 80;
+/// Why a base is none whose log is gone, and which the store has no entry of.
+const UNKNOWN_BASE: &str = "the store does not know this backup again (tracker/witness)";
 
 /// How much of the log is left when the backup looks for what changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,14 @@ impl Scene {
             Log::SinceSwitch => self.site.trim(switch),
             Log::SinceRedo => self.site.trim(redo),
         }
+    }
+
+    /// A segment before the redo position, in which the first backup's log ends.
+    fn old_segment(&self) -> std::path::PathBuf {
+        let control = read_control(&*disk(&self.path(""))).unwrap();
+        let identity = control.identity;
+        let last = Lsn(self.first.end().0 - 1);
+        self.path(&identity.path(identity.size.start_of(last)))
     }
 
     fn state(&self) -> TrackerState {
@@ -231,8 +241,14 @@ const fn harmless(what: &'static str, harm: fn(&Scene)) -> Row {
     }
 }
 
-const ROWS: [Row; 32] = [
+const ROWS: [Row; 33] = [
     harmless("nothing", |_| {}),
+    // As an I/O error: it can be removed, and not be read.
+    harmless("log: an old segment is unreadable", |s| {
+        let path = s.old_segment();
+        fs::remove_file(&path).unwrap();
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    }),
     live("live: a block less", |s| {
         s.resize(LIVE_FILE, |len| len - BLOCK as u64);
     }),
@@ -330,7 +346,7 @@ const ROWS: [Row; 32] = [
     lost(
         "witness: a bit",
         |s| flip(&s.path(WITNESS_FILE), |_| 60),
-        "a log segment is missing",
+        UNKNOWN_BASE,
     ),
     lost(
         "witness: of another history",
@@ -341,7 +357,7 @@ const ROWS: [Row; 32] = [
                 bytes.copy_from_slice(&witness.encode());
             });
         },
-        "a log segment is missing",
+        UNKNOWN_BASE,
     ),
     Row {
         // The database makes a new one, which knows nothing of what was before.
@@ -349,7 +365,7 @@ const ROWS: [Row; 32] = [
         ..lost(
             "all of it is gone",
             |s| fs::remove_dir_all(s.path(TRACKER_DIR)).unwrap(),
-            "a log segment is missing",
+            UNKNOWN_BASE,
         )
     },
 ];
@@ -442,6 +458,23 @@ fn whatever_happens_to_the_tracker_no_backup_is_wrong() {
             });
         }
     });
+}
+
+/// Where nothing happens, each backup ends where the one before did.
+#[test]
+fn a_store_remembers_the_backups_of_one_position_as_one() {
+    let mut site = Site::with(74, 14, true);
+    work(&mut site);
+    let first = site.backup(BackupType::Full);
+    for _ in 0..3 {
+        let idle = site.backup(BackupType::Incremental);
+        assert_eq!(idle.end(), first.end());
+        assert_eq!(idle.summary.reason, None);
+        let disk = disk(&site.place.path("source"));
+        let identity = read_control(&*disk).unwrap().identity;
+        let ends = Witness::read(&*disk, &identity).unwrap().ends;
+        assert!(ends.iter().map(|(end, _)| *end).eq([first.end()]));
+    }
 }
 
 /// What is marked need not be in the log yet, and dies with a database that is killed then. A page that would have been
