@@ -418,8 +418,8 @@ fn is_witnessed(
     Witness::read(&*store.disk(), identity).is_ok_and(|witness| witness.knows(end, &sha256))
 }
 
-/// Lets the store remember the backup that was published, and its base no shorter. Without a tracker nobody asks; what keeps it from that is a
-/// warning.
+/// Lets the store remember the backup that was published, and its base no shorter. Without a tracker nobody asks; what keeps it
+/// from that is a warning.
 pub(crate) fn testify(log: &LogPart) -> Option<String> {
     let said = match log.store.epochs(log.identity) {
         Ok(None) => return None,

@@ -239,8 +239,9 @@ impl Run<'_> {
         .hint("run it again: what is left over goes then"))
     }
 
-    /// Takes away sessions whose backups stand, before any of these goes: behind that nothing would say that they are over, and a run
-    /// that was cut off would leave them to protect their packs until an operator gives them up. So the backup of one that stays is kept.
+    /// Takes away sessions whose backups stand, before any of these goes: behind that nothing would say that they are over, and a
+    /// run that was cut off would leave them to protect their packs until an operator gives them up. So the backup of one that
+    /// stays is kept.
     async fn remove_ended(&mut self, view: &View) -> Result<()> {
         let own = self.session.id();
         let ended = |one: &&Standing| one.id != own && self.survey.is_over(one);

@@ -5,8 +5,8 @@
 //! its log went through it: a copy or snapshot that was taken before and put back does not have the backup's entry.
 //!
 //! Invariants: an entry is made by the backup itself, in the store that it read, after it was published; it is of the store's
-//! history. Each is there once. At most [`WITNESSES_MAX`] are kept, those that were made or stood on last. The file is replaced as a whole; one that is damaged or another
-//! history's says nothing.
+//! history. Each is there once. At most [`WITNESSES_MAX`] are kept, those that were made or stood on last. The file is replaced
+//! as a whole; one that is damaged or another history's says nothing.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -12,8 +12,8 @@
 //! before the claim. A rival's claim is dead when it was seen here for the whole life, which is longer than its holder has
 //! it. Where the write failed it may still arrive, so its claim stays until its life is over, and only then is it looked
 //! for and, if it is not there, sent again. The end of an upload in parts, which a server may work at for longer than a claim
-//! is used, then finds the upload gone: that, too, is looked at again until the patience is over. This leans on consistent listings, which the probe cannot prove: `check` says
-//! that the store is of the weaker kind.
+//! is used, then finds the upload gone: that, too, is looked at again until the patience is over. This leans on consistent
+//! listings, which the probe cannot prove: `check` says that the store is of the weaker kind.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
