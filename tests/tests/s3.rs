@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use mover_test_servers::{
@@ -703,6 +704,13 @@ fn a_key_that_may_only_read_restores_and_backs_nothing_up() {
     assert!(check.stdout.contains("s3:PutObject"), "{check}");
 }
 
+/// Deletes all backups but the last.
+fn expire(repo: &AnyRepo) -> Command {
+    let mut command = repo.command("expire");
+    command.args(["--keep-last", "1", "--confirm", "--json"]);
+    command
+}
+
 /// A server that has a bad moment answers a request to delete objects, and says beside them that it failed.
 #[test]
 fn an_expire_outlives_what_a_server_fails_to_delete_and_is_worth_another_try_where_that_lasts() {
@@ -717,11 +725,6 @@ fn an_expire_outlives_what_a_server_fails_to_delete_and_is_worth_another_try_whe
     let backup = |seed: u64| {
         plant::file(&source.join("table"), &mut Random::new(seed), 8 << 20);
         direct.backup(&source).summary();
-    };
-    let expire = |repo: &AnyRepo| {
-        let mut command = repo.command("expire");
-        command.args(["--keep-last", "1", "--confirm", "--json"]);
-        command
     };
     let behind = |code: &str, times: u64| {
         let failed = format!("<Error><Code>{code}</Code><Message>later</Message></Error>");
@@ -774,11 +777,6 @@ fn an_expire_leaves_two_objects_that_a_server_goes_on_failing_at_and_deletes_the
     let backup = |seed: u64| {
         plant::file(&source.join("table"), &mut Random::new(seed), 32 << 20);
         direct.backup(&source).summary();
-    };
-    let expire = |repo: &AnyRepo| {
-        let mut command = repo.command("expire");
-        command.args(["--keep-last", "1", "--confirm", "--json"]);
-        command
     };
     backup(0);
     let mut doomed = objects(access, "faulty/packs");
@@ -848,14 +846,10 @@ fn the_backup_of_an_ended_session_that_cannot_be_taken_away_is_kept() {
     proxy.inject(many.method("POST").query("delete"));
     plant::file(&source.join("table"), &mut Random::new(SEED + 1), 1 << 20);
     direct.backup(&source).summary();
-    let expire = |repo: &AnyRepo| {
-        let mut command = repo.command("expire");
-        Outcome::of(command.args(["--keep-last", "1", "--confirm", "--json"]))
-    };
-    expire(&through).expect(exit::STORAGE);
+    Outcome::of(&mut expire(&through)).expect(exit::STORAGE);
     assert_eq!(direct.ids().len(), 2);
     direct.verify().expect(exit::OK);
-    expire(&direct).expect(exit::OK);
+    Outcome::of(&mut expire(&direct)).expect(exit::OK);
     assert_eq!((direct.ids().len(), sessions().len()), (1, 0));
     restores_to(&direct, "latest", &Tree::read(&source), &scratch);
 }
