@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Program;
 
 /// What a result was measured on and with.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// Model of the processor.
     pub cpu: String,

@@ -34,9 +34,12 @@ struct Args {
     /// Make the data sets and stop
     #[arg(long)]
     prepare: bool,
-    /// Write tables and picture from the date's result files and stop
+    /// Write tables from the date's result files and stop
     #[arg(long)]
     report: bool,
+    /// Draw docs/images/throughput.svg, the picture of the README, from the date's result files
+    #[arg(long, conflicts_with = "prepare")]
+    picture: bool,
     /// Directory of the result files [default: benches/results]
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -121,7 +124,7 @@ fn plan(args: &Args) -> Result<Plan> {
     })
 }
 
-/// Tables and picture from what the date's files hold.
+/// Tables from what the date's files hold, and the picture where it is asked for: a part that is measured again must not take it.
 fn write_reports(args: &Args, plan: &Plan) -> Result<()> {
     let files = ResultFile::read_all(&plan.results, &plan.date)?;
     if files.is_empty() {
@@ -133,18 +136,31 @@ fn write_reports(args: &Args, plan: &Plan) -> Result<()> {
     }
     let tables = report::markdown(&files, &plan.date);
     write(&plan.results.join(format!("{}.md", plan.date)), &tables)?;
-    let own_place = args.smoke || args.results.is_some();
-    let picture = if own_place {
-        plan.results.join("throughput.svg")
-    } else {
-        plan.root.join("docs/images/throughput.svg")
-    };
-    if let Some(svg) = chart::svg(&files, &plan.date) {
-        write(&picture, &svg)?;
+    if args.picture {
+        draw(args, plan, &files)?;
+    }
+    for dataset in Dataset::COMPARED {
+        for warning in report::warnings(&files, dataset) {
+            eprintln!("benches/run: warning: {warning}");
+        }
     }
     std::io::stdout()
         .write_all(tables.as_bytes())
         .map_err(|e| Error::new(Kind::Target, "standard output cannot be written").cause(e))
+}
+
+fn draw(args: &Args, plan: &Plan, files: &[ResultFile]) -> Result<()> {
+    let own_place = args.smoke || args.results.is_some();
+    let picture = match own_place {
+        true => plan.results.join("throughput.svg"),
+        false => plan.root.join("docs/images/throughput.svg"),
+    };
+    let svg = chart::svg(files).ok_or_else(|| {
+        Error::new(Kind::NotFound, "there is nothing to draw of this date")
+            .object(&plan.date)
+            .hint("measure the parts mover and peers, or give the --date of results that hold them")
+    })?;
+    write(&picture, &svg)
 }
 
 fn main() -> ExitCode {

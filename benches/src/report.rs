@@ -1,7 +1,8 @@
 //! The readable tables of a date's results.
 //!
-//! Invariants: every figure comes from a result file; medians are shown with the smallest and largest repetition;
-//! a ratio is printed only if both of its sides were measured.
+//! Invariants: every figure comes from a result file; medians are shown with the smallest and largest repetition; a ratio is
+//! printed only if both of its sides were measured, is one of the medians that are shown, and is marked where its sides are
+//! not of one run on one machine.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +14,7 @@ use crate::disk::DiskFigure;
 use crate::machine::Machine;
 use crate::results::{BakeoffRun, LimitRound, Measured, Part, ResultFile, Rooflines};
 use crate::s3::tables;
-use crate::stats::Spread;
+use crate::stats::{Spread, middle};
 use crate::tools::{Step, Tool, ToolRun};
 
 /// Repetitions of one step of one tool.
@@ -136,10 +137,14 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
             if let Some(limits) = rooflines(files, dataset) {
                 roofline_tables(&mut out, limits);
             }
+            for warning in warnings(files, dataset) {
+                line!(out, "**{warning}.**\n");
+            }
             tools_table(
                 &mut out,
                 &rows(runs(files, dataset)),
                 rooflines(files, dataset),
+                file.machine.cores,
             );
             mover_stages(&mut out, &runs(files, dataset));
             added_by_unchanged(&mut out, &runs(files, dataset));
@@ -158,6 +163,45 @@ pub fn markdown(files: &[ResultFile], date: &str) -> String {
         }
     }
     out
+}
+
+/// What makes the shares and ratios of a data set doubtful: they divide rooflines, the mover and its peers by one another, which
+/// are three files, and one of these may be of another run, machine or build.
+pub fn warnings(files: &[ResultFile], dataset: Dataset) -> Vec<String> {
+    let is_divided = |file: &&ResultFile| {
+        file.dataset == dataset && matches!(file.part, Part::Rooflines | Part::Mover | Part::Peers)
+    };
+    let of_set: Vec<&ResultFile> = files.iter().filter(is_divided).collect();
+    let Some((first, others)) = of_set.split_first() else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for other in others {
+        let machine = Machine {
+            commit: first.machine.commit.clone(),
+            ..other.machine.clone()
+        };
+        let differences = [
+            (first.started != other.started, "begun at another time"),
+            (first.machine != machine, "of another machine"),
+            (
+                first.machine.commit != other.machine.commit,
+                "of another commit",
+            ),
+        ];
+        let differences = differences.into_iter().filter(|(differs, _)| *differs);
+        let differences: Vec<&str> = differences.map(|(_, difference)| difference).collect();
+        if !differences.is_empty() {
+            found.push(format!(
+                "{}: {} are {} than {}, and shares and ratios divide them by one another",
+                dataset.name(),
+                other.part.name(),
+                differences.join(" and "),
+                first.part.name()
+            ));
+        }
+    }
+    found
 }
 
 fn machine(out: &mut String, machine: &Machine, files: &[ResultFile]) {
@@ -190,17 +234,23 @@ fn machine(out: &mut String, machine: &Machine, files: &[ResultFile]) {
     out.push_str(
         "Rates are bytes of the source per second of wall time, MB = 10^6 bytes; the median, with the smallest and \
          the largest repetition in brackets. Caches are emptied before every step. CPU is user and kernel time of the \
-         whole process tree. Peak memory is that of the largest single process.\n\n",
+         whole process tree. Peak memory is that of the largest single process. Latencies of requests and seconds of stages are \
+         those of one run, the one in the middle by its rate; of an even number, the slower of the two there.\n\n",
     );
 }
 
-fn disk_row(out: &mut String, title: &str, figure: &DiskFigure, rates: Spread) {
-    let latency = &figure.latency;
+fn disk_row(out: &mut String, title: &str, limits: &Rooflines, figure: DiskFigureOf) {
+    let (Some(rates), Some(middle)) = (limits.rates(figure), limits.middle(figure)) else {
+        return;
+    };
+    let figures = limits.rounds.iter().map(figure);
+    let cpu = Spread::of(figures.map(|figure| figure.cpu_seconds_per_gb)).unwrap_or_default();
+    let latency = &middle.latency;
     line!(
         out,
         "| {title} | {} | {:.2} | {} | {} | {} | {} |",
         spread(rates, mb),
-        figure.cpu_seconds_per_gb,
+        cpu.median,
         latency.p50_us,
         latency.p99_us,
         latency.p999_us,
@@ -208,14 +258,16 @@ fn disk_row(out: &mut String, title: &str, figure: &DiskFigure, rates: Spread) {
     );
 }
 
+/// One of the disk figures of a round.
+type DiskFigureOf = fn(&LimitRound) -> &DiskFigure;
+
 fn roofline_tables(out: &mut String, limits: &Rooflines) {
     line!(out, "### What the hardware allows\n");
     line!(
         out,
         "| disk | MB/s | CPU s/GB | p50 us | p99 us | p99.9 us | max us |\n|---|---|---|---|---|---|---|"
     );
-    type Figure = fn(&LimitRound) -> &DiskFigure;
-    let figures: [(&str, Figure); 4] = [
+    let figures: [(&str, DiskFigureOf); 4] = [
         ("O_DIRECT read, 1 MiB, 16 in flight per shard", |round| {
             &round.read
         }),
@@ -230,16 +282,10 @@ fn roofline_tables(out: &mut String, limits: &Rooflines) {
         ),
     ];
     for (title, figure) in figures {
-        if let Some(middle) = limits.middle(figure) {
-            let rates = limits
-                .rounds
-                .iter()
-                .map(|round| figure(round).bytes_per_second);
-            disk_row(out, title, middle, Spread::of(rates).unwrap_or_default());
-        }
+        disk_row(out, title, limits, figure);
     }
-    if let Some(read) = limits.middle(|round| &round.read) {
-        line!(out, "\nEngine: {}.\n", read.engine);
+    if let Some(round) = limits.rounds.first() {
+        line!(out, "\nEngine: {}.\n", round.read.engine);
     }
     line!(
         out,
@@ -274,24 +320,24 @@ fn roofline_tables(out: &mut String, limits: &Rooflines) {
     );
 }
 
-/// The limits that a step is held against: the slower of disk and CPU alone, and both at once.
+/// The limits that a step is held against: the slower of disk and CPU alone, and both at once. Medians, as the tables show them.
 fn limits_of(step: Step, limits: Option<&Rooflines>) -> Option<(f64, f64)> {
     let limits = limits?;
     let (lower, both) = match step {
         Step::Backup => (
             limits.backup_bytes_per_second,
-            limits.middle(|round| &round.read_and_pack),
+            limits.rates(|round| &round.read_and_pack),
         ),
         Step::Restore => (
             limits.restore_bytes_per_second,
-            limits.middle(|round| &round.open_and_write),
+            limits.rates(|round| &round.open_and_write),
         ),
         _ => return None,
     };
-    Some((lower, both?.bytes_per_second))
+    Some((lower, both?.median))
 }
 
-fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
+fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>, cores: usize) {
     if rows.is_empty() {
         return;
     }
@@ -337,7 +383,7 @@ fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
         .into_iter()
         .filter(|tool| rows.iter().any(|row| row.tool == *tool))
     {
-        line!(out, "- {}: {}.", tool.title(), tool.settings());
+        line!(out, "- {}: {}.", tool.title(), tool.settings(cores));
     }
     line!(out, "");
 }
@@ -345,14 +391,11 @@ fn tools_table(out: &mut String, rows: &[Row], limits: Option<&Rooflines>) {
 /// Stage seconds of the mover's own summary, of the run in the middle.
 fn mover_stages(out: &mut String, runs: &[&ToolRun]) {
     for step in [Step::Backup, Step::Restore] {
-        let mut of_step: Vec<&&ToolRun> = runs
+        let of_step = runs
             .iter()
-            .filter(|run| run.tool == Tool::Mover && run.step == step)
-            .collect();
-        of_step.sort_by(|a, b| a.usage.wall_seconds.total_cmp(&b.usage.wall_seconds));
-        let middle = of_step.get(of_step.len() / 2);
-        let stages =
-            middle.and_then(|run| run.detail.as_ref()?.pointer("/engine/stages")?.as_object());
+            .filter(|run| run.tool == Tool::Mover && run.step == step);
+        let stages = middle(of_step, |run| run.bytes_per_second())
+            .and_then(|run| run.detail.as_ref()?.pointer("/engine/stages")?.as_object());
         if let Some(stages) = stages {
             let list: Vec<String> = stages
                 .iter()
@@ -392,16 +435,17 @@ fn bakeoff(out: &mut String, runs: &[BakeoffRun], dataset: Dataset) {
         dataset.title()
     );
     out.push_str(
-        "Per core 16 reads of 1 MiB in flight with O_DIRECT. In `read` and `hash` every engine's buffers lie on huge pages; \
-         in `read_as_shipped` each engine has what it asks for itself, which is huge pages only for mover_io. `hash` also takes \
-         the SHA-256 of every 4 KiB block. Latency is from the call of a read until its task has the data, with the wait for the \
-         core in it; the median over repetitions.\n\n",
+        "Per core 16 reads of 1 MiB in flight with O_DIRECT. In `read` and `hash` the C library asks for huge pages for every \
+         engine's buffers; in `read_as_shipped` each engine has what it asks for itself, which is huge pages only for mover_io. \
+         The kernel gives them only where it has them: the table tells the least that a repetition had, and a line of `read` or \
+         `hash` with 0 cannot be compared with the others. `hash` also takes the SHA-256 of every 4 KiB block. Latency is from \
+         the call of a read until its task has the data, with the wait for the core in it; the median over repetitions.\n\n",
     );
     line!(
         out,
-        "| loop | engine | MB/s | CPU s/GB | peak memory MiB | p50 us | p99 us | p99.9 us | max us | settings |"
+        "| loop | engine | MB/s | CPU s/GB | peak memory MiB | p50 us | p99 us | p99.9 us | max us | huge pages MiB, least | settings |"
     );
-    line!(out, "|---|---|---|---|---|---|---|---|---|---|");
+    line!(out, "|---|---|---|---|---|---|---|---|---|---|---|");
     let mut groups: BTreeMap<(&str, usize), Vec<&BakeoffRun>> = BTreeMap::new();
     for run in runs {
         let place = runs
@@ -414,13 +458,14 @@ fn bakeoff(out: &mut String, runs: &[BakeoffRun], dataset: Dataset) {
         let of = |figure: fn(&BakeoffRun) -> f64| {
             Spread::of(runs.iter().map(|run| figure(run))).unwrap_or_default()
         };
+        let huge = runs.iter().filter_map(|run| run.huge_pages_mib()).min();
         let micros = |figure: fn(&BakeoffRun) -> u64| {
             Spread::of(runs.iter().map(|run| figure(run) as f64))
                 .map_or(0.0, |spread| spread.median)
         };
         line!(
             out,
-            "| {variant} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} |",
+            "| {variant} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
             runs[0].engine,
             spread(of(BakeoffRun::bytes_per_second), mb),
             spread(of(BakeoffRun::cpu_seconds_per_gb), |s| format!("{s:.3}")),
@@ -429,7 +474,8 @@ fn bakeoff(out: &mut String, runs: &[BakeoffRun], dataset: Dataset) {
             micros(|run| run.latency.p99_us),
             micros(|run| run.latency.p999_us),
             micros(|run| run.latency.max_us),
-            runs[0].note
+            huge.map_or("not told".to_owned(), |mib| mib.to_string()),
+            runs[0].settings()
         );
     }
     line!(out, "");
@@ -452,4 +498,125 @@ fn memory(out: &mut String, runs: &[ToolRun]) {
         );
     }
     line!(out, "");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::latency::Latencies;
+    use crate::stages::SampleFacts;
+
+    fn disk(megabytes_per_second: f64) -> DiskFigure {
+        DiskFigure {
+            bytes: 1,
+            wall_seconds: 1.0,
+            bytes_per_second: megabytes_per_second * 1e6,
+            cpu_seconds_per_gb: 1.0,
+            latency: Latencies::default(),
+            engine: String::new(),
+        }
+    }
+
+    /// Rounds whose every disk figure is the same.
+    fn limits(rounds: &[f64]) -> Rooflines {
+        let round = |rate: &f64| LimitRound {
+            read: disk(*rate),
+            read_and_pack: disk(*rate),
+            write: disk(*rate),
+            open_and_write: disk(*rate),
+            backup_stages: 1e9,
+            restore_stages: 1e9,
+        };
+        Rooflines {
+            rounds: rounds.iter().map(round).collect(),
+            sample: SampleFacts {
+                source_bytes: 1,
+                plain_bytes: 1,
+                stored_bytes: 1,
+                compression_ratio: 1.0,
+                zero_share: 0.0,
+            },
+            stages: Vec::new(),
+            backup_bytes_per_second: 2e9,
+            backup_limit: "CPU".to_owned(),
+            restore_bytes_per_second: 2e9,
+            restore_limit: "CPU".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_share_is_one_of_the_median_that_is_shown() {
+        let limits = limits(&[1000.0, 400.0, 600.0, 900.0]);
+        let even = |megabytes_per_second: f64| Spread {
+            median: megabytes_per_second * 1e6,
+            ..Spread::default()
+        };
+        let row = Row {
+            tool: Tool::Mover,
+            step: Step::Backup,
+            wall_seconds: even(0.0),
+            bytes_per_second: even(600.0),
+            cpu_seconds_per_gb: even(0.0),
+            rss_bytes: even(0.0),
+            sync_seconds: even(0.0),
+            stored_bytes: 1,
+            source_bytes: 1,
+        };
+        let mut shown = String::new();
+        roofline_tables(&mut shown, &limits);
+        // The median of the four is between two of them.
+        let both =
+            "| the same, with SHA-256, zstd, compare and seal of each frame | 750 (400-1000) |";
+        assert!(shown.contains(both), "{shown}");
+        let mut table = String::new();
+        tools_table(&mut table, &[row], Some(&limits), 2);
+        // 80 % of 750 is 600; 30 % of 2000 is 600.
+        let shares = "| backup | helios-mover | 0.00 | 600 | 30 % | 80 % |";
+        assert!(table.contains(shares), "{table}");
+        // Latencies are of a round, the slower of the two in the middle.
+        let middle = limits.middle(|round| &round.read).unwrap();
+        assert_eq!(middle.bytes_per_second, 600e6);
+    }
+
+    /// Rooflines, mover and peers of one run, as they are kept.
+    fn kept() -> Vec<ResultFile> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+        ResultFile::read_all(&dir, "2026-11-24-xeon").unwrap()
+    }
+
+    #[test]
+    fn files_of_one_run_are_divided_without_a_warning_and_others_with_one() {
+        let mut files = kept();
+        assert_eq!(warnings(&files, Dataset::Pg), [] as [&str; 0]);
+        let peers = files
+            .iter_mut()
+            .find(|file| file.part == Part::Peers && file.dataset == Dataset::Pg)
+            .unwrap();
+        peers.machine.commit = "0123456789ab".to_owned();
+        peers.machine.cores += 1;
+        peers.started = peers.ended;
+        let expected = "pg: peers are begun at another time and of another machine and of another commit than rooflines, \
+                        and shares and ratios divide them by one another";
+        assert_eq!(warnings(&files, Dataset::Pg), [expected]);
+        assert!(markdown(&files, "today").contains(&format!("**{expected}.**")));
+        assert_eq!(warnings(&files, Dataset::Rows), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn older_bakeoffs_tell_the_least_of_their_huge_pages() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+        let files = ResultFile::read_all(&dir, "2026-11-30").unwrap();
+        let report = markdown(&files, "2026-11-30");
+        let line = |begin: &str| report.lines().find(|line| line.starts_with(begin));
+        let hashed = line("| hash | tokio_uring |").unwrap();
+        // Two of its repetitions had 72 MiB.
+        assert!(
+            hashed.ends_with("| 0 | CoopTaskrun, registered true |"),
+            "{hashed}"
+        );
+        let read = line("| read | pread_threads |").unwrap();
+        assert!(read.ends_with("| 70 | 32 threads |"), "{read}");
+    }
 }

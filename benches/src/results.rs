@@ -18,6 +18,7 @@ use crate::s3::backups::BackupRun;
 use crate::s3::link_runs::LinkRun;
 use crate::s3::transfers::S3Transfers;
 use crate::stages::{SampleFacts, StageFigure};
+use crate::stats::{Spread, middle};
 use crate::tools::ToolRun;
 
 /// A part of the whole measurement.
@@ -106,13 +107,22 @@ pub struct Rooflines {
 }
 
 impl Rooflines {
-    /// The round in the middle by one of its disk figures.
+    /// One of the disk figures, of all rounds: what rates are told by and divided by.
+    pub fn rates(&self, figure: fn(&LimitRound) -> &DiskFigure) -> Option<Spread> {
+        let figures = self.rounds.iter().map(figure);
+        Spread::of(figures.map(|figure| figure.bytes_per_second))
+    }
+
+    /// The same of the round in the middle by its rate: latencies belong to one round, and have no median over several.
     pub fn middle(&self, figure: fn(&LimitRound) -> &DiskFigure) -> Option<&DiskFigure> {
-        let mut figures: Vec<&DiskFigure> = self.rounds.iter().map(figure).collect();
-        figures.sort_by(|a, b| a.bytes_per_second.total_cmp(&b.bytes_per_second));
-        figures.get(figures.len() / 2).copied()
+        middle(self.rounds.iter().map(figure), |figure| {
+            figure.bytes_per_second
+        })
     }
 }
+
+/// Older results have their huge pages in the engine's own words, behind this.
+const HUGE_PAGES_IN_NOTE: &str = ", huge pages ";
 
 /// One run of one engine in the bake-off.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -136,6 +146,10 @@ pub struct BakeoffRun {
     pub check: String,
     /// What the engine says about its settings.
     pub note: String,
+    /// Most huge pages that the process was seen to have when one of its shards was done, in MiB; none in results of up to
+    /// 2026-11-30, where [`note`](Self::note) tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_mib: Option<u64>,
 }
 
 impl BakeoffRun {
@@ -147,6 +161,20 @@ impl BakeoffRun {
     /// CPU seconds of the process per gigabyte.
     pub fn cpu_seconds_per_gb(&self) -> f64 {
         self.usage.cpu_seconds() * 1e9 / self.bytes.max(1) as f64
+    }
+
+    /// Its huge pages, in MiB, wherever the result tells them.
+    pub fn huge_pages_mib(&self) -> Option<u64> {
+        self.huge_mib.or_else(|| {
+            let (_, told) = self.note.split_once(HUGE_PAGES_IN_NOTE)?;
+            told.split(' ').next()?.parse().ok()
+        })
+    }
+
+    /// Its settings, without its huge pages.
+    pub fn settings(&self) -> &str {
+        let told = self.note.split_once(HUGE_PAGES_IN_NOTE);
+        told.map_or(self.note.as_str(), |(settings, _)| settings)
     }
 }
 
@@ -280,6 +308,27 @@ impl ResultFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_are_told_by_older_results_too() {
+        let run = |text: &str| -> BakeoffRun {
+            let fixed = r#""engine":"glommio","variant":"read","repetition":1,"bytes":1,"loop_seconds":1.0,"check":"",
+                "wall_seconds":1.0,"user_seconds":1.0,"system_seconds":1.0,"rss_bytes":1,
+                "latency":{"p50_us":1,"p99_us":1,"p999_us":1,"max_us":1}"#;
+            serde_json::from_str(&format!("{{{fixed},{text}}}")).unwrap()
+        };
+        let old = run(r#""note":"32 threads, huge pages 70 MiB""#);
+        assert_eq!(
+            (old.huge_pages_mib(), old.settings()),
+            (Some(70), "32 threads")
+        );
+        let new = run(r#""note":"32 threads","huge_mib":0"#);
+        assert_eq!(
+            (new.huge_pages_mib(), new.settings()),
+            (Some(0), "32 threads")
+        );
+        assert_eq!(run(r#""note":"32 threads""#).huge_pages_mib(), None);
+    }
 
     #[test]
     fn figures_and_tables_are_published_by_date() {

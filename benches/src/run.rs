@@ -2,7 +2,7 @@
 //!
 //! Invariants: everything temporary is below one working directory (for S3 also one in memory), named by the process,
 //! which is removed at the end, by benches/run if need be; a part that fails leaves the files of the parts before it;
-//! the mover and its peers take turns within each repetition.
+//! the mover and its peers take turns within each repetition; an engine of the bake-off that should have huge pages has them.
 
 use std::path::{Path, PathBuf};
 
@@ -54,6 +54,13 @@ const VARIANTS: [(&str, &str, bool); 3] = [
 ];
 /// Makes the C library's allocator ask for huge pages.
 const HUGE_PAGES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+/// A run whose buffers should lie on huge pages has at least so many of them for each core, in MiB: half of what its reads
+/// under way take, since a shard that has ended has given its own back.
+const HUGE_MIB_PER_CORE_MIN: u64 = 8;
+/// Where the kernel is asked to make huge pages, before each run that should have them.
+const COMPACT_MEMORY: &str = "/proc/sys/vm/compact_memory";
+/// A run that did not get them is done again so often.
+const BAKEOFF_ATTEMPTS_MAX: u32 = 5;
 /// Longest time for one run in the bake-off: an engine that hangs is a result, too.
 const BAKEOFF_TIMEOUT_SECONDS: &str = "120";
 
@@ -477,7 +484,41 @@ fn measure_bakeoff(plan: &Plan, ready: &Ready) -> Result<Vec<BakeoffRun>> {
     Ok(runs)
 }
 
+/// Whether a run on so many cores had its buffers on huge pages.
+fn had_huge_pages(run: &BakeoffRun, cores: usize) -> bool {
+    let least = HUGE_MIB_PER_CORE_MIN * cores as u64;
+    run.huge_pages_mib().is_some_and(|mib| mib >= least)
+}
+
+/// A run of an engine; of a loop in which all are to have huge pages, one that had them.
 fn bakeoff_run(
+    plan: &Plan,
+    engine: &str,
+    variant: (&str, &str, bool),
+    repetition: u32,
+    files: &[String],
+) -> Result<BakeoffRun> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // Tiny data does not fill the buffers.
+    let needs_pages = variant.2 && !plan.smoke();
+    for _ in 0..BAKEOFF_ATTEMPTS_MAX {
+        let run = bakeoff_attempt(plan, engine, variant, repetition, files)?;
+        if !needs_pages || had_huge_pages(&run, cores) {
+            return Ok(run);
+        }
+        eprintln!(
+            "{} {engine} {repetition}: {} MiB of huge pages, which cannot be compared; once more",
+            run.variant,
+            run.huge_pages_mib().unwrap_or(0)
+        );
+    }
+    let what = format!("an engine got no huge pages in {BAKEOFF_ATTEMPTS_MAX} runs");
+    Err(Error::new(Kind::CheckFailed, what)
+        .object(format!("{engine}, {}", variant.0))
+        .hint("free some memory or restart the machine; /sys/kernel/mm/transparent_hugepage/enabled must not be never"))
+}
+
+fn bakeoff_attempt(
     plan: &Plan,
     engine: &str,
     (name, variant, huge_pages): (&str, &str, bool),
@@ -485,6 +526,10 @@ fn bakeoff_run(
     files: &[String],
 ) -> Result<BakeoffRun> {
     drop_caches()?;
+    if huge_pages {
+        // Where it cannot be asked, the run itself tells what it got.
+        let _ = std::fs::write(COMPACT_MEMORY, "1");
+    }
     let (usage, printed) = Program::new("timeout")
         .args([BAKEOFF_TIMEOUT_SECONDS])
         .path(&plan.bakeoff)
@@ -513,6 +558,7 @@ fn bakeoff_run(
         latency,
         check: text("check")?,
         note: text("note")?,
+        huge_mib: Some(said["huge_mib"].as_u64().ok_or_else(strange)?),
     })
 }
 
@@ -643,6 +689,7 @@ fn measure_s3_link(plan: &Plan, places: &Places, work: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Usage;
 
     fn plan(datasets: &[Dataset]) -> Plan {
         Plan {
@@ -660,6 +707,25 @@ mod tests {
             s3_peers: PathBuf::new(),
             garage: PathBuf::new(),
         }
+    }
+
+    #[test]
+    fn a_run_without_huge_pages_is_told_from_one_with_them() {
+        let run = |huge_mib| BakeoffRun {
+            engine: "glommio".to_owned(),
+            variant: "read".to_owned(),
+            repetition: 1,
+            bytes: 1,
+            loop_seconds: 1.0,
+            usage: Usage::default(),
+            latency: Latencies::default(),
+            check: String::new(),
+            note: String::new(),
+            huge_mib,
+        };
+        let had = |mib| had_huge_pages(&run(mib), 2);
+        assert!(had(Some(16)) && had(Some(62)));
+        assert!(!had(Some(0)) && !had(Some(14)) && !had(None));
     }
 
     #[test]

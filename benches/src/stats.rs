@@ -1,6 +1,7 @@
-//! Repetitions: the order within each, and medians and spreads of all.
+//! Repetitions: the order within each, medians and spreads of all, and the one in the middle.
 //!
-//! Invariants: the spread is that of all repetitions; none is left out.
+//! Invariants: the spread is that of all repetitions, none is left out; rates and shares are of medians. What belongs to one
+//! run, such as its latencies, is told of the one in the middle, and of an even number of the slower of the two there.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,14 @@ impl Spread {
     }
 }
 
+/// The one in the middle by its rate; of an even number, the slower of the two in the middle.
+pub fn middle<T>(all: impl IntoIterator<Item = T>, rate: impl Fn(&T) -> f64) -> Option<T> {
+    let mut all: Vec<T> = all.into_iter().collect();
+    all.sort_by(|one, other| rate(one).total_cmp(&rate(other)));
+    let index = all.len().checked_sub(1)? / 2;
+    all.into_iter().nth(index)
+}
+
 /// The order of a round, counted from 1: each begins one further in the list, and every second goes through it
 /// backwards, so that none is always the first and none always comes behind the same other.
 pub fn turns<T: Copy>(all: &[T], round: u32) -> Vec<T> {
@@ -64,6 +73,15 @@ mod tests {
             Some((2.0, 1.0, 9.0))
         );
         assert_eq!(Spread::of([4.0, 1.0]).map(|s| s.median), Some(2.5));
+    }
+
+    #[test]
+    fn of_an_even_number_the_slower_in_the_middle_is_taken() {
+        let middle = |all: &[f64]| middle(all.iter().copied(), |rate| *rate);
+        assert_eq!(middle(&[]), None);
+        assert_eq!(middle(&[3.0]), Some(3.0));
+        assert_eq!(middle(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(middle(&[9.0, 4.0, 1.0, 2.0]), Some(2.0));
     }
 
     #[test]

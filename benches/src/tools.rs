@@ -29,6 +29,8 @@ pub enum Tool {
     Mover,
     /// pgBackRest, for PostgreSQL clusters only.
     Pgbackrest,
+    /// The same, told to store small files together.
+    PgbackrestBundled,
     /// restic.
     Restic,
     /// borg.
@@ -122,35 +124,54 @@ impl<'a> Round<'a> {
 
 impl Tool {
     /// All, the mover first.
-    pub const ALL: [Tool; 4] = [Tool::Mover, Tool::Pgbackrest, Tool::Restic, Tool::Borg];
+    pub const ALL: [Tool; 5] = [
+        Tool::Mover,
+        Tool::Pgbackrest,
+        Tool::PgbackrestBundled,
+        Tool::Restic,
+        Tool::Borg,
+    ];
 
     /// Name for tables.
     pub fn title(self) -> &'static str {
         match self {
             Tool::Mover => "helios-mover",
             Tool::Pgbackrest => "pgBackRest",
+            Tool::PgbackrestBundled => "pgBackRest, bundled",
             Tool::Restic => "restic",
             Tool::Borg => "borg",
         }
     }
 
-    /// How it was told to work, for the report.
-    pub fn settings(self) -> &'static str {
+    /// How it was told to work on a machine of so many cores, for the report.
+    pub fn settings(self, cores: usize) -> String {
         match self {
             Tool::Mover => {
                 "defaults: AES-256-GCM, zstd 3, one shard per core, decode-and-compare on"
+                    .to_owned()
             }
-            Tool::Pgbackrest => "process-max 2, zstd 3, AES-256-CBC, offline full backup",
+            Tool::Pgbackrest => format!(
+                "process-max {cores}, zstd 3, AES-256-CBC, offline full backup; each file stored by itself, which is its default"
+            ),
+            Tool::PgbackrestBundled => {
+                "the same with --repo1-bundle, which stores small files together".to_owned()
+            }
             Tool::Restic => {
                 "repository version 2, compression auto (zstd default), AES-256-CTR with Poly1305"
+                    .to_owned()
             }
-            Tool::Borg => "repokey-blake2 (AES-256-CTR with BLAKE2b), zstd 3",
+            Tool::Borg => "repokey-blake2 (AES-256-CTR with BLAKE2b), zstd 3".to_owned(),
         }
     }
 
     /// Whether it can back this data up.
     pub fn takes(self, dataset: Dataset) -> bool {
-        self != Tool::Pgbackrest || dataset == Dataset::Pg
+        !self.is_pgbackrest() || dataset == Dataset::Pg
+    }
+
+    /// Whether it is pgBackRest, however it was told to work.
+    fn is_pgbackrest(self) -> bool {
+        matches!(self, Tool::Pgbackrest | Tool::PgbackrestBundled)
     }
 
     /// The steps it is measured on, in order.
@@ -170,7 +191,8 @@ impl Tool {
     fn program(self, step: Step, round: &Round<'_>) -> Result<Program> {
         match self {
             Tool::Mover => mover::program(step, &format!("file://{}", round.repo.display()), round),
-            Tool::Pgbackrest => Ok(pgbackrest::program(step, round)),
+            Tool::Pgbackrest => Ok(pgbackrest::program(step, round, false)),
+            Tool::PgbackrestBundled => Ok(pgbackrest::program(step, round, true)),
             Tool::Restic => Ok(restic::program(step, round)),
             Tool::Borg => Ok(borg::program(step, round)),
         }
@@ -185,7 +207,9 @@ impl Tool {
                 (round.source.to_path_buf(), round.target.join(inside))
             }
             // pgBackRest writes recovery settings beside the tables.
-            Tool::Pgbackrest => (round.source.join("base"), round.target.join("base")),
+            Tool::Pgbackrest | Tool::PgbackrestBundled => {
+                (round.source.join("base"), round.target.join("base"))
+            }
             _ => (round.source.to_path_buf(), round.target.clone()),
         }
     }
@@ -235,10 +259,10 @@ pub fn round(
 
 fn compare(tool: Tool, round: &Round<'_>) -> Result<()> {
     let (source, target) = tool.compared(round);
-    let left_out: &[&str] = match tool {
+    let left_out: &[&str] = match tool.is_pgbackrest() {
         // Caches that the server makes anew.
-        Tool::Pgbackrest => &["pg_internal.init", "pgsql_tmp"],
-        _ => &[],
+        true => &["pg_internal.init", "pgsql_tmp"],
+        false => &[],
     };
     compare_trees(tool.title(), &source, &target, left_out)
 }
@@ -250,4 +274,32 @@ pub(crate) fn cannot_make(path: &Path, error: std::io::Error) -> Error {
     )
     .object(path.display().to_string())
     .cause(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_keep_their_names_in_results() {
+        let names = Tool::ALL.map(|tool| serde_json::to_string(&tool).unwrap());
+        let kept = [
+            "\"mover\"",
+            "\"pgbackrest\"",
+            "\"pgbackrest_bundled\"",
+            "\"restic\"",
+            "\"borg\"",
+        ];
+        assert_eq!(names, kept);
+    }
+
+    #[test]
+    fn pgbackrest_is_measured_with_and_without_bundles_on_clusters_only() {
+        let on = |dataset| {
+            let all = Tool::ALL.into_iter();
+            all.filter(move |tool| tool.takes(dataset) && tool.is_pgbackrest())
+                .count()
+        };
+        assert_eq!((on(Dataset::Pg), on(Dataset::Rows)), (2, 0));
+    }
 }

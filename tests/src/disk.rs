@@ -1,6 +1,6 @@
-//! Small ext4 file systems on loop devices, so that a disk can really be full.
+//! Small ext4 file systems on loop devices, so that a disk can really be full, and what stands in a directory of one.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::run::{require_root, run};
@@ -68,4 +68,12 @@ impl Drop for SmallDisk {
                 .status();
         }
     }
+}
+
+/// The names in a directory, but for the one that a new file system has.
+pub fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory");
+    let names = entries.map(|entry| entry.expect("an entry").file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    names.filter(|name| name != "lost+found").collect()
 }

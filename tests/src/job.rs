@@ -3,7 +3,8 @@
 //! Invariants: a job that a failed test leaves behind is killed; what ought to happen soon is waited for a minute, and
 //! not for ever.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const CLOSE_POLL: Duration = Duration::from_micros(500);
 pub struct Job {
     shown: String,
     child: Option<Child>,
+    /// Where its output goes, if that is a file.
+    printed: Option<PathBuf>,
 }
 
 /// The most that was seen of a job while it ran.
@@ -47,7 +50,22 @@ impl Job {
         Job {
             shown: shown(command),
             child: Some(child),
+            printed: None,
         }
+    }
+
+    /// Starts `command`, whose output goes into a new file, where it is seen while the job runs; the outcome has it too.
+    pub fn start_printing(command: &mut Command, printed: PathBuf) -> Self {
+        let stdout = File::create(&printed).expect("a file").into();
+        let mut job = Job::start_into(command, stdout, Stdio::piped());
+        job.printed = Some(printed);
+        job
+    }
+
+    /// Whether a job that prints into a file has said this by now.
+    pub fn has_said(&self, text: &str) -> bool {
+        let printed = self.printed.as_deref().expect("it prints into a file");
+        fs::read_to_string(printed).is_ok_and(|said| said.contains(text))
     }
 
     fn child(&mut self) -> &mut Child {
@@ -98,7 +116,11 @@ impl Job {
     pub fn outcome(mut self) -> Outcome {
         let child = self.child.take().expect("a job ends once");
         let output = child.wait_with_output().expect("the tool ends");
-        Outcome::new(self.shown.clone(), &output)
+        let mut outcome = Outcome::new(self.shown.clone(), &output);
+        if let Some(printed) = self.printed.as_deref() {
+            outcome.stdout = fs::read_to_string(printed).expect("what it printed");
+        }
+        outcome
     }
 }
 

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -71,6 +72,13 @@ pub fn binary() -> &'static Path {
             .expect("cargo metadata names the target directory");
         Path::new(target).join("release/helios-mover")
     })
+}
+
+/// Puts a copy of the tool where any user can run it. Another process writes it: a descriptor of this one that is open for writing
+/// may be in a child that another thread starts at that moment, and until that runs its program the copy cannot be run.
+pub fn copy_binary(to: &Path) {
+    run::run("cp", [binary(), to]);
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).expect("mode can be set");
 }
 
 /// A command that runs the tool with `home` as its home and nothing else of the environment but PATH.
@@ -204,18 +212,29 @@ impl Outcome {
         error
     }
 
+    /// The last line, which is of this type. A success has one summary and no error; a failure has one error, and a summary
+    /// before it only where the verb came to its end and found something bad.
     #[track_caller]
     fn last(&self, message_type: &str) -> Value {
-        let last = self
-            .lines()
-            .pop()
+        let lines = self.lines();
+        let of = |wanted: &str| -> Vec<&Value> {
+            let is_wanted = |line: &&Value| line["message_type"] == wanted;
+            lines.iter().filter(is_wanted).collect()
+        };
+        let (summaries, errors) = (of("summary"), of("error"));
+        if message_type == "summary" {
+            assert_eq!((summaries.len(), errors.len()), (1, 0), "ends\n{self}");
+        } else {
+            assert_eq!(errors.len(), 1, "errors\n{self}");
+            assert!(summaries.len() <= 1, "summaries\n{self}");
+            let is_good = |summary: &&Value| summary["ok"] == true;
+            assert!(!summaries.iter().any(is_good), "a good summary\n{self}");
+        }
+        let last = lines
+            .last()
             .unwrap_or_else(|| panic!("printed nothing\n{self}"));
-        assert_eq!(
-            last["message_type"].as_str(),
-            Some(message_type),
-            "last line\n{self}"
-        );
-        last
+        assert_eq!(last["message_type"], message_type, "last line\n{self}");
+        last.clone()
     }
 }
 
@@ -535,7 +554,6 @@ pub fn dir_url(path: &Path) -> String {
 
 /// Writes a file that only its owner may read.
 pub fn secret_file(path: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
     fs::write(path, text).expect("secret can be written");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("mode can be set");
 }

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::job::{Job, kill_when, kill_within, time_of};
+use crate::job::{Job, kill_when, kill_within, time_of, wait_until};
 use crate::mover::{AnyRepo, exit};
 use crate::random::Random;
 use crate::scratch::Scratch;
+use crate::throttle::{NO_LIMITS, NO_READS, Throttle};
 use crate::tree::Tree;
 
 /// Bytes of rows that are new after a change.
@@ -40,17 +41,30 @@ fn restored(repo: &AnyRepo, id: &str, scratch: &Scratch) -> Tree {
 pub fn backups_at_once(repo: &AnyRepo, sources: &[PathBuf; 2], scratch: &Scratch) {
     let known = repo.ids();
     let truth: Vec<Tree> = sources.iter().map(|source| Tree::read(source)).collect();
-    let jobs = sources.each_ref().map(|source| {
-        // Each takes about two seconds, so that they meet however late one of them begins.
-        let rate = format!("{}KiB/s", disk_bytes(source) / 2048 + 1);
-        let mut backup = repo.backup_command(source);
-        Job::start(backup.args(["--limit-read", &rate, "--gentle", "false"]))
+    let throttle = Throttle::new(scratch, "at-once.toml", NO_READS);
+    let mut jobs = [0, 1].map(|at| {
+        let mut backup = repo.backup_command(&sources[at]);
+        throttle.put_on(backup.args(["--gentle", "false"]));
+        Job::start_printing(&mut backup, scratch.join(format!("at-once-{at}")))
     });
+    // Neither gets on before both have begun, however late one of them is.
+    for job in &mut jobs {
+        wait_until(|| job.has_said("\"phase\":\"copy\"") || !job.is_running());
+    }
+    for job in &mut jobs {
+        // One that has ended tells why by its outcome.
+        if job.is_running() {
+            throttle.change(job, NO_LIMITS);
+        }
+    }
     let made = jobs.map(|job| {
         let summary = job.outcome().summary();
         let id = summary["backup_id"].as_str();
         id.expect("summary names the backup").to_owned()
     });
+    for name in ["at-once.toml", "at-once-0", "at-once-1"] {
+        fs::remove_file(scratch.join(name)).expect("a file");
+    }
     assert_ne!(made[0], made[1]);
     let ids = repo.ids();
     assert_eq!(ids.len(), known.len() + 2, "both backups are listed");
@@ -174,23 +188,29 @@ impl KillAt<'_> {
     }
 }
 
-/// Kills a backup at a random instant of the `usual` time, again and again, with something new to store each time, as
-/// [`kill_backups`] does.
+/// Kills backups, each at a random instant of what one takes that is left alone, with something new to store each time, as
+/// [`kill_backups`] does: so many at a time, until so many of them came before the end.
 #[track_caller]
 pub fn killed_backups_harm_nothing(
     repo: &AnyRepo,
     source: &Path,
     kills: u64,
-    usual: Duration,
     random: &mut Random,
     scratch: &Scratch,
 ) -> Kills {
-    let plan = KillPlan {
-        kills,
-        at: KillAt::Within(usual),
-        change,
-    };
-    kill_backups(repo, source, &plan, random, scratch)
+    let mut all = Kills::default();
+    while !all.are_enough(kills) {
+        change(source, random);
+        // Each time anew: what else the machine does changes.
+        let usual = time_of(|| drop(repo.backup(source).summary()));
+        let plan = KillPlan {
+            kills,
+            at: KillAt::Within(usual),
+            change,
+        };
+        all += kill_backups(repo, source, &plan, random, scratch);
+    }
+    all
 }
 
 /// Kills backups of `source` as planned. After each, what is new and listed restores exactly, verification passes, and

@@ -718,7 +718,7 @@ impl Shell {
     fn new(name: &str) -> Self {
         let scratch = Scratch::new(name);
         let bin = scratch.dir("bin");
-        fs::copy(mover::binary(), bin.join("helios-mover")).expect("binary can be copied");
+        mover::copy_binary(&bin.join("helios-mover"));
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("PATH"));
         Shell { scratch, path }
     }
@@ -862,11 +862,10 @@ fn check_opens_what_a_backup_would_have_to_read() {
     run::require_root();
     let scratch = Scratch::new("check-readable");
     let binary = scratch.join("helios-mover");
-    fs::copy(mover::binary(), &binary).expect("binary can be copied");
+    mover::copy_binary(&binary);
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
     };
-    mode(&binary, 0o755);
     let source = scratch.dir("source");
     for table in 0..5 {
         let path = source.join(format!("table-{table}"));

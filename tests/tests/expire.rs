@@ -17,6 +17,7 @@ use mover_tests::plant::{self, MIB};
 use mover_tests::proof::{change, restores_to};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
+use mover_tests::throttle::{NO_LIMITS, NO_READS, Throttle};
 use mover_tests::tree::Tree;
 use rustix::process::Signal;
 
@@ -24,12 +25,15 @@ use rustix::process::Signal;
 mod hidden;
 #[path = "expire/restores.rs"]
 mod restores;
+#[path = "expire/scope.rs"]
+mod scope;
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x6578_7069;
-/// At this rate a backup of what is planted lasts until the test speeds it up or ends it. Two shards have read what fills
-/// their first packs long before the end; one, which reads all that is planted ahead, has not.
-const CRAWL: [&str; 4] = ["--limit-read", "2MiB/s", "--shards", "2"];
+/// At this rate a backup of what is planted has read what fills its first pack long before the end, with two shards; one, which
+/// reads all that is planted ahead, has not.
+const CRAWL: &str = "limit-read = '2MiB/s'\n";
+const SHARDS: [&str; 2] = ["--shards", "2"];
 
 /// A source that changes, and the truth of each backup of it.
 struct History {
@@ -319,10 +323,10 @@ fn killed_at_every_change_it_loses_nothing_that_is_listed() {
 }
 
 /// Starts a slow backup and waits until packs of it stand that no manifest names.
-fn crawling_backup(history: &History, repo: &Repo, prefix: &[&str]) -> Job {
+fn crawling_backup(history: &History, repo: &Repo, throttle: &Throttle, prefix: &[&str]) -> Job {
     let known = names(repo, "packs/").len();
     let mut backup = history.repo.backup_command(&history.source);
-    backup.args(CRAWL);
+    throttle.put_on(backup.args(SHARDS));
     let mut command = match prefix {
         [] => backup,
         [program, arguments @ ..] => {
@@ -351,7 +355,10 @@ fn a_running_backup_ends_and_restores_while_its_parent_is_to_go() {
         24 * MIB as usize,
     );
     let truth = Tree::read(&history.source);
-    let job = crawling_backup(&history, &repo, &[]);
+    let throttle = Throttle::new(&scratch, "limits.toml", CRAWL);
+    let mut job = crawling_backup(&history, &repo, &throttle, &[]);
+    // It gets no further before the others are done, however long they take.
+    throttle.change(&mut job, NO_READS);
     // A second one of the same source, so that the policy has the parent of the first go.
     let second = history.repo.backup(&history.source).summary();
     let second = second["backup_id"].as_str().expect("id").to_owned();
@@ -371,6 +378,8 @@ fn a_running_backup_ends_and_restores_while_its_parent_is_to_go() {
         history.repo.ids(),
         [history.id(1).to_owned(), second.clone()]
     );
+    assert!(job.is_running(), "ended too early\n{}", job.outcome());
+    throttle.change(&mut job, NO_LIMITS);
     let done = job.outcome().summary();
     assert_eq!(done["parent"], history.id(1), "{done}");
     let id = done["backup_id"].as_str().expect("id");
@@ -395,7 +404,8 @@ fn what_a_killed_backup_left_goes_when_its_death_is_known() {
     let much = history.source.join("much");
     plant::file(&much, &mut history.random, 24 * MIB as usize);
     // On this machine: the next run knows, the one after that deletes.
-    drop(crawling_backup(&history, &repo, &[]));
+    let throttle = Throttle::new(&scratch, "limits.toml", CRAWL);
+    drop(crawling_backup(&history, &repo, &throttle, &[]));
     let session = names(&repo, "sessions/");
     assert_eq!(session.len(), 1);
     let plan = history.expire(&["--keep-last", "1"]).summary();
@@ -424,7 +434,7 @@ fn what_a_killed_backup_left_goes_when_its_death_is_known() {
     // In namespaces of its own, as on another machine: nobody here can know.
     plant::file(&much, &mut history.random, 24 * MIB as usize);
     let apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    drop(crawling_backup(&history, &repo, &apart));
+    drop(crawling_backup(&history, &repo, &throttle, &apart));
     for _ in 0..3 {
         let done = history.expire(&["--keep-last", "1", "--confirm"]).summary();
         assert_eq!(done["packs"], 0, "{done}");
@@ -472,14 +482,33 @@ fn variables(access: &Access) -> [(&str, &str); 2] {
     ]
 }
 
+/// A fault that keeps objects below `path` on their way to the server until the proxy is told to let them go.
+fn held_up(path: &str) -> Fault {
+    Fault::new(Action::Hold).method("PUT").path(path)
+}
+
+/// The same repository by way of a proxy, for jobs that wait for an answer longer than any test holds it up.
+fn patiently(repo: &AnyRepo, proxy: &FaultProxy, access: &Access) -> AnyRepo {
+    let url = access.at(&proxy.endpoint()).url("expire");
+    repo.at(&format!("{url}&timeout=600"), &variables(access))
+}
+
+/// Lets go what the proxy holds up, as often as it is sent, and returns how the job ended.
+#[track_caller]
+fn let_go(proxy: &FaultProxy, mut job: Job) -> Outcome {
+    wait_until(|| {
+        proxy.release();
+        !job.is_running()
+    });
+    job.outcome()
+}
+
 /// Changes the source and begins a backup whose manifest is held up on its way to the server: the proxy that does that, the
 /// job, and what the source holds.
 fn manifest_on_its_way(history: &mut History, access: &Access) -> (FaultProxy, Job, Tree) {
     let proxy = FaultProxy::start(&access.endpoint);
-    let delay = Fault::new(Action::Delay(ON_ITS_WAY)).method("PUT");
-    let hit = proxy.inject(delay.path("expire/backups/"));
-    let through = access.at(&proxy.endpoint());
-    let repo = history.repo.at(&through.url("expire"), &variables(access));
+    let hit = proxy.inject(held_up("expire/backups/"));
+    let repo = patiently(&history.repo, &proxy, access);
     change(&history.source, &mut history.random);
     let truth = Tree::read(&history.source);
     let job = Job::start(&mut repo.backup_command(&history.source));
@@ -582,9 +611,6 @@ fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     }
 }
 
-/// How long a manifest is on its way while its session is given up.
-const ON_ITS_WAY: Duration = Duration::from_secs(5);
-
 #[test]
 fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_are_gone() {
     let scratch = Scratch::new("expire-crossing");
@@ -596,16 +622,16 @@ fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_ar
     let delete = |key: &str| delete(&client, key);
     for packs_go in [true, false] {
         let packs = objects("packs/");
-        let (_proxy, job, truth) = manifest_on_its_way(&mut history, access);
+        let (proxy, job, truth) = manifest_on_its_way(&mut history, access);
         delete(&objects("sessions/")[0]);
         if packs_go {
             let own = objects("packs/").into_iter();
             own.filter(|pack| !packs.contains(pack))
                 .for_each(|pack| delete(&pack));
-            let error = job.outcome().expect(exit::CONFLICT).error();
+            let error = let_go(&proxy, job).expect(exit::CONFLICT).error();
             assert!(error.to_string().contains("not listed any more"), "{error}");
         } else {
-            let done = job.outcome().summary();
+            let done = let_go(&proxy, job).summary();
             let id = done["backup_id"].as_str().expect("id").to_owned();
             history.made.push((id, truth));
         }
@@ -626,7 +652,8 @@ fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
     // Whatever the method: a HEAD that is refused is asked again as a GET.
     let refusal = Fault::new(Action::error(403, "AccessDenied"));
     let refused = proxy.inject(refusal.path("expire/sessions/"));
-    let error = job.outcome().expect(exit::STORAGE).error().to_string();
+    let outcome = let_go(&proxy, job).expect(exit::STORAGE);
+    let error = outcome.error().to_string();
     assert!(error.contains("the backup is listed"), "{error}");
     assert!(error.contains("helios-mover verify"), "{error}");
     assert!(proxy.hits(refused) > 0);
@@ -721,11 +748,23 @@ fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back()
         let is_done =
             || created.is_none_or(|prefix| objects().iter().any(|key| key.starts_with(prefix)));
         stopped_at(&proxy, hit, &mut command, is_done);
-        let begun = proxy
-            .seen()
-            .iter()
-            .any(|seen| seen.starts_with("PUT /mover/expire/sessions/"));
-        assert!(begun, "{verb}, {fault:?}: {:?}", proxy.seen());
+        let seen = proxy.seen();
+        let sent = |what: &str| seen.iter().any(|seen| seen.starts_with(what));
+        assert!(
+            sent("PUT /mover/expire/sessions/"),
+            "{verb}, {fault:?}: {seen:?}"
+        );
+        // In one request, or in one for each.
+        assert!(
+            sent("POST /mover?delete") || sent("DELETE /mover/expire/sessions/"),
+            "{verb}, {fault:?}: {seen:?}"
+        );
+        if objects() != before {
+            // It waits fifteen seconds for that and no longer. What it left then goes as of a job that died: what protects it first.
+            for _ in 0..2 {
+                history.expire(&["--keep-last", "2", "--confirm"]).summary();
+            }
+        }
         assert_eq!(objects(), before, "{verb}, {fault:?}");
     }
     history.backup();
@@ -756,7 +795,7 @@ fn a_manifest_that_cannot_be_taken_back_is_named_and_found_by_verify() {
         .filter(|pack| !packs.contains(pack))
         .collect();
     lost.iter().for_each(|pack| delete(pack));
-    let error = job.outcome().expect(exit::STORAGE).error();
+    let error = let_go(&proxy, job).expect(exit::STORAGE).error();
     assert!(proxy.hits(refused) > 0, "{:?}", proxy.seen());
     let id = history.repo.ids().pop().expect("an id");
     assert_ne!(id, history.id(0), "the manifest stays");

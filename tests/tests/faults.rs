@@ -10,14 +10,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mover_tests::disk::SmallDisk;
+use mover_tests::disk::{SmallDisk, names_in};
 use mover_tests::job::{Job, wait_until};
-use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit};
+use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit, identity, secret_file};
 use mover_tests::plant::{self, MIB};
 use mover_tests::random::Random;
 use mover_tests::run;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
+use rustix::process::Signal;
 
 /// Seed of what is planted here.
 const SEED: u64 = 0x6661_756c;
@@ -52,7 +53,11 @@ fn full_target_disk_is_a_target_error() {
     let target = disk.path().join("target");
     let error = repo.restore("latest", &target).told(exit::TARGET, "target");
     assert_eq!(error["kind"], "target", "{error}");
-    assert!(!target.exists(), "a failed restore left its target");
+    assert_eq!(
+        names_in(disk.path()),
+        Vec::<String>::new(),
+        "left by a failed restore"
+    );
     before.assert_same(
         &Tree::read(&repo.dir),
         "repository after the failed restore",
@@ -106,11 +111,12 @@ fn target_disk_that_fills_during_a_restore_is_a_target_error() {
     while filler.write_all(&piece).is_ok() {}
     let outcome = restore.outcome();
     drop(filler);
-    fs::remove_file(disk.path().join("filler")).expect("filler");
 
     let error = outcome.told(exit::TARGET, "table-");
     assert_eq!(error["kind"], "target", "{error}");
-    assert!(!target.exists(), "a failed restore left its target");
+    let left = names_in(disk.path());
+    assert_eq!(left, ["filler"], "left by a failed restore");
+    fs::remove_file(disk.path().join("filler")).expect("filler");
     repo.restore("latest", &target).summary();
     Tree::read(&source).assert_same(&Tree::read(&target), "restore after space was made");
 }
@@ -210,8 +216,7 @@ impl AsNobody {
     fn new(name: &str) -> Self {
         let scratch = Scratch::new(name);
         let binary = scratch.join("helios-mover");
-        fs::copy(mover::binary(), &binary).expect("binary can be copied");
-        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("mode");
+        mover::copy_binary(&binary);
         let repo = Repo::create(&scratch, "repo", Protection::None);
         run::run(
             "chown",
@@ -412,33 +417,46 @@ fn new_empty_directory_is_a_changed_source() {
     }));
 }
 
+/// Runs a job until it is well in `phase` and ends it by `signal`. The last that it prints must be an error that says so.
+fn cancel_in(phase: &str, command: &mut Command, signal: Signal, printed: &Path) {
+    let mut job = Job::start_printing(command, printed.to_path_buf());
+    let begun = format!("\"phase\":\"{phase}\"");
+    // Before that it may not listen yet.
+    wait_until(|| job.has_said(&begun) || !job.is_running());
+    assert!(job.is_running(), "ended too early\n{}", job.outcome());
+    job.signal(signal);
+    let outcome = job.outcome().expect(exit::CANCELLED);
+    assert_eq!(outcome.error()["kind"], "cancelled", "{outcome}");
+    let mut lines = outcome.lines().into_iter();
+    let summary = lines.find(|line| line["message_type"] == "summary");
+    assert_eq!(summary, None, "a summary of a cancelled job");
+}
+
 #[test]
 fn cancelled_jobs_leave_nothing_visible() {
     let scratch = Scratch::new("cancel");
     let source = random_source(&scratch, "source", 24 * MIB);
     let repo = Repo::create(&scratch, "repo", Protection::Identity);
-    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+    let printed = scratch.join("printed");
+    // A directory of its own, so that nothing else is beside what a restore leaves.
+    let place = scratch.dir("place");
+    let target = place.join("target");
+    for signal in [Signal::INT, Signal::TERM] {
         let known = repo.ids().len();
-        let mut backup = Job::start(
-            repo.backup_command(&source)
-                .args(["--limit-read", "4MiB/s"]),
-        );
-        std::thread::sleep(Duration::from_millis(1500));
-        backup.signal(signal);
-        let error = backup.outcome().expect(exit::CANCELLED).error();
-        assert_eq!(error["kind"], "cancelled", "{error}");
+        let mut backup = repo.backup_command(&source);
+        backup.args(["--limit-read", "1KiB/s"]);
+        cancel_in("copy", &mut backup, signal, &printed);
         assert_eq!(repo.ids().len(), known, "a cancelled backup is listed");
 
         repo.backup(&source).summary();
-        let target = scratch.join("target");
-        let mut restore = Job::start(
-            repo.restore_command("latest", &target)
-                .args(["--limit-write", "4MiB/s"]),
+        let mut restore = repo.restore_command("latest", &target);
+        restore.args(["--limit-write", "1KiB/s"]);
+        cancel_in("restore", &mut restore, signal, &printed);
+        assert_eq!(
+            names_in(&place),
+            Vec::<String>::new(),
+            "a cancelled restore left this"
         );
-        std::thread::sleep(Duration::from_millis(1500));
-        restore.signal(signal);
-        restore.outcome().expect(exit::CANCELLED).error();
-        assert!(!target.exists(), "a cancelled restore left its target");
         repo.restore("latest", &target).summary();
         Tree::read(&source).assert_same(&Tree::read(&target), "after a cancelled restore");
         fs::remove_dir_all(&target).expect("target");
@@ -446,46 +464,159 @@ fn cancelled_jobs_leave_nothing_visible() {
     repo.verify().expect(exit::OK);
 }
 
+/// A variable, a value that it cannot have, and what the error names.
+const HOSTILE: [(&str, &str, &str); 19] = [
+    ("HELIOS_MOVER_SHARDS", "-1", "HELIOS_MOVER_SHARDS"),
+    (
+        "HELIOS_MOVER_SHARDS",
+        "99999999999999999999",
+        "HELIOS_MOVER_SHARDS",
+    ),
+    ("HELIOS_MOVER_SHARDS", "two", "HELIOS_MOVER_SHARDS"),
+    ("HELIOS_MOVER_ARENA", "1EiB of it", "HELIOS_MOVER_ARENA"),
+    ("HELIOS_MOVER_ARENA", "-5", "HELIOS_MOVER_ARENA"),
+    ("HELIOS_MOVER_ARENA", "1", "HELIOS_MOVER_ARENA"),
+    ("HELIOS_MOVER_ARENA", "999999TiB", "HELIOS_MOVER_ARENA"),
+    ("HELIOS_MOVER_INDEX", "NaN", "HELIOS_MOVER_INDEX"),
+    ("HELIOS_MOVER_RUNG", "fastest", "HELIOS_MOVER_RUNG"),
+    ("HELIOS_MOVER_LIMIT_READ", "0", "HELIOS_MOVER_LIMIT_READ"),
+    (
+        "HELIOS_MOVER_LIMIT_READ",
+        "1e400",
+        "HELIOS_MOVER_LIMIT_READ",
+    ),
+    ("HELIOS_MOVER_PIN", "maybe", "HELIOS_MOVER_PIN"),
+    ("HELIOS_MOVER_COLOR", "\u{1b}[31m", "HELIOS_MOVER_COLOR"),
+    ("HELIOS_MOVER_REPO", "ftp://example.org/x", "ftp://"),
+    ("HELIOS_MOVER_REPO", "file://relative", "file://relative"),
+    (
+        "HELIOS_MOVER_CONFIG",
+        "/absent/config.toml",
+        "/absent/config.toml",
+    ),
+    (
+        "HELIOS_MOVER_BACKUP_LEVEL",
+        "1000",
+        "HELIOS_MOVER_BACKUP_LEVEL",
+    ),
+    (
+        "HELIOS_MOVER_BACKUP_TYPE",
+        "sideways",
+        "HELIOS_MOVER_BACKUP_TYPE",
+    ),
+    ("HELIOS_MOVER_BACKUP_SOURCE", "s3://bucket", "s3://bucket"),
+];
+
 #[test]
 fn hostile_settings_are_usage_errors() {
     let scratch = Scratch::new("hostile");
     let source = random_source(&scratch, "source", MIB);
     let repo = Repo::create(&scratch, "repo", Protection::None);
-    for (name, value) in [
-        ("HELIOS_MOVER_SHARDS", "-1"),
-        ("HELIOS_MOVER_SHARDS", "99999999999999999999"),
-        ("HELIOS_MOVER_SHARDS", "two"),
-        ("HELIOS_MOVER_ARENA", "1EiB of it"),
-        ("HELIOS_MOVER_ARENA", "-5"),
-        ("HELIOS_MOVER_ARENA", "1"),
-        ("HELIOS_MOVER_ARENA", "999999TiB"),
-        ("HELIOS_MOVER_INDEX", "NaN"),
-        ("HELIOS_MOVER_RUNG", "fastest"),
-        ("HELIOS_MOVER_LIMIT_READ", "0"),
-        ("HELIOS_MOVER_LIMIT_READ", "1e400"),
-        ("HELIOS_MOVER_PIN", "maybe"),
-        ("HELIOS_MOVER_COLOR", "\u{1b}[31m"),
-        ("HELIOS_MOVER_REPO", "ftp://example.org/x"),
-        ("HELIOS_MOVER_REPO", "file://relative"),
-        ("HELIOS_MOVER_CONFIG", "/absent/config.toml"),
-        ("HELIOS_MOVER_BACKUP_LEVEL", "1000"),
-        ("HELIOS_MOVER_BACKUP_TYPE", "sideways"),
-        ("HELIOS_MOVER_BACKUP_SOURCE", "s3://bucket"),
-    ] {
+    // What is given by a variable is not given by a flag as well.
+    let backup = |variable: &str, value: Option<&str>| {
         let mut command = mover::command(&scratch.dir("home"));
-        command.args(["backup", "--json"]).env(name, value);
-        if name != "HELIOS_MOVER_REPO" {
+        command.args(["backup", "--json"]);
+        if let Some(value) = value {
+            command.env(variable, value);
+        }
+        if variable != "HELIOS_MOVER_REPO" {
             command.args(["--repo", repo.url()]);
         }
-        if name != "HELIOS_MOVER_BACKUP_SOURCE" {
+        if variable != "HELIOS_MOVER_BACKUP_SOURCE" {
             command.args(["--source", &dir_url(&source)]);
         }
-        let outcome = Outcome::of(&mut command);
-        assert_eq!(outcome.code, Some(exit::USAGE), "{name}={value}\n{outcome}");
-        outcome.error();
+        Outcome::of(&mut command)
+    };
+    for (variable, value, object) in HOSTILE {
+        let error = backup(variable, Some(value)).told(exit::USAGE, object);
+        assert_eq!(error["object"], object, "{variable}={value}: {error}");
+        assert_eq!(error["kind"], "usage", "{variable}={value}: {error}");
     }
     assert!(repo.ids().is_empty());
+
+    // It was the values: the same commands without one, or with a good one where there must be one, do their work.
+    let url = dir_url(&source);
+    for (variable, good) in [
+        ("HELIOS_MOVER_SHARDS", None),
+        ("HELIOS_MOVER_SHARDS", Some("1")),
+        ("HELIOS_MOVER_REPO", Some(repo.url())),
+        ("HELIOS_MOVER_BACKUP_SOURCE", Some(url.as_str())),
+    ] {
+        backup(variable, good).summary();
+    }
+    assert_eq!(repo.ids().len(), 4);
 }
+
+/// A command line that is wrong, and a part of what is said. URL, RECIPIENT, PASSPHRASE and IDENTITY stand for real ones, so
+/// that nothing else is wrong.
+const WRONG: [(&[&str], &str); 16] = [
+    (&[], "Usage: helios-mover"),
+    (&["--no-such-flag"], "unexpected argument '--no-such-flag'"),
+    (
+        &["backup", "--no-such-flag"],
+        "unexpected argument '--no-such-flag'",
+    ),
+    (&["no-such-verb"], "unrecognized subcommand 'no-such-verb'"),
+    (&["backup"], "no source is given"),
+    (&["list"], "no repository is given"),
+    (
+        &["restore", "--repo", "URL"],
+        "no target directory is given",
+    ),
+    (&["backup", "--repo", "URL"], "no source is given"),
+    (
+        &["backup", "--repo", "", "--source", "/tmp"],
+        "no repository is given: its text is empty",
+    ),
+    (
+        &[
+            "backup",
+            "--repo",
+            "URL",
+            "--source",
+            "dir:///tmp",
+            "--type",
+            "incr",
+        ],
+        "a directory has no log, so it can only be backed up in full",
+    ),
+    (
+        &["verify", "--repo", "URL", "--level", "wishful"],
+        "invalid value 'wishful' for '--level",
+    ),
+    (
+        &[
+            "init",
+            "--repo",
+            "URL",
+            "--no-encryption",
+            "--recipient",
+            "RECIPIENT",
+        ],
+        "a key and --no-encryption contradict each other",
+    ),
+    (
+        &["init", "--repo", "URL", "--recipient", "age1notakey"],
+        "not an age X25519 recipient",
+    ),
+    (
+        &["init", "--repo", "URL"],
+        "no key is given for the new repository",
+    ),
+    (&["completions", "tcl"], "invalid value 'tcl' for '<SHELL>'"),
+    (
+        &[
+            "list",
+            "--repo",
+            "URL",
+            "--passphrase-file",
+            "PASSPHRASE",
+            "--identity-file",
+            "IDENTITY",
+        ],
+        "both a passphrase file and an identity file are given",
+    ),
+];
 
 #[test]
 fn unknown_flags_verbs_and_combinations_are_usage_errors() {
@@ -493,51 +624,32 @@ fn unknown_flags_verbs_and_combinations_are_usage_errors() {
     let home = scratch.dir("home");
     let repo = scratch.join("repo");
     let url = format!("file://{}", repo.display());
-    for args in [
-        &[][..],
-        &["--no-such-flag"],
-        &["backup", "--no-such-flag"],
-        &["no-such-verb"],
-        &["backup"],
-        &["restore", "--repo", &url],
-        &["backup", "--repo", &url],
-        &["backup", "--repo", "", "--source", "/tmp"],
-        &[
-            "backup",
-            "--repo",
-            &url,
-            "--source",
-            "dir:///tmp",
-            "--type",
-            "incr",
-        ],
-        &["verify", "--repo", &url, "--level", "wishful"],
-        &[
-            "init",
-            "--repo",
-            &url,
-            "--no-encryption",
-            "--recipient",
-            "age1x",
-        ],
-        &["init", "--repo", &url, "--recipient", "age1notakey"],
-        &["init", "--repo", &url],
-        &["completions", "tcl"],
-        &[
-            "list",
-            "--repo",
-            &url,
-            "--passphrase-file",
-            "/a",
-            "--identity-file",
-            "/b",
-        ],
-    ] {
-        let outcome = Outcome::of(mover::command(&home).args(args));
-        assert_eq!(outcome.code, Some(exit::USAGE), "{args:?}\n{outcome}");
-        assert!(!outcome.stderr.is_empty(), "{args:?} says nothing");
+    let passphrase = scratch.join("passphrase");
+    secret_file(&passphrase, "a passphrase\n");
+    let (identity, recipient) = identity(&scratch, "usage");
+    let run = |args: &[&str]| {
+        let real = |word: &&str| match *word {
+            "URL" => url.clone(),
+            "RECIPIENT" => recipient.clone(),
+            "PASSPHRASE" => passphrase.display().to_string(),
+            "IDENTITY" => identity.display().to_string(),
+            word => word.to_owned(),
+        };
+        Outcome::of(mover::command(&home).args(args.iter().map(real)))
+    };
+    for (args, said) in WRONG {
+        let outcome = run(args).expect(exit::USAGE);
+        assert!(outcome.stderr.contains(said), "not told: {said}\n{outcome}");
     }
     assert!(!repo.exists());
+    // Each of the two keys alone is looked at: what is missing then is the repository. And what protects it is no mistake alone.
+    for key in [
+        ["--passphrase-file", "PASSPHRASE"],
+        ["--identity-file", "IDENTITY"],
+    ] {
+        run(&["list", "--repo", "URL", key[0], key[1]]).expect(exit::NOT_FOUND);
+    }
+    run(&["init", "--repo", "URL", "--recipient", "RECIPIENT"]).expect(exit::OK);
 }
 
 #[test]
@@ -552,20 +664,16 @@ fn init_never_overwrites() {
 
     let used = scratch.dir("used");
     fs::write(used.join("precious"), "kept").expect("file");
+    let before = Tree::read(&used);
     let outcome = Outcome::of(
         repo.moved_to(&used)
             .command("init")
             .args(["--no-encryption", "--json"]),
     );
-    assert!(
-        matches!(outcome.code, Some(exit::CONFLICT | exit::STORAGE)),
-        "{outcome}"
-    );
-    assert_eq!(
-        Tree::read(&used).0.len(),
-        2,
-        "a directory that is in use became a repository"
-    );
+    let error = outcome.told(exit::CONFLICT, "(precious)");
+    let message = "the place is not empty and not a repository";
+    assert_eq!(error["message"], message, "{error}");
+    before.assert_same(&Tree::read(&used), "a directory that is in use");
 }
 
 /// A backup would copy itself, and a restore with `--delta` remove every backup before it reads the first.

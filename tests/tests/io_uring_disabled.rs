@@ -1,43 +1,20 @@
 //! Where the kernel refuses io_uring, the tool works with threads and says so. From Linux 6.6 on an administrator can switch
 //! it off; an older kernel has no switch, and there strace puts the same refusal in the calls' place.
 //!
-//! The switch is one for the whole machine: this file holds one test, because test programs run one at a time.
+//! The switch is one for the whole machine: this file holds one test, because test programs run one at a time. A killed one leaves
+//! it to the next to put the switch back (`tests/src/io_uring_switch.rs`).
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
+use mover_tests::io_uring_switch::switch_off;
 use mover_tests::mover::{Outcome, Protection, Repo, isolated};
 use mover_tests::plant;
 use mover_tests::random::Random;
 use mover_tests::run::require_root;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
-
-const SWITCH: &str = "/proc/sys/kernel/io_uring_disabled";
-
-/// Puts the switch back, also when the test fails.
-struct Restored(String);
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        fs::write(SWITCH, &self.0).expect("the switch can be put back");
-    }
-}
-
-/// Sets the switch, until what it returns is dropped. None where the kernel has none.
-fn switch_off() -> Option<Restored> {
-    let before = match fs::read_to_string(SWITCH) {
-        Ok(before) => before,
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        Err(error) => panic!("{SWITCH}: {error}"),
-    };
-    let restored = Restored(before);
-    fs::write(SWITCH, "2").expect("the switch can be set");
-    Some(restored)
-}
 
 /// Runs the tool's `command` where each io_uring_setup fails as the switch makes it fail.
 fn refused_by_strace(command: &Command, home: &Path) -> Outcome {

@@ -1,11 +1,11 @@
 //! Sources of many files: more names than a parent's are kept in memory come back, what did not change is stored once, and what each
-//! name costs in memory is bounded.
+//! name costs in memory is bounded. And of files that claim more than a backup can list.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
 use std::path::Path;
 
-use mover_tests::mover::{Outcome, Protection, Repo, exit};
+use mover_tests::mover::{Outcome, Protection, Repo, dir_url, exit};
 use mover_tests::plant;
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
@@ -107,4 +107,39 @@ fn more_names_than_may_be_kept_are_told_before_anything_is_stored() {
     );
     assert_eq!(repo.stored_bytes(), empty);
     repo.backup(&source).summary();
+}
+
+/// Sparse files may claim any size: `check` tells what every backup would refuse.
+#[test]
+fn files_that_claim_more_than_a_backup_can_list_fail_a_check_as_they_do_a_backup() {
+    // As large as ext4 lets a file be, and one more than make 4 PiB.
+    const FILE_BYTES: u64 = (1 << 44) - 4096;
+    const FILES: usize = 257;
+    let scratch = Scratch::new("too-large");
+    let source = scratch.dir("source");
+    for file in 0..FILES {
+        let file = fs::File::create(source.join(format!("file-{file:03}"))).expect("a file");
+        file.set_len(FILE_BYTES).expect("a size");
+    }
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let refused = repo.backup(&source).told(exit::LIMIT, "file-000");
+    let check = |more: &[&str]| {
+        let mut command = repo.command("check");
+        command.args(["--json", "--source", &dir_url(&source)]);
+        Outcome::of(command.args(more))
+    };
+    let checked = check(&[]).expect(exit::CHECK_FAILED);
+    let items = checked.lines()[0]["items"]
+        .as_array()
+        .expect("items")
+        .clone();
+    let size = items.iter().find(|item| item["name"] == "size");
+    let size = size.expect("an item");
+    assert_eq!(size["area"], "source", "{size}");
+    assert_eq!(size["status"], "fail", "{size}");
+    let detail = size["detail"].as_str().expect("a detail");
+    assert!(detail.contains("more than 4.00 PiB together"), "{size}");
+    assert_eq!(size["hint"], refused["hint"], "{size}");
+    // One less is what a backup can just list.
+    check(&["--exclude", "file-000"]).expect(exit::OK);
 }

@@ -19,6 +19,7 @@ use mover_tests::clock;
 use mover_tests::disk::SmallDisk;
 use mover_tests::job::wait_until;
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit};
+use mover_tests::pagedb;
 use mover_tests::scratch::Scratch;
 use serde_json::Value;
 
@@ -35,23 +36,10 @@ struct Load {
     reader: JoinHandle<()>,
 }
 
-/// The program, which is built with the tests of its package, beside this one.
-fn program() -> PathBuf {
-    let own = std::env::current_exe().expect("this test's program");
-    let path = own.ancestors().nth(2).expect("a target directory");
-    let path = path.join("pagedb-run");
-    assert!(
-        path.exists(),
-        "{} is missing: cargo build -p mover-pagedb",
-        path.display()
-    );
-    path
-}
-
 impl Load {
     /// Makes or recovers the store, and begins to write to it.
     fn start(store: &Path) -> Self {
-        let mut process = Command::new(program())
+        let mut process = Command::new(pagedb::program())
             .arg(store)
             .args(["7", &CLIENTS.to_string()])
             .stdout(Stdio::piped())

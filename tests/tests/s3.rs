@@ -29,6 +29,8 @@ use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
 use serde_json::Value;
 
+#[path = "s3/endless.rs"]
+mod endless;
 #[path = "s3/faulty.rs"]
 mod faulty;
 #[path = "s3/killed.rs"]
@@ -39,6 +41,8 @@ mod limits;
 mod refused;
 #[path = "s3/rights.rs"]
 mod rights;
+#[path = "s3/silent.rs"]
+mod silent;
 #[path = "s3/verbs.rs"]
 mod verbs;
 

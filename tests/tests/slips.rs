@@ -1,5 +1,6 @@
-//! What keeps an operator's slip from becoming a loss, or from passing unseen: a target that is another directory, a source
-//! spelled in another way, a key that nobody has, a repository without backups.
+//! What keeps an operator's slip from becoming a loss, or from passing unseen: a target that is another directory or another source, or
+//! has no room; a source spelled in another way, a host whose name changes, a key that nobody has, a repository that is somebody
+//! else's, damaged or without backups.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
 use std::fs;
@@ -7,9 +8,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use mover_tests::mover::{self, Outcome, Protection, Repo, exit};
+use mover_tests::clock;
+use mover_tests::disk::SmallDisk;
+use mover_tests::mover::{self, Outcome, Protection, Repo, dir_url, exit};
+use mover_tests::plant::{self, MIB};
+use mover_tests::random::Random;
+use mover_tests::run;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
+use serde_json::Value;
+
+/// Seed of what is planted here.
+const SEED: u64 = 0x736c_6970;
 
 fn tool(scratch: &Scratch, args: &[&str]) -> Outcome {
     Outcome::of(mover::command(&scratch.dir("home")).args(args))
@@ -21,6 +31,23 @@ fn small_source(scratch: &Scratch, name: &str) -> std::path::PathBuf {
     fs::create_dir(source.join("base")).expect("directory");
     fs::write(source.join("base/rows"), "rows").expect("file");
     source
+}
+
+/// A source with one table that does not shrink.
+fn source_of(scratch: &Scratch, name: &str, bytes: u64) -> std::path::PathBuf {
+    let source = scratch.dir(name);
+    let table = source.join("table");
+    plant::file(&table, &mut Random::new(SEED), bytes as usize);
+    source
+}
+
+fn id_of(made: &Value) -> &str {
+    made["backup_id"].as_str().expect("an id")
+}
+
+/// Whether one of the warnings of a job says so.
+fn warns(summary: &Value, said: &str) -> bool {
+    summary["warnings"].to_string().contains(said)
 }
 
 #[test]
@@ -71,6 +98,60 @@ fn a_delta_restore_over_another_directory_needs_a_confirmation() {
     let plan = restore(&["--dry-run"]).summary();
     assert_eq!(plan["foreign_names"], serde_json::json!([]), "{plan}");
     assert_eq!(restore(&[]).summary()["removed"], 1);
+}
+
+/// A plan changes nothing, so it cannot look into a directory whose mode keeps its owner out. The restore can.
+#[test]
+fn a_plan_says_what_it_could_not_count_and_the_restore_removes_that_too() {
+    let scratch = Scratch::new("closed");
+    let binary = scratch.join("helios-mover");
+    let set_mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+    };
+    // By a process of its own: one that another thread starts meanwhile would inherit what is being written.
+    run::run("cp", [mover::binary().as_os_str(), binary.as_os_str()]);
+    set_mode(&binary, 0o755);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&small_source(&scratch, "source")).summary();
+    let (home, target) = (scratch.dir("home"), scratch.dir("target"));
+    let closed = target.join("base");
+    fs::create_dir(&closed).expect("directory");
+    for dir in [&target, &closed] {
+        fs::write(dir.join("extra"), "extra").expect("file");
+    }
+    for dir in [&repo.dir, &home, &target] {
+        let owner = ["-R".as_ref(), "nobody:nogroup".as_ref(), dir.as_os_str()];
+        run::run("chown", owner);
+    }
+    set_mode(&closed, 0o300);
+    let restore = |args: &[&str]| {
+        let mut command = mover::isolated(run::as_user("nobody", &binary), &home);
+        command.args([
+            "restore",
+            "--set",
+            "latest",
+            "--delta",
+            "--repo",
+            repo.url(),
+        ]);
+        Outcome::of(command.arg("--to").arg(&target).args(args))
+    };
+    let said = "from looking into base; the restore gives its owner that right";
+    let plan = restore(&["--dry-run", "--json"]).summary();
+    assert_eq!(plan["removes"], 1, "{plan}");
+    assert_eq!(plan["uncounted_dirs"], 1, "{plan}");
+    assert!(plan["warnings"].to_string().contains(said), "{plan}");
+    let plan = restore(&["--dry-run"]).expect(exit::OK);
+    assert!(
+        plan.stdout.contains("at least 1 name, not in the backup") && plan.stderr.contains(said),
+        "{plan}"
+    );
+    let mode = fs::metadata(&closed).expect("metadata").permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o300, "a plan changes nothing");
+    let done = restore(&["--json"]).summary();
+    assert_eq!(done["removed"], 2, "{done}");
+    assert_eq!(fs::read(closed.join("rows")).expect("restored"), b"rows");
+    assert!(!closed.join("extra").exists() && !target.join("extra").exists());
 }
 
 #[test]
@@ -299,7 +380,7 @@ fn what_is_warned_of_before_a_job_stands_in_its_summary() {
 #[test]
 fn a_key_file_that_cannot_be_written_is_not_left_in_the_way() {
     let scratch = Scratch::new("no-room");
-    let disk = mover_tests::disk::SmallDisk::new(&scratch, "disk", 1 << 20);
+    let disk = SmallDisk::new(&scratch, "disk", 1 << 20);
     // The name still finds its place in the directory; the content none.
     let fill = vec![1; disk.free_bytes() as usize];
     fs::write(disk.path().join("fill"), &fill).expect("the disk is filled");
@@ -423,6 +504,26 @@ fn names_that_are_typed_cannot_drive_the_terminal() {
     }
 }
 
+/// The parser of the command line repeats what it does not know.
+#[test]
+fn arguments_that_are_refused_cannot_drive_the_terminal() {
+    let scratch = Scratch::new("refused-control");
+    let wild = "--x\u{1b}[31mred\u{7}\r\nnext";
+    for verb in ["list", "show", "restore"] {
+        let args = [verb, "--color", "always", wild];
+        let text = tool(&scratch, &args).expect(exit::USAGE).stderr;
+        let shown = "'\u{1b}[33m--x\\u{1b}[31mred\\u{7}\\r\\nnext\u{1b}[0m'";
+        assert!(text.contains(shown), "{text:?}");
+        for part in ["\u{1b}[31mred", "\u{7}", "\r", "\nnext"] {
+            assert!(!text.contains(part), "{part:?} in {text:?}");
+        }
+        let error = tool(&scratch, &[verb, wild, "--json"]).expect(exit::USAGE);
+        let error = error.error();
+        let message = "unexpected argument '--x\\u{1b}[31mred\\u{7}\\r\\nnext' found";
+        assert_eq!(error["message"], message, "{error}");
+    }
+}
+
 /// Runs `command` with a standard output that takes nothing.
 fn into_a_full_disk(command: &mut Command) -> Outcome {
     let full = fs::File::options().write(true).open("/dev/full");
@@ -514,4 +615,293 @@ fn work_whose_output_is_lost_is_told_as_done() {
     ] {
         tells(mover::command(&scratch.dir("home")).args(args), said);
     }
+}
+
+#[test]
+fn a_backup_without_a_parent_is_whole_whatever_is_damaged_before_it() {
+    let scratch = Scratch::new("no-parent");
+    let source = source_of(&scratch, "source", MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
+    let first = repo.backup(&source).summary();
+    let packs = repo.objects().into_iter();
+    let packs = packs.filter(|(path, _)| path.starts_with("packs"));
+    let (pack, mut bytes) = packs
+        .max_by_key(|(_, bytes)| bytes.len())
+        .expect("a pack with the table");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(repo.dir.join(&pack), &bytes).expect("pack");
+    let error = repo.verify().told(exit::VERIFY_FAILED, "packs/");
+    assert!(error["hint"].to_string().contains("--no-parent"), "{error}");
+
+    let verify = |made: &Value| {
+        let set = ["--json", "--set", id_of(made)];
+        Outcome::of(repo.command("verify").args(set))
+    };
+    let on_it = repo.backup(&source).summary();
+    assert_eq!(on_it["parent"], first["backup_id"], "{on_it}");
+    verify(&on_it).expect(exit::VERIFY_FAILED);
+    let anew = Outcome::of(repo.backup_command(&source).arg("--no-parent")).summary();
+    assert!(anew["parent"].is_null(), "{anew}");
+    assert_eq!(anew["bytes_new"], MIB, "{anew}");
+    verify(&anew).expect(exit::OK);
+    let target = scratch.join("target");
+    repo.restore(id_of(&anew), &target).summary();
+    Tree::read(&source).assert_same(&Tree::read(&target), "stored anew");
+    let next = repo.backup(&source).summary();
+    assert_eq!(next["parent"], anew["backup_id"], "{next}");
+    verify(&next).expect(exit::OK);
+
+    // Left in the environment it would have every backup store all anew.
+    let mut by_variable = repo.backup_command(&source);
+    by_variable.env("HELIOS_MOVER_BACKUP_NO_PARENT", "true");
+    let made = Outcome::of(&mut by_variable).summary();
+    assert_eq!(made["parent"], next["backup_id"], "{made}");
+    let url = dir_url(&source);
+    for backup_type in ["incr", "diff"] {
+        let mut command = repo.command("backup");
+        command.args(["--json", "--source", &url, "--type", backup_type]);
+        Outcome::of(command.arg("--no-parent")).told(exit::USAGE, &url);
+    }
+}
+
+/// As containers have them.
+#[test]
+fn a_host_whose_name_changes_stores_nothing_twice_and_is_told_how_to_keep_its_name() {
+    let scratch = Scratch::new("names");
+    let source = source_of(&scratch, "source", MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::Identity);
+    let backup = |source: &Path, host: &str| {
+        let mut command = repo.backup_command(source);
+        Outcome::of(command.args(["--host", host])).summary()
+    };
+    let said = "if it is the same database, give --host ";
+    let mut before = backup(&source, "c1");
+    assert!(!warns(&before, said), "{before}");
+    for (host, known) in [("c2", "c1"), ("c3", "c2"), ("c4", "c3")] {
+        let made = backup(&source, host);
+        assert_eq!(made["parent"], before["backup_id"], "{made}");
+        assert_eq!(made["bytes_new"], 0, "{made}");
+        assert!(warns(&made, &format!("{said}{known};")), "{made}");
+        before = made;
+    }
+    let again = backup(&source, "c4");
+    assert!(!warns(&again, said), "{again}");
+    // It goes before another source of the same host.
+    backup(&small_source(&scratch, "other"), "c5");
+    let made = backup(&source, "c5");
+    assert_eq!(made["parent"], again["backup_id"], "{made}");
+    let other = source_of(&scratch, "copy", MIB);
+    let made = backup(&other, "c5");
+    assert_eq!(made["parent_source"], dir_url(&source), "{made}");
+    assert!(!warns(&made, said), "{made}");
+}
+
+#[test]
+fn a_restore_in_place_that_has_no_room_does_not_begin() {
+    let scratch = Scratch::new("no-room-in-place");
+    let source = source_of(&scratch, "source", 24 * MIB);
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    repo.backup(&source).summary();
+    let restore = |target: &Path, args: &[&str]| {
+        let mut command = repo.restore_command("latest", target);
+        Outcome::of(command.arg("--delta").args(args))
+    };
+    let small = SmallDisk::new(&scratch, "small", 16 * MIB);
+    let target = small.path().join("target");
+    fs::create_dir(&target).expect("directory");
+    for (name, bytes) in [("table", MIB), ("extra", 1)] {
+        let mut random = Random::new(SEED + 1);
+        plant::file(&target.join(name), &mut random, bytes as usize);
+    }
+    let before = Tree::read(&target);
+    let said = "the target file system has no room for the backup";
+    let plan = restore(&target, &["--dry-run"]).summary();
+    assert!(warns(&plan, said), "{plan}");
+    let error = restore(&target, &[]).told(exit::TARGET, target.to_str().expect("path"));
+    assert!(error["message"].to_string().contains(said), "{error}");
+    before.assert_same(&Tree::read(&target), "a target without room");
+    let listed = repo.list().document();
+    assert_eq!(listed["backups"][0]["holds"], 0, "{listed}");
+
+    // What is there is room, too.
+    let large = SmallDisk::new(&scratch, "large", 44 * MIB);
+    let target = large.path().join("target");
+    repo.restore("latest", &target).summary();
+    assert!(large.free_bytes() < 24 * MIB, "it fits twice");
+    fs::write(target.join("table"), "cut off").expect("file");
+    plant::file(&target.join("extra"), &mut Random::new(SEED), 20 << 20);
+    let plan = restore(&target, &["--dry-run"]).summary();
+    assert!(!warns(&plan, said), "{plan}");
+    restore(&target, &[]).summary();
+    Tree::read(&source).assert_same(&Tree::read(&target), "in the room of what was there");
+}
+
+#[test]
+fn a_source_is_not_restored_over_by_another_one_without_a_confirmation() {
+    let scratch = Scratch::new("other-source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let (first, second) = (
+        small_source(&scratch, "first"),
+        small_source(&scratch, "second"),
+    );
+    fs::write(second.join("base/rows"), "others").expect("file");
+    let of_first = repo.backup(&first).summary();
+    let of_second = repo.backup(&second).summary();
+    let restore = |made: &Value, target: &Path, args: &[&str]| {
+        let mut command = repo.restore_command(id_of(made), target);
+        Outcome::of(command.arg("--delta").args(args))
+    };
+    let before = Tree::read(&first);
+    let error = restore(&of_second, &first, &[]).told(exit::TARGET, first.to_str().expect("path"));
+    let (message, hint) = (error["message"].to_string(), error["hint"].to_string());
+    assert!(message.contains(&dir_url(&first)), "{error}");
+    assert!(message.contains(&dir_url(&second)), "{error}");
+    assert!(hint.contains("--confirm"), "{error}");
+    let plan = restore(&of_second, &first, &["--dry-run"]).summary();
+    let known = plan["replaces_source"].as_str().expect("a source");
+    assert!(known.starts_with(&dir_url(&first)), "{plan}");
+    before.assert_same(&Tree::read(&first), "a source of its own");
+
+    // Its own backup, and the place of nobody.
+    let own = restore(&of_first, &first, &["--dry-run"]).summary();
+    assert!(own["replaces_source"].is_null(), "{own}");
+    restore(&of_first, &first, &[]).summary();
+    restore(&of_second, &small_source(&scratch, "third"), &[]).summary();
+    restore(&of_second, &first, &["--confirm"]).summary();
+    Tree::read(&second).assert_same(&Tree::read(&first), "confirmed");
+}
+
+#[test]
+fn a_backup_of_a_clock_that_was_ahead_is_told_where_it_is_the_latest() {
+    let scratch = Scratch::new("ahead");
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let check = || items(&Outcome::of(repo.command("check").arg("--json")).expect(exit::OK));
+    let list = || {
+        Outcome::of(&mut repo.command("list"))
+            .expect(exit::OK)
+            .stdout
+    };
+    repo.backup(&source).summary();
+    assert!(!check().contains_key("clock"));
+    let mut ahead = repo.backup_command(&source);
+    clock::off_by(&mut ahead, "+2d");
+    let ahead = Outcome::of(&mut ahead).summary();
+    assert_eq!(check()["clock"]["status"], "warn");
+    let mut plan = repo.restore_command("latest", &scratch.join("target"));
+    let plan = Outcome::of(plan.arg("--dry-run")).summary();
+    assert_eq!(plan["backup_id"], ahead["backup_id"], "{plan}");
+    assert!(warns(&plan, "is in the future"), "{plan}");
+    assert!(!list().contains("began "), "it began when its id says");
+    // It is named behind the one before it, and began today.
+    repo.backup(&source).summary();
+    let listed = list();
+    assert_eq!(listed.matches("began 2").count(), 1, "{listed}");
+}
+
+#[test]
+fn root_is_told_whose_a_repository_is_and_so_is_who_is_locked_out_by_root() {
+    let scratch = Scratch::new("owner");
+    let binary = scratch.join("helios-mover");
+    mover::copy_binary(&binary);
+    let source = small_source(&scratch, "source");
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let home = scratch.dir("home");
+    let own = |dir: &Path| {
+        let owner = ["-R".as_ref(), "daemon:daemon".as_ref(), dir.as_os_str()];
+        run::run("chown", owner);
+    };
+    own(&repo.dir);
+    own(&home);
+    let checked = Outcome::of(repo.command("check").arg("--json")).expect(exit::OK);
+    assert_eq!(items(&checked)["owner"]["status"], "warn");
+    let made = repo.backup(&source).summary();
+    let said = "the repository belongs to the user with id 1,";
+    assert!(warns(&made, said), "{made}");
+
+    let backup = || {
+        let mut command = mover::isolated(run::as_user("daemon", &binary), &home);
+        command.args(["backup", "--json", "--repo", repo.url()]);
+        Outcome::of(command.args(["--source", &dir_url(&source)]))
+    };
+    let error = backup().told(exit::STORAGE, "backups");
+    let hint = error["hint"].to_string();
+    assert!(hint.contains("run as the user with id 0,"), "{error}");
+    own(&repo.dir);
+    let made = backup().summary();
+    assert!(!warns(&made, "belongs to the user"), "{made}");
+}
+
+#[test]
+fn urls_and_verbs_of_other_tools_are_answered_with_those_of_this_one() {
+    let scratch = Scratch::new("others-words");
+    let told = |args: &[&str]| {
+        let error = tool(&scratch, args).expect(exit::USAGE).error();
+        error["hint"].as_str().expect("a hint").to_owned()
+    };
+    let hint = told(&["list", "--json", "--repo", "sftp:x@y:/z"]);
+    assert!(hint.contains("file:// or s3://"), "{hint}");
+    assert!(!hint.contains("sftp://"), "{hint}");
+    let hint = told(&["list", "--json", "--repo", "s3:/bucket"]);
+    assert!(hint.contains("write s3://... for a URL"), "{hint}");
+    for (verb, here) in [
+        ("forget", "expire"),
+        ("prune", "expire"),
+        ("snapshots", "list"),
+    ] {
+        let hint = told(&[verb, "--json"]);
+        assert!(hint.contains(&format!("`helios-mover {here}`")), "{hint}");
+        let text = tool(&scratch, &[verb]).expect(exit::USAGE).stderr;
+        assert!(text.contains(&format!("`helios-mover {here}`")), "{text}");
+    }
+    let hint = told(&["restore", "--json", "--time", "18:00"]);
+    assert!(hint.contains("--set 20261122-18"), "{hint}");
+    let source = small_source(&scratch, "source").display().to_string();
+    let repo = Repo::create(&scratch, "repo", Protection::None);
+    let backup = [
+        "backup",
+        "--json",
+        "--repo",
+        repo.url(),
+        "--source",
+        &source,
+    ];
+    let hint = told(&[&backup[..], &["--type", "full", "--base", "latest"]].concat());
+    assert!(hint.starts_with("leave out --base"), "{hint}");
+    let hint = told(&[&backup[..], &["--type", "incr"]].concat());
+    assert!(hint.starts_with("use --type full"), "{hint}");
+}
+
+#[test]
+fn a_passphrase_that_others_can_read_is_told_and_one_that_systemd_gives_is_not() {
+    let scratch = Scratch::new("readable");
+    let init = |credentials: &Path, mode: u32| {
+        let length = credentials.as_os_str().len();
+        let place = scratch.join(format!("repo-{mode:o}-{length}"));
+        let file = scratch.join("passphrase");
+        fs::write(&file, "long enough to be one").expect("passphrase");
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("mode");
+        let mut command = mover::command(&scratch.dir("home"));
+        command
+            .arg("init")
+            .arg("--json")
+            .arg("--passphrase-file")
+            .arg(&file);
+        command
+            .arg("--repo")
+            .arg(place)
+            .env("CREDENTIALS_DIRECTORY", credentials);
+        let done = Outcome::of(&mut command).expect(exit::OK);
+        done.stdout + &done.stderr
+    };
+    let can_be_read = |said: &str| said.contains("can be read by others");
+    let named = |mode: u32| format!("can be read by others (mode {mode:04o}): chmod 600");
+    let (elsewhere, here) = (scratch.dir("elsewhere"), scratch.path().to_owned());
+    assert!(!can_be_read(&init(&here, 0o600)));
+    assert!(init(&elsewhere, 0o440).contains(&named(0o440)));
+    assert!(init(Path::new(""), 0o440).contains(&named(0o440)));
+    // The mode shows the mask of an ACL as the group's rights.
+    assert!(!can_be_read(&init(&here, 0o440)));
+    assert!(init(&here, 0o444).contains(&named(0o444)));
 }

@@ -28,8 +28,7 @@ impl Copy {
         run::require_root();
         let scratch = Scratch::new("tune");
         let dir = scratch.dir("settings");
-        // Where any user can run it.
-        fs::copy(mover::binary(), scratch.join("helios-mover")).expect("a copy of the tool");
+        mover::copy_binary(&scratch.join("helios-mover"));
         let copy = Copy { scratch, dir };
         let asked = Outcome::of(mover::command(&copy.scratch.dir("home")).args([
             "tune",
@@ -178,12 +177,18 @@ cpufreq/scaling_governor              | cpufreq/scaling_governor              | 
 cpufreq/energy_performance_preference | cpufreq/energy_performance_preference | balance_performance | power
 ";
 
-/// The disks, where they are below /sys, and how their interrupts are spread.
-const DISKS: [[&str; 3]; 3] = [
+/// The disks, where they are below /sys, and how their interrupts are spread. The second is a path to a disk that has several:
+/// its controller is the number behind the letter c.
+const DISKS: [[&str; 3]; 4] = [
     [
         "nvme0n1",
         "devices/pci0000:00/0000:00:1d.0/nvme/nvme0/nvme0n1",
         "2 queues on core 0, 1",
+    ],
+    [
+        "nvme2c1n1",
+        "devices/pci0000:00/0000:00:1e.0/nvme/nvme1/nvme2c1n1",
+        "1 queue on core 7",
     ],
     [
         "sda",
@@ -209,11 +214,13 @@ const INTERRUPTS: &str = "           CPU0       CPU1
  42:          0        901 PCI-MSIX-0000:00:1d.0   2-edge      nvme0q2
  43:          9          0 PCI-MSIX-0000:00:1e.0   1-edge      nvme1q1
  44:          9          0 PCI-MSIX-0000:00:06.0   1-edge      virtio30-req.0
+ 45:          9          0 PCI-MSIX-0000:00:1f.0   1-edge      nvme2q1
+ 46:          9          0 PCI-MSIX-0000:00:20.0   1-edge      nvme10q1
 NMI:          0          0   Non-maskable interrupts
 ";
 
 /// The core that each of these interrupts goes to.
-const AFFINITY: [(u32, &str); 7] = [
+const AFFINITY: [(u32, &str); 9] = [
     (36, "0"),
     (37, "1"),
     (40, "0-1"),
@@ -221,6 +228,8 @@ const AFFINITY: [(u32, &str); 7] = [
     (42, "1"),
     (43, "7"),
     (44, "7"),
+    (45, "6"),
+    (46, "6"),
 ];
 
 /// The unit and its drop-in, as wished and otherwise. What a drop-in says comes last.
@@ -246,6 +255,9 @@ const UNIT_VALUES: [(&str, [&str; 2]); 7] = [
     ("Service.UMask", ["0077", "0022"]),
     ("Service.NoNewPrivileges", ["true", "not set"]),
 ];
+
+/// Where the unit is, and the directory of its drop-ins.
+const UNIT_FILE: &str = "/etc/systemd/system/helios-mover.service";
 
 /// Of each name, the value or why there is none, and how it compares.
 type Found = BTreeMap<String, (String, String)>;
@@ -315,9 +327,8 @@ impl Machine {
         machine.put("/proc/1/comm", "systemd");
         machine.put("/proc/77/comm", ["postgres", "irqbalance"][kind]);
         machine.expect("irqbalance", ["not running", "running"][kind], verdict);
-        let unit = "/etc/systemd/system/helios-mover.service";
-        machine.put(unit, UNIT[kind][0]);
-        machine.put(&format!("{unit}.d/override.conf"), UNIT[kind][1]);
+        machine.put(UNIT_FILE, UNIT[kind][0]);
+        machine.drop_in("override.conf", UNIT[kind][1]);
         for (name, values) in UNIT_VALUES {
             machine.expect(name, values[kind], verdict);
         }
@@ -358,6 +369,16 @@ impl Machine {
         let file = self.root.join(path.trim_start_matches('/'));
         fs::create_dir_all(file.parent().expect("a directory")).expect("a directory");
         fs::write(file, format!("{text}\n")).expect("a file");
+    }
+
+    fn drop_in(&self, name: &str, text: &str) {
+        self.put(&format!("{UNIT_FILE}.d/{name}"), text);
+    }
+
+    /// Expects something else of what was put there before.
+    fn expect_instead(&mut self, name: &str, value: &str, verdict: &str) {
+        assert!(self.expected.remove(name).is_some(), "{name}");
+        self.expect(name, value, verdict);
     }
 
     fn expect(&mut self, name: &str, value: &str, verdict: &str) {
@@ -474,5 +495,53 @@ fn what_a_machine_does_not_have_is_told_with_the_reason() {
         };
         machine.expect(&name_of(&probe, &key), value, verdict);
     }
+    machine.tune(4096);
+}
+
+#[test]
+fn only_drop_ins_that_systemd_reads_are_read() {
+    let mut machine = Machine::complete(0);
+    // What editors and packages leave beside the others; they come last by their names.
+    for name in ["override.conf~", "zz.conf.dpkg-old", "zz.txt", "zzconf"] {
+        machine.drop_in(name, "[Service]\nNice=0\nLimitCORE=infinity\n");
+    }
+    machine.tune(4096);
+}
+
+#[test]
+fn an_empty_assignment_takes_back_what_was_assigned_before() {
+    let mut machine = Machine::complete(0);
+    machine.drop_in(
+        "zz.conf",
+        "[Service]\nUMask=\nNice =\nLimitCORE=\nLimitCORE=0\n",
+    );
+    machine.expect_instead("Service.UMask", "not set", "differs");
+    machine.expect_instead("Service.Nice", "not set", "differs");
+    machine.tune(4096);
+}
+
+#[test]
+fn of_a_limit_with_two_parts_the_soft_one_is_compared() {
+    let mut machine = Machine::complete(0);
+    machine.drop_in(
+        "zz.conf",
+        "[Service]\nLimitMEMLOCK=8M:infinity\nLimitNOFILE=65536:1048576\nLimitCORE=0:infinity\n",
+    );
+    let soft = |part: &str, whole: &str| format!("{part} (the soft one of {whole})");
+    machine.expect_instead(
+        "Service.LimitMEMLOCK",
+        &soft("8M", "8M:infinity"),
+        "differs",
+    );
+    machine.expect_instead("Service.LimitNOFILE", &soft("65536", "65536:1048576"), "ok");
+    machine.expect_instead("Service.LimitCORE", &soft("0", "0:infinity"), "ok");
+    machine.tune(4096);
+}
+
+#[test]
+fn a_share_of_the_memory_is_shown_and_compared_with_nothing() {
+    let mut machine = Machine::complete(0);
+    machine.drop_in("zz.conf", "[Service]\nMemoryMax=10%\n");
+    machine.expect_instead("Service.MemoryMax", "10%", "information");
     machine.tune(4096);
 }

@@ -65,6 +65,7 @@ fn run() -> Result<()> {
         },
         "check": format!("{:016x}", tally.check),
         "note": note,
+        "huge_mib": tally.huge_mib,
     });
     writeln!(std::io::stdout(), "{document}")
         .map_err(|e| Error::new(Kind::Target, "standard output cannot be written").cause(e))

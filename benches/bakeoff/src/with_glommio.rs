@@ -25,33 +25,28 @@ pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
         .on_all_shards(move || shard(shared))
         .map_err(|e| failed("glommio did not start", e.to_string()))?;
     let mut all = Tally::new();
-    let mut huge = 0;
     for joined in handles.join_all() {
         let joined = joined.map_err(|e| failed("an executor failed", e.to_string()))?;
-        let (tally, had) = joined?;
-        all.add(&tally);
-        huge = huge.max(had);
+        all.add(&joined?);
     }
-    Ok((
-        all,
-        format!("its own ring flags and buffers, huge pages {huge} MiB"),
-    ))
+    Ok((all, "its own ring flags and buffers".to_owned()))
 }
 
-async fn shard(work: Arc<Work>) -> Result<(Tally, u64)> {
+async fn shard(work: Arc<Work>) -> Result<Tally> {
     let mut files = Vec::new();
     for path in &work.paths {
         let file = DmaFile::open(path).await;
         files.push(file.map_err(|e| failed("a file cannot be opened", e.to_string()))?);
     }
     let files = Rc::new(files);
-    let tally = extract(&work, &files).await?;
+    let mut tally = extract(&work, &files).await?;
     for file in Rc::into_inner(files).unwrap_or_default() {
         file.close()
             .await
             .map_err(|e| failed("a file cannot be closed", e.to_string()))?;
     }
-    Ok((tally, huge_mib()))
+    tally.huge_mib = huge_mib();
+    Ok(tally)
 }
 
 /// Works on one piece after the other while the reads of the next are under way.

@@ -26,25 +26,23 @@ pub fn run(work: &Arc<Work>, rung: Rung) -> Result<(Tally, String)> {
             .map(|file| shard.file(file.into(), Access::Direct))
             .collect::<std::io::Result<Vec<File>>>()
             .map_err(|e| failed("a file cannot be taken over", e))?;
-        let tally = extract(&shard, work, &Rc::new(files)).await?;
+        let mut tally = extract(&shard, work, &Rc::new(files)).await?;
+        tally.huge_mib = huge_mib();
         let report = shard.report();
         let note = format!(
-            "{:?}, registered {}, huge pages {} MiB",
-            report.rung,
-            report.buffers_registered,
-            huge_mib()
+            "{:?}, registered {}",
+            report.rung, report.buffers_registered
         );
         Ok((tally, note))
     };
     let mut all = Tally::new();
-    let mut notes = Vec::new();
-    for (tally, note) in mover_io::run(&config, body, |_| {})? {
+    let mut note = String::new();
+    for (tally, text) in mover_io::run(&config, body, |_| {})? {
         all.add(&tally);
-        notes.push(note);
+        // One shard's words: the settings are the same.
+        note = text;
     }
-    // One shard's words: the settings are the same, and the process has the most huge pages at the end.
-    notes.sort_by_key(String::len);
-    Ok((all, notes.pop().unwrap_or_default()))
+    Ok((all, note))
 }
 
 /// Works on one piece after the other while the reads of the next are under way.

@@ -18,20 +18,17 @@ pub fn run(work: &Arc<Work>) -> Result<(Tally, String)> {
         })
         .collect();
     let mut all = Tally::new();
-    let mut huge = 0;
     for thread in threads {
         let joined = thread
             .join()
             .map_err(|_| Error::new(Kind::Internal, "a thread panicked"))?;
-        let (tally, had) = joined?;
-        all.add(&tally);
-        huge = huge.max(had);
+        all.add(&joined?);
     }
-    Ok((all, format!("{count} threads, huge pages {huge} MiB")))
+    Ok((all, format!("{count} threads")))
 }
 
-/// One thread's share, and the huge pages of the process at its end.
-fn one(work: &Work) -> Result<(Tally, u64)> {
+/// One thread's share.
+fn one(work: &Work) -> Result<Tally> {
     let files = work.open()?;
     let mut tally = Tally::new();
     let mut room = vec![0_u8; ROOM_BYTES];
@@ -46,5 +43,6 @@ fn one(work: &Work) -> Result<(Tally, u64)> {
         tally.count(piece.len, start.elapsed());
         tally.see(buf, work.hash);
     }
-    Ok((tally, huge_mib()))
+    tally.huge_mib = huge_mib();
+    Ok(tally)
 }

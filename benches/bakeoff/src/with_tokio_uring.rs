@@ -65,11 +65,11 @@ async fn shard(work: Arc<Work>) -> Result<(Tally, String)> {
         let buf = registry.check_out(index);
         free.push(buf.ok_or_else(|| Error::new(Kind::Internal, "a buffer is in use"))?);
     }
-    let tally = extract(&work, &files, free).await?;
+    let mut tally = extract(&work, &files, free).await?;
     registry
         .unregister()
         .map_err(|e| failed("buffers cannot be unregistered", e))?;
-    let note = format!("{note}, huge pages {} MiB", huge_mib());
+    tally.huge_mib = huge_mib();
     Ok((tally, note))
 }
 

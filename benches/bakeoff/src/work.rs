@@ -111,6 +111,8 @@ pub struct Tally {
     pub latency: Histogram<u64>,
     /// Sum over the pieces of what was seen of them, mixed by a multiplication.
     pub check: u64,
+    /// Huge pages of the process when the shard was done, in MiB; of several shards the most, since each gives its own back.
+    pub huge_mib: u64,
 }
 
 impl Tally {
@@ -122,6 +124,7 @@ impl Tally {
             bytes: 0,
             latency,
             check: 0,
+            huge_mib: 0,
         }
     }
 
@@ -154,6 +157,7 @@ impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.bytes += other.bytes;
         self.check = self.check.wrapping_add(other.check);
+        self.huge_mib = self.huge_mib.max(other.huge_mib);
         // Equal bounds, so adding cannot fail.
         let _ = self.latency.add(&other.latency);
     }

@@ -57,7 +57,20 @@ pub struct LinkRun {
     pub windows: Option<Windows>,
 }
 
+/// What ran: over a link the mover is measured as a whole, and not its driver alone.
+fn title(client: Client) -> &'static str {
+    match client {
+        Client::Mover => "helios-mover",
+        client => client.title(),
+    }
+}
+
 impl LinkRun {
+    /// Name of the program, for tables.
+    pub fn title(&self) -> &'static str {
+        title(self.client)
+    }
+
     /// Seconds that the objects' bytes take on the link with their headers, if nothing else took time.
     pub fn ideal_seconds(&self) -> Option<f64> {
         let bits = self.link_bits_per_second? as f64;
@@ -208,7 +221,7 @@ impl Setup<'_> {
             }
             runs.push(self.step(step, &program, &link, source_bytes)?);
         }
-        compare_trees(self.case.client.title(), source, &round.target, &[])?;
+        compare_trees(title(self.case.client), source, &round.target, &[])?;
         Ok(runs)
     }
 
@@ -267,13 +280,14 @@ impl Setup<'_> {
             Client::Mover => moved_bytes(step, mover::detail(&printed).as_ref())?,
             _ => source_bytes,
         };
+        let limit = self.case.own_limit_mib.map(|mib| mib << 20);
         Ok(LinkRun {
             client: self.case.client,
             dataset: self.case.dataset,
             step,
             repetition: self.repetition,
             link_bits_per_second: self.case.link_bits_per_second,
-            own_limit_bytes_per_second: self.case.own_limit_mib.map(|mib| mib << 20),
+            own_limit_bytes_per_second: limit,
             connections: self.case.connections,
             shards: self.case.shards,
             usage,
@@ -283,7 +297,7 @@ impl Setup<'_> {
                 .zip(before)
                 .map(|(after, before)| of_direction(after) - of_direction(before)),
             flowing_bytes_per_second: flowing(&samples),
-            windows: Windows::of(&samples),
+            windows: Windows::of(&samples, limit.map(|limit| limit as f64)),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The readable tables of the S3 measurements.
 //!
-//! Invariants: medians are shown with the smallest and largest repetition; a limit that was set is shown beside what held;
-//! figures with Garage say which build of it they are of.
+//! Invariants: medians are shown with the smallest and largest repetition, latencies are those of the one in the middle; a
+//! limit that was set is shown beside what held; figures with Garage say which build of it they are of.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use super::transfers::{S3Transfers, SETUPS, TransferRun};
 use crate::data::Dataset;
 use crate::machine::Machine;
 use crate::report::{line, mb, spread};
-use crate::stats::Spread;
+use crate::stats::{Spread, middle};
 use crate::tools::Step;
 
 fn mib(bytes: f64) -> String {
@@ -91,7 +91,8 @@ pub(crate) fn transfers(out: &mut String, all: &S3Transfers, machine: &Machine) 
 
 fn transfer_row(out: &mut String, direction: Direction, client: Client, runs: &[&TransferRun]) {
     let gb = |run: &TransferRun| run.bytes as f64 / 1e9;
-    let latency = runs.get(runs.len() / 2).and_then(|run| run.own.as_ref());
+    let latency = middle(runs.iter(), |run| run.bytes_per_second());
+    let latency = latency.and_then(|run| run.own.as_ref());
     let latency = latency.map_or("not measurable".to_owned(), |own| {
         let of = &own.latency;
         [of.p50_us, of.p99_us, of.p999_us, of.max_us]
@@ -234,7 +235,7 @@ pub(crate) fn link(out: &mut String, runs: &[LinkRun]) {
             "| {} | {} | {} | {} | {} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {:.2} | {} |",
             run.link_bits_per_second.unwrap_or(0) / 1_000_000,
             crate::report::step_title(run.step),
-            run.client.title(),
+            run.title(),
             run.dataset.name(),
             or_default(run.connections),
             run.moved_bytes as f64 / 1e9,
@@ -266,19 +267,22 @@ fn windows(out: &mut String, runs: &[LinkRun]) {
     );
     line!(
         out,
-        "| step | data | shards | limit MiB/s | windows | lowest MiB/s (begins at s) | highest MiB/s (begins at s) | worst deviation | 99 % moved at s | GB moved | wall s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| step | data | shards | limit MiB/s | windows | of them outside 3 % | lowest MiB/s (begins at s) | highest MiB/s (begins at s) | worst deviation | 99 % moved at s | GB moved | wall s |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for (run, limit, windows) in limited {
         let mib = |rate: f64| rate / f64::from(1 << 20);
         let in_brackets = |at: Option<f64>| at.map_or(String::new(), |at| format!(" ({at:.1})"));
         line!(
             out,
-            "| {} | {} | {} | {} | {} | {:.2}{} | {:.2}{} | {:.2} % | {} | {:.2} | {:.2} |",
+            "| {} | {} | {} | {} | {} | {} | {:.2}{} | {:.2}{} | {:.2} % | {} | {:.2} | {:.2} |",
             crate::report::step_title(run.step),
             run.dataset.name(),
             or_default(run.shards),
             limit >> 20,
             windows.count,
+            windows
+                .outside_count
+                .map_or("not counted".to_owned(), |count| count.to_string()),
             mib(windows.min_bytes_per_second),
             in_brackets(windows.min_at_seconds),
             mib(windows.max_bytes_per_second),

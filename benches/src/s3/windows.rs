@@ -15,6 +15,8 @@ use super::link::{Counters, HEADER_BYTES, counters};
 const EVERY: Duration = Duration::from_millis(100);
 /// Length of a window.
 const WINDOW_SECONDS: f64 = 5.0;
+/// A limit is meant to hold in every window to this share of it.
+const TOLERANCE: f64 = 0.03;
 /// Of all bytes, so many are passed over at either end where a rate is held against its lower bound: before and behind the
 /// packs come small requests.
 const ENDS_SHARE: f64 = 0.01;
@@ -43,11 +45,15 @@ pub struct Windows {
     pub min_at_seconds: Option<f64>,
     /// When 99 of 100 bytes had passed.
     pub end_seconds: Option<f64>,
+    /// Windows whose rate was further than 3 % from the limit: none where there was no limit, and in results of up to
+    /// 2026-11-30, which keep the worst windows alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside_count: Option<usize>,
 }
 
 impl Windows {
-    /// Of samples in order of time; `None` where no window fits.
-    pub fn of(samples: &[Sample]) -> Option<Self> {
+    /// Of samples in order of time, held against a limit in bytes per second if there was one; `None` where no window fits.
+    pub fn of(samples: &[Sample], limit: Option<f64>) -> Option<Self> {
         let total = samples.last()?.bytes - samples.first()?.bytes;
         let base = samples.first()?.bytes;
         let (low, high) = (total * ENDS_SHARE, total * (1.0 - ENDS_SHARE));
@@ -59,6 +65,7 @@ impl Windows {
             min_bytes_per_second: f64::INFINITY,
             min_at_seconds: None,
             end_seconds: samples.iter().find(is_end).map(|sample| sample.seconds),
+            outside_count: limit.map(|_| 0),
         };
         for (at, begin) in samples.iter().enumerate() {
             let fits = |end: &&Sample| end.seconds - begin.seconds >= WINDOW_SECONDS;
@@ -75,6 +82,11 @@ impl Windows {
             if is_inside && rate < windows.min_bytes_per_second {
                 (windows.min_bytes_per_second, windows.min_at_seconds) =
                     (rate, Some(begin.seconds));
+            }
+            if let (Some(limit), Some(outside)) = (limit, &mut windows.outside_count) {
+                let is_below = is_inside && rate < limit * (1.0 - TOLERANCE);
+                let is_above = rate > limit * (1.0 + TOLERANCE);
+                *outside += usize::from(is_below || is_above);
             }
         }
         windows.min_bytes_per_second.is_finite().then_some(windows)
@@ -146,12 +158,12 @@ mod tests {
 
     #[test]
     fn an_even_rate_has_no_deviation_and_pauses_at_the_ends_are_none() {
-        let even = Windows::of(&samples(|_| 100.0)).unwrap();
+        let even = Windows::of(&samples(|_| 100.0), None).unwrap();
         assert!(even.worst_deviation(100.0) < 1e-9, "{even:?}");
         let idle = |at| if (20..180).contains(&at) { 100.0 } else { 0.0 };
-        let with_ends = Windows::of(&samples(idle)).unwrap();
+        let with_ends = Windows::of(&samples(idle), None).unwrap();
         assert!(with_ends.worst_deviation(100.0) < 1e-9, "{with_ends:?}");
-        assert!(Windows::of(&samples(|_| 100.0)[..40]).is_none());
+        assert!(Windows::of(&samples(|_| 100.0)[..40], None).is_none());
     }
 
     #[test]
@@ -163,16 +175,35 @@ mod tests {
                 100.0
             }
         };
-        let found = Windows::of(&samples(burst)).unwrap();
+        let found = Windows::of(&samples(burst), None).unwrap();
         assert!(
             (found.max_bytes_per_second - 120.0).abs() < 1e-6,
             "{found:?}"
         );
         let gap = |at| if (90..100).contains(&at) { 0.0 } else { 100.0 };
-        let found = Windows::of(&samples(gap)).unwrap();
+        let found = Windows::of(&samples(gap), None).unwrap();
         assert!(
             (found.worst_deviation(100.0) - 0.2).abs() < 1e-6,
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn windows_that_miss_the_limit_are_counted_to_either_side() {
+        let outside = |rate: fn(usize) -> f64, limit| {
+            let found = Windows::of(&samples(rate), limit);
+            found.and_then(|windows| windows.outside_count)
+        };
+        assert_eq!(outside(|_| 100.0, None), None);
+        assert_eq!(outside(|_| 100.0, Some(100.0)), Some(0));
+        assert_eq!(outside(|_| 100.0, Some(98.0)), Some(0));
+        // All that begin early enough to end; those at the ends do not count against the lower bound.
+        let above = outside(|_| 100.0, Some(90.0)).unwrap();
+        let below = outside(|_| 100.0, Some(110.0)).unwrap();
+        assert!(above > below && below > 100, "{above} {below}");
+        // A tenth of a second at nine times the rate is 16 % more in each of the windows that it lies in.
+        let burst = |at: usize| if at == 100 { 900.0 } else { 100.0 };
+        let touched = outside(burst, Some(100.0)).unwrap();
+        assert!((49..=51).contains(&touched), "{touched}");
     }
 }

@@ -1,12 +1,15 @@
-//! pgBackRest on a stopped cluster.
+//! pgBackRest on a stopped cluster: as it comes, and told to store small files together.
 
 use super::{PASSPHRASE, Round, Step};
 use crate::command::Program;
 
-/// As many processes as the reference machine has cores.
-const PROCESSES: &str = "--process-max=2";
+/// As many processes as this machine has cores for.
+fn processes() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("--process-max={cores}")
+}
 
-pub(super) fn program(step: Step, round: &Round<'_>) -> Program {
+pub(super) fn program(step: Step, round: &Round<'_>, bundles: bool) -> Program {
     let cluster = match step {
         Step::Restore => &round.target,
         _ => round.source,
@@ -27,16 +30,17 @@ pub(super) fn program(step: Step, round: &Round<'_>) -> Program {
         .env("PGBACKREST_REPO1_CIPHER_PASS", PASSPHRASE);
     match step {
         Step::Init => program.args(["--no-online", "stanza-create"]),
-        Step::Backup | Step::BackupUnchanged => program.args([
-            "--no-online",
-            "--type=full",
-            "--compress-type=zst",
-            "--compress-level=3",
-            "--repo1-retention-full=9",
-            PROCESSES,
-            "backup",
-        ]),
-        Step::Restore => program.args([PROCESSES, "restore"]),
-        Step::Verify => program.args([PROCESSES, "verify"]),
+        Step::Backup | Step::BackupUnchanged => program
+            .args([
+                "--no-online",
+                "--type=full",
+                "--compress-type=zst",
+                "--compress-level=3",
+                "--repo1-retention-full=9",
+            ])
+            .args(bundles.then_some("--repo1-bundle"))
+            .args([processes(), "backup".to_owned()]),
+        Step::Restore => program.args([processes(), "restore".to_owned()]),
+        Step::Verify => program.args([processes(), "verify".to_owned()]),
     }
 }

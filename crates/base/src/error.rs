@@ -97,7 +97,7 @@ impl Kind {
                 "`helios-mover verify` shows all that is damaged; do not restore from what it names"
             }
             Kind::VerifyFailed => {
-                "put the objects that the findings name back from a copy, or back up into a new repository"
+                "put the objects that the findings name back from a copy, or make a backup with --no-parent"
             }
             Kind::CheckFailed => "follow the hints of what failed, and check again",
             Kind::Limit => {

@@ -203,7 +203,7 @@ pub struct InitArgs {
 /// How a backup relates to earlier ones, as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TypeArg {
-    /// Everything is read; what the repository holds already is not stored again
+    /// Everything is read; what the backup before holds is not stored again
     Full,
     /// What changed since the latest backup, by the log
     Incr,
@@ -218,9 +218,10 @@ pub enum TypeArg {
     helios-mover backup --source /srv/heliosdb --annotation ticket=4711 --exclude 'tmp/*'\n  \
     helios-mover backup --source /srv/heliosdb --dry-run\n  \
     helios-mover backup --source /srv/heliosdb --limit-read 200MiB/s --json\n  \
-    helios-mover backup --source pages:///srv/heliosdb --type incr\n\n\
+    helios-mover backup --source pages:///srv/heliosdb --type incr\n  \
+    helios-mover backup --source /srv/heliosdb --no-parent\n\n\
     A source is a page store, pages:///absolute/path, which may be written to meanwhile, or a directory that is not, \
-    dir:///absolute/path or a path. A directory has no log, so only --type full is possible; blocks that an earlier backup \
+    dir:///absolute/path or a path. A directory has no log, so only --type full is possible; blocks that its backup before \
     holds are not stored again. Where an incremental or differential backup is not possible, a full one is made, and the \
     reason is told.")]
 pub struct BackupArgs {
@@ -233,6 +234,9 @@ pub struct BackupArgs {
     /// Backup to stand on, for incr and diff: an id or its beginning [default: the latest that serves]
     #[arg(long, value_name = "ID")]
     pub base: Option<String>,
+    /// Use nothing that the repository holds: every block is stored anew, as after damage to it
+    #[arg(long)]
+    pub no_parent: bool,
     /// Host to name in the backup, where the machine's own name changes, as in a container [default: the machine's name]
     #[arg(long, value_name = "NAME", value_parser = parse_host)]
     pub host: Option<String>,
@@ -299,7 +303,8 @@ impl ShowArgs {
     helios-mover restore --source pages:///srv/heliosdb --host db7 --to /srv/heliosdb --delta\n\n\
     Without --delta the target must be empty or absent. With --delta, what is there is compared block by \
     block, only differences are written, and files that the backup does not hold are removed. A target that has \
-    none of the backup's names at its top is only restored over with --confirm.")]
+    none of the backup's names at its top, or has backups of its own and this one is of another source, is only restored \
+    over with --confirm.")]
 pub struct RestoreArgs {
     /// Backup: an id, its beginning, or `latest` [default: latest]
     #[arg(long, value_name = "ID")]
@@ -316,7 +321,8 @@ pub struct RestoreArgs {
     /// Make an existing directory equal to the backup, writing only what differs
     #[arg(long)]
     pub delta: bool,
-    /// With --delta: say that a directory which holds nothing of the backup shall really be replaced by it
+    /// With --delta: say that a directory which holds nothing of the backup, or has backups of its own, shall really be
+    /// replaced by it
     #[arg(long, requires = "delta")]
     pub confirm: bool,
     /// Print the plan and its estimates, write nothing
@@ -352,6 +358,8 @@ pub struct VerifyArgs {
     helios-mover expire --keep-last 3 --keep-daily 7 --keep-weekly 4 --keep-monthly 12   what would go, and why\n  \
     helios-mover expire --keep-daily 7 --confirm                                         deletes it\n  \
     helios-mover expire --keep-within 14d --json\n  \
+    helios-mover expire --keep-last 30 --source pages:///srv/heliosdb   one source alone\n  \
+    helios-mover expire --set 20261122-181409 --confirm    this backup, whatever rules say\n  \
     helios-mover expire --forget-session 5f0c --confirm    of a host that will never finish it\n\n\
     Rules add up, for the backups of each source and host on their own; days, weeks (from Monday) and months are those of UTC.\n\
     A rule keeps at least the newest backup. Holds and running backups keep what they need. Needs a key that reads.")]
@@ -371,12 +379,26 @@ pub struct ExpireArgs {
     /// Keep what began at most so long (36h, 14d, 6w) before the newest backup, and the one before it
     #[arg(long, value_name = "DURATION", value_parser = parse_span)]
     pub keep_within: Option<Span>,
+    /// Apply the rules to the backups of this source alone: its URL, or the path of a directory; all others stay
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Apply the rules to the backups made on this host alone
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// Instead of what rules do not keep, delete this backup: an id or its beginning; can be given several times
+    #[arg(long, value_name = "ID", action = ArgAction::Append, conflicts_with_all =
+          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within", "source", "host"])]
+    pub set: Vec<String>,
+    /// Delete no backup, only what no backup needs: what was left by some that did not end
+    #[arg(long, conflicts_with_all =
+          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within", "source", "host", "set"])]
+    pub leftovers: bool,
     /// Delete what is not kept; without this, only say what would be deleted
     #[arg(long)]
     pub confirm: bool,
     /// Instead of expiring, give up the session with this id (or its beginning), whose process is dead
     #[arg(long, value_name = "ID", conflicts_with_all =
-          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within"])]
+          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within", "source", "host", "set", "leftovers"])]
     pub forget_session: Option<String>,
 }
 

@@ -291,9 +291,18 @@ pub fn absolute(what: &str, scheme: &str, text: &str) -> Result<String> {
     }
     let wrong = |message: String| Error::new(Kind::Usage, message).object(text);
     if let Some(begin) = like_scheme(text) {
+        let urls = match scheme {
+            "file://" => ["file://", "s3://"],
+            _ => SOURCE_SCHEMES,
+        };
+        let meant = urls.iter().find(|url| url.starts_with(begin));
+        let url = match meant {
+            Some(url) => format!("write {url}... for a URL"),
+            None => format!("a URL begins with {} here", urls.join(" or ")),
+        };
         return Err(
             wrong(format!("the {what} is neither a URL nor a path")).hint(format!(
-                "write {begin}//... for a URL, or ./{text} for a path with a colon in it"
+                "{url}; write ./{text} for a path with a colon in it"
             )),
         );
     }

@@ -31,6 +31,8 @@ use crate::verbs::{Context, figures_of};
 
 /// Free space that the demo needs: database, repository and two restored copies, with room to spare.
 const FREE_BYTES_MIN: u64 = 700 << 20;
+/// What to do where that is not there.
+const ELSEWHERE: &str = "name another directory with TMPDIR";
 /// Clients that commit while backups run.
 const CLIENTS: u64 = 4;
 /// Pages of the table that nobody changes: 128 MiB.
@@ -92,7 +94,9 @@ pub fn run(context: &mut Context<'_>, args: DemoArgs) -> Result<()> {
     let mut dir = tempfile::Builder::new()
         .prefix("helios-mover-demo-")
         .tempdir_in(&parent)
-        .map_err(|error| failed("the temporary directory cannot be made", &parent, error))?;
+        .map_err(|error| {
+            failed("the temporary directory cannot be made", &parent, error).hint(ELSEWHERE)
+        })?;
     dir.disable_cleanup(args.keep);
     let mut demo = Demo {
         dir: dir.path().to_owned(),
@@ -134,6 +138,7 @@ fn need_space(parent: &Path) -> Result<()> {
             parent,
             error.into(),
         )
+        .hint(ELSEWHERE)
     })?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < FREE_BYTES_MIN {
@@ -146,7 +151,7 @@ fn need_space(parent: &Path) -> Result<()> {
             ),
         )
         .object(parent.display().to_string())
-        .hint("name another directory with TMPDIR"));
+        .hint(ELSEWHERE));
     }
     Ok(())
 }

@@ -120,9 +120,11 @@ fn log_filter(text: &OsStr) -> Result<EnvFilter> {
 }
 
 /// Whether nobody gets to see what comes from there, whatever is asked for: the libraries that load credentials print
-/// whole providers, tokens included; and what the verifier logs about a certificate, the error says too.
+/// whole providers, tokens included; what the verifier logs about a certificate, the error says too; and who connects prints a
+/// proxy's URL, with the rest of a password whose `@` is not percent-encoded.
 fn is_unheard(target: &str) -> bool {
-    target.starts_with("reqsign") || target.starts_with("rustls_platform_verifier")
+    const UNHEARD: [&str; 3] = ["reqsign", "rustls_platform_verifier", "reqwest::connect"];
+    UNHEARD.iter().any(|unheard| target.starts_with(unheard))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The answer to a command line that no verb came of: help, version, what is wrong with it or with a lower layer.
 //!
 //! Invariants: it comes in the manner that was asked for, as far as the layers that can be read tell; an error names what is
-//! missing or what would be possible, in JSON as in text.
+//! missing or what would be possible, in JSON as in text. What was typed is repeated without control characters.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -15,6 +15,7 @@ use crate::args::{ColorWhen, RawArgs};
 use crate::config::Refusal;
 use crate::config::layers::{self, Environment};
 use crate::output::{Manner, Output, Shape};
+use crate::table::clean;
 
 /// Flags that have the parser print something instead of parsing the rest.
 const PRINTING: [&str; 4] = ["-h", "--help", "-V", "--version"];
@@ -33,8 +34,9 @@ pub fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) ->
                 Err(error) => error,
             }
         }
-        Refusal::Clap(error) if guess.json => usage_error(&error, &guess),
-        Refusal::Clap(mut error) => {
+        Refusal::Clap(error) if guess.json => usage_error(&escaped(error), &guess),
+        Refusal::Clap(error) => {
+            let mut error = escaped(error);
             if let Some(tip) = tip(&error, &guess) {
                 let tips = ContextValue::StyledStrs(vec![tip.into()]);
                 error.insert(ContextKind::Suggested, tips);
@@ -46,6 +48,40 @@ pub fn refuse(refusal: Refusal, argv: &[OsString], environment: &Environment) ->
     };
     out.error(&error);
     ExitCode::from(error.kind().exit_code())
+}
+
+/// Escapes what was typed wherever the error repeats it: clap takes it over as it is, with all that could drive a terminal.
+fn escaped(mut error: clap::Error) -> clap::Error {
+    let context: Vec<(ContextKind, ContextValue)> = error
+        .context()
+        .map(|(kind, value)| (kind, value.clone()))
+        .collect();
+    let typed = context.iter().filter_map(|(_, value)| match value {
+        ContextValue::String(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let typed: Vec<&str> = typed.collect();
+    for (kind, value) in &context {
+        let value = match value {
+            ContextValue::String(text) => ContextValue::String(clean(text)),
+            ContextValue::Strings(texts) => {
+                ContextValue::Strings(texts.iter().map(|text| clean(text)).collect())
+            }
+            ContextValue::StyledStrs(tips) => {
+                ContextValue::StyledStrs(tips.iter().map(|tip| escaped_in(tip, &typed)).collect())
+            }
+            _ => continue,
+        };
+        error.insert(*kind, value);
+    }
+    error
+}
+
+/// A tip of clap's with what was typed in it. It has clap's own colours in it too, so that nothing else is escaped.
+fn escaped_in(tip: &StyledStr, typed: &[&str]) -> StyledStr {
+    let text = tip.ansi().to_string();
+    let escape = |text: String, typed: &&str| text.replace(*typed, &clean(typed));
+    typed.iter().fold(text, escape).into()
 }
 
 /// What a command line that does not parse, and layers that may be wrong, still tell.
@@ -93,15 +129,20 @@ fn verb(matches: &ArgMatches) -> String {
     words.join(" ")
 }
 
-/// What to write instead of what other verbs and other tools take: a bare id, a bare path, and a dry run where nothing else
-/// happens without a confirmation.
+/// What to write instead of what other verbs and other tools take: their names of verbs, a bare id, a bare path, a time, and a dry
+/// run where nothing else happens without a confirmation.
 fn tip(error: &clap::Error, guess: &Guess) -> Option<String> {
-    if error.kind() != ErrorKind::UnknownArgument {
-        return None;
-    }
-    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidArg) else {
+    let wrong = match error.kind() {
+        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
+        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
+        _ => return None,
+    };
+    let Some(ContextValue::String(typed)) = error.get(wrong) else {
         return None;
     };
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        return verb_here(typed).map(|verb| format!("here that is `helios-mover {verb}`"));
+    }
     match (guess.verb.as_str(), typed.starts_with('-')) {
         ("restore" | "verify", false) => Some(format!("to name a backup, write --set {typed}")),
         // What a shell makes of an unquoted pattern looks like this.
@@ -110,9 +151,22 @@ fn tip(error: &clap::Error, guess: &Guess) -> Option<String> {
                 .to_owned(),
         ),
         ("backup" | "check", false) => Some(format!("to name a source, write --source {typed}")),
+        ("restore" | "verify", true) if typed == "--time" => Some(
+            "to name a backup by when it began, write --set and the beginning of its id, as in --set 20261122-18"
+                .to_owned(),
+        ),
         ("expire", true) if typed == "--dry-run" => {
             Some("expire only plans unless --confirm is given".to_owned())
         }
+        _ => None,
+    }
+}
+
+/// The verb that does what another tool has this name for.
+fn verb_here(typed: &str) -> Option<&'static str> {
+    match typed {
+        "forget" | "prune" => Some("expire"),
+        "snapshots" => Some("list"),
         _ => None,
     }
 }
@@ -211,6 +265,18 @@ mod tests {
                 "'--dry-run'",
                 "only plans unless --confirm",
             ),
+            ("helios-mover forget", "'forget'", "`helios-mover expire`"),
+            ("helios-mover prune", "'prune'", "`helios-mover expire`"),
+            (
+                "helios-mover snapshots",
+                "'snapshots'",
+                "`helios-mover list`",
+            ),
+            (
+                "helios-mover restore --time 18:00",
+                "'--time'",
+                "--set 20261122-18",
+            ),
             ("helios-mover hold", "no verb", "helios-mover hold --help"),
             ("helios-mover", "no verb", "`helios-mover --help`"),
             (
@@ -223,6 +289,42 @@ mod tests {
             let hint = error.hint_text().unwrap();
             assert!(error.message().contains(in_message), "{line}: {error}");
             assert!(hint.contains(in_hint), "{line}: {hint}");
+        }
+    }
+
+    #[test]
+    fn what_was_typed_is_repeated_without_control_characters_and_in_full() {
+        // ESC, BEL, CR, a newline and the single character that begins a sequence in eight bits.
+        let wild = "x\u{1b}[31mred\u{7}\r\n\u{9b}5m";
+        let shown = "x\\u{1b}[31mred\\u{7}\\r\\n\\u{9b}5m";
+        let refused = |args: &[&str]| {
+            let words = ["helios-mover"].iter().chain(args);
+            let argv: Vec<OsString> = words.map(OsString::from).collect();
+            let error = RawArgs::command().try_get_matches_from(&argv).unwrap_err();
+            let error = escaped(error);
+            let text = error.render().ansi().to_string();
+            let message = usage_error(&error, &Guess::of(&argv, &Environment::default()));
+            (text, message.message().to_owned())
+        };
+        let (flag, value) = (format!("--{wild}"), format!("--type={wild}"));
+        let (flag, value) = (flag.as_str(), value.as_str());
+        for args in [
+            &[wild][..],
+            &["hold", wild],
+            &["list", flag],
+            // The tip repeats it twice.
+            &["show", flag],
+            &["restore", wild],
+            &["backup", value],
+            &["list", "--limit-read", wild],
+            &["list", "--shards", wild],
+        ] {
+            let (text, message) = refused(args);
+            assert!(text.contains(shown) && message.contains(shown), "{text:?}");
+            for part in ["\u{1b}[31mred", "\u{7}", "\r", "\u{9b}"] {
+                assert!(!text.contains(part), "{part:?} in {text:?}");
+                assert!(!message.contains(part), "{part:?} in {message:?}");
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BackupId, Error, Kind, LsnRange, PackId, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{FrameDecoder, FrameEncoder, FrameKind, MANIFEST_PLAIN_BYTES_MAX};
+use crate::frame::{FrameDecoder, FrameEncoder, FrameHeader, FrameKind, MANIFEST_PLAIN_BYTES_MAX};
 use crate::node::{Child, NodeKind};
 use crate::pack::{PACK_BLOCKS_MAX, PACK_BYTES_MAX, TRAILER_BYTES};
 use crate::preamble::{ObjectType, PREAMBLE_BYTES_MAX, PREAMBLE_BYTES_MIN, Preamble};
@@ -21,6 +21,8 @@ use crate::wire::{Reader, corrupt};
 
 /// Longest metadata.
 pub const METADATA_BYTES_MAX: usize = 1 << 20;
+/// Longest URL, kind and host of a source: sixteen times the longest path that can be opened.
+pub const SOURCE_TEXT_BYTES_MAX: usize = 64 << 10;
 /// Most entry pages: with full pages, 4,294,967,296 entries.
 pub const MANIFEST_PAGES_MAX: usize = 1 << 20;
 /// Most packs.
@@ -33,6 +35,10 @@ pub const MANIFEST_BYTES_MAX: usize = PREAMBLE_BYTES_MAX
     + TRAILER_BYTES;
 
 const PACK_INFO_BYTES: usize = 80;
+/// What an inline page takes beside its bytes and its place: what the allocator adds.
+const INLINE_BYTES: usize = 32;
+/// What a text takes beside its bytes where others have it in a list, at most: its place in that, and what the allocator adds.
+const TEXT_BYTES: usize = 96;
 /// What stands before the metadata, the pages and the packs: how long or how many they are.
 const COUNTS_BYTES: usize = 3 * 4;
 /// What to do about a backup that no manifest can hold.
@@ -66,6 +72,19 @@ pub struct SourceInfo {
     pub kind: String,
     /// The machine that read it.
     pub host: String,
+}
+
+impl SourceInfo {
+    /// Bounds what is kept of each backup where many are looked at.
+    fn check(&self) -> Result<()> {
+        let texts = [&self.url, &self.kind, &self.host];
+        match texts.iter().all(|text| text.len() <= SOURCE_TEXT_BYTES_MAX) {
+            true => Ok(()),
+            false => Err(corrupt(
+                "manifest: the URL, kind or host of the source is longer than 64 KiB",
+            )),
+        }
+    }
 }
 
 /// How much there was and how much was stored.
@@ -179,6 +198,32 @@ pub struct BackupMetadata {
     pub replication_info: ReplicationInfo,
 }
 
+impl BackupMetadata {
+    /// At most so much memory do its texts take, as long as they were not changed since they were read: a few bytes of a manifest
+    /// may be very many short ones.
+    pub fn memory_bytes(&self) -> usize {
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let mark = self.log_mark.as_ref();
+        let alone = [
+            optional(&self.reason),
+            optional(&self.history),
+            mark.map_or(0, |mark| mark.sha256.len()),
+            self.source.url.len(),
+            self.source.kind.len(),
+            self.source.host.len(),
+            self.tool_version.len(),
+            self.storage_info.primary.len(),
+            optional(&self.verification_info.level),
+        ];
+        let notes = self.annotations.iter();
+        let notes = notes.map(|(name, text)| name.len() + text.len() + 2 * TEXT_BYTES);
+        let (replicas, regions) = (&self.storage_info.replicas, &self.replication_info.regions);
+        let listed = replicas.iter().chain(regions);
+        let listed = listed.map(|text| text.len() + TEXT_BYTES);
+        alone.iter().sum::<usize>() + notes.sum::<usize>() + listed.sum::<usize>()
+    }
+}
+
 /// A pack that a backup needs, with what a reader must know to open it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackInfo {
@@ -272,6 +317,16 @@ pub struct Manifest {
     pub packs: Vec<PackInfo>,
 }
 
+/// A manifest without its entry pages: all that is needed by who reads no file of the backup. A page of one byte takes a hundred in
+/// memory, and there may be a million.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestHead {
+    /// What the backup is.
+    pub metadata: BackupMetadata,
+    /// Every pack that the backup needs, sorted by id.
+    pub packs: Vec<PackInfo>,
+}
+
 fn check_page(page: &Child) -> Result<()> {
     page.check()?;
     match page {
@@ -282,14 +337,110 @@ fn check_page(page: &Child) -> Result<()> {
     }
 }
 
+fn check_order(packs: &[PackInfo]) -> Result<()> {
+    if packs.windows(2).any(|pair| pair[0].id >= pair[1].id) {
+        return Err(corrupt("manifest: the packs are not sorted by id"));
+    }
+    Ok(())
+}
+
+/// Reads the plain bytes of a body, and gives each page to `take` in order.
+fn read_body(bytes: &[u8], mut take: impl FnMut(Child)) -> Result<ManifestHead> {
+    let mut reader = Reader::new("manifest", bytes);
+    let json_len = reader.u32("metadata length")? as usize;
+    if json_len > METADATA_BYTES_MAX {
+        return Err(reader.wrong("metadata length", "is above its cap"));
+    }
+    let metadata: BackupMetadata = serde_json::from_slice(reader.bytes("metadata", json_len)?)
+        .map_err(|e| corrupt("manifest: the metadata is not what it should be").cause(e))?;
+    metadata.source.check()?;
+    let page_count = reader.u32("page count")? as usize;
+    if page_count > MANIFEST_PAGES_MAX {
+        return Err(reader.wrong("page count", "is above its cap"));
+    }
+    // The shortest child is an inline node of one byte.
+    reader.check_count("page count", page_count, 3)?;
+    for _ in 0..page_count {
+        let page = Child::read(&mut reader)?;
+        check_page(&page)?;
+        take(page);
+    }
+    let pack_count = reader.u32("pack count")? as usize;
+    if pack_count > MANIFEST_PACKS_MAX {
+        return Err(reader.wrong("pack count", "is above its cap"));
+    }
+    reader.check_count("pack count", pack_count, PACK_INFO_BYTES)?;
+    // Exactly: a vector that grows takes up to twice as much.
+    let mut packs = Vec::with_capacity(pack_count);
+    for _ in 0..pack_count {
+        packs.push(PackInfo::read(&mut reader)?);
+    }
+    reader.finish()?;
+    check_order(&packs)?;
+    Ok(ManifestHead { metadata, packs })
+}
+
+/// The plain bytes of the body of a whole object.
+fn object_body(
+    bytes: &[u8],
+    preamble: &Preamble,
+    sealer: &ObjectSealer,
+    decoder: &mut FrameDecoder,
+) -> Result<Vec<u8>> {
+    let body = (FrameKind::Manifest, MANIFEST_PLAIN_BYTES_MAX, "manifest");
+    single::decode(bytes, preamble, sealer, decoder, body)
+}
+
+impl ManifestHead {
+    /// Reads the plain bytes of a body. Its pages are checked as those of a [`Manifest`], and let go one after the other.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        read_body(bytes, drop)
+    }
+
+    /// Reads a whole object, as [`Manifest::decode_object`] does.
+    pub fn decode_object(
+        bytes: &[u8],
+        preamble: &Preamble,
+        sealer: &ObjectSealer,
+        decoder: &mut FrameDecoder,
+    ) -> Result<Self> {
+        let head = Self::decode(&object_body(bytes, preamble, sealer, decoder)?)?;
+        check_id(&head.metadata, preamble)?;
+        Ok(head)
+    }
+}
+
+fn check_id(metadata: &BackupMetadata, preamble: &Preamble) -> Result<()> {
+    match metadata.backup_id.object_id() == preamble.object_id {
+        true => Ok(()),
+        false => Err(corrupt("manifest: the metadata is of another backup")),
+    }
+}
+
 impl Manifest {
     fn check(&self) -> Result<()> {
         self.pages.iter().try_for_each(check_page)?;
         self.packs.iter().try_for_each(PackInfo::check)?;
-        if self.packs.windows(2).any(|pair| pair[0].id >= pair[1].id) {
-            return Err(corrupt("manifest: the packs are not sorted by id"));
-        }
-        Ok(())
+        check_order(&self.packs)
+    }
+
+    /// The plain length of the body of a whole object whose preamble was decoded, as the object states it: what decoding it takes at
+    /// least, known before.
+    pub fn stated_bytes(bytes: &[u8], preamble: &Preamble) -> Result<usize> {
+        let frame = bytes.get(preamble.encoded_bytes()..).unwrap_or_default();
+        Ok(FrameHeader::decode(frame)?.plain_bytes as usize)
+    }
+
+    /// At most so much memory does it take beside itself, as long as it was not changed since it was read.
+    pub fn memory_bytes(&self) -> usize {
+        let texts = self.pages.iter().map(|page| match page {
+            Child::Inline(bytes) => bytes.len() + INLINE_BYTES,
+            Child::Node(_) => 0,
+        });
+        self.metadata.memory_bytes()
+            + self.pages.capacity() * size_of::<Child>()
+            + texts.sum::<usize>()
+            + self.packs.capacity() * PACK_INFO_BYTES
     }
 
     /// Whether the manifest can be written: to be asked while what was done so far can be taken back.
@@ -310,6 +461,11 @@ impl Manifest {
         if self.pages.len() > MANIFEST_PAGES_MAX {
             return Err(too_large());
         }
+        self.metadata.source.check().map_err(|e| {
+            let what = "what names the source is too long for a manifest";
+            let hint = "give a shorter path, or a shorter name of the host";
+            Error::new(Kind::Limit, what).hint(hint).cause(e)
+        })?;
         self.check()
             .map_err(|e| Error::new(Kind::Internal, "a manifest is inconsistent").cause(e))?;
         let json = serde_json::to_vec(&self.metadata)
@@ -357,43 +513,14 @@ impl Manifest {
 
     /// Reads the plain bytes of a body.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut reader = Reader::new("manifest", bytes);
-        let json_len = reader.u32("metadata length")? as usize;
-        if json_len > METADATA_BYTES_MAX {
-            return Err(reader.wrong("metadata length", "is above its cap"));
-        }
-        let metadata = serde_json::from_slice(reader.bytes("metadata", json_len)?)
-            .map_err(|e| corrupt("manifest: the metadata is not what it should be").cause(e))?;
-        let page_count = reader.u32("page count")? as usize;
-        if page_count > MANIFEST_PAGES_MAX {
-            return Err(reader.wrong("page count", "is above its cap"));
-        }
-        // The shortest child is an inline node of one byte.
-        reader.check_count("page count", page_count, 3)?;
         let mut pages = Vec::new();
-        for _ in 0..page_count {
-            let page = Child::read(&mut reader)?;
-            check_page(&page)?;
-            pages.push(page);
-        }
-        let pack_count = reader.u32("pack count")? as usize;
-        if pack_count > MANIFEST_PACKS_MAX {
-            return Err(reader.wrong("pack count", "is above its cap"));
-        }
-        reader.check_count("pack count", pack_count, PACK_INFO_BYTES)?;
-        // Exactly: a vector that grows takes up to twice as much.
-        let mut packs = Vec::with_capacity(pack_count);
-        for _ in 0..pack_count {
-            packs.push(PackInfo::read(&mut reader)?);
-        }
-        reader.finish()?;
-        let manifest = Manifest {
+        let ManifestHead { metadata, packs } = read_body(bytes, |page| pages.push(page))?;
+        pages.shrink_to_fit();
+        Ok(Manifest {
             metadata,
             pages,
             packs,
-        };
-        manifest.check()?;
-        Ok(manifest)
+        })
     }
 
     /// The whole object: preamble, body, trailer. `sealer` must be new and made from `preamble`.
@@ -423,12 +550,8 @@ impl Manifest {
         sealer: &ObjectSealer,
         decoder: &mut FrameDecoder,
     ) -> Result<Self> {
-        let body = (FrameKind::Manifest, MANIFEST_PLAIN_BYTES_MAX, "manifest");
-        let body = single::decode(bytes, preamble, sealer, decoder, body)?;
-        let manifest = Self::decode(&body)?;
-        if manifest.metadata.backup_id.object_id() != preamble.object_id {
-            return Err(corrupt("manifest: the metadata is of another backup"));
-        }
+        let manifest = Self::decode(&object_body(bytes, preamble, sealer, decoder)?)?;
+        check_id(&manifest.metadata, preamble)?;
         Ok(manifest)
     }
 }
@@ -494,6 +617,50 @@ mod tests {
         let decoded = Manifest::decode(&body).unwrap();
         assert_eq!(decoded.packs.capacity(), decoded.packs.len());
         assert_eq!(decoded, manifest);
+    }
+
+    #[test]
+    fn the_head_of_a_manifest_is_checked_as_the_whole_of_it() {
+        let mut whole = manifest(3);
+        whole.pages = vec![Child::Inline(vec![3; 150]); 10];
+        let body = whole.encode().unwrap();
+        let head = ManifestHead::decode(&body).unwrap();
+        assert_eq!(head.metadata, whole.metadata);
+        assert_eq!(head.packs, whole.packs);
+        for at in 0..body.len() {
+            let mut changed = body.clone();
+            changed[at] ^= 1;
+            let told = |error: Error| error.to_string();
+            let by_head = ManifestHead::decode(&changed).map_err(told);
+            let by_whole = Manifest::decode(&changed).map_err(told);
+            let by_whole = by_whole.map(
+                |Manifest {
+                     metadata, packs, ..
+                 }| ManifestHead { metadata, packs },
+            );
+            assert_eq!(by_head, by_whole, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_named_in_64_kib() {
+        let named = |bytes: usize| {
+            let mut manifest = manifest(1);
+            manifest.metadata.source.host = "h".repeat(bytes);
+            manifest
+        };
+        let longest = named(SOURCE_TEXT_BYTES_MAX);
+        let body = longest.encode().unwrap();
+        assert_eq!(Manifest::decode(&body).unwrap(), longest);
+        let error = named(SOURCE_TEXT_BYTES_MAX + 1).encode().unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit);
+        // One letter more, and a metadata that is so much longer.
+        let at = body.windows(3).position(|part| part == b"hhh").unwrap();
+        let json_len = u32::from_le_bytes(*body.first_chunk().unwrap()) + 1;
+        let longer = [&json_len.to_le_bytes()[..], &body[4..at], b"h", &body[at..]].concat();
+        let error = Manifest::decode(&longer).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.message().contains("64 KiB"), "{error}");
     }
 
     #[test]

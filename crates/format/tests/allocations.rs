@@ -19,7 +19,9 @@ use mover_format::entry::{
     PAGE_ENTRIES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX, XATTRS_MAX,
 };
 use mover_format::frame::{MANIFEST_PLAIN_BYTES_MAX, RECORD_PLAIN_BYTES_MAX};
-use mover_format::manifest::{MANIFEST_PACKS_MAX, MANIFEST_PAGES_MAX, METADATA_BYTES_MAX};
+use mover_format::manifest::{
+    MANIFEST_PACKS_MAX, MANIFEST_PAGES_MAX, METADATA_BYTES_MAX, ManifestHead,
+};
 use mover_format::node::{CHILDREN_MAX, INLINE_BYTES_MAX, LEAF_BLOCKS_MAX};
 use mover_format::pack::{PACK_BLOCKS_MAX, PACK_FRAMES_MAX};
 use mover_format::preamble::WRAPPED_KEY_BYTES_MAX;
@@ -362,13 +364,52 @@ fn check(cases: &[Case]) {
     shows();
 }
 
+/// Whether this process is one of its own for the test of this name; else the test is run in one.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os(ALLOCATOR[0].0).is_some() {
+        return true;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", test, "--nocapture"]);
+    let ended = again.envs(ALLOCATOR).status().unwrap();
+    assert!(ended.success(), "see above: {ended}");
+    false
+}
+
+/// The body of a manifest of as many entry pages as it may have, of one byte each.
+fn manifest_of_tiny_pages() -> Vec<u8> {
+    let mut sample = samples::manifest();
+    let packs = sample.packs.len() * 80;
+    sample.pages.clear();
+    let sample = sample.encode().unwrap();
+    // No page, and the packs.
+    let pages_at = sample.len() - packs - 2 * 4;
+    let count = (MANIFEST_PAGES_MAX as u32).to_le_bytes();
+    let pages = [0_u8, 1, 3].repeat(MANIFEST_PAGES_MAX);
+    [&sample[..pages_at], &count, &pages, &sample[pages_at + 4..]].concat()
+}
+
+#[test]
+fn a_million_tiny_pages_take_no_memory_where_no_page_is_needed() {
+    if !is_alone("a_million_tiny_pages_take_no_memory_where_no_page_is_needed") {
+        return;
+    }
+    let body = manifest_of_tiny_pages();
+    let looked = std::thread::spawn(move || {
+        let (head, grown) = asked_for(|| ManifestHead::decode(&body).unwrap());
+        assert_eq!(head.packs, samples::manifest().packs);
+        assert!(grown <= PIECE_KIB, "{grown} KiB were asked for");
+        // Whoever holds several knows what one takes.
+        let whole = Manifest::decode(&body).unwrap();
+        assert_eq!(whole.pages.len(), MANIFEST_PAGES_MAX);
+        assert!(whole.memory_bytes() > 90 * MANIFEST_PAGES_MAX);
+    });
+    looked.join().expect("all is as it should be");
+}
+
 #[test]
 fn no_count_is_taken_at_its_word() {
-    if std::env::var_os(ALLOCATOR[0].0).is_none() {
-        let mut again = Command::new(std::env::current_exe().unwrap());
-        again.args(["--exact", "no_count_is_taken_at_its_word", "--nocapture"]);
-        let ended = again.envs(ALLOCATOR).status().unwrap();
-        assert!(ended.success(), "see above: {ended}");
+    if !is_alone("no_count_is_taken_at_its_word") {
         return;
     }
     let cases: Vec<Case> = [

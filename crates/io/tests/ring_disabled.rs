@@ -4,40 +4,17 @@
 //! The only test of its binary, because it changes a setting of the whole machine; needs root there, and fails without.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
-use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::process::Command;
 
 use mover_io::{Access, Rung, Shard, ShardConfig, run};
 
-const SETTING: &str = "/proc/sys/kernel/io_uring_disabled";
+// The end-to-end tests set it too, and this crate has nothing else of theirs.
+#[path = "../../../tests/src/io_uring_switch.rs"]
+mod io_uring_switch;
+
 /// Set for the copy that gets no ring.
 const COPY: &str = "MOVER_IO_TEST_WITHOUT_RINGS";
-
-/// Sets the kernel's setting and restores it in the end, also on panic.
-struct Disabled {
-    before: String,
-}
-
-impl Disabled {
-    /// None where the kernel has no such setting.
-    fn set() -> Option<Self> {
-        let before = match fs::read_to_string(SETTING) {
-            Ok(before) => before,
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            Err(error) => panic!("{SETTING}: {error}"),
-        };
-        fs::write(SETTING, "2")
-            .expect("this test changes kernel.io_uring_disabled: run it as root");
-        Some(Disabled { before })
-    }
-}
-
-impl Drop for Disabled {
-    fn drop(&mut self) {
-        fs::write(SETTING, self.before.trim()).expect("restore kernel.io_uring_disabled");
-    }
-}
 
 /// A shard that gets no ring reads on threads, and says why.
 fn assert_served_by_threads() {
@@ -90,8 +67,8 @@ fn a_kernel_without_io_uring_is_served_by_threads() {
     if std::env::var_os(COPY).is_some() {
         return assert_served_by_threads();
     }
-    match Disabled::set() {
-        Some(_disabled) => assert_served_by_threads(),
+    match io_uring_switch::switch_off() {
+        Some(_switched) => assert_served_by_threads(),
         None => again_under_strace(),
     }
 }

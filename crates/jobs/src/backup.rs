@@ -21,8 +21,8 @@ use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result, Time
 use mover_io::Shard;
 use mover_repo::catalogue::OpenManifest;
 use mover_repo::{
-    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, Earlier, LogMark, MapNodes,
-    Repository, SourceName, WriterOutcome, find_parent, require_extents,
+    BackupMetadata, BackupRequest, BackupRun, BackupType, Committed, Earlier, LogMark, Repository,
+    SourceName, find_parent, require_extents,
 };
 use mover_source::delta::PageSet;
 use mover_source::disk::BytesRead;
@@ -35,14 +35,16 @@ use serde::Serialize;
 use self::base::{Footing, Since, Wanted};
 use self::copy::Gathered;
 use self::origin::{Origin, TREE_KIND, TreeOrigin};
-use self::pages::{Changes, PageOrigin};
+use self::pages::{Changes, PageOrigin, Predecessor};
 use self::summary::{Ended, draft, skipped_warnings, summary};
+use crate::check::page_store_warning;
 use crate::estimate::{self, Estimate};
 use crate::key;
 use crate::log_work;
 use crate::machine::{Clock, host_name};
-use crate::overlap::{refuse_in_source, refuse_source_below};
+use crate::overlap::{owner_warning, refuse_in_source, refuse_source_below};
 use crate::progress::{Phase, Progress};
+use crate::report::Spent;
 use crate::session::SessionGuard;
 use crate::settings::{Engine, RepoAccess, Tick};
 
@@ -127,6 +129,9 @@ pub struct BackupPlan {
     pub warnings: Vec<String>,
     #[serde(skip)]
     prepared: Prepared,
+    /// On planning.
+    #[serde(skip)]
+    spent: Spent,
 }
 
 /// What planning found and executing needs.
@@ -138,6 +143,15 @@ struct Prepared {
     latest: Option<BackupId>,
     source: Source,
     started: Timestamp,
+}
+
+/// What of the repository a backup may build on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// An earlier backup, if one serves.
+    Earlier,
+    /// Nothing: every block is stored anew.
+    Nothing,
 }
 
 /// What will be read.
@@ -172,6 +186,8 @@ struct PageSource {
     changed: Option<Since>,
     /// The base, if the type is not full.
     base: Option<Base>,
+    /// What there is to compare with: the base, or the parent of a full backup.
+    predecessor: Option<Predecessor>,
     /// Keeps the log that is copied last, where the database asks.
     hold: Option<LogHold>,
 }
@@ -189,18 +205,52 @@ struct Base {
 /// Looks at source and repository and says what a backup would do. Changes nothing, but that a page store's log is held until
 /// the plan is dropped.
 pub fn plan(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
-    match options.source.starts_with(PAGES_SCHEME) {
-        true => plan_pages(engine, options, tick),
-        false => plan_tree(engine, options, tick),
-    }
+    plan_on(engine, options, Ground::Earlier, tick)
 }
 
-fn plan_tree(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
+/// The same for a backup that uses no block of the repository, so that damage there does not reach it: all is stored anew.
+///
+/// # Errors
+/// As [`plan`]; `Usage` unless it is a full one without a base.
+pub fn plan_anew(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
+    if options.backup_type != BackupType::Full || options.base.is_some() {
+        return Err(Error::new(
+            Kind::Usage,
+            "a backup that uses nothing of the repository is a full one and has no base",
+        )
+        .object(options.source.clone())
+        .hint("ask for --type full without --base, or leave out --no-parent"));
+    }
+    plan_on(engine, options, Ground::Nothing, tick)
+}
+
+fn plan_on(
+    engine: &Engine,
+    options: &BackupOptions,
+    ground: Ground,
+    tick: Tick<'_>,
+) -> Result<BackupPlan> {
+    let clock = Clock::start();
+    let plan = match options.source.starts_with(PAGES_SCHEME) {
+        true => plan_pages(engine, (options, ground), tick),
+        false => plan_tree(engine, (options, ground), tick),
+    };
+    Ok(BackupPlan {
+        spent: Spent::since(&clock),
+        ..plan?
+    })
+}
+
+/// What is asked for, and what it may build on.
+type Asked<'a> = (&'a BackupOptions, Ground);
+
+fn plan_tree(engine: &Engine, asked: Asked<'_>, tick: Tick<'_>) -> Result<BackupPlan> {
+    let (options, _) = asked;
     require_full(options)?;
     let started = Timestamp::now();
     let progress = Progress::default();
     let origin = scan(engine, options, &progress, &mut *tick)?;
-    let look = async |shard: Shard| look(engine, &shard, options, &origin).await;
+    let look = async |shard: Shard| look(engine, &shard, asked, &origin).await;
     let Outlook {
         repository,
         earlier,
@@ -215,8 +265,9 @@ fn plan_tree(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result
         latest,
         mut warnings,
     } = earlier;
+    warnings.extend(page_store_warning(origin.source.path()));
     warnings.extend(skipped_warnings(&origin.tree));
-    warnings.extend(key_warning(&repository));
+    warnings.extend(access_warnings(&repository));
     let totals = origin.tree.totals;
     let data_bytes = totals.allocated_bytes.min(totals.bytes);
     let expected = forecast(engine, options, &repository, &estimate, data_bytes)?;
@@ -250,6 +301,7 @@ fn plan_tree(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result
             source: Source::Tree(Box::new(origin)),
             started,
         },
+        spent: Spent::default(),
     })
 }
 
@@ -277,11 +329,12 @@ fn other_source(parent: Option<&OpenManifest>, url: &str) -> Option<String> {
     (of != url).then(|| of.clone())
 }
 
-/// What a host without a key misses.
-fn key_warning(repository: &Repository) -> Option<String> {
+/// What a host without a key misses, and what root does to a repository that is another user's.
+fn access_warnings(repository: &Repository) -> impl Iterator<Item = String> {
     const NO_KEY: &str =
         "no key was given: earlier backups cannot be read, so every block is stored again";
-    (!repository.can_read()).then(|| NO_KEY.to_owned())
+    let no_key = (!repository.can_read()).then(|| NO_KEY.to_owned());
+    owner_warning(repository).into_iter().chain(no_key)
 }
 
 /// What a backup would take.
@@ -327,12 +380,18 @@ fn require_full(options: &BackupOptions) -> Result<()> {
     if options.backup_type == BackupType::Full && options.base.is_none() {
         return Ok(());
     }
+    let hint = match options.backup_type {
+        BackupType::Full => {
+            "leave out --base: a full backup has none; blocks that did not change are not stored again"
+        }
+        _ => "use --type full; blocks that did not change are not stored again",
+    };
     Err(Error::new(
         Kind::Usage,
         "a directory has no log, so it can only be backed up in full",
     )
     .object(options.source.clone())
-    .hint("use --type full; blocks that did not change are not stored again"))
+    .hint(hint))
 }
 
 /// Of a page store nothing can be left out.
@@ -357,7 +416,7 @@ struct Outlook {
 async fn look(
     engine: &Engine,
     shard: &Shard,
-    options: &BackupOptions,
+    (options, ground): Asked<'_>,
     origin: &TreeOrigin,
 ) -> Result<Outlook> {
     let access = &options.repo;
@@ -367,7 +426,10 @@ async fn look(
         kind: TREE_KIND,
         host: &options.host(),
     };
-    let mut earlier = find_parent(shard, &repository, source).await?;
+    let mut earlier = match ground {
+        Ground::Earlier => find_parent(shard, &repository, source).await?,
+        Ground::Nothing => base::only_its_id(shard, &repository, source).await?,
+    };
     let locked_out = key::locked_out_warning(shard, &repository).await;
     earlier.warnings.extend(locked_out);
     let estimate = match options.estimate {
@@ -384,7 +446,8 @@ async fn look(
     })
 }
 
-fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Result<BackupPlan> {
+fn plan_pages(engine: &Engine, asked: Asked<'_>, tick: Tick<'_>) -> Result<BackupPlan> {
+    let (options, _) = asked;
     require_whole(&options.source, &options.exclude, options.one_file_system)?;
     let started = Timestamp::now();
     let progress = Progress::default();
@@ -393,11 +456,12 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
     let (hold, unheld) = base::hold_log(&store);
     let checkpoint = store.checkpoint()?;
     let (repository, footing) =
-        find_footing(engine, options, (&store, &checkpoint), &progress, tick)?;
+        find_footing(engine, asked, (&store, &checkpoint), &progress, tick)?;
     refuse_source_below(&repository, store.path())?;
     store.watch().check()?;
     let unheld = unheld.or_else(|| base::hold_from(hold.as_ref()?, checkpoint.control.redo));
     let base = footing.base();
+    let predecessor = footing.predecessor(&store, &checkpoint, &options.host());
     let Footing {
         backup_type,
         reason,
@@ -407,14 +471,11 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
         mut warnings,
     } = footing;
     warnings.extend(unheld);
-    warnings.extend(key_warning(&repository));
+    warnings.extend(access_warnings(&repository));
     let tables = checkpoint.catalogue.tables();
     let pages: u64 = tables.values().map(|table| u64::from(table.pages)).sum();
     let source_bytes = mover_repo::block_bytes(pages);
-    let changed_bytes = changed.as_ref().map(|changed| {
-        let pages = changed.pages.tables.values().map(PageSet::len);
-        mover_repo::block_bytes(pages.sum())
-    });
+    let changed_bytes = changed.as_ref().map(changed_bytes);
     Ok(BackupPlan {
         source: options.source.clone(),
         repository: repository.url().to_owned(),
@@ -445,17 +506,25 @@ fn plan_pages(engine: &Engine, options: &BackupOptions, tick: Tick<'_>) -> Resul
                 checkpoint,
                 changed,
                 base,
+                predecessor,
                 hold,
             })),
             started,
         },
+        spent: Spent::default(),
     })
+}
+
+/// Bytes of the pages that changed.
+fn changed_bytes(changed: &Since) -> u64 {
+    let pages = changed.pages.tables.values().map(PageSet::len);
+    mover_repo::block_bytes(pages.sum())
 }
 
 /// Opens the repository and looks there for what the backup can stand on.
 fn find_footing(
     engine: &Engine,
-    options: &BackupOptions,
+    (options, ground): Asked<'_>,
     (store, checkpoint): (&LiveStore, &Checkpoint),
     progress: &Progress,
     tick: Tick<'_>,
@@ -464,6 +533,7 @@ fn find_footing(
         backup_type: options.backup_type,
         base: options.base.as_deref(),
         host: &options.host(),
+        ground,
     };
     let look = async |shard: Shard| {
         let repository = Arc::new(options.repo.open(&shard).await?);
@@ -528,38 +598,31 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         tick(&progress, stop)
     })?;
     let mut warnings = plan.warnings;
-    let (mut backup_type, mut reason) = (plan.backup_type, plan.reason);
     warnings.extend(run.warning.clone());
     // Only what the run has read of it is needed from here on.
     drop(parent);
-    if backup_type != BackupType::Full && run.parent().is_none() {
-        backup_type = BackupType::Full;
-        reason = run.warning.clone();
-    }
+    let (backup_type, reason) = match plan.backup_type {
+        BackupType::Full => (BackupType::Full, plan.reason),
+        _ if run.parent().is_none() => (BackupType::Full, run.warning.clone()),
+        other => (other, plan.reason),
+    };
 
     let work = Work {
         engine,
         run: &run,
         progress: &progress,
     };
-    let copied = copy_source(&work, source, backup_type, &mut warnings, &mut *tick)?;
-    warnings.extend(damage_warning(&run));
+    let mut copied = copy_source(&work, source, backup_type, &mut warnings, &mut *tick)?;
+    warnings.extend(damage_warnings(&run, &copied.origin));
     let parent = run.parent();
     let draft = BackupMetadata {
         backup_type,
         reason,
         ..draft(&options, &copied, &repository, started)
     };
-    let gathered = copied.gathered;
-    let committed = publish(
-        engine,
-        run,
-        gathered.outcomes,
-        gathered.nodes,
-        &copied.origin,
-        draft,
-        &mut |stop| tick(&progress, stop),
-    )?;
+    let committed = publish(engine, run, &mut copied, draft, &mut |stop| {
+        tick(&progress, stop)
+    })?;
     let log = copied.log.as_ref();
     warnings.extend(log.and_then(base::testify));
     warnings.extend(clock_warning(&committed.metadata));
@@ -567,12 +630,14 @@ pub fn execute(engine: &Engine, plan: BackupPlan, tick: Tick<'_>) -> Result<Back
         committed,
         parent,
         parent_source: parent.and(plan.parent_source),
-        bytes_copied: gathered.bytes_copied,
+        bytes_copied: copied.gathered.bytes_copied,
         looked_through: log.map_or_else(BytesRead::default, |log| log.store.bytes_read()),
         torn_pages: log.map_or(0, |log| log.torn_pages),
         warnings,
         repository: &repository,
-        engine: clock.report(gathered.shards, repository.link_report()),
+        engine: clock
+            .report(copied.gathered.shards, repository.link_report())
+            .with_plan(plan.spent),
         totals: copied.totals,
     }))
 }
@@ -587,14 +652,19 @@ fn clock_warning(metadata: &BackupMetadata) -> Option<String> {
     })
 }
 
-/// What the parent could not be used for.
-fn damage_warning(run: &BackupRun) -> Option<String> {
+/// What the parent could not be used for, and what the source has lost since then.
+fn damage_warnings(run: &BackupRun, origin: &Origin) -> Vec<String> {
+    let mut warnings = match origin {
+        Origin::Pages(pages) => pages.lost_warnings(),
+        Origin::Tree(_) => Vec::new(),
+    };
     let damaged = run.damaged_extents();
-    (damaged > 0).then(|| {
-        format!(
+    if damaged > 0 {
+        warnings.insert(0, format!(
             "{damaged} parts of the parent backup are damaged; their blocks were stored anew. Run `helios-mover verify`"
-        )
-    })
+        ));
+    }
+    warnings
 }
 
 fn begin_run(
@@ -692,6 +762,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
         checkpoint,
         mut changed,
         base,
+        predecessor,
         hold,
     } = source;
     let base_end = base.map(|base| base.end);
@@ -701,7 +772,8 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
             Some(changed) => pages::changes_since(changed, table, base),
             None => Changes::All,
         }
-    })?;
+    })?
+    .compared_with(predecessor);
     drop(changed);
     let tables = origin.tables();
     let table_bytes = tables.iter().map(|(_, bytes)| bytes).sum();
@@ -719,6 +791,8 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     let single = work.engine.single_for_data();
     let range = log_work::watched(&single, store.watch(), work.progress, &mut *tick, add)?;
     let (others, log_bytes) = (pages.others(), pages.log_bytes());
+    // What is kept and holes are gone through, too.
+    let others_bytes = others.iter().map(|(_, bytes)| bytes).sum();
     let checkpoint = pages.checkpoint();
     let log = LogPart {
         store: store.clone(),
@@ -730,7 +804,7 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     };
     let totals = pages.totals();
     work.progress
-        .begin(Phase::Copy, log_bytes, others.len() as u64);
+        .begin(Phase::Copy, others_bytes, others.len() as u64);
     work.copy(&origin, others, log_bytes, &mut gathered, tick)?;
     drop(hold);
     work.progress.begin(Phase::Commit, 0, 0);
@@ -742,16 +816,17 @@ fn copy_pages(work: &Work<'_>, source: PageSource, tick: Tick<'_>) -> Result<Cop
     })
 }
 
-/// Joins what the shards made into the tree and publishes the manifest.
+/// Joins what the shards made, which it takes from what was copied, into the tree and publishes the manifest.
 fn publish(
     engine: &Engine,
     run: BackupRun,
-    outcomes: Vec<WriterOutcome>,
-    nodes: Vec<MapNodes>,
-    origin: &Origin,
+    copied: &mut Copied,
     draft: BackupMetadata,
     tick: &mut dyn FnMut(&mover_io::Stop),
 ) -> Result<Committed> {
+    let outcomes = std::mem::take(&mut copied.gathered.outcomes);
+    let nodes = std::mem::take(&mut copied.gathered.nodes);
+    let origin = &copied.origin;
     // The shard's body may be called once per shard, and there is one shard.
     let work = Mutex::new(Some((run, outcomes, nodes, draft)));
     let commit = async |shard: Shard| {

@@ -1,8 +1,11 @@
 //! `list` and `show`: what a repository holds.
+//!
+//! Invariant: what a listing keeps of all backups together is bounded, whatever their manifests say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mover_base::units::format_bytes;
 use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
 use mover_repo::annotations::{self, Changes};
@@ -20,6 +23,8 @@ pub const RECIPIENT_ONLY: &str = "recipient_only";
 
 /// Most backups that are shown at once: what is kept of each takes some 2 KB.
 const SHOWN_MAX: usize = 100_000;
+/// Most memory that what is shown of all backups may take: so much of each of [`SHOWN_MAX`], and some more for long notes.
+const SHOWN_BYTES_MAX: usize = 256 << 20;
 
 /// A backup in a listing.
 #[derive(Debug, Serialize)]
@@ -74,10 +79,14 @@ pub fn list(engine: &Engine, repo: &RepoAccess) -> Result<BackupListing> {
         let found = catalogue::list_all(&shard, &repository).await?;
         check_count(found.ids.len()).map_err(|error| error.object(repository.url()))?;
         let notes = Notes::read(&shard, &repository).await?;
-        let mut items = Vec::new();
+        let (mut items, mut shown) = (Vec::new(), Shown::default());
         for id in found.ids {
             shard.stop()?;
-            items.extend(item(&shard, &repository, id, &notes).await?);
+            let Some(item) = item(&shard, &repository, id, &notes).await? else {
+                continue;
+            };
+            shown.add(&item)?;
+            items.push(item);
         }
         Ok(BackupListing {
             backups: items,
@@ -96,6 +105,44 @@ fn check_count(backups: usize) -> Result<()> {
     Err(Error::new(Kind::Limit, what).hint(
         "`helios-mover expire` deletes those that a policy does not keep; other verbs take a backup's id, or latest",
     ))
+}
+
+/// How much memory the items of a listing take.
+#[derive(Default)]
+struct Shown {
+    bytes: usize,
+    /// The backup that takes most of it, and how much that is.
+    most: Option<(usize, BackupId)>,
+}
+
+impl Shown {
+    /// Takes one more into account.
+    ///
+    /// # Errors
+    /// `Limit` if all of them take too much; it names the one that takes most.
+    fn add(&mut self, item: &ListItem) -> Result<()> {
+        let metadata = item.metadata.as_ref();
+        let texts = metadata.map_or(0, BackupMetadata::memory_bytes);
+        let problem = item.problem.as_ref().map_or(0, String::len);
+        let bytes = size_of::<ListItem>() + texts + problem;
+        self.bytes = self.bytes.saturating_add(bytes);
+        let this = (bytes, item.backup_id);
+        let most = self.most.map_or(this, |most| most.max(this));
+        self.most = Some(most);
+        if self.bytes <= SHOWN_BYTES_MAX {
+            return Ok(());
+        }
+        let limit = format_bytes(SHOWN_BYTES_MAX as u64);
+        let (bytes, id) = most;
+        let what = format!(
+            "what is noted of the backups takes over {limit}, and {} of that one of them",
+            format_bytes(bytes as u64)
+        );
+        Err(Error::new(Kind::Limit, what).object(id.to_string()).hint(
+            "`helios-mover expire` deletes backups that a policy does not keep; if no host of yours made this one, delete its manifest with \
+             the storage's own tools; other verbs take a backup's id, or latest",
+        ))
+    }
 }
 
 /// What stands beside the manifests.
@@ -130,9 +177,9 @@ async fn item(
         metadata: None,
         problem: None,
     };
-    match catalogue::load(shard, repository, backup_id).await {
+    match catalogue::load_head(shard, repository, backup_id).await {
         Ok(open) => {
-            let mut metadata = open.manifest.metadata;
+            let mut metadata = open.head.metadata;
             let of = &mut metadata.annotations;
             let problems =
                 annotations::apply(shard, repository, backup_id, &notes.changes, of).await?;
@@ -186,6 +233,30 @@ pub fn show(engine: &Engine, repo: &RepoAccess, set: &str) -> Result<ShowDetails
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listing_that_takes_too_much_names_the_backup_that_takes_most() {
+        let item = |number: u32, problem_bytes: usize| ListItem {
+            backup_id: BackupId::new(mover_base::Timestamp::from_micros(0), number),
+            readable: false,
+            expiring: false,
+            holds: 0,
+            metadata: None,
+            problem: Some("x".repeat(problem_bytes)),
+        };
+        let (long, longest) = (item(1, 1 << 20), item(2, 3 << 20));
+        let mut shown = Shown::default();
+        shown.add(&longest).unwrap();
+        let added = (0..).map_while(|_| shown.add(&long).ok()).count();
+        assert_eq!(added, 252);
+        let error = shown.add(&long).unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit);
+        assert_eq!(
+            error.object_name(),
+            Some(longest.backup_id.to_string().as_str())
+        );
+        assert!(error.hint_text().unwrap().contains("helios-mover expire"));
+    }
 
     #[test]
     fn what_cannot_be_shown_says_how_to_have_less() {

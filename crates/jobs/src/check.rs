@@ -4,20 +4,22 @@
 //! Invariants: an item fails only if a job would fail; what merely costs speed or comfort is a warning. What is looked at is
 //! bounded, however large the source is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mover_base::units::{count, counted, format_bytes};
-use mover_base::{Error, Kind, Result};
+use mover_base::{BackupId, Error, Kind, Result, Timestamp};
 use mover_io::{Rung, Shard, ShardReport};
-use mover_repo::{Repository, catalogue};
-use mover_source::pages::{LiveStore, SCHEME, table_path};
+use mover_repo::{Repository, catalogue, is_unreadable, require_extents};
+use mover_source::pages::{LiveStore, SCHEME, read_control, table_path};
+use mover_source::wal::segment::LOG_DIR;
 use mover_source::{DirSource, ScanOptions, Skipped, Tree};
 use serde::Serialize;
 
 use crate::backup::{only, require_whole};
+use crate::choice::future_warning;
 use crate::key::{LOCKED_OUT, LOCKED_OUT_HINT, ListedSlot, SlotListing};
-use crate::overlap::{refuse_source_around, refuse_source_below};
+use crate::overlap::{owner_warning, refuse_source_around, refuse_source_below};
 use crate::settings::{Engine, RepoAccess};
 
 /// What to do about names that none of a repository's objects has.
@@ -37,6 +39,12 @@ const NAMED_MAX: usize = 3;
 
 /// What it means that a store keeps what should be deleted.
 const UNDELETED_HINT: &str = "backups work and leave small objects behind, and `expire` does not free what it should; leave it so only where deletes are denied on purpose, as beside an object lock";
+
+/// Most manifests that are read to see whether they can be, the newest first, and for how long.
+const MANIFESTS_MAX: usize = 100;
+const MANIFESTS_TIME_MAX: Duration = Duration::from_secs(2);
+/// What to do about one that cannot be.
+const MANIFEST_HINT: &str = "the other backups are not hit by that; `helios-mover verify` shows all that is damaged, and `expire` refuses to run until each damaged manifest is put back from a copy or moved out of the repository";
 
 /// What to look at besides the environment.
 #[derive(Debug, Default)]
@@ -206,10 +214,10 @@ fn repository(engine: &Engine, repo: &RepoAccess, scanned: Option<&Scanned>) -> 
             (true, true) => "encrypted; the key opens it",
             (true, false) => "encrypted; without a key it can be written and not read",
         };
-        let mut items = vec![
-            item(AREA, "header and key", Status::Ok, detail),
-            item(AREA, "backups", Status::Ok, listed.ids.len().to_string()),
-        ];
+        let mut items = vec![item(AREA, "header and key", Status::Ok, detail)];
+        items.extend(backups(&shard, &repository, &listed.ids).await?);
+        let owner = owner_warning(&repository);
+        items.extend(owner.map(|told| item(AREA, "owner", Status::Warn, told)));
         items.extend(slots.items);
         items.extend(stray_names(&[listed.strays, slots.strays].concat()));
         match leftovers {
@@ -259,6 +267,57 @@ fn repository(engine: &Engine, repo: &RepoAccess, scanned: Option<&Scanned>) -> 
             overlap: None,
         },
     }
+}
+
+/// The backups: how many, whether the newest ones can be read, as far as the key that is given opens them, and whether the clock of a
+/// host was ahead.
+async fn backups(
+    shard: &Shard,
+    repository: &Repository,
+    ids: &[BackupId],
+) -> Result<Vec<CheckItem>> {
+    const AREA: &str = "repository";
+    let readable = match repository.can_read() {
+        true => ids,
+        false => &[],
+    };
+    let (begun, mut tried, mut unreadable) = (Instant::now(), 0_u64, Vec::new());
+    for id in readable.iter().rev().take(MANIFESTS_MAX) {
+        if tried > 0 && begun.elapsed() >= MANIFESTS_TIME_MAX {
+            break;
+        }
+        tried += 1;
+        match catalogue::load_head(shard, repository, *id).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+            // It was deleted since it was listed.
+            Err(error) if error.is_absence() => {}
+            Err(error) if is_unreadable(&error) => unreadable.push(error.to_string()),
+            // Of the storage, not of the manifest.
+            Err(error) => return Ok(vec![failed(AREA, "backups", &error)]),
+        }
+    }
+    let all = ids.len().to_string();
+    let mut items = vec![match unreadable.len() {
+        0 => item(AREA, "backups", Status::Ok, all),
+        some => {
+            let more = if some > NAMED_MAX { "; ..." } else { "" };
+            unreadable.truncate(NAMED_MAX);
+            let named = unreadable.join("; ");
+            let detail = format!(
+                "{all}, and of the newest {} of them {some} cannot be read: {named}{more}",
+                count(tried)
+            );
+            CheckItem {
+                hint: Some(MANIFEST_HINT.to_owned()),
+                ..item(AREA, "backups", Status::Warn, detail)
+            }
+        }
+    }];
+    let newest = ids.last();
+    let ahead = newest.and_then(|id| future_warning(*id, Timestamp::now()));
+    items.extend(ahead.map(|told| item(AREA, "clock", Status::Warn, told)));
+    Ok(items)
 }
 
 /// What to say if the source lies in the repository, or the other way about.
@@ -388,9 +447,12 @@ fn source(engine: &Engine, url: &str, options: &CheckOptions) -> (Vec<CheckItem>
     match opened {
         Ok((path, tree, opened)) => {
             let told = tree.warnings.iter().cloned();
+            let told = page_store_warning(&path).into_iter().chain(told);
             let told = told.map(|warning| item(AREA, "as it would be read", Status::Warn, warning));
+            let too_large = require_extents(tree.entries()).err();
+            let too_large = too_large.map(|error| failed(AREA, "size", &error));
             let items = std::iter::once(readable(AREA, &tree, &opened)).chain(told);
-            let items = items.collect();
+            let items = items.chain(too_large).collect();
             let tree = Some(tree);
             (items, Some(Scanned { path, tree }))
         }
@@ -515,11 +577,38 @@ fn left_out(skipped: &[Skipped]) -> String {
     format!("{names} will be left out: {}{more}", named.join(", "))
 }
 
+/// What to say of a directory that would be backed up as such and is a page store, whose database may be running.
+pub(crate) fn page_store_warning(path: &Path) -> Option<String> {
+    if !path.join(LOG_DIR).is_dir() {
+        return None;
+    }
+    let url = format!("{SCHEME}{}", path.to_str()?);
+    let store = LiveStore::open(&url).ok()?;
+    read_control(&*store.disk()).ok()?;
+    Some(format!(
+        "this is a page store: {url} backs it up while it runs, and by what changed"
+    ))
+}
+
+/// The log may say that the table was dropped, and a backup reads that; a look that is bounded does not.
+fn missing_table(path: String) -> Error {
+    Error::new(Kind::SourceChanged, "a table's file is missing")
+        .object(path)
+        .hint("where the table was not just dropped, the database is damaged, and backups fail: restore it from one")
+}
+
 fn page_store(area: &'static str, store: Result<LiveStore>) -> CheckItem {
     let opened = store.and_then(|store| {
         let checkpoint = store.checkpoint()?;
         let tables: Vec<u32> = checkpoint.catalogue.tables().keys().copied().collect();
-        let open = |table: &u32| store.open_file(&table_path(*table)).map(drop);
+        let open = |table: &u32| {
+            let path = table_path(*table);
+            let is_empty = checkpoint.catalogue.tables()[table].pages == 0;
+            match store.open_file(&path)? {
+                None if !is_empty => Err(missing_table(path)),
+                _ => Ok(()),
+            }
+        };
         let opened = open_some(&tables, open, OPENED_MAX, OPENING_MAX);
         Ok((checkpoint, opened))
     });

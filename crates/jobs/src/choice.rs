@@ -3,14 +3,21 @@
 //! Invariants: a backup of another source or host than the one asked for is never chosen; one that cannot be read is passed over
 //! with a warning only; what replaces data is not left to `latest` in silence where that may be somebody else's.
 
-use mover_base::{BackupId, Error, Kind, Result};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mover_base::{BackupId, Error, Kind, Result, Timestamp};
 use mover_io::Shard;
-use mover_repo::{Repository, SourceInfo, catalogue, is_unreadable};
+use mover_repo::{Repository, SourceInfo, catalogue, host_name, is_unreadable};
 
 /// What names the newest backup.
 pub const LATEST: &str = "latest";
 /// So many of the newest backups are looked at to see whether they are of one source and host.
 const LOOKED_MAX: usize = 100;
+/// And so long at most where that is no more than a precaution: behind a link each takes a request.
+const LOOKING_MAX: Duration = Duration::from_secs(2);
+/// So far ahead of this machine's clock may a backup's id be before that is told: the clocks of hosts differ.
+const AHEAD_SECONDS_MAX: f64 = 3600.0;
 
 /// Whose backups are meant; what is not named may be anything.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +67,16 @@ fn told(source: &SourceInfo) -> String {
     source_on(&source.url, &source.host)
 }
 
+/// What to know of `latest` where its id is of a time to come.
+pub(crate) fn future_warning(latest: BackupId, now: Timestamp) -> Option<String> {
+    let named = latest.started();
+    (named.seconds_since(now) > AHEAD_SECONDS_MAX).then(|| {
+        format!(
+            "the id of backup {latest} says that it began at {named}, which is in the future: a clock was wrong, here or where it was made. Until then it may be the latest while others were made later, which `helios-mover list` shows"
+        )
+    })
+}
+
 /// The backup that `choice` names, and what to know about that. `replaces` says that it takes the place of data.
 pub(crate) async fn choose(
     shard: &Shard,
@@ -69,7 +86,9 @@ pub(crate) async fn choose(
 ) -> Result<(BackupId, Vec<String>)> {
     let set = choice.set.as_deref().unwrap_or(LATEST);
     if set == LATEST && !choice.whose.is_anybody() {
-        return latest_of(shard, repository, &choice.whose).await;
+        let (id, mut warnings) = latest_of(shard, repository, &choice.whose).await?;
+        warnings.extend(future_warning(id, Timestamp::now()));
+        return Ok((id, warnings));
     }
     let id = catalogue::find(shard, repository, set).await?;
     if !choice.whose.is_anybody() {
@@ -82,6 +101,9 @@ pub(crate) async fn choose(
         }
     }
     let mut warnings = Vec::new();
+    if set == LATEST {
+        warnings.extend(future_warning(id, Timestamp::now()));
+    }
     if set == LATEST && replaces {
         let is_said = choice.set.is_some();
         warnings.extend(one_of_several(shard, repository, id, is_said).await?);
@@ -157,9 +179,49 @@ async fn latest_of(
     .hint("`helios-mover list` shows whose backups there are"))
 }
 
+/// The source that `target` is by its path and this machine's name, if the repository holds backups of it among the newest and `chosen`
+/// is another one.
+pub(crate) async fn source_at(
+    shard: &Shard,
+    repository: &Repository,
+    target: &Path,
+    chosen: &SourceInfo,
+) -> Result<Option<String>> {
+    let host = host_name();
+    let paths: Vec<PathBuf> = [std::path::absolute(target), target.canonicalize()]
+        .into_iter()
+        .flatten()
+        .collect();
+    if is_at(chosen, &paths, &host) {
+        return Ok(None);
+    }
+    let begun = Instant::now();
+    let ids = catalogue::list(shard, repository).await?;
+    for id in ids.into_iter().rev().take(LOOKED_MAX) {
+        shard.stop()?;
+        if begun.elapsed() > LOOKING_MAX {
+            break;
+        }
+        match source_of(shard, repository, id).await {
+            Ok(source) if is_at(&source, &paths, &host) => return Ok(Some(told(&source))),
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::Cancelled => return Err(error),
+            // What is asked for is another one.
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a source is that of one of these paths on `host`.
+fn is_at(source: &SourceInfo, paths: &[PathBuf], host: &str) -> bool {
+    let path = source.url.split_once("://").map(|(_, path)| path);
+    source.host == host && path.is_some_and(|path| paths.iter().any(|at| at == Path::new(path)))
+}
+
 async fn source_of(shard: &Shard, repository: &Repository, id: BackupId) -> Result<SourceInfo> {
-    let open = catalogue::load(shard, repository, id).await?;
-    Ok(open.manifest.metadata.source)
+    let open = catalogue::load_head(shard, repository, id).await?;
+    Ok(open.head.metadata.source)
 }
 
 /// None of what is damaged, or was deleted since it was listed.
@@ -174,6 +236,35 @@ fn readable(source: Result<SourceInfo>) -> Result<Option<SourceInfo>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_latest_backup_of_a_time_to_come_is_told() {
+        let now = Timestamp::from_micros(1_795_371_249_000_000);
+        let ahead = |seconds: i64| {
+            let named = Timestamp::from_micros(now.as_micros() + seconds * 1_000_000);
+            future_warning(BackupId::new(named, 0), now)
+        };
+        assert_eq!(ahead(-86_400), None);
+        assert_eq!(ahead(3600), None, "as clocks differ");
+        assert!(ahead(3601).unwrap().contains("is in the future"));
+    }
+
+    #[test]
+    fn a_target_is_a_source_by_its_path_and_host_whatever_kind_it_is() {
+        let paths = [PathBuf::from("/srv/db"), PathBuf::from("/data/db")];
+        let is = |url: &str, host: &str| {
+            let source = SourceInfo {
+                url: url.to_owned(),
+                kind: "dir".to_owned(),
+                host: host.to_owned(),
+            };
+            is_at(&source, &paths, "db7")
+        };
+        assert!(is("dir:///srv/db", "db7") && is("pages:///data/db", "db7"));
+        assert!(!is("dir:///srv/db", "db8"));
+        assert!(!is("dir:///srv", "db7") && !is("dir:///srv/db/base", "db7"));
+        assert!(!is("/srv/db", "db7"), "no URL");
+    }
 
     #[test]
     fn whose_a_backup_is_goes_by_source_and_host_exactly() {

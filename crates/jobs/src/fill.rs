@@ -103,12 +103,10 @@ enum Pending {
     Write {
         write: Write,
         open: Rc<Open>,
+        bytes: usize,
     },
     /// Everything of a share was begun before this.
-    End {
-        open: Rc<Open>,
-        share: Share,
-    },
+    End { open: Rc<Open>, share: Share },
 }
 
 /// Fills files for one shard.
@@ -273,7 +271,11 @@ impl Filler {
         let offset = ready.share.extent_begin() + block_bytes(first.first_block);
         let open = ready.open.clone();
         let write = Box::pin(open.file.write_at(buf, offset, at));
-        self.pending.push_back(Pending::Write { write, open });
+        self.pending.push_back(Pending::Write {
+            write,
+            open,
+            bytes: at,
+        });
         self.writes += 1;
         self.counts.written_bytes += at as u64;
         self.shard.turn().await;
@@ -284,7 +286,7 @@ impl Filler {
     pub async fn drain(&mut self, left: usize, progress: &Progress) -> Result<()> {
         while let Some(next) = self.pending.pop_front() {
             match next {
-                Pending::Write { write, open } if self.writes > left => {
+                Pending::Write { write, open, bytes } if self.writes > left => {
                     let clock = Instant::now();
                     let (result, _) = write.await;
                     lap(&mut self.stages.write_wait, clock);
@@ -292,6 +294,7 @@ impl Filler {
                     result.map_err(|error| {
                         target_error("a file cannot be written", &open.path, error)
                     })?;
+                    progress.add_stored(bytes as u64);
                 }
                 Pending::Write { .. } => {
                     self.pending.push_front(next);

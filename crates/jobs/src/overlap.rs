@@ -1,6 +1,6 @@
 //! Whether a repository lies in what is backed up, or in what is restored to: a backup would copy itself, and a restore with
 //! `--delta` remove the repository as no part of the backup. And whether one of these lies in the repository, which changes
-//! while it is read, and holds objects and nothing else.
+//! while it is read, and holds objects and nothing else. Whose the repository is, too.
 //!
 //! Invariant: directories are told apart by device and inode, not by their paths, so that no link hides one. A mount may
 //! still: it gives a directory other parents. So what a restore would remove is looked through for the repository as well
@@ -76,6 +76,19 @@ pub(crate) fn directory(repository: &Repository) -> Option<Inode> {
 pub(crate) fn owner(repository: &Repository) -> Option<u32> {
     let found = repository.store().directory()?.metadata().ok()?;
     Some(found.uid())
+}
+
+/// Whom network file systems take root of another machine for.
+const NOBODY: u32 = 65_534;
+
+/// What root is to know before it writes to the repository of another user.
+pub(crate) fn owner_warning(repository: &Repository) -> Option<String> {
+    let owner = owner(repository).filter(|owner| ![0, NOBODY].contains(owner))?;
+    rustix::process::geteuid().is_root().then(|| {
+        format!(
+            "this runs as root, and the repository belongs to the user with id {owner}, who can neither read nor add to what root makes in it: run as that user"
+        )
+    })
 }
 
 /// Refuses a target that holds the repository, or lies in it, as far as their paths tell.

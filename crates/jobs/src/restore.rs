@@ -8,24 +8,25 @@
 mod foreign;
 mod names;
 mod protect;
+mod room;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mover_base::units::format_bytes;
+use mover_base::units::{count, format_bytes};
 use mover_base::{BackupId, Error, Kind, Result};
 use mover_io::Shard;
 use mover_repo::{BackupView, Origin};
-use mover_source::{DirTarget, Finished, TargetMode, TargetPlan};
+use mover_source::{DirTarget, ExtraCount, Finished, TargetMode, TargetPlan};
 use serde::{Serialize, Serializer};
 
 use self::foreign::foreign_names;
 use self::names::Names;
 use self::protect::Protected;
 use crate::backup::only;
-use crate::choice::{Choice, choose};
+use crate::choice::{Choice, choose, source_at};
 use crate::estimate::{Estimate, sample_stored, within_limits};
 use crate::extents::ExtentQueue;
 use crate::fill::{FillCounts, Filler, Ready, Sought};
@@ -33,7 +34,7 @@ use crate::log_work::{interruptible, watched};
 use crate::machine::Clock;
 use crate::overlap::{self, refuse_in_target};
 use crate::progress::{Phase, Progress};
-use crate::report::{EngineReport, ShardFigures};
+use crate::report::{EngineReport, ShardFigures, Spent};
 use crate::settings::{Engine, JobLimits, RepoAccess, Tick};
 use crate::settle::{Settled, in_target, is_page_store, require_plain, segment_bytes, settle};
 
@@ -50,6 +51,15 @@ pub struct RestoreOptions {
     pub delta: bool,
     /// Let the plan read a sample of the backup, to say how long a fresh restore would take.
     pub estimate: bool,
+}
+
+impl RestoreOptions {
+    fn mode(&self) -> TargetMode {
+        match self.delta {
+            true => TargetMode::Delta,
+            false => TargetMode::Fresh,
+        }
+    }
 }
 
 /// What a restore would do.
@@ -84,13 +94,18 @@ pub struct RestorePlan {
     pub packs: u64,
     /// Their bytes.
     pub pack_bytes: u64,
-    /// Free bytes at the target.
-    pub free_bytes: u64,
+    /// Free bytes at the target; none where its file system tells no size.
+    pub free_bytes: Option<u64>,
     /// Names that are not in the backup and will be removed (delta only), once [`RestorePlan::count_removals`] looked.
     pub removes: Option<u64>,
+    /// Directories that could not be looked into for that without a change to them; a warning names the first.
+    pub uncounted_dirs: Option<u64>,
     /// The first names at the top of the target, if there are any and none of them is in the backup (delta only): whoever restores over
     /// them should be asked.
     pub foreign_names: Vec<String>,
+    /// The source that the target is by its path and this host, if the repository holds backups of it (among the newest 100) and this one
+    /// is of another (delta only): whoever restores over it should be asked.
+    pub replaces_source: Option<String>,
     /// How long it would take, by a sample of the backup that was read, and the limits; the target, which is not written to, may be
     /// slower. Absent where there is neither a sample nor a limit, and with delta, where it hangs on what is there.
     pub estimated_seconds: Option<f64>,
@@ -105,6 +120,8 @@ pub struct RestorePlan {
 struct Prepared {
     view: Arc<BackupView>,
     target: TargetPlan,
+    /// On planning.
+    spent: Spent,
 }
 
 /// What a restore did.
@@ -158,23 +175,24 @@ fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error>
 
 /// Looks at backup and target and says what a restore would do. Changes nothing.
 pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result<RestorePlan> {
+    let clock = Clock::start();
+    let mut plan = look(engine, options, tick)?;
+    plan.prepared.spent.add(Spent::since(&clock));
+    Ok(plan)
+}
+
+fn look(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result<RestorePlan> {
     let progress = Progress::default();
-    let mode = if options.delta {
-        TargetMode::Delta
-    } else {
-        TargetMode::Fresh
-    };
-    let look = async |shard: Shard| {
-        let access = &options.repo;
-        let repository = Arc::new(access.open(&shard).await?);
-        repository.require_reading()?;
-        let (id, told) = choose(&shard, &repository, &options.choice, options.delta).await?;
-        let view = BackupView::open(&shard, &repository, id).await?;
-        Ok((repository.url().to_owned(), Arc::new(view), told))
-    };
-    let (repository, view, mut warnings) = only(mover_io::run(&engine.single(), look, |stop| {
+    let mode = options.mode();
+    let open = async |shard: Shard| open(&shard, options).await;
+    let Opened {
+        view,
+        replaces_source,
+        mut warnings,
+    } = only(mover_io::run(&engine.single(), open, |stop| {
         tick(&progress, stop)
     })?)?;
+    check_figures(&view)?;
     if is_page_store(&view) {
         require_plain(view.items.entries())?;
     }
@@ -186,7 +204,8 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
     if mode == TargetMode::Fresh && target.dead_leftovers().is_empty() {
         target.check_space(bytes_needed(&view))?;
         let (needed, more) = (bytes_needed(&view), redo_bytes_max(&view));
-        warnings.extend(room_warning(needed, more, target.free_bytes()?));
+        let free = target.free_bytes()?;
+        warnings.extend(free.and_then(|free| room_warning(needed, more, free)));
     }
     let foreign_names = match mode {
         TargetMode::Fresh => Vec::new(),
@@ -207,7 +226,7 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         backup_id: view.id,
         source: view.metadata.source.url.clone(),
         host: view.metadata.source.host.clone(),
-        repository,
+        repository: view.repository().url().to_owned(),
         target: target.path().to_owned(),
         mode: mode_name(mode),
         files: size.files,
@@ -220,11 +239,41 @@ pub fn plan(engine: &Engine, options: &RestoreOptions, tick: Tick<'_>) -> Result
         pack_bytes,
         free_bytes: target.free_bytes()?,
         removes: None,
+        uncounted_dirs: None,
         foreign_names,
+        replaces_source,
         estimated_seconds,
         sampled_bytes: estimate.sampled_bytes,
         warnings,
-        prepared: Prepared { view, target },
+        prepared: Prepared {
+            view,
+            target,
+            spent: Spent::default(),
+        },
+    })
+}
+
+/// What is to be restored.
+struct Opened {
+    view: Arc<BackupView>,
+    replaces_source: Option<String>,
+    warnings: Vec<String>,
+}
+
+async fn open(shard: &Shard, options: &RestoreOptions) -> Result<Opened> {
+    let repository = Arc::new(options.repo.open(shard).await?);
+    repository.require_reading()?;
+    let (id, warnings) = choose(shard, &repository, &options.choice, options.delta).await?;
+    let view = Arc::new(BackupView::open(shard, &repository, id).await?);
+    let source = &view.metadata.source;
+    let replaces_source = match options.delta {
+        true => source_at(shard, &repository, &options.to, source).await?,
+        false => None,
+    };
+    Ok(Opened {
+        view,
+        replaces_source,
+        warnings,
     })
 }
 
@@ -260,22 +309,63 @@ fn seconds(
 }
 
 impl RestorePlan {
-    /// Counts what would be removed: the whole target is listed for it, so that only who wants to know has to wait.
+    /// Counts what would be removed: the whole target is listed for it, so that only who wants to know has to wait. What kept it
+    /// from being counted is one more warning, and that there is no room, for which the restore would be refused.
     pub fn count_removals(&mut self, engine: &Engine, tick: Tick<'_>) -> Result<()> {
-        let Prepared { view, target } = &self.prepared;
+        let clock = Clock::start();
+        let Prepared { view, target, .. } = &self.prepared;
         if target.mode() == TargetMode::Delta {
             let wanted = view.items.entries();
             let count = |go_on: &dyn Fn() -> Result<()>| target.count_extra(wanted, go_on);
             let progress = Progress::default();
-            self.removes = Some(interruptible(&engine.single(), &progress, tick, count)?);
+            let counted = interruptible(&engine.single(), &progress, &mut *tick, count)?;
+            let lack = room::lack(engine, target, bytes_needed(view), &progress, tick)?;
+            self.removes = Some(counted.names);
+            self.uncounted_dirs = Some(counted.closed);
+            self.warnings.extend(closed_warning(&counted));
+            self.warnings.extend(lack);
         }
+        self.prepared.spent.add(Spent::since(&clock));
         Ok(())
     }
 }
 
+/// What of a target could not be counted.
+fn closed_warning(counted: &ExtraCount) -> Option<String> {
+    let first = counted.first_closed.as_ref()?;
+    let more = match counted.closed.saturating_sub(1) {
+        0 => String::new(),
+        more => format!(" and {} more", count(more)),
+    };
+    Some(format!(
+        "not all that would be removed could be counted: its mode keeps this user, who owns it, from looking into {first}{more}; the restore gives its owner that right"
+    ))
+}
+
+/// Who forges a manifest may state any sizes in it: what is looked at and shown by them must be what the entries come to.
+fn check_figures(view: &BackupView) -> Result<()> {
+    let entries = view.items.entries();
+    let files = (0..entries.len()).filter(|at| entries.is_file(*at));
+    let stated = &view.metadata.size_info;
+    if (stated.files, stated.original_bytes) == (files.count() as u64, content_bytes(view)) {
+        return Ok(());
+    }
+    let what = "the manifest states another number or size of files than its entries have";
+    Err(Error::new(Kind::Corrupt, what)
+        .object(format!("backups/{}", view.id))
+        .hint("no backup of this program does: the manifest may be forged; restore another backup"))
+}
+
+/// Sum of the files' sizes, by the entries.
+fn content_bytes(view: &BackupView) -> u64 {
+    let entries = view.items.entries();
+    let sizes = (0..entries.len()).map(|at| entries.content_bytes(at));
+    sizes.fold(0, u64::saturating_add)
+}
+
 /// Bytes that a target must have room for: the files, and of a page store the log segment that its new history begins with.
 fn bytes_needed(view: &BackupView) -> u64 {
-    let files = view.metadata.size_info.data_bytes;
+    let files = view.metadata.size_info.data_bytes.min(content_bytes(view));
     match is_page_store(view) {
         true => files.saturating_add(segment_bytes(view)),
         false => files,
@@ -307,7 +397,7 @@ fn room_warning(needed: u64, more: u64, free_bytes: u64) -> Option<String> {
     })
 }
 
-/// Refuses a target that has the repository in it.
+/// Refuses a target that has the repository in it, as far as that can be seen without a change to it.
 fn refuse_repository(
     engine: &Engine,
     view: &BackupView,
@@ -406,7 +496,11 @@ pub fn execute_telling(
 ) -> Result<RestoreSummary> {
     let clock = Clock::start();
     let progress = Progress::default();
-    let Prepared { view, target } = plan.prepared;
+    let Prepared {
+        view,
+        target,
+        spent,
+    } = plan.prepared;
     progress.begin(Phase::Prepare, 0, 0);
     let protected = match target.mode() {
         TargetMode::Fresh => None,
@@ -426,8 +520,8 @@ pub fn execute_telling(
 
     let (counts, shards) = added_up(parts);
     let mut warnings = plan.warnings;
-    let told = protected.as_ref().and_then(Protected::warning);
-    warnings.extend(told.map(str::to_owned));
+    let told = protected.as_ref().map(Protected::warnings);
+    warnings.extend_from_slice(told.unwrap_or_default());
     warnings.extend(not_removed);
     warnings.extend(finished.warnings);
     if finished.warnings_more > 0 {
@@ -437,6 +531,7 @@ pub fn execute_telling(
         warnings.extend(protected.end(&progress, tick));
     }
     let engine = clock.report(shards, view.link_report());
+    let engine = engine.with_plan(spent);
     Ok(RestoreSummary {
         backup_id: view.id,
         source: plan.source,
@@ -473,6 +568,7 @@ fn look_before<'a>(
     if overlap::directory(view.repository()).is_some() {
         refuse_repository(engine, view, target, progress, &mut *tick)?;
     }
+    room::require(engine, target, bytes_needed(view), progress, &mut *tick)?;
     let protected = Protected::begin(engine, view, target.path(), tell, progress, &mut *tick)?;
     match require_packs(engine, view, progress, tick) {
         Ok(()) => Ok(protected),
@@ -484,12 +580,12 @@ fn look_before<'a>(
 }
 
 /// Takes the target and restores to it; gives what of dead restores could not be removed, and the hold. Where it fails, the hold
-/// goes if nothing was changed yet, and stays otherwise.
+/// goes and the target is as it was if nothing was changed yet; otherwise the hold stays.
 fn restore_protected<'a>(
     engine: &Engine,
     view: &Arc<BackupView>,
     target: TargetPlan,
-    protected: Option<Protected<'a>>,
+    mut protected: Option<Protected<'a>>,
     progress: &Progress,
     tick: Tick<'_>,
 ) -> Result<(Restored, Vec<String>, Option<Protected<'a>>)> {
@@ -502,6 +598,18 @@ fn restore_protected<'a>(
             return Err(error);
         }
     };
+    // Nobody else has the target now.
+    let held = match &mut protected {
+        Some(protected) => protected.take_over(progress, &mut *tick),
+        None => Ok(()),
+    };
+    if let Err(error) = held {
+        target.leave();
+        return Err(match protected {
+            Some(protected) => protected.leave(error),
+            None => error,
+        });
+    }
     match restore(engine, view, target, progress, &mut *tick) {
         Ok(restored) => Ok((restored, not_removed, protected)),
         Err(error) => {
@@ -734,5 +842,19 @@ mod tests {
         let warning = room_warning(2 << 20, 1 << 20, 2 << 20).unwrap();
         assert!(warning.contains(&format_bytes(3 << 20)), "{warning}");
         assert!(room_warning(u64::MAX, 1, u64::MAX - 1).is_some());
+    }
+
+    #[test]
+    fn what_could_not_be_counted_is_told_by_its_first_directory_and_their_number() {
+        let told = |closed| {
+            closed_warning(&ExtraCount {
+                names: 7,
+                closed,
+                first_closed: (closed > 0).then(|| "base/1".to_owned()),
+            })
+        };
+        assert_eq!(told(0), None);
+        assert!(told(1).unwrap().contains("looking into base/1; the"));
+        assert!(told(3).unwrap().contains("into base/1 and 2 more; the"));
     }
 }

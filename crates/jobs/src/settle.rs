@@ -2,8 +2,9 @@
 //! exactly the position of its backup, at the beginning of a new history.
 //!
 //! Invariants: it is done before the target appears, or in delta mode before its marker goes; a log that leads anywhere
-//! else than to the backup's position is an error. The new history keeps backups of the restored database and of the one
-//! that it was restored from apart.
+//! else than to the backup's position is an error. Owner and mode go onto no file that has further names, or is anybody's but
+//! who restores (or whom the file system gives what they make to) or its owner in the backup. The new history keeps
+//! backups of the restored database and of the one that it was restored from apart.
 
 use std::io;
 use std::sync::Arc;
@@ -128,7 +129,8 @@ pub(crate) fn settle(
     })
 }
 
-/// Gives the files that recovery made the owner and mode that their kind had in the backup.
+/// Gives the files that recovery made the owner and mode that their kind had in the backup. They are known by their names alone, so
+/// that [`DirTarget::apply_metadata`] refuses what somebody else put there: a symbolic link, a further name of a file.
 fn own(view: &BackupView, target: &DirTarget, disk: &dyn Disk) -> Result<()> {
     let known = view.items.entries();
     let like = known.find(CATALOGUE_FILE.as_bytes());

@@ -87,9 +87,14 @@ async fn below(shard: &Shard, repository: &Repository, prefix: &str) -> Result<C
     Ok(changes)
 }
 
+/// What stands around the key and the text of each annotation in a manifest: `"":"",`.
+const JSON_BYTES: usize = 6;
+
 fn bytes_of(annotations: &BTreeMap<String, String>) -> usize {
     let texts = annotations.iter();
-    texts.map(|(key, text)| key.len() + text.len()).sum()
+    texts
+        .map(|(key, text)| key.len() + text.len() + JSON_BYTES)
+        .sum()
 }
 
 /// Applies the changes of a backup to the annotations of its manifest. Gives what could not be read; the other changes

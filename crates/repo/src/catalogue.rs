@@ -1,18 +1,19 @@
 //! The catalogue: which backups exist. A backup exists when its manifest exists.
 //!
 //! Invariants: a manifest is written last, create-if-absent, under an id that nobody else has; one that was
-//! listed and cannot be read is reported with its reason and never passed over in silence.
+//! listed and cannot be read is reported with its reason and never passed over in silence; of manifests that are read many at a
+//! time, one is decoded at a time, since a few KB of one may become 100 MiB.
 
 use std::sync::Arc;
 
 use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
-use mover_format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use mover_format::manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestHead};
 use mover_format::preamble::{ObjectType, Preamble};
 use mover_format::seal::Origin;
 use mover_io::{Shard, random_bytes};
-use mover_store::Put;
+use mover_store::{Key, Put};
 
 use crate::layout;
 use crate::reader::damaged;
@@ -24,7 +25,10 @@ use crate::sessions;
 /// some 400 bytes of each.
 const BACKUPS_MAX: usize = 4_000_000;
 /// Bytes of manifests read at a time, as they are stored, unless the first alone is longer.
-const LOADS_BYTES_MAX: u64 = 24 << 20;
+const LOADS_BYTES_MAX: u64 = 16 << 20;
+/// What manifests that are held decoded at a time may take, unless one alone takes more. Those of real backups take four thirds of
+/// what is stored of them.
+const DECODED_BYTES_MAX: usize = 24 << 20;
 /// How many ids a backup may have, one behind the other, of which it takes the first that is free: 12 random bits per
 /// microsecond do not collide thrice.
 const ID_TRIES: u32 = 3;
@@ -43,6 +47,56 @@ pub struct OpenManifest {
     pub wrapped_key_sha256: Sha256,
     /// Length of the object.
     pub bytes: u64,
+}
+
+/// A manifest that was read, without its entry pages.
+pub struct OpenHead {
+    /// The backup.
+    pub id: BackupId,
+    /// Its content.
+    pub head: ManifestHead,
+    /// Who wrote it, as far as its seal tells.
+    pub origin: Origin,
+    /// The session that wrote it.
+    pub session_id: SessionId,
+    /// SHA-256 of the session's wrapped key, which all of its objects carry and nobody else can use.
+    pub wrapped_key_sha256: Sha256,
+}
+
+/// A manifest as it is stored, to be decoded when its turn comes.
+pub(crate) struct StoredManifest {
+    id: BackupId,
+    key: Key,
+    bytes: Vec<u8>,
+}
+
+impl StoredManifest {
+    async fn fetch(shard: &Shard, repository: &Repository, id: BackupId) -> Result<Self> {
+        let key = layout::backup(id)?;
+        let bytes = repository
+            .store()
+            .get(shard, &key, MANIFEST_BYTES_MAX as u64)
+            .await
+            .map_err(|error| over_cap(error, |error| damaged(&key, error)))?;
+        Ok(StoredManifest { id, key, bytes })
+    }
+
+    /// What decoding it takes at least, as it says; nothing if it says nothing.
+    fn stated_bytes(&self) -> usize {
+        let stated = Preamble::decode(&self.bytes)
+            .and_then(|(preamble, _)| Manifest::stated_bytes(&self.bytes, &preamble));
+        stated.unwrap_or(0)
+    }
+
+    fn open(&self, repository: &Repository) -> Result<OpenManifest> {
+        decode(repository, self.id, &self.bytes).map_err(|error| damaged(&self.key, error))
+    }
+
+    /// All of it but the entry pages.
+    pub fn head(&self, repository: &Repository) -> Result<OpenHead> {
+        let head = decode_head(repository, self.id, &self.bytes);
+        head.map_err(|error| damaged(&self.key, error))
+    }
 }
 
 /// What stands below the prefix of the manifests.
@@ -163,13 +217,14 @@ pub async fn find(shard: &Shard, repository: &Repository, set: &str) -> Result<B
 
 /// Reads a manifest.
 pub async fn load(shard: &Shard, repository: &Repository, id: BackupId) -> Result<OpenManifest> {
-    let key = layout::backup(id)?;
-    let bytes = repository
-        .store()
-        .get(shard, &key, MANIFEST_BYTES_MAX as u64)
-        .await
-        .map_err(|error| over_cap(error, |error| damaged(&key, error)))?;
-    decode(repository, id, &bytes).map_err(|error| damaged(&key, error))
+    let stored = StoredManifest::fetch(shard, repository, id).await?;
+    stored.open(repository)
+}
+
+/// Reads a manifest for who needs no entry of it.
+pub async fn load_head(shard: &Shard, repository: &Repository, id: BackupId) -> Result<OpenHead> {
+    let stored = StoredManifest::fetch(shard, repository, id).await?;
+    stored.head(repository)
 }
 
 fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenManifest> {
@@ -187,21 +242,58 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
     })
 }
 
+fn decode_head(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenHead> {
+    let (preamble, _) = Preamble::decode(bytes)?;
+    let (sealer, origin) =
+        repository.open_object(&preamble, ObjectType::Manifest, id.object_id())?;
+    let head = ManifestHead::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new())?;
+    Ok(OpenHead {
+        id,
+        head,
+        origin,
+        session_id: preamble.session_id,
+        wrapped_key_sha256: sha256(&preamble.wrapped_key),
+    })
+}
+
 /// Reads the first of the manifests that `rest` names with their lengths, at most `count` and as many as these allow, and leaves the
-/// others there: each in its turn, or why it cannot be read.
+/// others there: each in its turn as it is stored, or why it cannot be read.
+pub(crate) async fn fetch_next(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    rest: &mut &[(BackupId, u64)],
+    count: usize,
+) -> Result<Vec<(BackupId, Result<StoredManifest>)>> {
+    let (next, later) = rest.split_at(at_a_time(rest, count));
+    *rest = later;
+    let read = |(id, _): (BackupId, u64)| {
+        let (shard, repository) = (shard.clone(), Arc::clone(repository));
+        async move { Ok((id, StoredManifest::fetch(&shard, &repository, id).await)) }
+    };
+    at_once(shard, next.to_vec(), read).await
+}
+
+/// As [`fetch_next`], but decodes them: no more than may be held at a time, or one; what is beyond that is left in `rest`.
 pub(crate) async fn load_next(
     shard: &Shard,
     repository: &Arc<Repository>,
     rest: &mut &[(BackupId, u64)],
     count: usize,
 ) -> Result<Vec<(BackupId, Result<OpenManifest>)>> {
-    let (next, later) = rest.split_at(at_a_time(rest, count));
-    *rest = later;
-    let read = |(id, _): (BackupId, u64)| {
-        let (shard, repository) = (shard.clone(), Arc::clone(repository));
-        async move { Ok((id, load(&shard, &repository, id).await)) }
-    };
-    at_once(shard, next.to_vec(), read).await
+    let all = *rest;
+    let mut loaded = Vec::new();
+    let mut held_bytes = 0usize;
+    for (id, fetched) in fetch_next(shard, repository, rest, count).await? {
+        let stated_bytes = fetched.as_ref().map_or(0, StoredManifest::stated_bytes);
+        if !loaded.is_empty() && held_bytes.saturating_add(stated_bytes) > DECODED_BYTES_MAX {
+            break;
+        }
+        let open = fetched.and_then(|stored| stored.open(repository));
+        held_bytes += open.as_ref().map_or(0, |open| open.manifest.memory_bytes());
+        loaded.push((id, open));
+    }
+    *rest = &all[loaded.len()..];
+    Ok(loaded)
 }
 
 /// How many of the manifests that come next are read at a time.
@@ -304,7 +396,10 @@ fn encode(session: &Session, manifest: &Manifest) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use mover_format::node::Child;
+
     use super::*;
+    use crate::{Credentials, fixture};
 
     #[test]
     fn ids_sort_by_start_and_behind_the_backup_before_whatever_the_clock_says() {
@@ -339,6 +434,46 @@ mod tests {
             assert!(next > last);
             assert_eq!(next.started(), at(1_000_000));
         }
+    }
+
+    /// A KB stored, a MiB plain, and thirty with each page in its place.
+    #[test]
+    fn of_manifests_that_grow_when_they_are_decoded_one_is_held_at_a_time() {
+        const COUNT: usize = 4;
+        fixture::with_place(async |shard, url| {
+            fixture::init(shard, url, &[]).await?;
+            let repository = Arc::new(fixture::open(shard, url, &Credentials::None).await?);
+            let mut listed = Vec::new();
+            for (number, pages) in [(0, 300_000), (1, 300_000), (2, 1), (3, 1)] {
+                let id = BackupId::new(Timestamp::from_micros(0), number);
+                let manifest = Manifest {
+                    metadata: fixture::metadata(id, "dir:///a"),
+                    pages: vec![Child::Inline(vec![3]); pages],
+                    packs: Vec::new(),
+                };
+                let bytes = encode(&repository.begin_session()?, &manifest)?;
+                let (store, key) = (repository.store(), layout::backup(id)?);
+                store.put_if_absent(shard, &key, &bytes).await?;
+                listed.push((id, bytes.len() as u64));
+            }
+            let mut rest = &listed[..];
+            let mut read = Vec::new();
+            while !rest.is_empty() {
+                let some = load_next(shard, &repository, &mut rest, COUNT).await?;
+                let ids = some
+                    .into_iter()
+                    .map(|(_, open)| open.map(|open| open.id.random()));
+                read.push(ids.collect::<Result<Vec<u32>>>()?);
+            }
+            assert_eq!(read, [vec![0], vec![1], vec![2, 3]]);
+            let mut rest = &listed[..];
+            let stored = fetch_next(shard, &repository, &mut rest, COUNT).await?;
+            assert_eq!((stored.len(), rest.len()), (COUNT, 0));
+            for ((id, stored), (listed, _)) in stored.into_iter().zip(&listed) {
+                assert_eq!((id, stored?.head(&repository)?.id), (*listed, *listed));
+            }
+            Ok(())
+        });
     }
 
     #[test]

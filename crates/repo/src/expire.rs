@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mover_base::checksum::Sha256;
+use mover_base::units::{counted, format_bytes};
 use mover_base::{BackupId, Error, Kind, PackId, Result, SessionId, Timestamp};
 use mover_format::record::Purpose;
 use mover_format::seal::Origin;
@@ -27,7 +28,7 @@ use mover_io::Shard;
 use mover_store::Key;
 use serde::Serialize;
 
-use crate::catalogue::OpenManifest;
+use crate::catalogue::OpenHead;
 use crate::layout;
 use crate::policy::{Policy, Rule};
 use crate::process::Life;
@@ -38,6 +39,9 @@ use makers::Maker;
 use packs::PackUses;
 
 pub use run::{Outcome, PutOff, Refusal, execute};
+
+/// What the names of sources and hosts may take, of all backups together: those of 4 million take as much.
+const NAMES_BYTES_MAX: usize = 256 << 20;
 
 /// Why a backup stays. In JSON, the name of the rule or of the other reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -57,6 +61,47 @@ pub enum OtherReason {
     Hold,
     /// A session builds on it.
     InUse,
+    /// The run is about others.
+    NotAsked,
+}
+
+/// Which backups a run is about. All others stay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of this source and host, where they are given, by the policy.
+    Rules {
+        /// URL of the source.
+        source: Option<String>,
+        /// Name of the machine.
+        host: Option<String>,
+    },
+    /// These go, whatever the policy says.
+    Named(BTreeSet<BackupId>),
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        Scope::Rules {
+            source: None,
+            host: None,
+        }
+    }
+}
+
+impl Scope {
+    /// Whether the policy is asked about the backups of this source and host.
+    fn has_rules_for(&self, of_source: &str, of_host: &str) -> bool {
+        let Scope::Rules { source, host } = self else {
+            return false;
+        };
+        let fits = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|one| one == is);
+        fits(source, of_source) && fits(host, of_host)
+    }
+
+    /// Whether this backup is to go without a look at the policy.
+    fn names(&self, id: BackupId) -> bool {
+        matches!(self, Scope::Named(backups) if backups.contains(&id))
+    }
 }
 
 /// What becomes of one backup.
@@ -139,6 +184,8 @@ struct Known {
 #[derive(Default)]
 struct Survey {
     backups: BTreeMap<BackupId, Known>,
+    /// Bytes of the names of their sources and hosts.
+    names_bytes: usize,
     /// What sessions published.
     published: BTreeMap<SessionId, Vec<BackupId>>,
     packs: PackUses,
@@ -152,9 +199,17 @@ struct Survey {
 
 impl Survey {
     /// Takes a manifest into account.
-    fn add(&mut self, open: OpenManifest) -> Result<()> {
-        self.packs.add(&open.manifest.packs, open.origin)?;
-        let metadata = open.manifest.metadata;
+    fn add(&mut self, open: OpenHead) -> Result<()> {
+        self.packs.add(&open.head.packs, open.origin)?;
+        let metadata = open.head.metadata;
+        self.names_bytes += metadata.source.url.len() + metadata.source.host.len();
+        if self.names_bytes > NAMES_BYTES_MAX {
+            let limit = format_bytes(NAMES_BYTES_MAX as u64);
+            let what = format!("the backups' sources and hosts have names of over {limit}");
+            return Err(Error::new(Kind::Limit, what)
+                .object(layout::backup(open.id)?.as_str())
+                .hint("names of some thousand bytes each are no backups' of this program: with the storage's own tools, delete manifests that none of the hosts made"));
+        }
         let known = Known {
             source: metadata.source.url,
             host: metadata.source.host,
@@ -250,11 +305,12 @@ impl Survey {
     }
 }
 
-/// Says what the policy would delete. Changes nothing.
+/// Says what the policy would delete within the scope. Changes nothing.
 pub async fn plan(
     shard: &Shard,
     repository: &Arc<Repository>,
     policy: &Policy,
+    scope: &Scope,
     now: Timestamp,
 ) -> Result<Plan> {
     repository.require_reading().map_err(|error| {
@@ -266,7 +322,7 @@ pub async fn plan(
     let (view, unnamed) = survey.look_around(shard, repository).await?;
     // Those that went in between.
     survey.backups.retain(|id, _| view.lists(*id));
-    let mut verdicts = verdicts(&survey, policy, now);
+    let mut verdicts = verdicts(&survey, policy, scope, now);
     let protecting = survey.protecting(&view.sessions);
     add_other_reasons(&mut verdicts, &view, &protecting);
     let owners = protecting.iter().map(|session| session.id).collect();
@@ -274,6 +330,10 @@ pub async fn plan(
     let doomed = release(shard, repository, &mut survey, &mut verdicts, &view).await?;
     let standing = view.sessions;
     let mut warnings = warnings(&survey, &verdicts, &standing, &leftovers);
+    // Without encryption nobody is vouched for, and all may do all.
+    if repository.is_encrypted() && matches!(scope, Scope::Rules { .. }) {
+        warnings.extend(unvouched_warning(&verdicts));
+    }
     let unreadable = survey.unreadable(&unnamed);
     if unreadable > 0 {
         warnings.push(format!(
@@ -323,7 +383,7 @@ async fn release(
     let mut freed_bytes = BTreeMap::new();
     let read = manifests::read_each(shard, repository, &going, |id, read| {
         let open = read.map_err(|error| unreadable_now(id, error))?;
-        freed_bytes.insert(id, survey.packs.release(&open.manifest.packs));
+        freed_bytes.insert(id, survey.packs.release(&open.head.packs));
         Ok(true)
     });
     read.await?;
@@ -346,8 +406,8 @@ fn unreadable_now(id: BackupId, error: Error) -> Error {
     }
 }
 
-/// What the policy says, group by group.
-fn verdicts(survey: &Survey, policy: &Policy, now: Timestamp) -> Vec<Verdict> {
+/// What the policy says, group by group, of those that the scope has it asked about.
+fn verdicts(survey: &Survey, policy: &Policy, scope: &Scope, now: Timestamp) -> Vec<Verdict> {
     let mut groups = BTreeMap::<(&str, &str, bool), Vec<_>>::new();
     for (id, known) in &survey.backups {
         let vouched = known.origin == Origin::Vouched;
@@ -356,13 +416,19 @@ fn verdicts(survey: &Survey, policy: &Policy, now: Timestamp) -> Vec<Verdict> {
     }
     let mut verdicts = Vec::new();
     for ((source, host, vouched), backups) in groups {
+        let has_rules = scope.has_rules_for(source, host);
         for ((id, _), rules) in backups.iter().zip(policy.keep(&backups, now)) {
+            let reasons = match has_rules {
+                true => rules.into_iter().map(Reason::Rule).collect(),
+                false if scope.names(*id) => BTreeSet::new(),
+                false => BTreeSet::from([Reason::Other(OtherReason::NotAsked)]),
+            };
             verdicts.push(Verdict {
                 backup_id: *id,
                 source: source.to_owned(),
                 host: host.to_owned(),
                 vouched,
-                reasons: rules.into_iter().map(Reason::Rule).collect(),
+                reasons,
                 freed_bytes: 0,
             });
         }
@@ -449,6 +515,18 @@ fn warnings(
     warnings
 }
 
+/// What is to be known where backups go of which nobody vouches for whose they are.
+fn unvouched_warning(verdicts: &[Verdict]) -> Option<String> {
+    let goes = |verdict: &&Verdict| !verdict.vouched && verdict.reasons.is_empty();
+    let mut going = verdicts.iter().filter(goes);
+    let first = going.next()?;
+    let count = counted(1 + going.count() as u64, "backup");
+    let (source, host) = (&first.source, &first.host);
+    Some(format!(
+        "{count} of hosts without the repository's key go by these rules, the first one of {source} on {host}: such a host can claim any source and host, and by newer backups have those of another one go that has no key either. Look whether the newer ones are its own; a hold keeps a backup, and so does object lock"
+    ))
+}
+
 /// Said where packs stand and no manifest does.
 const NO_BACKUP: &str = "no backup is listed, so nothing is deleted: if the manifests are lost, the packs are all that is left";
 
@@ -466,7 +544,7 @@ pub async fn expiring(shard: &Shard, repository: &Repository) -> Result<BTreeSet
 #[cfg(test)]
 mod tests {
     use mover_format::manifest::{
-        Manifest, ReplicationInfo, SizeInfo, StorageInfo, VerificationInfo,
+        ManifestHead, ReplicationInfo, SizeInfo, StorageInfo, VerificationInfo,
     };
     use mover_format::record::SessionRecord;
 
@@ -533,23 +611,51 @@ mod tests {
             if let Some(parent) = parent {
                 metadata["parent_id"] = serde_json::json!(parent);
             }
-            let open = OpenManifest {
+            let open = OpenHead {
                 id: id(3),
-                manifest: Manifest {
+                head: ManifestHead {
                     metadata: serde_json::from_value(metadata.clone()).unwrap(),
-                    pages: Vec::new(),
                     packs: Vec::new(),
                 },
                 origin: Origin::Vouched,
                 session_id: SessionId([7; 16]),
                 wrapped_key_sha256: [1; 32],
-                bytes: 1,
             };
             let mut survey = Survey::default();
             survey.add(open).unwrap();
             assert_eq!(survey.backups[&id(3)].bases, [Some(id(1)), parent]);
         }
     }
+
+    #[test]
+    fn names_that_take_too_much_end_a_run_with_the_backup_that_has_the_last_one() {
+        let id = |number: u32| BackupId::new(Timestamp::from_micros(0), number);
+        let open = |number: u32| {
+            let mut metadata = crate::fixture::metadata(id(number), "dir:///a");
+            metadata.source.host = "h".repeat(64 << 10);
+            OpenHead {
+                id: id(number),
+                head: ManifestHead {
+                    metadata,
+                    packs: Vec::new(),
+                },
+                origin: Origin::Vouched,
+                session_id: SessionId([7; 16]),
+                wrapped_key_sha256: [1; 32],
+            }
+        };
+        let mut survey = Survey {
+            names_bytes: NAMES_BYTES_MAX - (65 << 10),
+            ..Survey::default()
+        };
+        survey.add(open(1)).unwrap();
+        let error = survey.add(open(2)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit);
+        let last = layout::backup(id(2)).unwrap();
+        assert_eq!(error.object_name(), Some(last.as_str()));
+        assert!(error.hint_text().is_some());
+    }
+
     #[test]
     fn who_came_in_between_is_named() {
         let key = crate::layout::session(SessionId([7; 16])).unwrap();

@@ -45,7 +45,25 @@ pub struct HoldListing {
 /// Puts a hold on the backup that `set` names.
 pub async fn add(shard: &Shard, repository: &Repository, set: &str, reason: &str) -> Result<Hold> {
     let backup_id = catalogue::find(shard, repository, set).await?;
-    let hold_id = HoldId(random_bytes()?);
+    add_as(shard, repository, backup_id, draw_id()?, reason).await
+}
+
+/// An id for a hold that is to be put on. Who draws it can look for the hold, and take it back, whatever became of the request.
+pub fn draw_id() -> Result<HoldId> {
+    random_bytes().map(HoldId)
+}
+
+/// Puts a hold of this id on a backup.
+///
+/// # Errors
+/// `Conflict` if an `expire` is about to delete the backup, `NotFound` if it is gone. After any error the hold may stand.
+pub async fn add_as(
+    shard: &Shard,
+    repository: &Repository,
+    backup_id: BackupId,
+    hold_id: HoldId,
+    reason: &str,
+) -> Result<Hold> {
     let body = HoldRecord {
         backup_id,
         reason: reason.to_owned(),
@@ -186,6 +204,31 @@ async fn read(
         holds.push(hold);
     }
     Ok(holds)
+}
+
+/// Whether a hold stands, by its name and not by a listing. Needs no key.
+pub async fn stands(
+    shard: &Shard,
+    repository: &Repository,
+    backup: BackupId,
+    hold: HoldId,
+) -> Result<bool> {
+    let key = layout::hold(backup, hold)?;
+    Ok(repository.store().head(shard, &key).await?.is_some())
+}
+
+/// Takes a hold away of which the whole id is known, if it stands.
+pub async fn take_away(
+    shard: &Shard,
+    repository: &Repository,
+    backup: BackupId,
+    hold: HoldId,
+) -> Result<()> {
+    let key = layout::hold(backup, hold)?;
+    match repository.store().delete(shard, &key).await {
+        Err(error) if !error.is_absence() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Takes the hold away whose id begins so.

@@ -26,8 +26,8 @@ impl ItemList {
     /// Reads every entry that `pages` list.
     ///
     /// # Errors
-    /// `Corrupt` for what no writer stores; `Limit` for entries that take over [`LIST_BYTES_MAX`] or whose files have over
-    /// [`EXTENTS_MAX`]; those of the reader.
+    /// `Corrupt` for what no writer stores, as files of over [`EXTENTS_MAX`]; `Limit` for entries that take over
+    /// [`LIST_BYTES_MAX`], which is a limit of this program and none of the format; those of the reader.
     pub(crate) async fn read(reader: &mut PackReader, pages: &[Child]) -> Result<Self> {
         let mut items = ItemList::default();
         each_page(reader, pages, |_, stored| {
@@ -47,10 +47,8 @@ impl ItemList {
             return Ok(());
         }
         let limit = format_bytes(LIST_BYTES_MAX as u64);
-        Err(forged(
-            &stored.entry,
-            format!("the backup's list of files takes more than {limit}"),
-        ))
+        let what = format!("the backup's list of files takes more than {limit}");
+        Err(forged(Kind::Limit, what, &stored.entry))
     }
 
     /// The entries.
@@ -109,8 +107,8 @@ impl ItemList {
 /// Reads `pages` one after the other, and gives the encoded bytes and the entries of each.
 ///
 /// # Errors
-/// `Corrupt` for entries that are not in order or whose maps do not fit them; `Limit` for files of over [`EXTENTS_MAX`]; those
-/// of the reader and of `each`.
+/// `Corrupt` for entries that are not in order or whose maps do not fit them, and for files of over [`EXTENTS_MAX`]; those of
+/// the reader and of `each`.
 pub(crate) async fn each_page(
     reader: &mut PackReader,
     pages: &[Child],
@@ -146,15 +144,13 @@ impl Extents {
             return Ok(());
         }
         let limit = format_bytes(EXTENTS_MAX * EXTENT_BYTES);
-        Err(forged(
-            entry,
-            format!("the backup's files have more than {limit} together"),
-        ))
+        let what = format!("the backup's files have more than {limit} together");
+        Err(forged(Kind::Corrupt, what, entry))
     }
 }
 
-fn forged(entry: &Entry, what: String) -> Error {
-    Error::new(Kind::Limit, what)
+fn forged(kind: Kind, what: String, entry: &Entry) -> Error {
+    Error::new(kind, what)
         .object(entry.display_path())
         .hint("no backup of this program lists so much: the manifest may be forged")
 }
@@ -240,7 +236,7 @@ mod tests {
         extents.add(&file(EXTENT_BYTES)).unwrap();
         for bytes in [1, 1 << 63, u64::MAX] {
             let error = extents.add(&file(bytes)).unwrap_err();
-            assert_eq!(error.kind(), Kind::Limit);
+            assert_eq!(error.kind(), Kind::Corrupt, "the format forbids it");
             assert_eq!(error.object_name(), Some("base/large"));
         }
     }

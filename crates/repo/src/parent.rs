@@ -3,8 +3,9 @@
 //!
 //! Invariants: a block counts as known only after the directory of its pack was opened and checked in this
 //! session; a parent that turns out damaged is not trusted further, its blocks are stored anew, and that is
-//! reported.
+//! reported. What its map says of a place can be asked all the same, as long as the map itself is sound.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -114,6 +115,10 @@ pub(crate) struct ParentReader {
     shared: Arc<WriteShared>,
     /// What the parent has in the extent at hand, in order; empty where that is not known.
     runs: Vec<PlacedRun>,
+    /// Whether a pack that the extent needs turned out damaged: then nothing of it is taken over.
+    is_damaged: bool,
+    /// The object that is damaged, where that keeps what the parent has in the extent from being known.
+    unknown: Option<String>,
     expected: Vec<Option<(Location, Sha256)>>,
 }
 
@@ -137,6 +142,8 @@ impl ParentReader {
             cursor: NamesCursor::default(),
             shared: shared.clone(),
             runs: Vec::new(),
+            is_damaged: false,
+            unknown: None,
             expected: Vec::new(),
         }
     }
@@ -144,10 +151,14 @@ impl ParentReader {
     /// Loads what the parent has in extent `index` of the file at `path`. Gives the leaf's name if it has one.
     pub async fn begin_extent(&mut self, path: &[u8], index: u64) -> Result<Option<NodeRef>> {
         self.runs.clear();
+        (self.is_damaged, self.unknown) = (false, None);
         let (leaf, name) = match self.leaf(path, index).await {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(None),
-            Err(error) => return self.give_up(error).map(|()| None),
+            Err(error) => {
+                self.unknown = Some(error.object_name().unwrap_or_default().to_owned());
+                return self.give_up(error).map(|()| None);
+            }
         };
         let mut first_block = 0;
         for run in leaf.runs() {
@@ -176,7 +187,7 @@ impl ParentReader {
     /// them, or if one of their packs is not as the parent's manifest says; then nothing may be taken over.
     pub async fn kept(&mut self, first_block: u64, count: u64) -> Result<Option<Vec<Run>>> {
         let end = first_block + count;
-        if self.runs.last().is_none_or(|last| last.end() < end) {
+        if self.is_damaged || self.runs.last().is_none_or(|last| last.end() < end) {
             return Ok(None);
         }
         let from = self.runs.partition_point(|run| run.end() <= first_block);
@@ -206,6 +217,24 @@ impl ParentReader {
         Ok(Some(kept))
     }
 
+    /// Where in `count` blocks from `first_block` of the extent on the parent has anything but zeros and holes, by its map alone:
+    /// whether its packs can be read is not asked. Behind the end of what it has there is nothing.
+    ///
+    /// # Errors
+    /// `Corrupt` if that map is damaged.
+    pub fn stored(&self, first_block: u64, count: u64) -> Result<Vec<Range<u64>>> {
+        if let Some(object) = &self.unknown {
+            return Err(unknown(object));
+        }
+        let end = first_block + count;
+        let from = self.runs.partition_point(|run| run.end() <= first_block);
+        let runs = self.runs[from..].iter();
+        let runs = runs.take_while(|placed| placed.first_block < end);
+        let stored = runs.filter(|placed| matches!(placed.run, Run::Stored { .. }));
+        let part = |placed: &PlacedRun| placed.first_block.max(first_block)..placed.end().min(end);
+        Ok(stored.map(part).filter(|part| !part.is_empty()).collect())
+    }
+
     /// Whether a pack has at least so many blocks, and its directory is the one that the parent's manifest names.
     async fn holds(&mut self, pack: PackId, blocks: u32) -> Result<bool> {
         let shared = self.shared.clone();
@@ -228,7 +257,7 @@ impl ParentReader {
             .object(pack.to_string()),
             Err(error) => error,
         };
-        self.runs.clear();
+        self.is_damaged = true;
         self.give_up(damage).map(|()| false)
     }
 
@@ -236,7 +265,7 @@ impl ParentReader {
     /// are `new`.
     pub async fn load(&mut self, first_block: u64, count: usize, new: bool) -> Result<()> {
         self.expected.clear();
-        if new {
+        if new || self.is_damaged {
             return Ok(());
         }
         self.expected.resize(count, None);
@@ -254,7 +283,7 @@ impl ParentReader {
             let pack = match self.reader.open(pack).await {
                 Ok(pack) => pack,
                 Err(error) => {
-                    self.runs.clear();
+                    self.is_damaged = true;
                     return self.give_up(error);
                 }
             };
@@ -322,4 +351,13 @@ impl ParentReader {
         }
         Ok(())
     }
+}
+
+fn unknown(object: &str) -> Error {
+    Error::new(
+        Kind::Corrupt,
+        "the map of the backup that this one stands on is damaged, and without it nobody knows whether data that is not in the source was lost",
+    )
+    .object(object)
+    .hint("the repository is damaged, and the source need not be: run `helios-mover verify`; a backup with `--type full` needs nothing of that map")
 }

@@ -1,7 +1,8 @@
 //! Which earlier backup the next one builds on.
 //!
 //! Invariants: manifests are read from the latest on, [`LOADS_MAX`] at most, and a few at a time as their lengths allow; one that cannot be read, or
-//! for which nobody vouches, is passed over and told; what is about to be deleted is not looked at.
+//! for which nobody vouches, is passed over and told; what is about to be deleted is not looked at. Of those looked at one is decoded at a time, or as many as are
+//! small: the best so far is known by its id, and read again in the end.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -44,6 +45,12 @@ impl SourceName<'_> {
         (of.url.as_str(), of.kind.as_str(), of.host.as_str()) == (self.url, self.kind, self.host)
     }
 
+    /// Whether a backup is of the same place on any host: perhaps of this source, when its host had another name.
+    fn is_namesake_of(&self, metadata: &BackupMetadata) -> bool {
+        let of = &metadata.source;
+        (of.url.as_str(), of.kind.as_str()) == (self.url, self.kind)
+    }
+
     /// Whether a backup is of a source that this one may be a copy of.
     fn is_akin_to(&self, metadata: &BackupMetadata) -> bool {
         let of = &metadata.source;
@@ -58,7 +65,7 @@ pub struct Earlier {
     pub parent: Option<OpenManifest>,
     /// The latest backup of its source: its own id is to be behind this one, whatever it builds on.
     pub latest: Option<BackupId>,
-    /// Why later backups cannot serve as the parent.
+    /// Why later backups cannot serve as the parent, and whose the parent may be.
     pub warnings: Vec<String>,
 }
 
@@ -86,30 +93,52 @@ pub(crate) fn no_parent(id: BackupId, why: &dyn Display) -> String {
     format!("backup {id} cannot serve as the parent: {why}")
 }
 
-/// How well a backup serves as the parent of another one.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// How well a backup serves as the parent of another one, from worst to best. Of those that serve equally the latest is the one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fit {
-    /// As the latest of them it is the one.
-    Good,
-    /// The latest of these, if none is good.
-    Fair,
     Not,
+    /// If there is no better one.
+    Fair,
+    /// Better, and none is good.
+    Namesake,
+    /// The search ends with it.
+    Good,
 }
 
-/// The backup to build on: the latest of the same source that can be read; without one the latest of another source of its
-/// kind and host, say of the database that this one is a copy of.
+/// The backup to build on: the latest of the same source that can be read; without one the latest of the same URL and kind on another
+/// host, which most likely is the same one whose host changed its name, and a warning says so; without that the latest of another
+/// source of its kind and host, say of the database that this one is a copy of.
 pub async fn find_parent(
     shard: &Shard,
     repository: &Arc<Repository>,
     source: SourceName<'_>,
 ) -> Result<Earlier> {
-    let fit =
-        |metadata: &BackupMetadata| match (source.is_of(metadata), source.is_akin_to(metadata)) {
-            (true, _) => Fit::Good,
-            (false, true) => Fit::Fair,
-            (false, false) => Fit::Not,
-        };
-    search(shard, repository, source, fit).await
+    let fit = |metadata: &BackupMetadata| {
+        if source.is_of(metadata) {
+            Fit::Good
+        } else if source.is_namesake_of(metadata) {
+            Fit::Namesake
+        } else if source.is_akin_to(metadata) {
+            Fit::Fair
+        } else {
+            Fit::Not
+        }
+    };
+    let mut earlier = search(shard, repository, source, fit).await?;
+    let host = earlier.parent.as_ref().and_then(|parent| {
+        let of = &parent.manifest.metadata.source;
+        (of.url == source.url && of.host != source.host).then_some(of.host.as_str())
+    });
+    let warning = host.map(|host| other_host(host, source.host));
+    earlier.warnings.extend(warning);
+    Ok(earlier)
+}
+
+/// The warning that a source may be one whose host has changed its name.
+fn other_host(known: &str, now: &str) -> String {
+    format!(
+        "the repository holds no backup of this source by host {now}, and holds some by host {known}: if it is the same database, give --host {known}; `expire` counts the backups of each host apart"
+    )
 }
 
 /// The latest backup of this source that can be read and is `wanted`.
@@ -132,7 +161,7 @@ async fn search(
     source: SourceName<'_>,
     fit: impl Fn(&BackupMetadata) -> Fit,
 ) -> Result<Earlier> {
-    let (mut earlier, mut fair) = (Earlier::default(), None);
+    let (mut earlier, mut best) = (Earlier::default(), None::<(Fit, BackupId)>);
     if !repository.can_read() {
         return Ok(earlier);
     }
@@ -149,8 +178,10 @@ async fn search(
     let mut count = 1;
     loop {
         if lasting.is_empty() {
-            earlier.parent = fair;
-            return Ok(earlier);
+            return match best {
+                Some((_, id)) => with_parent(shard, repository, earlier, id).await,
+                None => Ok(earlier),
+            };
         }
         let some = catalogue::load_next(shard, repository, &mut lasting, count).await?;
         count = (2 * count).min(LOADS_AT_ONCE);
@@ -176,16 +207,36 @@ async fn search(
             if source.is_of(metadata) {
                 earlier.latest.get_or_insert(id);
             }
-            match fit(metadata) {
-                Fit::Good => {
-                    earlier.parent = Some(open);
-                    return Ok(earlier);
-                }
-                Fit::Fair => fair = fair.or(Some(open)),
-                Fit::Not => {}
+            let fits = fit(metadata);
+            let best_fits = best.map_or(Fit::Not, |(fits, _)| fits);
+            if fits == Fit::Good {
+                earlier.parent = Some(open);
+                return Ok(earlier);
+            }
+            if fits > best_fits {
+                best = Some((fits, id));
             }
         }
     }
+}
+
+/// Reads the manifest of the backup `id`, which was found to serve best, once more. It may have been deleted meanwhile, or been damaged.
+async fn with_parent(
+    shard: &Shard,
+    repository: &Repository,
+    mut earlier: Earlier,
+    id: BackupId,
+) -> Result<Earlier> {
+    match catalogue::load(shard, repository, id).await {
+        Ok(open) if is_vouched(repository, &open) => earlier.parent = Some(open),
+        Ok(_) => earlier.pass_over(id, &NOBODY_VOUCHES),
+        Err(error) if error.is_absence() => {}
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
+            earlier.pass_over(id, &error);
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(earlier)
 }
 
 /// Whoever knows no more than the public key can write a manifest that names another host, and packs that do not hold what they
@@ -197,6 +248,13 @@ pub fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_that_changed_its_name_is_told_how_to_keep_the_old_one() {
+        let told = other_host("db7", "4f1c2a");
+        assert!(told.contains("no backup of this source by host 4f1c2a"));
+        assert!(told.contains("give --host db7;"), "{told}");
+    }
 
     #[test]
     fn no_backup_builds_on_one_whose_packs_leave_no_room_for_more() {

@@ -11,7 +11,7 @@
 use mover_base::checksum::sha256;
 use mover_base::units::counted;
 use mover_base::{Error, Kind, Result, SlotId, Timestamp};
-use mover_format::slot::{KeySlot, SLOT_BYTES_MAX, SLOT_LABEL_BYTES_MAX};
+use mover_format::slot::{KeySlot, SLOT_BYTES_MAX, SLOT_LABEL_BYTES_MAX, SlotKind};
 use mover_io::Shard;
 use mover_store::{Key, Put};
 use serde::Serialize;
@@ -26,6 +26,9 @@ use crate::secret::{Credentials, Secret};
 const SLOTS_MAX: usize = 64;
 /// Most names looked at below the prefix of the slots, so that what is no slot crowds out none.
 const NAMES_MAX: usize = 1000;
+/// The work that passphrase slots are made with: the binary logarithm of scrypt's N. Those that ask for more are tried last, for each
+/// takes twice as long, or more.
+const WORK_FACTOR_USUAL: u8 = 16;
 /// How the label of a slot begins that stands in for one which is being removed.
 const GOING: &str = "being removed: ";
 
@@ -127,6 +130,15 @@ impl StoredSlot {
         self.slot.as_ref().err().filter(|error| !is_damage(error))
     }
 
+    /// Whether trying a passphrase on it takes longer than on those that are made here.
+    fn is_dear(&self) -> bool {
+        let slot = self.slot.as_ref();
+        slot.is_ok_and(|slot| {
+            slot.kind == SlotKind::Passphrase
+                && work_factor(&slot.age).is_some_and(|factor| factor > WORK_FACTOR_USUAL)
+        })
+    }
+
     /// Whether it stands in for one that is being removed.
     fn is_going(&self) -> bool {
         let slot = self.slot.as_ref();
@@ -220,10 +232,37 @@ impl Search {
             1 => format!("the key does not open the repository's {slots}"),
             _ => format!("the key opens none of the repository's {slots}{damaged}"),
         };
-        Error::new(Kind::Key, what).object(url).hint(
-            "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
-        )
+        let error = Error::new(Kind::Key, what).object(url);
+        match self.refused > SLOTS_MAX {
+            true => error.hint(format!(
+                "check --passphrase-file or --identity-file; {TOO_MANY_SLOTS}"
+            )),
+            false => error.hint(
+                "check --passphrase-file or --identity-file; `helios-mover key list` shows the slots",
+            ),
+        }
     }
+
+    /// Takes down that a slot refused the key. Said once, while it is going on: each passphrase slot takes its time.
+    fn refuse(&mut self) {
+        self.refused += 1;
+        if self.refused == SLOTS_MAX + 1 {
+            tracing::warn!("the key opened none of {SLOTS_MAX} key slots yet: {TOO_MANY_SLOTS}");
+        }
+    }
+}
+
+/// What to say where more slots refused a key than are ever made.
+const TOO_MANY_SLOTS: &str = "more key slots stand below keys/ than are ever made, so others have put some there, and each is tried: \
+     delete those that `helios-mover key add` did not make, with the storage's own tools";
+
+/// scrypt's work factor as the age file of a slot states it, before anything is computed.
+fn work_factor(age: &[u8]) -> Option<u8> {
+    let stanza = age.split(|byte| *byte == b'\n').nth(1)?;
+    let arguments = std::str::from_utf8(stanza)
+        .ok()?
+        .strip_prefix("-> scrypt ")?;
+    arguments.split(' ').nth(1)?.parse().ok()
 }
 
 /// Whether an error is about what a slot holds. Others, such as a right that is missing or a store that does not answer, say
@@ -315,7 +354,7 @@ impl Repository {
     }
 
     /// The secret, from the first slot that these credentials open. Whoever may write to the repository can put any number
-    /// of objects before it, so none of those ends the search.
+    /// of objects before it, so none of those ends the search, and passphrase slots that ask for more work than usual come last.
     pub(crate) async fn unlock(
         &self,
         shard: &Shard,
@@ -328,26 +367,48 @@ impl Repository {
             listed: names.slots.len(),
             ..Search::default()
         };
+        let mut dear = Vec::new();
         for (name, id) in names.slots {
             let Some(stored) = self.read_slot(shard, name, id).await? else {
                 continue;
             };
             search.looked_at += 1;
-            let name = stored.key;
-            match stored.slot.and_then(|slot| self.try_slot(&slot, &key)) {
-                Ok(Tried::Opened(Ok(secret))) => return Ok(secret),
-                Ok(Tried::Opened(Err(error))) => {
-                    search.foreign = Some(error.object(name.as_str()));
-                }
-                Ok(Tried::Refused) => search.refused += 1,
-                Ok(Tried::OtherKind) => {}
-                Err(error) => search.keep(error.object(name.as_str())),
+            if matches!(key, SlotKey::Passphrase(_)) && stored.is_dear() {
+                dear.push(stored);
+            } else if let Some(secret) = self.look_into(stored, &key, &mut search) {
+                return Ok(secret);
+            }
+        }
+        for stored in dear {
+            shard.stop()?;
+            if let Some(secret) = self.look_into(stored, &key, &mut search) {
+                return Ok(secret);
             }
         }
         if names.more {
             return Err(too_many_names());
         }
         Err(search.failed(self.url()))
+    }
+
+    /// The secret of a slot, if the key opens it; what it had to say else is taken down.
+    fn look_into(
+        &self,
+        stored: StoredSlot,
+        key: &SlotKey<'_>,
+        search: &mut Search,
+    ) -> Option<RepoSecret> {
+        let name = stored.key;
+        match stored.slot.and_then(|slot| self.try_slot(&slot, key)) {
+            Ok(Tried::Opened(Ok(secret))) => return Some(secret),
+            Ok(Tried::Opened(Err(error))) => {
+                search.foreign = Some(error.object(name.as_str()));
+            }
+            Ok(Tried::Refused) => search.refuse(),
+            Ok(Tried::OtherKind) => {}
+            Err(error) => search.keep(error.object(name.as_str())),
+        }
+        None
     }
 
     /// Tries a key on a slot. What it opens must be the secret of the header's recipient.
@@ -918,6 +979,62 @@ mod tests {
             ..Search::default()
         };
         assert_eq!(replaced.failed("file:///repo").kind(), Kind::Corrupt);
+    }
+
+    #[test]
+    fn more_refusals_than_slots_are_ever_made_are_told_with_the_wrong_key() {
+        let hint = |refusals: usize| {
+            let mut search = Search {
+                listed: refusals,
+                looked_at: refusals,
+                ..Search::default()
+            };
+            (0..refusals).for_each(|_| search.refuse());
+            let error = search.failed("file:///repo");
+            assert_eq!(error.kind(), Kind::Key);
+            error.hint_text().expect("a hint").to_owned()
+        };
+        let foreign = "that `helios-mover key add` did not make";
+        assert!(!hint(SLOTS_MAX).contains(foreign));
+        assert!(hint(SLOTS_MAX + 1).contains(foreign));
+    }
+
+    #[test]
+    fn a_slot_that_asks_for_more_work_than_those_made_here_is_known_before_it_is_tried() {
+        fixture::with_place(async |shard, url| {
+            let (identity, recipient) = generate_identity();
+            fixture::init(shard, url, &[recipient]).await?;
+            let opened = fixture::open(shard, url, &Credentials::Identity(identity)).await?;
+            let passphrase = Secret::new("one two three".to_owned());
+            let made = opened.add_passphrase(shard, &passphrase, "mine").await?;
+            let found = opened.read_slots(shard).await?.slots;
+            assert!(found.iter().all(|stored| !stored.is_dear()));
+            let own = found.iter().find(|stored| stored.id == made.slot_id);
+            let own = own.expect("listed").slot.as_ref().expect("intact");
+            assert_eq!(work_factor(&own.age), Some(WORK_FACTOR_USUAL));
+            let other = found.iter().find(|stored| stored.id != made.slot_id);
+            let other = other.expect("listed").slot.as_ref().expect("intact");
+            assert_eq!(work_factor(&other.age), None);
+
+            // Ahead of all others by its name.
+            let mut age = own.age.clone();
+            let at = age.windows(4).position(|part| part == b" 16\n");
+            age[at.expect("stated") + 2] = b'7';
+            let planted = KeySlot {
+                slot_id: SlotId([0; 16]),
+                age,
+                ..own.clone()
+            };
+            let key = layout::slot(planted.slot_id)?;
+            let bytes = planted.encode()?;
+            opened.store().put_if_absent(shard, &key, &bytes).await?;
+            let found = opened.read_slots(shard).await?.slots;
+            let dear = found.iter().filter(|stored| stored.is_dear());
+            let dear: Vec<SlotId> = dear.map(|stored| stored.id).collect();
+            assert_eq!(dear, [planted.slot_id]);
+            let by = Credentials::Passphrase(passphrase);
+            opened.unlock(shard, &by).await.map(drop)
+        });
     }
 
     /// The public parts of a slot around something that is no key: whoever may write can make it, and it counts as intact.

@@ -9,6 +9,7 @@
 //! whose commit is under way is bounded; each pack that a map names is noted, the parent's with the parent.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -117,7 +118,7 @@ pub struct WriteCounts {
     pub new_blocks: u64,
     /// Frame payloads after compression, without the tags of their seals.
     pub compressed_bytes: u64,
-    /// Bytes of packs sent to the store.
+    /// Bytes of packs sent to the store; of packs that are not complete, those of their frames of blocks.
     pub stored_bytes: u64,
     /// Packs written.
     pub packs: u64,
@@ -302,15 +303,16 @@ impl ShardWriter {
         Ok(true)
     }
 
-    /// Whether the parent has anything but zeros and holes in `count` blocks from `first_block` of the extent on. True where
-    /// that is not known.
-    pub async fn parent_has_data(&mut self, first_block: u64, count: u64) -> Result<bool> {
-        let kept = match &mut self.parent {
-            Some(parent) => parent.kept(first_block, count).await?,
-            None => None,
-        };
-        let stored = |run: &Run| matches!(run, Run::Stored { .. });
-        Ok(kept.is_none_or(|runs| runs.iter().any(stored)))
+    /// Where in `count` blocks from `first_block` of the extent on the parent has anything but zeros and holes, in blocks of the
+    /// extent, whether it can be read or not.
+    ///
+    /// # Errors
+    /// `Corrupt` where the parent's map is damaged, so that nobody knows.
+    pub fn parent_data(&self, first_block: u64, count: u64) -> Result<Vec<Range<u64>>> {
+        match &self.parent {
+            Some(parent) => parent.stored(first_block, count),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Adds the blocks in `bytes` (a multiple of 4096, at most 1 MiB) to the extent, of which they are the
@@ -344,6 +346,11 @@ impl ShardWriter {
         }
         self.extent_begins = false;
         Ok(())
+    }
+
+    /// Bytes of frames of blocks that were sent so far: never more than what [`finish`](Self::finish) counts in the end.
+    pub fn stored_bytes(&self) -> u64 {
+        self.counts.stored_bytes
     }
 
     /// Ends the extent, or the part of it.
@@ -528,6 +535,7 @@ impl ShardWriter {
             false => 0,
         };
         self.counts.compressed_bytes += (stored - FRAME_HEADER_BYTES - tag_bytes) as u64;
+        self.counts.stored_bytes += stored as u64;
         self.shard
             .throttle(&self.shared.write_limit, stored as u64)
             .await;

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, StatxAttributes, StatxFlags,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, Statx, StatxAttributes, StatxFlags,
 };
 use rustix::io::{Errno, Result, retry_on_intr};
 
@@ -98,6 +98,46 @@ pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
+/// Has what the next look at `name` in `dir` tells, or at `dir` itself if the name is empty, be of now: what a network file system
+/// keeps of it for some seconds is asked for anew. Elsewhere it changes nothing.
+pub(crate) fn refresh(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    look_anew(dir, name).map(drop)
+}
+
+fn look_anew(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Statx> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW
+        | AtFlags::NO_AUTOMOUNT
+        | AtFlags::EMPTY_PATH
+        | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)
+}
+
+/// Like [`stat`] after a [`refresh`], in one call: on a network each is a question to its server. Nothing makes a [`Stat`] but the system,
+/// so one of anything is given, of which nothing stays.
+// The fields of `stat` have other types on other architectures.
+#[allow(clippy::unnecessary_cast)]
+pub(crate) fn stat_anew(dir: BorrowedFd<'_>, name: &[u8], any: &Stat) -> Result<Stat> {
+    let found = look_anew(dir, name)?;
+    let mut stat = *any;
+    stat.st_dev = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor) as _;
+    stat.st_rdev = rustix::fs::makedev(found.stx_rdev_major, found.stx_rdev_minor) as _;
+    stat.st_ino = found.stx_ino as _;
+    stat.st_mode = found.stx_mode as _;
+    stat.st_nlink = found.stx_nlink as _;
+    stat.st_uid = found.stx_uid as _;
+    stat.st_gid = found.stx_gid as _;
+    stat.st_size = found.stx_size as _;
+    stat.st_blksize = found.stx_blksize as _;
+    stat.st_blocks = found.stx_blocks as _;
+    stat.st_atime = found.stx_atime.tv_sec as _;
+    stat.st_atime_nsec = found.stx_atime.tv_nsec as _;
+    stat.st_mtime = found.stx_mtime.tv_sec as _;
+    stat.st_mtime_nsec = found.stx_mtime.tv_nsec as _;
+    stat.st_ctime = found.stx_ctime.tv_sec as _;
+    stat.st_ctime_nsec = found.stx_ctime.tv_nsec as _;
+    Ok(stat)
+}
+
 /// The type in a mode.
 pub(crate) fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
@@ -161,4 +201,45 @@ pub(crate) fn list<E: From<Errno>>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// By each field that anything here is told by.
+    #[test]
+    fn a_look_anew_finds_what_any_other_does() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), vec![1; 10_000]).unwrap();
+        fs::hard_link(dir.path().join("file"), dir.path().join("more")).unwrap();
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
+        let opened = OwnedFd::from(fs::File::open(dir.path()).unwrap());
+        // Of what has none of its fields in common with those.
+        let any = rustix::fs::stat("/dev/null").unwrap();
+        let fields = |stat: Stat| {
+            let place = (stat.st_dev, stat.st_rdev, stat.st_ino, stat.st_nlink);
+            let whose = (stat.st_mode, stat.st_uid, stat.st_gid);
+            let size = (stat.st_size, stat.st_blksize, stat.st_blocks);
+            let changed = (stat.st_ctime, stat.st_ctime_nsec);
+            (
+                place,
+                whose,
+                size,
+                changed,
+                stat.st_mtime,
+                stat.st_mtime_nsec,
+            )
+        };
+        for name in [&b"file"[..], b"dir", b"link"] {
+            let found = stat(opened.as_fd(), name).unwrap();
+            let anew = stat_anew(opened.as_fd(), name, &any).unwrap();
+            assert_eq!(fields(anew), fields(found));
+        }
+        let gone = stat_anew(opened.as_fd(), b"gone", &any);
+        assert_eq!(gone.map(drop), Err(Errno::NOENT));
+    }
 }

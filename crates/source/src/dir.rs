@@ -3,7 +3,8 @@
 //! Invariants: the root is opened once and everything is found beneath that descriptor, so that a renamed
 //! or replaced root cannot mix two trees. Only regular files are opened, and never a pipe or a device. A
 //! change is noticed by inode, size, mtime and ctime: after each file ([`DirSource::check_unchanged`]) and
-//! once over everything at the end ([`DirSource::check_tree_unchanged`], owner and mode as well). A scan ends when the clock
+//! once over everything at the end ([`DirSource::check_tree_unchanged`], owner and mode as well), which a network file system is
+//! asked for anew. A scan ends when the clock
 //! of the file system is past every stamp it found, so that each later write shows; what the scan itself read before that
 //! (attributes, targets of links) is read again at the end where no stamp vouches for it. That catches a database that was
 //! not stopped, up to writes through shared memory that the kernel has not stamped yet, or never does (a warning tells of such
@@ -15,14 +16,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use mover_base::tree::{Entry, EntryKind, display_path};
-use mover_base::{Error, Kind, Result, Timestamp};
+use mover_base::{Error, Kind, Result};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::attributes::{Attributes, Node};
 use crate::exclude::Excludes;
 use crate::failure::{changed, source_error};
-use crate::granule::Clocks;
+use crate::granule::{Clocks, scan_begins};
 use crate::memory::InMemory;
 use crate::scan::{Item, ScanOptions, SkipReason, Stamp, Tree, TreeBuilder};
 use crate::staging::is_staging_name;
@@ -119,8 +120,8 @@ impl DirSource {
         let mut tree = TreeBuilder::new(options);
         let mut attributes = Attributes::new();
         let mut memory = InMemory::default();
-        let begun = Timestamp::now();
-        self.walk(&excludes, options, go_on, &mut |found| {
+        let begun = scan_begins();
+        self.walk(&excludes, options, &beneath::stat, go_on, &mut |found| {
             if found.is_other_file_system {
                 tree.skip(display_path(found.path), SkipReason::OtherFileSystem)?;
             }
@@ -165,7 +166,7 @@ impl DirSource {
             Errno::NXIO => changed("it was replaced", path),
             _ => source_error("a file cannot be opened", path, error),
         })?;
-        self.check_unchanged(item, fd.as_fd())?;
+        self.check_stamp(item, fd.as_fd())?;
         beneath::make_blocking(&fd)
             .map_err(|error| source_error("a file cannot be prepared for reading", path, error))?;
         Ok(fd)
@@ -173,9 +174,13 @@ impl DirSource {
 
     /// Checks that the opened file is unchanged since the scan; to be called after it was read.
     pub fn check_unchanged(&self, item: &Item, fd: BorrowedFd<'_>) -> Result<()> {
+        beneath::refresh(fd, b"").map_err(|error| unexamined(&item.entry.path, error))?;
+        self.check_stamp(item, fd)
+    }
+
+    fn check_stamp(&self, item: &Item, fd: BorrowedFd<'_>) -> Result<()> {
         let path = &item.entry.path;
-        let stat = rustix::fs::fstat(fd)
-            .map_err(|error| source_error("a file cannot be examined", path, error))?;
+        let stat = rustix::fs::fstat(fd).map_err(|error| unexamined(path, error))?;
         match item.stamp.difference(&Stamp::of(&stat)) {
             Some(how) => Err(changed(&how, path)),
             None => Ok(()),
@@ -194,7 +199,11 @@ impl DirSource {
         let excludes = Excludes::new(&tree.options.exclude, &self.path)?;
         let mut attributes = Attributes::new();
         let mut seen = vec![false; tree.entries().len()];
-        self.walk(&excludes, &tree.options, go_on, &mut |found| {
+        let any = beneath::refresh(self.root.as_fd(), b"")
+            .and_then(|()| rustix::fs::fstat(&self.root))
+            .map_err(|error| source_error("the source cannot be examined", b"", error))?;
+        let look = |dir: BorrowedFd<'_>, name: &[u8]| beneath::stat_anew(dir, name, &any);
+        self.walk(&excludes, &tree.options, &look, go_on, &mut |found| {
             if found.skip_reason().is_some() {
                 return Ok(());
             }
@@ -211,11 +220,13 @@ impl DirSource {
         }
     }
 
-    /// Visits the root and every name below it that is not excluded, each directory before its content.
+    /// Visits the root and every name below it that is not excluded, each directory before its content. `look` says what a name
+    /// is.
     fn walk(
         &self,
         excludes: &Excludes,
         options: &ScanOptions,
+        look: Look<'_>,
         go_on: &dyn Fn() -> Result<()>,
         visit: &mut dyn FnMut(Found<'_>) -> Result<()>,
     ) -> Result<()> {
@@ -237,9 +248,9 @@ impl DirSource {
             beneath::list(&dir, |name| {
                 self.step(
                     &path,
-                    dir.as_fd(),
-                    name.to_bytes(),
+                    (dir.as_fd(), name.to_bytes()),
                     excludes,
+                    look,
                     &mut |found| {
                         let below = Stamp::of(&found.stat);
                         let is_dir = beneath::file_type(&found.stat) == FileType::Directory;
@@ -265,9 +276,9 @@ impl DirSource {
     fn step(
         &self,
         parent: &[u8],
-        dir: BorrowedFd<'_>,
-        name: &[u8],
+        (dir, name): (BorrowedFd<'_>, &[u8]),
         excludes: &Excludes,
+        look: Look<'_>,
         visit: &mut dyn FnMut(&mut Found<'_>) -> Result<()>,
     ) -> Result<()> {
         let path = beneath::join(parent, name);
@@ -284,7 +295,7 @@ impl DirSource {
                     ),
             );
         }
-        let stat = beneath::stat(dir, name)
+        let stat = look(dir, name)
             .map_err(|error| source_error("a name cannot be examined", &path, error))?;
         visit(&mut Found {
             path: &path,
@@ -311,6 +322,13 @@ impl DirSource {
         }
         Ok(dir)
     }
+}
+
+/// How it is found out what a name in a directory is.
+type Look<'l> = &'l dyn Fn(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<Stat>;
+
+fn unexamined(path: &[u8], error: Errno) -> Error {
+    source_error("a file cannot be examined", path, error)
 }
 
 /// Why listing a directory stopped.

@@ -5,7 +5,8 @@
 //! step every write shows. What the scan reads (attributes, targets of links) is read before that step is over, so where a
 //! stamp is as new as the scan, it vouches for nothing, and the second look has to read again.
 //!
-//! Invariants: nobody waits for longer than a step, whatever the stamps say; a stamp that is not [doubtful](Doubt) has become
+//! Invariants: nobody waits for longer than a step, whatever the stamps say, or than [`LATE_MAX`] for a clock of this machine whose
+//! tick is late; a stamp that is not [doubtful](Doubt) has become
 //! another one if anything was changed since the scan began, where this machine's clock stamps. Where another machine's does (NFS)
 //! that is so too, unless its clock is behind and something there was stamped later than when the scan began.
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use mover_base::tree::FileTime;
 use mover_base::{Result, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::scan::Stamp;
 
@@ -22,6 +24,9 @@ const FINE: Duration = Duration::from_millis(20);
 
 /// The steps of a file system that keeps whole seconds (ext4 with inodes of 128 bytes) or even ones (vfat), and a tick.
 const COARSE: Duration = Duration::from_millis(2_020);
+
+/// How long a tick of the kernel's clock is waited for that is late, as on a machine whose host takes its cores away.
+const LATE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a wait goes on without asking whether it may.
 const SLICE: Duration = Duration::from_millis(50);
@@ -45,6 +50,13 @@ impl Clock {
         // A stamp in the future was set by somebody, or by a clock that is not ours and takes a step meanwhile, too.
         let left = nanos_of(self.newest) + step - nanos_at(now);
         Duration::from_nanos(left.clamp(0, step) as u64)
+    }
+
+    /// Whether the kernel, whose clock for stamps is at `coarse`, may still stamp with its newest stamp, though a step is over at
+    /// `now`. Stamps in the future are not its.
+    fn is_late(&self, now: Timestamp, coarse: FileTime) -> bool {
+        let newest = nanos_of(self.newest);
+        !self.is_coarse && nanos_of(coarse) <= newest && newest <= nanos_at(now)
     }
 }
 
@@ -74,12 +86,19 @@ impl Clocks {
     /// Waits until every write shows in the stamp of what it changes; usually that is so. Ends with the error of `go_on`,
     /// which is asked from time to time in a long wait.
     pub(crate) fn wait(&self, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
-        let rest = self.rest(Timestamp::now());
+        let mut rest = self.rest(Timestamp::now(), coarse_time());
         let begun = Instant::now();
         loop {
-            let left = rest.saturating_sub(begun.elapsed());
+            let waited = begun.elapsed();
+            let left = rest.saturating_sub(waited);
             if left.is_zero() {
-                return Ok(());
+                let is_late = self.is_late(Timestamp::now(), coarse_time());
+                if !is_late || waited >= LATE_MAX {
+                    return Ok(());
+                }
+                rest = waited + FINE;
+                go_on()?;
+                continue;
             }
             std::thread::sleep(left.min(SLICE));
             if left > SLICE {
@@ -88,10 +107,19 @@ impl Clocks {
         }
     }
 
-    /// How long it is at `now` until the last file system takes other stamps than any that were found on it.
-    fn rest(&self, now: Timestamp) -> Duration {
+    /// How long it is at `now` until the last file system takes other stamps than any that were found on it, as far as that is to
+    /// be known while the kernel's clock for stamps is at `coarse`.
+    fn rest(&self, now: Timestamp, coarse: FileTime) -> Duration {
         let rests = self.0.values().map(|clock| clock.rest(now));
-        rests.max().unwrap_or_default()
+        let rest = rests.max().unwrap_or_default();
+        match self.is_late(now, coarse) {
+            true => rest.max(FINE),
+            false => rest,
+        }
+    }
+
+    fn is_late(&self, now: Timestamp, coarse: FileTime) -> bool {
+        self.0.values().any(|clock| clock.is_late(now, coarse))
     }
 
     /// Which stamps a scan that began at `begun` cannot rely on. Not those of its end alone: a name that it came to first may
@@ -116,6 +144,22 @@ impl Doubt {
     pub(crate) fn is_about(&self, stamp: &Stamp) -> bool {
         let since = self.0.get(&stamp.dev);
         since.is_some_and(|since| nanos_of(stamp.ctime) >= *since)
+    }
+}
+
+/// When a scan begins, by the clock with which its source may be stamped right then: its last tick may be long over.
+pub(crate) fn scan_begins() -> Timestamp {
+    let coarse = nanos_of(coarse_time()) / 1_000;
+    let coarse = i64::try_from(coarse).map_or(Timestamp::now(), Timestamp::from_micros);
+    coarse.min(Timestamp::now())
+}
+
+/// What the kernel stamps with now, where it stamps with ticks.
+fn coarse_time() -> FileTime {
+    let time = clock_gettime(ClockId::RealtimeCoarse);
+    FileTime {
+        seconds: time.tv_sec,
+        nanos: time.tv_nsec as u32,
     }
 }
 
@@ -155,7 +199,9 @@ mod tests {
         let rest_of = |items: &[(u64, i64)]| {
             let stamps = items.iter().map(|&(dev, ms)| stamp(dev, ms));
             let now = Timestamp::from_micros(NOW * 1_000_000);
-            Clocks::of(stamps).rest(now).as_millis()
+            // It ticked a moment ago.
+            let coarse = stamp(0, 1).mtime;
+            Clocks::of(stamps).rest(now, coarse).as_millis()
         };
         assert_eq!(rest_of(&[]), 0);
         // Fine stamps; one of a whole second by chance.
@@ -171,6 +217,38 @@ mod tests {
         assert_eq!(rest_of(&[(1, 86_400_000)]), 2_020);
         assert_eq!(rest_of(&[(1, 86_400_001)]), 20);
         assert_eq!(rest_of(&[(1, i64::MAX / 2_000_000)]), 20);
+    }
+
+    #[test]
+    fn a_tick_that_is_late_is_waited_for() {
+        let rest_of = |items: &[(u64, i64)], coarse_millis: i64| {
+            let stamps = items.iter().map(|&(dev, ms)| stamp(dev, ms));
+            let now = Timestamp::from_micros(NOW * 1_000_000);
+            let coarse = stamp(0, coarse_millis).mtime;
+            Clocks::of(stamps).rest(now, coarse).as_millis()
+        };
+        // The kernel's clock is where it was when the newest file was stamped, for longer than two ticks.
+        assert_eq!(rest_of(&[(1, -90), (1, -2_000)], -90), 20);
+        assert_eq!(rest_of(&[(1, -90), (1, -2_000)], -91), 20);
+        assert_eq!(rest_of(&[(1, -90), (2, -2_001)], -90), 20);
+        assert_eq!(rest_of(&[(1, -90), (1, -2_000)], -89), 0);
+        // That of whole seconds goes on with them, and a stamp in the future was not set by the kernel.
+        assert_eq!(rest_of(&[(1, -3_000)], -3_000), 0);
+        assert_eq!(rest_of(&[(1, 86_400_001)], -1), 20);
+        let future = [(1, 86_400_001)].into_iter();
+        let clocks = Clocks::of(future.map(|(dev, ms)| stamp(dev, ms)));
+        let now = Timestamp::from_micros(NOW * 1_000_000);
+        assert!(!clocks.is_late(now, stamp(0, -1).mtime), "never over");
+    }
+
+    #[test]
+    fn the_kernels_clock_for_stamps_is_never_before_the_stamps_that_it_gave() {
+        let file = tempfile::tempfile().unwrap();
+        let stamped = rustix::fs::fstat(&file).unwrap();
+        let before = Stamp::of(&stamped).mtime;
+        let clocks = Clocks::of(std::iter::once(Stamp::of(&stamped)));
+        clocks.wait(&|| Ok(())).unwrap();
+        assert!(coarse_time() > before);
     }
 
     #[test]

@@ -38,7 +38,7 @@ mod wire;
 pub use dir::DirSource;
 pub use failure::{source_error, target_error};
 pub use holes::{DataRanges, HOLES_UNKNOWN, RANGES_MAX, data_ranges, first_hole};
-pub use plan::{TargetMode, TargetPlan};
+pub use plan::{ExtraCount, TargetMode, TargetPlan};
 pub use remove::{Inode, holds_repository};
 pub use scan::{Item, NAMES_BYTES_DEFAULT, ScanOptions, SkipReason, Skipped, Stamp, Totals, Tree};
 pub use target::{DirTarget, Finished, WARNINGS_MAX};

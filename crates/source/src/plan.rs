@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mover_base::entries::EntryList;
+use mover_base::tree::display_path;
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfs};
 use rustix::io::Errno;
 
 use crate::failure::target_error;
@@ -32,6 +33,18 @@ pub enum TargetMode {
     Fresh,
     /// Over what is there, writing only what differs.
     Delta,
+}
+
+/// What a restore in place would remove, as far as that can be seen without a change.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExtraCount {
+    /// How many names would go, without those in closed directories.
+    pub names: u64,
+    /// How many directories are closed: their mode keeps this user, who owns them, from looking into them. The restore will give
+    /// its owner that right.
+    pub closed: u64,
+    /// The first of them.
+    pub first_closed: Option<String>,
 }
 
 /// Where the files are put until the restore is complete.
@@ -229,22 +242,50 @@ impl TargetPlan {
     }
 
     /// Delta: how many names are in the target and not among the `wanted` ones, which are in path order: what
-    /// [`DirTarget::remove_extra`] will remove.
+    /// [`DirTarget::remove_extra`] will remove, as far as that can be seen without a change.
     ///
-    /// Errors: those of `go_on`, which is asked before each directory; `Usage` if the repository that [`spare`](Self::spare) named is in the target.
+    /// Errors: those of `go_on`, which is asked before each directory; `Usage` if the repository that [`spare`](Self::spare) named is in
+    /// the target. In a directory that is closed to its owner it is not looked for here, but before anything in that is removed.
     ///
     /// [`DirTarget::remove_extra`]: crate::DirTarget::remove_extra
-    pub fn count_extra(&self, wanted: &EntryList, go_on: &dyn Fn() -> Result<()>) -> Result<u64> {
+    pub fn count_extra(
+        &self,
+        wanted: &EntryList,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<ExtraCount> {
         let Staging::InPlace { target } = &self.staging else {
-            return Ok(0);
+            return Ok(ExtraCount::default());
         };
         let fate = |path: &[u8]| Fate::of(path, wanted);
         let found = each_extra(target.as_fd(), &fate, Extra::Count, self.repository, go_on)?;
-        Ok(found.names)
+        Ok(ExtraCount {
+            names: found.names,
+            closed: found.closed,
+            first_closed: found.first_closed.as_deref().map(display_path),
+        })
     }
 
-    /// What the target file system can still take, in bytes, without what is reserved for root.
-    pub fn free_bytes(&self) -> Result<u64> {
+    /// What the target file system can still take, in bytes, without what is reserved for root; none where it tells no size.
+    pub fn free_bytes(&self) -> Result<Option<u64>> {
+        let space = self.space()?;
+        Ok(space.map(|found| found.f_bavail.saturating_mul(found.f_frsize)))
+    }
+
+    /// What it can take at most: with what is reserved for root, where it is root who restores.
+    pub fn room_bytes(&self) -> Result<Option<u64>> {
+        let is_root = rustix::process::geteuid().is_root();
+        let space = self.space()?;
+        Ok(space.map(|found| {
+            let blocks = match is_root {
+                true => found.f_bfree,
+                false => found.f_bavail,
+            };
+            blocks.saturating_mul(found.f_frsize)
+        }))
+    }
+
+    /// What the target file system tells of its size, if it does (ramfs, a tmpfs without a limit and some of FUSE do not).
+    fn space(&self) -> Result<Option<StatVfs>> {
         let (Staging::Beside { parent: held, .. }
         | Staging::Inside { target: held }
         | Staging::InPlace { target: held }) = &self.staging;
@@ -252,16 +293,15 @@ impl TargetPlan {
             let what = "the free space of the target is unknown";
             target_error(what, bytes(&self.path), error)
         })?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+        Ok((found.f_blocks > 0).then_some(found))
     }
 
     /// Checks that `bytes_needed` more bytes fit. Others may take the space before the restore does, so that
     /// this finds a mistake early and promises nothing.
     pub fn check_space(&self, bytes_needed: u64) -> Result<()> {
-        let free = self.free_bytes()?;
-        if bytes_needed <= free {
+        let Some(free) = self.free_bytes()?.filter(|free| *free < bytes_needed) else {
             return Ok(());
-        }
+        };
         let (needed, free) = (format_bytes(bytes_needed), format_bytes(free));
         Err(refused(
             &format!("the target file system is full: needs {needed}, has {free}"),

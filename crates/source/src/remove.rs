@@ -4,14 +4,15 @@
 //! extra or on a directory that is kept, unless the backup holds something below that; `lost+found` of a mounted file
 //! system is never entered. A repository is never removed or emptied, by whatever path it comes up: it is told by device
 //! and inode. The depth is bounded by the length of a path and not by the stack. A mode keeps nobody out of what is their
-//! own: whoever owns a directory gets its owner's rights back before anything in it is removed.
+//! own: whoever owns a directory gets its owner's rights back before anything in it is removed. Counting changes nothing: it
+//! passes such a directory over and says so.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mover_base::entries::EntryList;
 use mover_base::tree::{PATH_BYTES_MAX, display_path};
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::failure::target_error;
@@ -147,36 +148,44 @@ fn empty_dir(
     Ok(subdirs)
 }
 
-/// How many names there are at `name` in `parent` and below it: what [`remove_tree`] would remove. Nothing is changed.
+/// Counts the names at `name` in `parent` and below it: what [`remove_tree`] would remove. Nothing is changed, so that what is in
+/// a closed directory is not among them. `path` is for messages.
 ///
-/// Errors: like those of [`remove_tree`]; `Target` too if a directory may not be listed.
+/// Errors: like those of [`remove_tree`]; `Target` too if a directory of somebody else's may not be listed.
 fn count_tree(
     parent: BorrowedFd<'_>,
     name: &[u8],
+    path: &[u8],
     repository: Option<Inode>,
+    counted: &mut Removed,
     go_on: &dyn Fn() -> Result<()>,
-) -> Result<u64> {
+) -> Result<()> {
     let mut pending = vec![name.to_vec()];
-    let mut counted = 0;
     while let Some(dir) = pending.pop() {
         go_on()?;
         check_depth(&dir)?;
-        counted += 1;
-        let here = open_extra(parent, &dir, beneath::DIR_FLAGS)
-            .map_err(|error| not_emptied(&dir, error))?;
-        let stat = rustix::fs::fstat(&here).map_err(|error| not_emptied(&dir, error))?;
-        check_spared(&stat, &dir, repository)?;
+        counted.names += 1;
+        let shown = beneath::join(beneath::split(path).0, &dir);
+        let failed = |error: Errno| not_emptied(&shown, error);
+        let opened = open_to_count(|flags| open_extra(parent, &dir, flags));
+        let (here, is_closed) = opened.map_err(failed)?;
+        let stat = rustix::fs::fstat(&here).map_err(failed)?;
+        check_spared(&stat, &shown, repository)?;
+        if is_closed {
+            counted.add_closed(&shown);
+            continue;
+        }
         beneath::list(&here, |name| {
             let stat = beneath::stat(here.as_fd(), name.to_bytes())?;
             match beneath::file_type(&stat) {
                 FileType::Directory => pending.push(beneath::join(&dir, name.to_bytes())),
-                _ => counted += 1,
+                _ => counted.names += 1,
             }
-            Ok(())
+            Ok::<(), Errno>(())
         })
-        .map_err(|error: Errno| not_emptied(&dir, error))?;
+        .map_err(failed)?;
     }
-    Ok(counted)
+    Ok(())
 }
 
 fn check_depth(dir: &[u8]) -> Result<()> {
@@ -194,11 +203,41 @@ fn open_extra(base: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> rustix::io::Re
 }
 
 /// Opens a directory that stays, to look through it. Its mode is set at the end of a restore; one that takes its owner's rights
-/// away, as the backup may have it, keeps no later restore by that owner out.
-fn open_kept(root: BorrowedFd<'_>, dir: &[u8], extra: Extra) -> rustix::io::Result<OwnedFd> {
+/// away, as the backup may have it, keeps no later restore by that owner out. Gives whether it is closed, too, as [`open_to_count`].
+fn open_kept(
+    root: BorrowedFd<'_>,
+    dir: &[u8],
+    extra: Extra,
+) -> rustix::io::Result<(OwnedFd, bool)> {
+    let open = |flags| beneath::open(root, dir, flags);
     match extra {
-        Extra::Remove => open_by_owner(|flags| beneath::open(root, dir, flags)),
-        Extra::Count => beneath::open(root, dir, beneath::DIR_FLAGS),
+        Extra::Remove => Ok((open_by_owner(open)?, false)),
+        Extra::Count => open_to_count(open),
+    }
+}
+
+/// Opens a directory to look through it without changing anything. Gives whether it is closed, too: its mode keeps this user, who
+/// owns it, from listing it or from looking at what is in it. A restore gives its owner that right back before it removes anything.
+fn open_to_count(
+    open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+) -> rustix::io::Result<(OwnedFd, bool)> {
+    match open(beneath::DIR_FLAGS) {
+        Ok(dir) => {
+            let stat = rustix::fs::fstat(&dir)?;
+            let is_closed = beneath::is_own(&stat)
+                && stat.st_mode & Mode::XUSR.as_raw_mode() == 0
+                // Root looks into any.
+                && rustix::fs::accessat(&dir, c".", Access::EXEC_OK, AtFlags::EACCESS).is_err();
+            Ok((dir, is_closed))
+        }
+        Err(Errno::ACCESS) => {
+            let held = open(OFlags::PATH | OFlags::DIRECTORY)?;
+            match beneath::is_own(&rustix::fs::fstat(&held)?) {
+                true => Ok((held, true)),
+                false => Err(Errno::ACCESS),
+            }
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -277,6 +316,17 @@ pub(crate) struct Removed {
     pub names: u64,
     /// Directories that were left with all that is in them, because another file system is mounted there.
     pub left: Vec<Vec<u8>>,
+    /// Counting: how many directories it would take a change to look into. What is in them is not among the names.
+    pub closed: u64,
+    /// The first of those.
+    pub first_closed: Option<Vec<u8>>,
+}
+
+impl Removed {
+    fn add_closed(&mut self, path: &[u8]) {
+        self.closed += 1;
+        self.first_closed.get_or_insert_with(|| path.to_vec());
+    }
 }
 
 /// Removes or counts every name beneath `root` whose `fate` (given the relative path) is to go, with everything below it.
@@ -295,7 +345,11 @@ pub(crate) fn each_extra(
     while let Some(dir) = pending.pop() {
         go_on()?;
         let failed = |error: Errno| target_error("a directory cannot be listed", &dir, error);
-        let here = open_kept(root, &dir, extra).map_err(failed)?;
+        let (here, is_closed) = open_kept(root, &dir, extra).map_err(failed)?;
+        if is_closed {
+            removed.add_closed(&dir);
+            continue;
+        }
         let here_stat = rustix::fs::fstat(&here).map_err(failed)?;
         let mut extra_dirs = Vec::new();
         beneath::list(&here, |name| {
@@ -329,13 +383,15 @@ pub(crate) fn each_extra(
         })
         .map_err(|stopped| stopped.or(failed))?;
         for name in extra_dirs {
-            removed.names += match extra {
+            let (parent, path) = (here.as_fd(), beneath::join(&dir, &name));
+            match extra {
                 Extra::Remove => {
-                    let path = beneath::join(&dir, &name);
-                    remove_tree(here.as_fd(), &name, &path, repository, go_on)?
+                    removed.names += remove_tree(parent, &name, &path, repository, go_on)?;
                 }
-                Extra::Count => count_tree(here.as_fd(), &name, repository, go_on)?,
-            };
+                Extra::Count => {
+                    count_tree(parent, &name, &path, repository, &mut removed, go_on)?;
+                }
+            }
         }
     }
     Ok(removed)

@@ -4,7 +4,8 @@
 //! of it is created, changed or removed: names are resolved beneath its descriptor without following
 //! symbolic links. A fresh target appears complete or not at all; where that needs more than one rename, and
 //! in delta mode, [`RESTORE_MARKER`] is in it, on the disk, from before the first change until after the
-//! last. In delta mode nothing is written through two names. Everything is writable by its owner alone until its metadata is applied. File contents are
+//! last. In delta mode nothing is written through two names. Everything is writable by its owner alone until its metadata is applied,
+//! and that is who restores, where the system lets them be it: what is opened again by its name is what was made. File contents are
 //! written and synced by the caller, before metadata; this makes names and metadata durable.
 
 use std::collections::HashSet;
@@ -20,12 +21,12 @@ use mover_base::{Error, Kind, Result};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use crate::adopt::adopt;
+use crate::adopt::{adopt, give_back, take_dir, take_root};
 use crate::attributes::{Node, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use crate::disk::DirDisk;
 use crate::durability::syncfs_vouches;
 use crate::failure::target_error;
-use crate::in_place::InPlace;
+use crate::in_place::{Identity, InPlace, replaced};
 use crate::metadata::{self, Warnings};
 use crate::occupied::lock_in_place;
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, check_empty, is_running};
@@ -75,8 +76,20 @@ enum Layout {
         staging: OsString,
         _marker: OwnedFd,
     },
-    /// The marker is held open and locked, and so is the target.
-    InPlace { _marker: OwnedFd },
+    /// The target is held open and locked, too.
+    InPlace {
+        marker: Marker,
+        /// What the target was before it was taken.
+        before: Stat,
+    },
+}
+
+/// The marker in a target, held open and locked.
+#[derive(Debug)]
+struct Marker {
+    _held: OwnedFd,
+    /// Whose it became, if it was not there before.
+    maker: Option<u32>,
 }
 
 /// What is to be told about a finished restore.
@@ -153,11 +166,15 @@ impl DirTarget {
                 (staged.dir, layout)
             }
             Staging::InPlace { target } => {
-                let (root, marker) = take_in_place(target.as_fd(), &path)?;
-                (root, Layout::InPlace { _marker: marker })
+                let (root, marker, before) = take_in_place(target.as_fd(), &path)?;
+                (root, Layout::InPlace { marker, before })
             }
         };
         let root_stat = rustix::fs::fstat(&root).map_err(not_begun(&path))?;
+        let mut in_place = InPlace::new(&root_stat);
+        if let Layout::InPlace { marker, .. } = &layout {
+            in_place.makers.extend(marker.maker);
+        }
         Ok(DirTarget {
             path,
             mode: plan.mode,
@@ -166,7 +183,7 @@ impl DirTarget {
             layout,
             repository: plan.repository,
             dirs: Mutex::default(),
-            in_place: Mutex::new(InPlace::new(&root_stat)),
+            in_place: Mutex::new(in_place),
             warnings: Mutex::new(Warnings::default()),
         })
     }
@@ -208,9 +225,9 @@ impl DirTarget {
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             let held = beneath::open(place.parent.as_fd(), place.name, flags).map_err(&failed)?;
             let stat = rustix::fs::fstat(&held).map_err(&failed)?;
-            lock(&self.in_place).keep(&stat, entry)?;
-            // Names below it must be reachable even where the mode to come forbids it.
-            beneath::chmod_held(held.as_fd(), 0o700).map_err(failed)?;
+            lock(&self.in_place).keep(&Identity::from(&stat), entry)?;
+            // Names below it must be reachable even where the mode to come forbids it, and nobody else's to change.
+            take_dir(held.as_fd()).map_err(failed)?;
             let open = || beneath::open(held.as_fd(), b"", beneath::DIR_FLAGS);
             return lock(&self.in_place).hold(&stat, entry, open);
         }
@@ -222,7 +239,7 @@ impl DirTarget {
     /// Makes a regular file that only its owner may touch and opens it for reading and writing.
     ///
     /// Fresh: it must not exist. Delta: an existing file is opened with its content, unless it has names besides
-    /// its own and `other_names` (they may be outside the target), or somebody may hold it open who may not write to
+    /// its own and `other_names` (they may be outside the target), or somebody may hold it open who may not do the same with
     /// the entry's file. Then it is replaced, like anything that is no regular file. Setting the length is up to the
     /// caller. To be called once per entry.
     ///
@@ -238,8 +255,9 @@ impl DirTarget {
             });
             if let Some(fd) = adopted.map_err(&failed)? {
                 let stat = rustix::fs::fstat(&fd).map_err(&failed)?;
+                let found = Identity::of(fd.as_fd()).map_err(&failed)?;
                 let mut in_place = lock(&self.in_place);
-                in_place.keep(&stat, entry)?;
+                in_place.keep(&found, entry)?;
                 in_place.hold(&stat, entry, || rustix::io::fcntl_dupfd_cloexec(&fd, 0))?;
                 return Ok(fd);
             }
@@ -248,17 +266,17 @@ impl DirTarget {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = beneath::open(parent, place.name, flags).map_err(&failed)?;
         if self.mode == TargetMode::Delta {
-            let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-            lock(&self.in_place).made(&stat, &entry.path);
+            let found = Identity::of(fd.as_fd()).map_err(failed)?;
+            lock(&self.in_place).made_file(&found, &entry.path);
         }
         Ok(fd)
     }
 
-    /// Delta: takes note of what was made at `place`.
+    /// Delta: takes note of what was made at `place` and is no file.
     fn made(&self, place: &beneath::Place<'_>, entry: &Entry) -> rustix::io::Result<()> {
         if self.mode == TargetMode::Delta {
             let stat = beneath::stat(place.parent.as_fd(), place.name)?;
-            lock(&self.in_place).made(&stat, &entry.path);
+            lock(&self.in_place).made(&Identity::from(&stat), &entry.path);
         }
         Ok(())
     }
@@ -294,18 +312,56 @@ impl DirTarget {
 
     /// Opens a file that was made before for reading and writing; none if there is no regular file.
     ///
-    /// Errors: `Target` if in delta mode it is not the one that [`make_file`](Self::make_file) returned.
+    /// Errors: `Target` if it is not the one that [`make_file`](Self::make_file) returned, or has changed its owner, mode or
+    /// number of names since.
     pub fn open_existing(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         let found = self.open_named(path)?;
-        // Nobody else reaches the names of a fresh target before it is finished.
-        if self.mode == TargetMode::Delta
-            && let Some(fd) = &found
-        {
-            let stat = rustix::fs::fstat(fd)
-                .map_err(|error| target_error("a file cannot be examined", path, error))?;
-            lock(&self.in_place).check_same(&stat, path)?;
+        if let Some(fd) = &found {
+            self.check_same(fd.as_fd(), path)?;
         }
         Ok(found)
+    }
+
+    fn check_same(&self, fd: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
+        let failed = |error: Errno| target_error("a file cannot be examined", path, error);
+        let found = Identity::of(fd).map_err(failed)?;
+        match self.mode {
+            TargetMode::Delta => lock(&self.in_place).check_same(&found, path),
+            // Nobody else reaches the names of a fresh target before it is finished, so that none is kept in memory. What is
+            // here was made by who made the staging directory, and gets further names last.
+            TargetMode::Fresh => {
+                let root = rustix::fs::fstat(&self.root).map_err(failed)?;
+                match found.owner == root.st_uid && found.names <= 1 {
+                    true => Ok(()),
+                    false => Err(replaced("a file was replaced during the restore", path)),
+                }
+            }
+        }
+    }
+
+    /// Checks that a file that was not opened before is in no hands but those of who restores, of whom the file system gives what they
+    /// make to, or of the entry's owner: what somebody else put there must not get that owner, and no other name of a file that may
+    /// be anywhere.
+    fn check_own(&self, fd: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
+        let failed = self.failed("a file cannot be examined", entry);
+        let found = rustix::fs::fstat(fd).map_err(&failed)?;
+        // Where a file system gives all that is made to one owner, the staging directory has that one, and so has in place what was
+        // made before.
+        let is_as_made = match self.mode {
+            TargetMode::Fresh => {
+                let root = rustix::fs::fstat(&self.root).map_err(failed)?;
+                found.st_uid == root.st_uid
+            }
+            TargetMode::Delta => lock(&self.in_place).makers.contains(&found.st_uid),
+        };
+        let is_own = beneath::is_own(&found) || found.st_uid == entry.uid || is_as_made;
+        match is_own && found.st_nlink <= 1 {
+            true => Ok(()),
+            false => Err(replaced(
+                "a file is not the restore's own: it has another owner or further names",
+                &entry.path,
+            )),
+        }
     }
 
     fn open_named(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
@@ -371,9 +427,31 @@ impl DirTarget {
             return Ok(());
         }
         self.clear(&place, entry)?;
-        let flags = AtFlags::empty();
-        rustix::fs::linkat(&from.parent, from.name, &place.parent, place.name, flags)
-            .map_err(failed)
+        self.link(&from, first, &place).map_err(failed)
+    }
+
+    /// Gives the file at `from`, which is that of the entry of `first`, another name.
+    fn link(
+        &self,
+        from: &beneath::Place<'_>,
+        first: &[u8],
+        place: &beneath::Place<'_>,
+    ) -> rustix::io::Result<()> {
+        let link = || {
+            let flags = AtFlags::empty();
+            rustix::fs::linkat(&from.parent, from.name, &place.parent, place.name, flags)
+        };
+        if self.mode == TargetMode::Fresh {
+            return link();
+        }
+        // Held, so that its inode goes to no other file meanwhile.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let held = beneath::open(from.parent.as_fd(), from.name, flags)?;
+        let before = Identity::of(held.as_fd())?;
+        link()?;
+        let after = Identity::of(held.as_fd())?;
+        lock(&self.in_place).linked(&before, &after, first);
+        Ok(())
     }
 
     /// Makes a named pipe.
@@ -426,6 +504,8 @@ impl DirTarget {
     ///
     /// Directories are remembered and done by [`DirTarget::finish`], hard links share what their first name
     /// has. What this user may not or this file system cannot do becomes a warning.
+    ///
+    /// Errors: `Target` if a file that is not open is somebody else's, or has further names.
     pub fn apply_metadata(&self, entry: &Entry, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         self.check(entry, "", true)?;
         check_attributes(entry)?;
@@ -444,10 +524,9 @@ impl DirTarget {
                     None => {
                         // The recovery of a page store may have put another in its place.
                         opened = self.open_named(&entry.path)?;
-                        opened
-                            .as_ref()
-                            .map(AsFd::as_fd)
-                            .ok_or_else(|| failed(Errno::NOENT))?
+                        let fd = opened.as_ref().ok_or_else(|| failed(Errno::NOENT))?;
+                        self.check_own(fd.as_fd(), entry)?;
+                        fd.as_fd()
                     }
                 };
                 metadata::apply(Node::Open(fd), entry, &self.warnings)
@@ -544,15 +623,19 @@ impl DirTarget {
                 ))
                 .cause(error));
         }
-        let _marker = mark(target.as_fd(), &self.path)?;
-        // From here on the target holds parts of the tree; the marker tells so.
-        self.is_staged = false;
+        let shown = self.path.as_os_str().as_bytes();
         let failed = |error: Errno| {
             let what = "the restored tree cannot be put into place";
-            target_error(what, self.shown(), error)
+            target_error(what, shown, error)
         };
-        let from = beneath::open(target.as_fd(), staging.as_bytes(), beneath::DIR_FLAGS)
-            .map_err(failed)?;
+        // It is nobody else's to change names in. What fails up to the marker leaves the target as it was.
+        let before = take_root(target.as_fd()).map_err(failed)?;
+        let marked = mark(target.as_fd(), &self.path);
+        let _marker = marked.inspect_err(|_| give_back(target.as_fd(), &before))?;
+        // From here on the target holds parts of the tree; the marker tells so.
+        self.is_staged = false;
+        // What is held, whatever has its name by now, and opened anew, because listing uses up the descriptor's position.
+        let from = beneath::open(self.root.as_fd(), b"", beneath::DIR_FLAGS).map_err(failed)?;
         rustix::fs::unlinkat(&from, RESTORE_MARKER, AtFlags::empty()).map_err(failed)?;
         let mut names = Vec::new();
         beneath::list(&from, |name| {
@@ -615,6 +698,18 @@ impl DirTarget {
     /// Gives up: removes the staging directory; in delta mode the marker stays.
     pub fn abandon(mut self) -> Result<()> {
         self.remove_staging()
+    }
+
+    /// Gives up before the first change: removes the staging directory; in delta mode the target gets the owner and mode back that it
+    /// had, as far as that is possible, and keeps the marker only if it had one.
+    pub fn leave(self) {
+        let Layout::InPlace { marker, before } = &self.layout else {
+            return;
+        };
+        if marker.maker.is_some() {
+            unmark(self.root.as_fd());
+        }
+        give_back(self.root.as_fd(), before);
     }
 
     fn remove_staging(&mut self) -> Result<()> {
@@ -766,7 +861,7 @@ fn check_attributes(entry: &Entry) -> Result<()> {
 /// Makes a staging directory, unless another restore to `path` has one and lives. Of two that begin at the same
 /// time both may give way: neither knows which was first.
 fn stage(place: &Place<'_>, path: &Path) -> Result<Staged> {
-    let staged = place.make().map_err(not_begun(path))?;
+    let staged = place.make(path.as_os_str().as_bytes())?;
     // A directory that cannot be listed hides others; that is no reason to refuse.
     let found = place.find(LEFTOVERS_MAX).unwrap_or_default();
     let is_other =
@@ -783,27 +878,20 @@ fn not_begun(path: &Path) -> impl Fn(Errno) -> Error {
     move |error| target_error("the restore cannot begin", path, error)
 }
 
-/// Takes a target to work on it in place: gives it, locked, and the marker in it.
-fn take_in_place(target: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, OwnedFd)> {
+/// Takes a target to work on it in place: gives it, locked, the marker in it, and what it was before.
+fn take_in_place(target: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, Marker, Stat)> {
     // Opened anew: the lock goes with this restore and not with the plan.
     let root = beneath::open(target, b"", beneath::DIR_FLAGS).map_err(not_begun(path))?;
     lock_in_place(root.as_fd(), path)?;
-    // Not before it is known that nobody else works in it. At the end the mode is the backup's.
-    let mode_before = beneath::take_rights(root.as_fd()).map_err(not_begun(path))?;
-    match mark(root.as_fd(), path) {
-        Ok(marker) => Ok((root, marker)),
-        Err(error) => {
-            // As it was found, as far as that is possible: a restore that did not begin leaves nothing to finish.
-            if let Some(mode) = mode_before {
-                let _ = rustix::fs::fchmod(&root, mode);
-            }
-            Err(error)
-        }
-    }
+    // Not before it is known that nobody else works in it. At the end owner and mode are the backup's.
+    let before = take_root(root.as_fd()).map_err(not_begun(path))?;
+    // As it was found, as far as that is possible: a restore that did not begin leaves nothing to finish.
+    let marker = mark(root.as_fd(), path).inspect_err(|_| give_back(root.as_fd(), &before))?;
+    Ok((root, marker, before))
 }
 
 /// Writes the marker into `dir`, durably, and locks it against another restore.
-fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<Marker> {
     let failed = |error: Errno| {
         target_error(
             "the marker cannot be written",
@@ -811,18 +899,45 @@ fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
             error,
         )
     };
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
-    let marker = beneath::open(dir, RESTORE_MARKER.as_bytes(), flags).map_err(failed)?;
-    rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-        match error {
-            Errno::AGAIN => is_running(path),
-            _ => failed(error),
+    let open = |more: OFlags| {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK | more;
+        beneath::open(dir, RESTORE_MARKER.as_bytes(), flags)
+    };
+    let (held, is_new) = match open(OFlags::EXCL) {
+        Ok(held) => (held, true),
+        // Of a restore that was interrupted.
+        Err(Errno::EXIST) => (open(OFlags::empty()).map_err(failed)?, false),
+        Err(error) => return Err(failed(error)),
+    };
+    let locked = rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive);
+    let locked = locked.map_err(|error| match error {
+        Errno::AGAIN => is_running(path),
+        _ => failed(error),
+    });
+    let durable = || rustix::fs::fsync(&held).and_then(|()| rustix::fs::fsync(dir));
+    let stat = locked.and_then(|()| {
+        durable()
+            .and_then(|()| rustix::fs::fstat(&held))
+            .map_err(failed)
+    });
+    // Whoever has it locked has it now.
+    let is_left = |error: &Error| is_new && error.kind() != Kind::Conflict;
+    let stat = stat.inspect_err(|error| {
+        if is_left(error) {
+            unmark(dir);
         }
     })?;
-    rustix::fs::fsync(&marker)
-        .and_then(|()| rustix::fs::fsync(dir))
-        .map_err(failed)?;
-    Ok(marker)
+    Ok(Marker {
+        _held: held,
+        maker: is_new.then_some(stat.st_uid),
+    })
+}
+
+/// Takes a marker away that was made for nothing, as far as that is possible.
+fn unmark(dir: BorrowedFd<'_>) {
+    if rustix::fs::unlinkat(dir, RESTORE_MARKER, AtFlags::empty()).is_ok() {
+        let _ = rustix::fs::fsync(dir);
+    }
 }
 
 /// Moves `name` from a staging directory up into the target, in the place of nothing. But an empty `lost+found` of a mounted
@@ -851,18 +966,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-
-    fn dir_entry(path: &str) -> Entry {
-        Entry {
-            path: path.as_bytes().to_vec(),
-            kind: EntryKind::Dir,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: Default::default(),
-            xattrs: vec![(b"user.label".to_vec(), vec![b'x'; 16_000])],
-        }
-    }
+    use crate::in_place::tests::dir_entry;
 
     #[test]
     fn attributes_that_directories_have_in_common_are_remembered_once() {
@@ -870,7 +974,8 @@ mod tests {
         let plan = DirTarget::plan(&dir.path().join("to"), TargetMode::Fresh).unwrap();
         let target = DirTarget::begin(plan).unwrap();
         for at in 0..1_000 {
-            let entry = dir_entry(&format!("d{at}"));
+            let mut entry = dir_entry(&format!("d{at}"));
+            entry.xattrs = vec![(b"user.label".to_vec(), vec![b'x'; 16_000])];
             target.apply_metadata(&entry, None).unwrap();
         }
         let bytes = lock(&target.dirs).memory_bytes();

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
+use hyper_util::client::proxy::matcher::Matcher;
 use mover_base::{Error, Kind, Result, hex};
 use mover_io::{BUF_BYTES, Shard, random_bytes};
 use tokio::sync::OnceCell;
@@ -60,6 +61,8 @@ pub struct S3Store(Arc<Place>);
 #[derive(Debug)]
 struct Place {
     location: Location,
+    /// Host and port of the environment's proxy by which the server is reached.
+    proxy: Option<String>,
     signature: Signature,
     limits: LinkLimits,
     conditions: OnceCell<Conditions>,
@@ -80,10 +83,36 @@ impl Place {
         self.has_answered.load(Relaxed)
     }
 
+    /// The server as a person knows it, and the way there.
+    fn way(&self) -> String {
+        let server = self.location.server();
+        match &self.proxy {
+            Some(proxy) => format!("{server} by way of the proxy {proxy}"),
+            None => server.to_owned(),
+        }
+    }
+
     /// The full name of an object.
     fn name_of(&self, key: &Key) -> String {
         format!("{}{key}", self.location.prefix)
     }
+}
+
+/// The proxy that the environment names for this server, chosen as the connections choose theirs.
+fn proxy_to(location: &Location) -> Option<String> {
+    let server: http::Uri = location.uri("", &[]).parse().ok()?;
+    let proxy = Matcher::from_system().intercept(&server)?;
+    host_and_port(proxy.uri())
+}
+
+/// What of a proxy's URL may be told. Its name and password were taken from it at the first `@`: where a password has one that is
+/// not percent-encoded, the rest of it still stands before the host.
+fn host_and_port(proxy: &http::Uri) -> Option<String> {
+    let host = proxy.host()?;
+    Some(match proxy.port_u16() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })
 }
 
 impl S3Store {
@@ -91,8 +120,10 @@ impl S3Store {
     pub(crate) fn open(rest: &str, limits: &LinkLimits) -> Result<S3Store> {
         let location = Location::parse(rest, &Surroundings::of_process())?;
         let signature = Signature::new(&location);
+        let proxy = proxy_to(&location);
         Ok(S3Store(Arc::new(Place {
             location,
+            proxy,
             signature,
             limits: limits.clone(),
             conditions: OnceCell::new(),
@@ -334,6 +365,22 @@ fn is_own_temporary(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_proxy_only_host_and_port_are_told() {
+        for (url, told) in [
+            ("http://proxy:3128/", "proxy:3128"),
+            ("http://proxy/", "proxy"),
+            ("http://ss@proxy:3128/", "proxy:3128"),
+            ("http://s:s@proxy/", "proxy"),
+            ("http://[::1]:3128/", "[::1]:3128"),
+            ("http://[::1]/", "[::1]"),
+            ("http://ss@[fd00::1]:3128/", "[fd00::1]:3128"),
+        ] {
+            let url: http::Uri = url.parse().expect("a URL");
+            assert_eq!(host_and_port(&url).as_deref(), Some(told), "{url}");
+        }
+    }
 
     #[test]
     fn probes_and_claims_are_told_from_what_others_call_temporary() {

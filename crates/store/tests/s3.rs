@@ -10,6 +10,7 @@ mod s3_deletions;
 mod s3_headers;
 mod s3_hedging;
 mod s3_keys;
+mod s3_listings;
 mod s3_pace;
 mod s3_refusals;
 mod s3_runs;

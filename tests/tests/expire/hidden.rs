@@ -289,15 +289,16 @@ fn what_a_running_backup_needs_stays_when_a_listing_leaves_out_its_session_or_it
     let parent = store.backup_unchanged();
     let much = store.history.source.join("much");
     plant::file(&much, &mut store.history.random, 4 * MIB as usize);
-    // First its packs are held up on their way, then its manifest.
-    let late = |path: &str, seconds| {
-        let delay = Fault::new(Action::Delay(Duration::from_secs(seconds)));
-        delay.method("PUT").path(path)
-    };
-    let (proxy, ids, repo) = store.through(&[late("/packs/", 8), late("/backups/", 20)]);
+    // First its packs are held up on their way, then its manifest: each by a proxy of its own, which lets it go by itself.
+    let access = store.server.access().clone();
+    let of_manifest = FaultProxy::start(&access.endpoint);
+    let manifest = of_manifest.inject(held_up("/backups/"));
+    let of_packs = FaultProxy::start(&of_manifest.endpoint());
+    let packs = of_packs.inject(held_up("/packs/"));
+    let repo = patiently(&store.history.repo, &of_packs, &access);
     let known = store.keys("packs/").len();
     let job = Job::start(&mut repo.backup_command(&store.history.source));
-    wait_until(|| proxy.hits(ids[0]) > 0);
+    wait_until(|| of_packs.hits(packs) > 0);
     // Another one of the same source, which does not build on that parent: the policy has it go.
     store.backup_beside(&parent);
     let running = store.keys("sessions/").remove(0);
@@ -307,13 +308,16 @@ fn what_a_running_backup_needs_stays_when_a_listing_leaves_out_its_session_or_it
     let later = [shown.times(1), hide("sessions/", &[id])];
     store.nothing_goes("its session, later", &later, &running);
 
-    wait_until(|| proxy.hits(ids[1]) > 0);
+    wait_until(|| {
+        of_packs.release();
+        of_manifest.hits(manifest) > 0
+    });
     assert!(store.keys("packs/").len() > known);
     store.nothing_goes("its session, with packs", &later, &running);
     store.nothing_goes("its session", &later[1..], &running);
     let object = format!("backups/{parent}");
     store.nothing_goes("its parent", &[hide("backups/", &[&parent])], &object);
-    let done = job.outcome().summary();
+    let done = let_go(&of_manifest, job).summary();
     assert_eq!(done["parent"], parent, "{done}");
     let id = done["backup_id"].as_str().expect("id").to_owned();
     let truth = Tree::read(&store.history.source);

@@ -1,11 +1,13 @@
 //! Restores beside an `expire` that would delete what they read.
 
+use mover_tests::throttle::NO_WRITES;
+
 use super::*;
 
-/// At this rate a restore of what is planted lasts longer than what the tests do meanwhile.
-const CRAWL: [&str; 4] = ["--limit-write", "4MiB/s", "--gentle", "false"];
-/// The same for one that writes less, however busy the machine is.
-const CREEP: [&str; 4] = ["--limit-write", "1MiB/s", "--gentle", "false"];
+/// At this rate a restore of what is planted has begun to write long before its end.
+const CREEP: &str = "limit-write = '1MiB/s'\n";
+/// A job whose limits change has all its shards from the beginning.
+const AT_ONCE: [&str; 2] = ["--gentle", "false"];
 
 /// A repository on a directory with two backups, of which each has so many MiB that the other has not.
 fn two_backups(scratch: &Scratch, mib: u64) -> (Repo, History) {
@@ -32,13 +34,17 @@ fn delta_of(history: &History, set: &str, target: &Path) -> Command {
     command
 }
 
-/// Starts a slow restore of the first backup over a target that holds the second, and waits until it bears its hold.
-fn crawling_delta(history: &History, repo: &Repo, target: &Path) -> Job {
+/// Starts a restore of the first backup over a target that holds the second, and waits until it bears its hold; then it gets no
+/// further.
+fn held_delta(history: &History, repo: &Repo, target: &Path, throttle: &Throttle) -> Job {
     history.repo.restore(history.id(1), target).summary();
     let much = || fs::read(target.join("much")).expect("a file that both have");
     let before = much();
-    let job = Job::start(delta_of(history, history.id(0), target).args(CREEP));
+    let mut delta = delta_of(history, history.id(0), target);
+    throttle.put_on(delta.args(AT_ONCE));
+    let mut job = Job::start(&mut delta);
     wait_until(|| much() != before);
+    throttle.change(&mut job, NO_WRITES);
     assert_eq!(names(repo, "holds/").len(), 1);
     job
 }
@@ -48,7 +54,8 @@ fn what_is_restored_over_a_target_is_not_deleted_until_that_is_whole() {
     let scratch = Scratch::new("expire-delta");
     let (repo, history) = two_backups(&scratch, 16);
     let target = scratch.join("target");
-    let job = crawling_delta(&history, &repo, &target);
+    let throttle = Throttle::new(&scratch, "limits.toml", CREEP);
+    let mut job = held_delta(&history, &repo, &target, &throttle);
     let shown = Outcome::of(repo.command("hold list").arg("--json")).expect(exit::OK);
     let hold = &shown.document()["holds"][0];
     assert_eq!(hold["backup_id"], history.id(0), "{hold}");
@@ -58,6 +65,8 @@ fn what_is_restored_over_a_target_is_not_deleted_until_that_is_whole() {
 
     history.expire(&["--keep-last", "1", "--confirm"]).summary();
     assert_eq!(repo.ids(), [history.id(0), history.id(1)]);
+    assert!(job.is_running(), "ended too early\n{}", job.outcome());
+    throttle.change(&mut job, NO_LIMITS);
     let done = job.outcome().summary();
     assert_eq!(done["warnings"], serde_json::json!([]), "{done}");
     history.made[0].1.assert_same(&Tree::read(&target), "delta");
@@ -73,7 +82,8 @@ fn a_killed_restore_over_a_target_leaves_its_backup_held_for_the_next_one() {
     let scratch = Scratch::new("expire-delta-killed");
     let (repo, history) = two_backups(&scratch, 16);
     let target = scratch.join("target");
-    let mut job = crawling_delta(&history, &repo, &target);
+    let throttle = Throttle::new(&scratch, "limits.toml", CREEP);
+    let mut job = held_delta(&history, &repo, &target, &throttle);
     job.signal(Signal::KILL);
     drop(job);
     history.expire(&["--keep-last", "1", "--confirm"]).summary();
@@ -111,13 +121,48 @@ fn a_restore_that_changes_nothing_leaves_no_hold() {
     before.assert_same(&Tree::read(&target), "restored again");
 }
 
+/// A request that was sent before the signal, and whose answer nobody waits for any more, may have put the hold on.
+#[test]
+fn a_restore_over_a_target_that_is_stopped_while_it_puts_its_hold_on_takes_that_back() {
+    let scratch = Scratch::new("expire-delta-stopped");
+    let server = FilesystemS3::start(&scratch.dir("server"));
+    let access = server.access();
+    let history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let client = access.client();
+    let holds = || keys_below(&client, "holds/");
+    let target = scratch.join("target");
+    history.repo.restore(history.id(0), &target).summary();
+    let before = Tree::read(&target);
+    let fault = |action: Action, method: &str| Fault::new(action).method(method).times(1);
+    let moments = [
+        // It is created, and nobody says so.
+        fault(UNANSWERED, "PUT").path("expire/holds/"),
+        // It is created, and whether in time is looked up.
+        fault(Action::Stall, "GET").query("prefix=expire%2Fexpired"),
+    ];
+    for fault in moments {
+        let proxy = FaultProxy::start(&access.endpoint);
+        let hit = proxy.inject(fault.clone());
+        let through = access.at(&proxy.endpoint());
+        let repo = history.repo.at(&through.url("expire"), &variables(access));
+        let mut command = repo.restore_command(history.id(0), &target);
+        command.arg("--delta");
+        let stopped = stopped_at(&proxy, hit, &mut command, || !holds().is_empty());
+        assert_eq!(holds(), [""; 0], "{fault:?}");
+        assert!(!stopped.stdout.contains("may stay"), "{stopped}");
+        before.assert_same(&Tree::read(&target), "after the stop");
+    }
+}
+
 #[test]
 fn a_restore_whose_backup_is_deleted_meanwhile_says_so_and_leaves_nothing() {
     let scratch = Scratch::new("expire-restore");
     let (repo, history) = two_backups(&scratch, 96);
     let target = scratch.join("target");
     let mut restore = history.repo.restore_command(history.id(0), &target);
-    let job = Job::start(restore.args(CRAWL));
+    let throttle = Throttle::new(&scratch, "limits.toml", NO_WRITES);
+    throttle.put_on(restore.args(AT_ONCE));
+    let mut job = Job::start(&mut restore);
     let staged = || {
         let entries = fs::read_dir(scratch.path()).expect("scratch");
         let names = entries.map(|entry| entry.expect("entry").file_name());
@@ -128,6 +173,8 @@ fn a_restore_whose_backup_is_deleted_meanwhile_says_so_and_leaves_nothing() {
     wait_until(|| staged() > 0);
     history.expire(&["--keep-last", "1", "--confirm"]).summary();
     assert_eq!(repo.ids(), [history.id(1)]);
+    assert!(job.is_running(), "ended too early\n{}", job.outcome());
+    throttle.change(&mut job, NO_LIMITS);
     let error = job.outcome().told(exit::CONFLICT, history.id(0));
     let message = error["message"].as_str().expect("message");
     assert!(message.contains("deleted while it was restored"), "{error}");

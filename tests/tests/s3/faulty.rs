@@ -3,8 +3,8 @@
 //! that is worth another try, and harm nothing that was there before.
 //!
 //! Invariants: each fault is met, by each verb that sends requests of its kind, which is asserted; what a job came to is looked
-//! at on the server itself, past the proxy; jobs that are to give up run by a clock that is fast, so that the two minutes which
-//! they hold on take seconds.
+//! at on the server itself, past the proxy; jobs that are to give up go by a clock that is fast once they are harmed, so that the two
+//! minutes which they hold on take seconds.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -41,9 +41,9 @@ const TIMEOUT_S: u64 = 30;
 /// Faults that happen at a time, each to a repository of its own.
 const LANES: usize = 3;
 
-/// The clock of a job that is to give up is so much faster.
+/// The clock of a job that is to give up is so much faster from the harm on.
 const FASTER: u32 = 20;
-/// `timeout=` by that clock: a machine under load has five seconds to answer.
+/// `timeout=` by that clock: a machine under load has five seconds to answer, and more before.
 const FAST_TIMEOUT_S: u64 = 100;
 /// Tries that a shard has saved, and gets back each second (`TRIES_SAVED_MAX` and `TRIES_PER_SECOND` of the product).
 const TRIES_SAVED_MAX: f64 = 600.0;
@@ -513,8 +513,8 @@ impl Kept {
     }
 }
 
-/// Runs a job by a clock that is fast, and does `harm` when the first of its requests of this kind for a pack has
-/// arrived at the proxy, where it stays. Returns how the job ended.
+/// Runs a job, and does `harm` when the first of its requests of this kind for a pack has arrived at the proxy, where it stays;
+/// from then on the job's clock is fast. Returns how the job ended.
 #[track_caller]
 fn harmed(
     command: &mut Command,
@@ -522,13 +522,14 @@ fn harmed(
     method: &str,
     harm: impl FnOnce(FaultProxy),
 ) -> Outcome {
-    clock::faster(command, FASTER);
+    let pace = clock::Pace::of(command);
     let first = Fault::new(Action::Hold).method(method).path("/packs/");
     proxy.inject(first.times(1));
     let mut job = Job::start(command);
     wait_until(|| proxy.held() > 0 || !job.is_running());
     assert!(job.is_running(), "ended too early\n{}", job.outcome());
     harm(proxy);
+    pace.set(FASTER);
     wait_until(|| !job.is_running());
     job.outcome()
 }

@@ -1,6 +1,6 @@
 //! What the tool says where a server refuses: with a web page, for the clock, for the region, and what it will not delete.
 
-use mover_test_servers::{Action, Fault, FaultProxy, FilesystemS3, Reply, RequestHead, Scripted};
+use mover_test_servers::{Action, Fault, FaultProxy, FilesystemS3, Reply, Scripted};
 use mover_tests::bucket::{repo_in, told, variables};
 use mover_tests::clock;
 use mover_tests::mover::{AnyRepo, Outcome, Protection, exit};
@@ -8,6 +8,7 @@ use mover_tests::scratch::Scratch;
 use serde_json::Value;
 
 use super::Reached;
+use super::endless::{field, page_without_end};
 
 /// `init` of a repository without encryption at the place of `repo`.
 fn init(repo: &AnyRepo) -> Outcome {
@@ -127,40 +128,6 @@ fn a_check_tells_what_a_store_will_not_delete_and_not_list() {
         .output();
     let denied = denied.expect("the tool runs");
     assert_eq!(denied.status.code(), Some(exit::STORAGE), "{denied:?}");
-}
-
-/// The value of a query's field, as it was sent.
-fn field<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
-    let mut pairs = head
-        .query
-        .split('&')
-        .filter_map(|pair| pair.split_once('='));
-    pairs.find_map(|(key, value)| (key == name).then_some(value))
-}
-
-/// A page of as many objects as are asked for, which promises more. Their names are `stem` and a number.
-fn page_without_end(head: &RequestHead, stem: &str) -> Reply {
-    let number = |text: &str| u64::from_str_radix(text, 16).expect("a number");
-    let first = match (
-        field(head, "continuation-token"),
-        field(head, "start-after"),
-    ) {
-        (Some(token), _) => number(token),
-        (None, Some(name)) => number(&name[name.len() - 8..]) + 1,
-        (None, None) => 0,
-    };
-    let count = field(head, "max-keys").and_then(|count| count.parse::<u64>().ok());
-    let next = first + count.expect("a number");
-    let mut text = format!(
-        "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{next:08x}</NextContinuationToken>"
-    );
-    for at in first..next {
-        text.push_str(&format!(
-            "<Contents><Key>endless/{stem}{at:08x}</Key>\
-             <LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>"
-        ));
-    }
-    Reply::new(200, text + "</ListBucketResult>")
 }
 
 #[test]

@@ -23,10 +23,13 @@ const SYSTEM_FILE: &str = "/etc/helios-mover/helios-mover.toml";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Options that say something about one call and so must be said in it.
-pub const FLAG_ONLY: [&str; 6] = [
+pub const FLAG_ONLY: [&str; 9] = [
+    "backup.no-parent",
     "key.remove.confirm",
     "expire.confirm",
     "expire.forget-session",
+    "expire.set",
+    "expire.leftovers",
     "annotate.remove",
     "restore.delta",
     "restore.confirm",

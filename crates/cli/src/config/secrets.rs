@@ -88,6 +88,16 @@ fn wrong(path: &SecretFile<'_>, what: &str) -> Error {
     Error::new(Kind::Usage, what).object(path.shown())
 }
 
+/// The bits of a secret file's mode that say that others can read it. To a service systemd gives the right to its credentials by an
+/// ACL, and then those of the group are the ACL's mask.
+fn rights_of_others(path: &Path) -> u32 {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
+    match credentials.is_some_and(|dir| path.starts_with(dir)) {
+        true => 0o007,
+        false => 0o077,
+    }
+}
+
 fn read(
     path: &SecretFile<'_>,
     what: &str,
@@ -105,7 +115,7 @@ fn read(
     let file = std::fs::File::open(path.path).map_err(cannot)?;
     let metadata = file.metadata().map_err(cannot)?;
     let mode = metadata.permissions().mode();
-    if metadata.is_file() && mode & 0o077 != 0 {
+    if metadata.is_file() && mode & rights_of_others(path.path) != 0 {
         warn(format!(
             "{what} {} can be read by others (mode {:04o}): chmod 600",
             path.path.display(),

@@ -9,7 +9,7 @@ use std::io;
 use mover_base::{Error, Kind, Result};
 use serde::Serialize;
 
-use super::probe::{self, sysctl_path};
+use super::probe::{self, Compared, sysctl_path};
 use super::profile::{Probe, Profile, Setting, Want};
 
 /// How a value compares with its wish.
@@ -20,7 +20,7 @@ pub enum Verdict {
     Ok,
     /// Not as wanted.
     Differs,
-    /// Only shown.
+    /// Only shown: there is no wish, or nothing that could be compared with it.
     Information,
     /// Cannot be read here.
     NotAvailable,
@@ -67,8 +67,18 @@ fn findings(profile: &Profile, setting: &Setting) -> Vec<Finding> {
         let verdict = match &current.value {
             Err(_) => Verdict::NotAvailable,
             Ok(_) if setting.want == Want::Information => Verdict::Information,
-            Ok(value) if setting.want.fits(value) => Verdict::Ok,
-            Ok(_) => Verdict::Differs,
+            Ok(value) => {
+                let compared = match &current.compared {
+                    Compared::Whole => Some(value.as_str()),
+                    Compared::Part(part) => Some(part.as_str()),
+                    Compared::Nothing => None,
+                };
+                match compared.map(|text| setting.want.fits(text)) {
+                    Some(true) => Verdict::Ok,
+                    Some(false) => Verdict::Differs,
+                    None => Verdict::Information,
+                }
+            }
         };
         let device = current.device.as_deref();
         Finding {

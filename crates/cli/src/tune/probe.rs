@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::profile::Probe;
 
-/// Directories whose files together are one systemd unit, later ones winning.
+/// The systemd unit. Its drop-ins are in a directory that is named after it; what a later one says wins.
 const UNIT_FILE: &str = "/etc/systemd/system/helios-mover.service";
 /// Block devices that are no disks, or whose queue is that of the disks below.
 const NOT_DISKS: [&str; 7] = ["loop", "ram", "zram", "dm-", "md", "sr", "nbd"];
@@ -21,14 +21,28 @@ const NOT_DISKS: [&str; 7] = ["loop", "ram", "zram", "dm-", "md", "sr", "nbd"];
 pub struct Current {
     /// The disk, where a setting has a value per disk.
     pub device: Option<String>,
-    /// The value, or why there is none.
+    /// The value as it is shown, or why there is none.
     pub value: Result<String, String>,
+    /// What of it a wish is compared with.
+    pub compared: Compared,
+}
+
+/// What of a value a wish is compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compared {
+    /// The value as it is shown.
+    Whole,
+    /// This part of it.
+    Part(String),
+    /// Nothing: what it comes to is not known from the value alone.
+    Nothing,
 }
 
 fn single(value: Result<String, String>) -> Vec<Current> {
     vec![Current {
         device: None,
         value,
+        compared: Compared::Whole,
     }]
 }
 
@@ -42,7 +56,7 @@ pub fn read(probe: Probe, key: &str) -> Vec<Current> {
         Probe::Limit => single(limit(key)),
         Probe::Irq => interrupts(),
         Probe::Process => single(process(key)),
-        Probe::Unit => single(unit(key)),
+        Probe::Unit => vec![unit(key)],
     }
 }
 
@@ -88,6 +102,7 @@ fn per_disk(read: impl Fn(&str) -> Result<String, String>) -> Vec<Current> {
     let current = |device: String| Current {
         value: read(&device),
         device: Some(device),
+        compared: Compared::Whole,
     };
     disks.into_iter().map(current).collect()
 }
@@ -164,11 +179,10 @@ fn interrupts() -> Vec<Current> {
 
 /// How the interrupts of `device` begin in /proc/interrupts.
 fn interrupt_prefix(device: &str) -> Result<String, String> {
-    if device.starts_with("nvme") {
-        let controller = device
-            .rsplit_once('n')
-            .map_or(device, |(controller, _)| controller);
-        return Ok(format!("{controller}q"));
+    const UNNAMED: &str = "its interrupts have no name that tells them";
+    if let Some(numbers) = device.strip_prefix("nvme") {
+        let controller = nvme_controller(numbers).ok_or(UNNAMED)?;
+        return Ok(format!("nvme{controller}q"));
     }
     // A virtio disk is below its virtio device: .../virtio1/block/vda
     let path = fs::canonicalize(Path::new("/sys/block").join(device))
@@ -182,7 +196,15 @@ fn interrupt_prefix(device: &str) -> Result<String, String> {
     });
     virtio
         .map(|name| format!("{name}-req"))
-        .ok_or("its interrupts have no name that tells them".into())
+        .ok_or(UNNAMED.into())
+}
+
+/// The controller in the numbers of an NVMe disk, which its interrupts are named after: that of `0n1` is 0, and that of
+/// `2c1n1`, one of the paths by which the kernel reaches a disk with several (native multipath), is 1.
+fn nvme_controller(numbers: &str) -> Option<u32> {
+    let (before, _namespace) = numbers.rsplit_once('n')?;
+    let controller = before.rsplit_once('c').map_or(before, |(_, path)| path);
+    controller.parse().ok()
 }
 
 /// Numbers of the interrupts whose name begins with `prefix` and is a queue; `nvme0q0` is for administration.
@@ -197,7 +219,41 @@ fn queue_interrupts(table: &str, prefix: &str) -> Vec<u32> {
     table.lines().filter_map(queue).collect()
 }
 
-fn unit(key: &str) -> Result<String, String> {
+fn unit(key: &str) -> Current {
+    let value = unit_assignment(key);
+    let (value, compared) = match value {
+        Ok(value) => {
+            let (shown, compared) = unit_compared(key, value);
+            (Ok(shown), compared)
+        }
+        Err(why) => (Err(why), Compared::Whole),
+    };
+    Current {
+        device: None,
+        value,
+        compared,
+    }
+}
+
+/// How a unit's value is shown, and what of it is compared.
+fn unit_compared(key: &str, value: String) -> (String, Compared) {
+    // A share of the machine's memory.
+    if value.ends_with('%') {
+        return (value, Compared::Nothing);
+    }
+    // Of a limit that is given as soft:hard, the soft one rules; a process may raise it up to the other, and the mover does not.
+    match value.split_once(':') {
+        Some((soft, _)) if key.contains(".Limit") => {
+            let soft = soft.trim().to_owned();
+            let shown = format!("{soft} (the soft one of {value})");
+            (shown, Compared::Part(soft))
+        }
+        _ => (value, Compared::Whole),
+    }
+}
+
+/// What the unit and its drop-ins assign last.
+fn unit_assignment(key: &str) -> Result<String, String> {
     let (section, name) = key.split_once('.').ok_or("no such key")?;
     let mut files = vec![PathBuf::from(UNIT_FILE)];
     let mut drop_ins: Vec<PathBuf> = fs::read_dir(format!("{UNIT_FILE}.d"))
@@ -205,6 +261,8 @@ fn unit(key: &str) -> Result<String, String> {
         .flatten()
         .flatten()
         .map(|entry| entry.path())
+        // systemd reads no others.
+        .filter(|path| path.extension().is_some_and(|end| end == "conf"))
         .collect();
     drop_ins.sort();
     files.extend(drop_ins);
@@ -218,7 +276,9 @@ fn unit(key: &str) -> Result<String, String> {
     let value = texts
         .iter()
         .filter_map(|text| unit_value(text, section, name))
-        .next_back();
+        .next_back()
+        // An empty assignment takes back what was assigned before it.
+        .filter(|value| !value.is_empty());
     Ok(value.unwrap_or_else(|| "not set".into()))
 }
 
@@ -261,6 +321,17 @@ mod tests {
         assert_eq!(queue_interrupts(table, "virtio1-req"), [36]);
         assert_eq!(queue_interrupts(table, "nvme0q"), [41, 42]);
         assert_eq!(queue_interrupts(table, "nvme1q"), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn paths_to_an_nvme_disk_belong_to_their_own_controllers() {
+        assert_eq!(nvme_controller("0n1"), Some(0));
+        assert_eq!(nvme_controller("12n3"), Some(12));
+        assert_eq!(nvme_controller("0c0n1"), Some(0));
+        assert_eq!(nvme_controller("2c10n1"), Some(10));
+        for other in ["", "0", "n1", "cn1"] {
+            assert_eq!(nvme_controller(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -20,8 +20,11 @@ pub fn run(context: &mut Context<'_>, args: BackupArgs) -> Result<()> {
     let options = options(context, &args)?;
     let place = context.settings.layers.place("backup.exclude");
     let ended = context.watch_warned(None, |engine, tick, warn| {
-        let plan = backup::plan(engine, &options, &mut *tick)
-            .map_err(|error| placed(error, &options.exclude, place.as_deref()))?;
+        let plan = match args.no_parent {
+            true => backup::plan_anew(engine, &options, &mut *tick),
+            false => backup::plan(engine, &options, &mut *tick),
+        };
+        let plan = plan.map_err(|error| placed(error, &options.exclude, place.as_deref()))?;
         warn(&plan.warnings);
         if args.dry_run {
             return Ok(Ended::Planned(plan));

@@ -3,13 +3,13 @@
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::expire::{
-    self, ExpireOptions, ExpirePlan, ExpireSummary, Life, OtherReason, Policy, Reason, Rule,
-    SessionInfo, Verdict,
+    self, ExpireOptions, ExpirePlan, ExpireScope, ExpireSummary, Life, OtherReason, Policy, Reason,
+    Rule, SessionInfo, Verdict,
 };
 use mover_jobs::{RepoAccess, source_on};
 use serde::Serialize;
 
-use super::{Context, DryRun, Ended, figures_of, first_of};
+use super::{Context, DryRun, Ended, figures_of, first_of, whose};
 use crate::args::ExpireArgs;
 use crate::figures;
 use crate::output::{BOLD, GREEN, YELLOW};
@@ -27,8 +27,13 @@ pub fn run(context: &mut Context<'_>, args: ExpireArgs) -> Result<()> {
     if let Some(session) = &args.forget_session {
         return forget(context, &repo, session, args.confirm);
     }
+    let scope = match args.leftovers || !args.set.is_empty() {
+        true => ExpireScope::Named(args.set),
+        false => ExpireScope::Rules(whose(args.source.as_deref(), args.host.as_deref())?),
+    };
     let options = ExpireOptions {
         repo,
+        scope,
         policy: Policy {
             last: args.keep_last.unwrap_or(0),
             daily: args.keep_daily.unwrap_or(0),
@@ -91,7 +96,11 @@ fn tell_plan(context: &mut Context<'_>, plan: &ExpirePlan) {
     let title = "plan of an expire (nothing was deleted; --confirm deletes)";
     let title = context.out.paint(title, BOLD);
     context.out.line(title);
-    context.out.table(&verdicts(&plan.backups, "expire"));
+    let why = match plan.named.is_some() {
+        true => NAMED,
+        false => NO_RULE,
+    };
+    tell_verdicts(context, &plan.backups, "expire", why);
     if !plan.sessions.is_empty() {
         context.out.table(&sessions(&plan.sessions));
     }
@@ -120,7 +129,11 @@ fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
     let deleted = figures::counted(outcome.deleted.len() as u64, "backup");
     let title = context.out.paint(&format!("deleted {deleted}"), BOLD);
     context.out.line(title);
-    context.out.table(&verdicts(&summary.backups, "expired"));
+    let why = match summary.named {
+        true => NAMED,
+        false => NO_RULE,
+    };
+    tell_verdicts(context, &summary.backups, "expired", why);
     let mut table = Table::pairs().indent(2);
     for one in &outcome.put_off {
         let reason = name(Reason::Other(one.reason));
@@ -164,7 +177,28 @@ fn tell_done(context: &mut Context<'_>, summary: &ExpireSummary) -> Result<()> {
         .hint("if they are locked, run this again when the locks have ended; if the storage failed at them, try again later; otherwise the mover lacks the permission to delete (s3:DeleteObject); every backup that is listed can be restored"))
 }
 
-fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {
+/// Why a backup goes.
+const NO_RULE: &str = "no rule keeps it";
+const NAMED: &str = "it is named";
+
+/// Those that the run is about, and beside them none.
+fn tell_verdicts(
+    context: &mut Context<'_>,
+    backups: &[Verdict],
+    gone: &'static str,
+    why_gone: &'static str,
+) {
+    let not_asked = Reason::Other(OtherReason::NotAsked);
+    let asked = backups
+        .iter()
+        .filter(|one| !one.reasons.contains(&not_asked));
+    let asked: Vec<&Verdict> = asked.collect();
+    if !asked.is_empty() {
+        context.out.table(&verdicts(&asked, gone, why_gone));
+    }
+}
+
+fn verdicts(backups: &[&Verdict], gone: &'static str, why_gone: &'static str) -> Table {
     let mut table = Table::with_header(&[
         ("BACKUP", Align::Left),
         ("SOURCE", Align::Left),
@@ -178,7 +212,7 @@ fn verdicts(backups: &[Verdict], gone: &'static str) -> Table {
         let (said, why, freed) = match why.is_empty() {
             true => (
                 Cell::styled(gone, YELLOW),
-                "no rule keeps it".to_owned(),
+                why_gone.to_owned(),
                 format_bytes(verdict.freed_bytes),
             ),
             false => (Cell::from("keep"), why.join(", "), String::new()),
@@ -230,5 +264,6 @@ fn name(reason: Reason) -> &'static str {
         Reason::Rule(Rule::Future) => "in the future",
         Reason::Other(OtherReason::Hold) => "hold",
         Reason::Other(OtherReason::InUse) => "a backup builds on it",
+        Reason::Other(OtherReason::NotAsked) => "not asked for",
     }
 }

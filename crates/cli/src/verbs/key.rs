@@ -22,6 +22,9 @@ const DAMAGED: &str = "damaged";
 /// And of that of one that could not be read.
 const UNREADABLE: &str = "unreadable";
 
+/// Said behind a removal: the repository's own keys are as they were.
+const NO_REVOCATION: &str = "a copy of it, put back, opens the repository again, and whoever has opened it once can read it for ever; after a leak begin a new repository";
+
 #[derive(Serialize)]
 struct OneSlot<T> {
     slot: T,
@@ -167,6 +170,9 @@ pub fn remove(context: &mut Context<'_>, args: KeyRemoveArgs) -> Result<()> {
     let repo = context.repo_access()?;
     let slot = key::remove(&context.settings.engine, &repo, &args.slot)?;
     tell_slot(context, "removed", &describe_listed(&slot));
+    if !slot.damaged {
+        context.out.line(NO_REVOCATION);
+    }
     context.out.summary(OneSlot { slot });
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use mover_base::Result;
 use mover_base::units::format_bytes;
+use mover_base::{BackupId, Result, Timestamp};
 use mover_jobs::catalogue::{self, ListItem};
 use mover_jobs::{BackupMetadata, SourceInfo, source_on};
 use serde::Serialize;
@@ -13,6 +13,9 @@ use crate::args::ListArgs;
 use crate::figures::{self, UNKNOWN};
 use crate::output::YELLOW;
 use crate::table::{Align, Cell, Table};
+
+/// By so much may an id differ from when its backup began before the list says so.
+const NAMED_OFF_SECONDS_MAX: f64 = 3600.0;
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -149,14 +152,36 @@ fn notes(item: &ListItem, metadata: &BackupMetadata) -> Vec<String> {
     let noted = metadata.annotations.iter();
     states
         .map(|(_, name)| (*name).to_owned())
+        .chain(began(item.backup_id, metadata.started))
         .chain(noted.map(|(key, value)| format!("{key}={value}")))
         .chain(item.problem.clone())
         .collect()
 }
 
+/// When a backup began, where its id says something else: it is named behind one that was made while a clock was ahead.
+fn began(id: BackupId, started: Timestamp) -> Option<String> {
+    let text = started.to_string().replacen('T', " ", 1);
+    let is_off = id.started().seconds_since(started).abs() > NAMED_OFF_SECONDS_MAX;
+    is_off.then(|| format!("began {}", text.get(..16).unwrap_or(&text)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_a_backup_began_is_said_where_its_id_is_over_an_hour_off() {
+        let started = Timestamp::parse_rfc3339("2026-05-04T03:00:59.5Z").unwrap();
+        let named = |seconds: i64| {
+            let at = Timestamp::from_micros(started.as_micros() + seconds * 1_000_000);
+            began(BackupId::new(at, 0), started)
+        };
+        assert_eq!(named(0), None);
+        assert_eq!(named(3599), None);
+        let said = Some("began 2026-05-04 03:00".to_owned());
+        assert_eq!(named(3602), said);
+        assert_eq!(named(365 * 86_400), said);
+    }
 
     #[test]
     fn whose_backups_are_missing_is_said_only_where_there_are_others() {

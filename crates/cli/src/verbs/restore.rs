@@ -5,7 +5,7 @@ use std::cell::Cell as Counter;
 use mover_base::units::format_bytes;
 use mover_base::{Error, Kind, Result};
 use mover_jobs::restore::{self, RestoreOptions, RestorePlan};
-use mover_jobs::{Choice, source_on};
+use mover_jobs::{Choice, Engine, Tick, source_on};
 
 use super::{Context, DryRun, Ended, figures_of, missing, whose};
 use crate::args::RestoreArgs;
@@ -36,11 +36,14 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
         let mut plan = restore::plan(engine, &options, &mut *tick)?;
         warn(&plan.warnings);
         if args.dry_run {
-            plan.count_removals(engine, tick)?;
+            count_removals(&mut plan, engine, tick, warn)?;
             return Ok(Ended::Planned(plan));
         }
+        if !args.confirm {
+            require_own_source(&plan)?;
+        }
         if !plan.foreign_names.is_empty() && !args.confirm {
-            plan.count_removals(engine, &mut *tick)?;
+            count_removals(&mut plan, engine, &mut *tick, warn)?;
             require_confirmation(&plan)?;
         }
         let told = Counter::new(plan.warnings.len());
@@ -72,6 +75,34 @@ pub fn run(context: &mut Context<'_>, args: RestoreArgs) -> Result<()> {
     Ok(())
 }
 
+/// Counts what would go, and warns of what could not be counted.
+fn count_removals(
+    plan: &mut RestorePlan,
+    engine: &Engine,
+    tick: Tick<'_>,
+    warn: &dyn Fn(&[String]),
+) -> Result<()> {
+    let told = plan.warnings.len();
+    plan.count_removals(engine, tick)?;
+    warn(&plan.warnings[told..]);
+    Ok(())
+}
+
+/// Refuses to replace a source that has backups of its own by one of another source.
+fn require_own_source(plan: &RestorePlan) -> Result<()> {
+    let Some(known) = &plan.replaces_source else {
+        return Ok(());
+    };
+    let what = format!(
+        "the repository holds backups of the target, {known}, and backup {} is of another source: {}",
+        plan.backup_id,
+        source_on(&plan.source, &plan.host)
+    );
+    Err(Error::new(Kind::Target, what)
+        .object(plan.target.display().to_string())
+        .hint("name a backup of the target with --set, or with --source and --host; if another database shall really take its place, add --confirm"))
+}
+
 /// Refuses to replace a directory that looks as if another one was meant.
 fn require_confirmation(plan: &RestorePlan) -> Result<()> {
     let removes = plan.removes.unwrap_or(0);
@@ -80,12 +111,21 @@ fn require_confirmation(plan: &RestorePlan) -> Result<()> {
     }
     let what = format!(
         "the target holds nothing of the backup, and all that is in it would be removed: {} ({})",
-        figures::counted(removes, "name"),
+        names_removed(plan, removes),
         first_names(plan, removes)
     );
     Err(Error::new(Kind::Target, what)
         .object(plan.target.display().to_string())
         .hint("restore to a new directory without --delta; if all of that shall really go, add --confirm"))
+}
+
+/// How many names would be removed.
+fn names_removed(plan: &RestorePlan, removes: u64) -> String {
+    let least = match plan.uncounted_dirs {
+        None | Some(0) => "",
+        Some(_) => "at least ",
+    };
+    format!("{least}{}", figures::counted(removes, "name"))
 }
 
 /// The first names that would be removed; more are below them or behind them.
@@ -116,9 +156,10 @@ fn plan_table(plan: &RestorePlan) -> Table {
         ),
     );
     if let Some(removes) = plan.removes {
-        let removes = match removes {
-            0 => "nothing".to_owned(),
-            removes => format!("{}, not in the backup", figures::counted(removes, "name")),
+        let removes = match (removes, plan.uncounted_dirs) {
+            (0, None | Some(0)) => "nothing".to_owned(),
+            (0, Some(_)) => "not known".to_owned(),
+            (removes, _) => format!("{}, not in the backup", names_removed(plan, removes)),
         };
         table.pair("to remove", removes);
     }
@@ -127,7 +168,13 @@ fn plan_table(plan: &RestorePlan) -> Table {
         let needed = format!("--confirm: the target holds nothing of the backup, but {names}");
         table.pair("needs", Cell::styled(needed, YELLOW));
     }
-    table.pair("free", format_bytes(plan.free_bytes));
+    if let Some(known) = &plan.replaces_source {
+        let needed = format!("--confirm: the target is {known}, which has backups of its own");
+        table.pair("needs", Cell::styled(needed, YELLOW));
+    }
+    if let Some(free) = plan.free_bytes {
+        table.pair("free", format_bytes(free));
+    }
     let estimate = plan
         .estimated_seconds
         .map_or("not known".into(), |seconds| {

@@ -44,7 +44,7 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
             "every backup can be restored; put the objects named back from a copy, or make them anew: `helios-mover hold`, `annotate` and `key` do that"
         }
         _ => {
-            "put the objects named back from a copy, or back up into a new repository: here a new backup would build on the damaged blocks"
+            "put the objects named back from a copy, or make a backup with --no-parent, which stores every block anew: any other here would build on the damaged ones"
         }
     };
     let first = summary.findings.first();

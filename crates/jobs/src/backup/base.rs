@@ -20,8 +20,8 @@ use mover_source::tracker::{Changed, LogHold, Switched, Witness};
 use mover_source::wal::LogIdentity;
 use mover_source::wal::segment::LOG_BLOCK_BYTES;
 
-use super::pages::{history_text, log_needed};
-use super::{Base, LogPart};
+use super::pages::{Predecessor, history_text, log_needed};
+use super::{Base, Ground, LogPart};
 
 /// How manifests name this kind of source.
 pub(crate) const SOURCE_KIND: &str = "pages";
@@ -45,6 +45,21 @@ pub(crate) struct Footing {
 }
 
 impl Footing {
+    /// What the backup is compared with: its base, or, of a full one, a parent of this store and history.
+    pub fn predecessor(
+        &self,
+        store: &LiveStore,
+        checkpoint: &Checkpoint,
+        host: &str,
+    ) -> Option<Predecessor> {
+        let certain = |base: Base| Predecessor {
+            id: base.id,
+            is_certain: true,
+        };
+        let of_full = || predecessor(store, checkpoint, self.parent.as_ref()?, host);
+        self.base().map(certain).or_else(of_full)
+    }
+
     /// The base: none for a full backup.
     pub fn base(&self) -> Option<Base> {
         let parent = self.parent.as_ref()?;
@@ -77,6 +92,8 @@ pub(crate) struct Wanted<'a> {
     pub base: Option<&'a str>,
     /// The host that the source is on.
     pub host: &'a str,
+    /// What of the repository may be built on.
+    pub ground: Ground,
 }
 
 /// Chooses the base and finds out what changed since. `on_log` is called before the log is read for that.
@@ -183,6 +200,10 @@ async fn candidate(
         kind: SOURCE_KIND,
         host: wanted.host,
     };
+    if wanted.ground == Ground::Nothing {
+        let earlier = only_its_id(shard, repository, source).await?;
+        return Ok(Candidate::new(earlier, false));
+    }
     if let Some(named) = wanted.base {
         if wanted.backup_type == BackupType::Full {
             return Err(Error::new(Kind::Usage, "a full backup has no base")
@@ -209,6 +230,19 @@ async fn candidate(
     let serves = wanted.backup_type == BackupType::Incremental
         && parent.is_some_and(|open| source.is_of(&open.manifest.metadata));
     Ok(Candidate::new(earlier, serves))
+}
+
+/// What came before a backup that uses none of it: its own id is to be behind that of the latest.
+pub(crate) async fn only_its_id(
+    shard: &Shard,
+    repository: &Arc<Repository>,
+    source: SourceName<'_>,
+) -> Result<Earlier> {
+    let found = find_latest(shard, repository, source, |_| true).await?;
+    Ok(Earlier {
+        latest: found.latest,
+        ..Earlier::default()
+    })
 }
 
 /// The backup that `--base` names.
@@ -260,6 +294,39 @@ async fn unusable_packs(
         None => missing_pack(shard, repository, packs).await,
         many => Ok(many),
     }
+}
+
+/// What a full backup is compared with, so that a table which lost pages is told: `parent`, if it is of this store and history. None
+/// if the log is another one there: then the store was put back to an earlier state.
+fn predecessor(
+    store: &LiveStore,
+    checkpoint: &Checkpoint,
+    parent: &OpenManifest,
+    host: &str,
+) -> Option<Predecessor> {
+    let metadata = &parent.manifest.metadata;
+    let identity = &checkpoint.control.identity;
+    let source = SourceName {
+        url: store.url(),
+        kind: SOURCE_KIND,
+        host,
+    };
+    let end = metadata.lsn_range?.end;
+    if !source.is_of(metadata) || *metadata.history.as_ref()? != history_text(identity) {
+        return None;
+    }
+    let mark = metadata.log_mark.as_ref();
+    let blocks = marked_blocks(mark, end).ok();
+    let found = blocks.and_then(|blocks| read_mark(store, checkpoint, end, blocks).ok());
+    let is_certain = match found {
+        Some(found) if is_same(mark, &found) => true,
+        Some(_) => return None,
+        None => is_witnessed(store, identity, end, mark),
+    };
+    Some(Predecessor {
+        id: parent.id,
+        is_certain,
+    })
 }
 
 /// What the log says changed between what `base` holds and the redo position of `checkpoint`, or why that is not

@@ -1,7 +1,10 @@
 //! The copying part of a backup, on all shards: pieces from the feed to the writer, extents to nodes of the map.
 //!
 //! Invariants: every block of every file is given to the writer once, in order within its share; what cannot be kept as
-//! the parent has it is read instead.
+//! the parent has it is read instead; where the parent has data and a page store has none, or where that is not known because the
+//! parent's map is damaged, that is noted.
+
+use std::ops::Range;
 
 use mover_base::{BLOCK_BYTES, Result};
 use mover_io::{Shard, ShardConfig, Stop};
@@ -9,6 +12,7 @@ use mover_repo::{BackupRun, LeafPart, MapNodes, ShardWriter, WriterOutcome, bloc
 
 use super::feed::{Event, Feed};
 use super::origin::{Origin, not_listed};
+use super::pages::PageOrigin;
 use crate::extents::{ExtentQueue, Joiner, Share};
 use crate::progress::Progress;
 use crate::report::ShardFigures;
@@ -33,15 +37,25 @@ pub(crate) struct Gathered {
 }
 
 impl Gathered {
-    fn add(&mut self, part: Part) {
-        self.outcomes.push(part.outcome);
-        self.nodes.push(part.nodes);
-        self.bytes_copied += part.read_bytes;
-        // What is copied after the bulk, by shards of its own, says nothing more of the machinery; its time counts.
-        let index = part.figures.report.shard;
-        match self.shards.get_mut(index) {
-            Some(shard) => shard.stages.add(&part.figures.stages),
-            None => self.shards.push(part.figures),
+    /// Adds what a run on shards of its own brings back. The one that moved most says what the machinery is like; the others add to
+    /// what was done.
+    fn add(&mut self, parts: Vec<Part>) {
+        let mut lesser = Vec::with_capacity(parts.len());
+        for part in parts {
+            self.outcomes.push(part.outcome);
+            self.nodes.push(part.nodes);
+            self.bytes_copied += part.read_bytes;
+            lesser.push(part.figures);
+        }
+        let moved = |run: &[ShardFigures]| run.iter().map(ShardFigures::moved_bytes).sum::<u64>();
+        if moved(&lesser) > moved(&self.shards) {
+            std::mem::swap(&mut lesser, &mut self.shards);
+        }
+        for figures in lesser {
+            match self.shards.get_mut(figures.report.shard) {
+                Some(shard) => shard.add_lesser(&figures),
+                None => self.shards.push(figures),
+            }
         }
     }
 }
@@ -75,7 +89,7 @@ pub(crate) fn run(
         parts: Joiner::default(),
     };
     let parts = mover_io::run(config, async |shard| copy(&shard, &job).await, tick)?;
-    parts.into_iter().for_each(|part| gathered.add(part));
+    gathered.add(parts);
     Ok(())
 }
 
@@ -87,6 +101,7 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
         feed: Feed::new(shard, job.origin, &job.extents, &job.limits.read),
         nodes: MapNodes::default(),
         share: None,
+        stored_told: 0,
     };
     loop {
         shard.stop()?;
@@ -97,15 +112,19 @@ async fn copy(shard: &Shard, job: &CopyJob<'_>) -> Result<Part> {
             Some(event) => copier.take(event).await?,
             None => break,
         }
+        copier.tell_stored();
     }
     let Copier {
         writer,
         feed,
         nodes,
+        stored_told,
         ..
     } = copier;
     let outcome = writer.finish().await?;
-    job.progress.add_stored(outcome.counts.stored_bytes);
+    let stored_bytes = outcome.counts.stored_bytes;
+    job.progress
+        .add_stored(stored_bytes.saturating_sub(stored_told));
     let figures = ShardFigures {
         report: shard.report(),
         stages: outcome.stages,
@@ -126,9 +145,17 @@ struct Copier<'a> {
     nodes: MapNodes,
     /// What is being copied.
     share: Option<Share>,
+    /// Bytes sent to the store that the job's progress has.
+    stored_told: u64,
 }
 
 impl Copier<'_> {
+    fn tell_stored(&mut self) {
+        let stored = self.writer.stored_bytes();
+        let told = std::mem::replace(&mut self.stored_told, stored);
+        self.job.progress.add_stored(stored.saturating_sub(told));
+    }
+
     async fn take(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Begin(share) => self.begin(share).await,
@@ -137,11 +164,10 @@ impl Copier<'_> {
                 blocks,
                 missing,
             } => self.keep(first_block, blocks, missing).await,
-            Event::Hole(blocks) => {
-                self.writer.hole(blocks)?;
-                self.job.progress.add_bytes(block_bytes(blocks));
-                Ok(())
-            }
+            Event::Hole {
+                first_block,
+                blocks,
+            } => self.hole(first_block, blocks),
             Event::Data {
                 buf,
                 bytes,
@@ -162,17 +188,34 @@ impl Copier<'_> {
         Ok(())
     }
 
-    /// Blocks that did not change. Of those that are `missing` in the source, where the parent has data, a note is made.
+    /// Blocks of a hole. Where the parent has data, and must not have more than the source, a note is made.
+    fn hole(&mut self, first_block: u64, blocks: u64) -> Result<()> {
+        let share = self.share.as_ref().ok_or_else(not_listed)?;
+        if let Origin::Pages(pages) = self.job.origin
+            && pages.doubts_holes(share.item)
+        {
+            let all = first_block..first_block + blocks;
+            note_lost(pages, &self.writer, share, all)?;
+        }
+        self.writer.hole(blocks)?;
+        self.job.progress.add_bytes(block_bytes(blocks));
+        Ok(())
+    }
+
+    /// Blocks that did not change. Of those that are `missing` in the source, where the parent has data, a note is made, and so
+    /// it is of those that lie behind the end of their file.
     async fn keep(&mut self, first_block: u64, blocks: u64, missing: bool) -> Result<()> {
         let share = self.share.as_ref().ok_or_else(not_listed)?;
-        let begin = share.extent_begin() + block_bytes(first_block);
-        if missing && self.writer.parent_has_data(first_block, blocks).await? {
-            let range = begin..begin + block_bytes(blocks);
-            self.job.origin.note_missing(share.item, &range)?;
-        }
+        let (origin, all) = (self.job.origin, first_block..first_block + blocks);
         if !self.writer.keep(first_block, blocks).await? {
             let (feed, writer) = (&mut self.feed, &mut self.writer);
-            read_instead(feed, writer, share, first_block, blocks).await?;
+            read_instead(feed, writer, origin, share, all).await?;
+        } else if missing {
+            note_missing(origin, &self.writer, share, all)?;
+        } else if let Origin::Pages(pages) = origin {
+            let behind = pages.behind_end(share.item, bytes_of(share, &all))?;
+            let begin = (behind.start - share.extent_begin()) / BLOCK_BYTES as u64;
+            note_lost(pages, &self.writer, share, begin..all.end)?;
         }
         self.job.progress.add_bytes(block_bytes(blocks));
         Ok(())
@@ -182,9 +225,13 @@ impl Copier<'_> {
         let (origin, share) = (self.job.origin, self.share.as_ref().ok_or_else(not_listed)?);
         let begin = share.extent_begin() + block_bytes(first_block);
         for block in origin.doubtful_zeros(share.item, begin, bytes)? {
-            if self.writer.parent_has_data(first_block + block, 1).await? {
-                let at = begin + block_bytes(block);
-                origin.note_missing(share.item, &(at..at + block_bytes(1)))?;
+            let at = first_block + block;
+            note_missing(origin, &self.writer, share, at..at + 1)?;
+        }
+        if let Origin::Pages(pages) = origin {
+            for block in pages.lost_zeros(share.item, bytes) {
+                let at = first_block + block;
+                note_lost(pages, &self.writer, share, at..at + 1)?;
             }
         }
         self.writer.blocks(bytes, first_block, new).await?;
@@ -202,25 +249,75 @@ impl Copier<'_> {
     }
 }
 
-/// Reads blocks that were to be kept, where the parent turned out to be damaged.
+/// Blocks of the share's extent, in bytes of its file.
+fn bytes_of(share: &Share, blocks: &Range<u64>) -> Range<u64> {
+    let begin = share.extent_begin();
+    begin + block_bytes(blocks.start)..begin + block_bytes(blocks.end)
+}
+
+/// Notes what of `blocks`, which did not change as far as is known, and which the source has nothing of, the parent has. Where its
+/// map is damaged there is nothing to compare with.
+fn note_lost(
+    pages: &PageOrigin,
+    writer: &ShardWriter,
+    share: &Share,
+    blocks: Range<u64>,
+) -> Result<()> {
+    let data = writer.parent_data(blocks.start, blocks.end - blocks.start);
+    for lost in data.unwrap_or_default() {
+        pages.note_lost(share.item, &bytes_of(share, &lost))?;
+    }
+    Ok(())
+}
+
+/// Notes what of `blocks`, which must be in the source as the log or the parent has them, and are not, the parent has. Where its map
+/// is damaged that is in doubt for all of them.
+fn note_missing(
+    origin: &Origin,
+    writer: &ShardWriter,
+    share: &Share,
+    blocks: Range<u64>,
+) -> Result<()> {
+    match writer.parent_data(blocks.start, blocks.end - blocks.start) {
+        Ok(data) => data
+            .iter()
+            .try_for_each(|lost| origin.note_missing(share.item, &bytes_of(share, lost))),
+        Err(damage) => match origin {
+            Origin::Pages(pages) => {
+                pages.note_doubtful(share.item, &bytes_of(share, &blocks), damage)
+            }
+            Origin::Tree(_) => Err(damage),
+        },
+    }
+}
+
+/// Reads blocks that were to be kept, where the parent turned out to be damaged. Where it had data, and the source has none, the
+/// data is lost, unless the log has it.
 async fn read_instead(
     feed: &mut Feed<'_>,
     writer: &mut ShardWriter,
+    origin: &Origin,
     share: &Share,
-    first_block: u64,
-    blocks: u64,
+    blocks: Range<u64>,
 ) -> Result<()> {
-    let end = first_block + blocks;
-    let mut at = first_block;
+    let Range { start: mut at, end } = blocks;
     while at < end {
         match feed.read_now(share, at, end - at).await? {
             Event::Data {
                 buf, bytes, new, ..
             } => {
+                let zeros = match origin {
+                    Origin::Pages(pages) => pages.zeros(share.item, &buf[..bytes]),
+                    Origin::Tree(_) => Vec::new(),
+                };
+                for block in zeros {
+                    let block = at + block;
+                    note_missing(origin, writer, share, block..block + 1)?;
+                }
                 writer.blocks(&buf[..bytes], at, new).await?;
                 at += (bytes / BLOCK_BYTES) as u64;
             }
-            Event::Hole(blocks) => {
+            Event::Hole { blocks, .. } => {
                 writer.hole(blocks)?;
                 at += blocks;
             }

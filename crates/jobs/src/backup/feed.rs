@@ -50,7 +50,12 @@ pub(crate) enum Event {
     /// A new share of an extent.
     Begin(Share),
     /// Blocks of a hole.
-    Hole(u64),
+    Hole {
+        /// First block, counted from the beginning of the extent.
+        first_block: u64,
+        /// How many.
+        blocks: u64,
+    },
     /// Blocks that are as the parent has them.
     Kept {
         /// First block, counted from the beginning of the extent.
@@ -209,30 +214,37 @@ impl<'a> Feed<'a> {
     }
 
     /// Reads a piece now that was to be kept and cannot be: `blocks` of them, at most a buffer full, counted from the
-    /// beginning of the share's extent. Such pieces are few: the parent is damaged where they are.
+    /// beginning of the share's extent. The parent is damaged where they are. What a table's file has not, is zeros.
     pub async fn read_now(
         &mut self,
         share: &Share,
         first_block: u64,
         blocks: u64,
     ) -> Result<Event> {
+        self.shard.stop()?;
         let offset = share.extent_begin() + first_block * BLOCK_BYTES as u64;
         let whole = (blocks as usize * BLOCK_BYTES).min(BUF_BYTES);
         let entry = self.origin.entry(share.item)?;
         let bytes = (entry.content_bytes() - offset).min(whole as u64) as usize;
         let Some(fd) = self.origin.open(share.item)? else {
-            return Ok(Event::Hole(blocks_of(bytes as u64)));
+            return Ok(Event::Hole {
+                first_block,
+                blocks: blocks_of(bytes as u64),
+            });
         };
         let file = self.file(share.item, fd)?;
+        self.shard.throttle(&self.limit, bytes as u64).await;
         let buf = self.shard.buffer().await;
-        let (result, mut buf) = file.read_at(buf, offset, whole).await;
-        // A page store's file may end before its table does.
-        if let Ok(read) = result
-            && read < bytes
+        let (mut result, mut buf) = file.read_at(buf, offset, whole).await;
+        // The file of a page store's table may end before the table does; no other may.
+        let may_end = matches!(self.origin, Origin::Pages(pages) if pages.is_table(share.item));
+        if let Ok(read) = &mut result
+            && may_end
+            && *read < bytes
         {
-            buf[read..bytes].fill(0);
+            buf[*read..bytes].fill(0);
+            *read = bytes;
         }
-        let result = result.map(|read| read.max(bytes));
         let read = (offset, bytes, first_block);
         self.checked(share.item, read, result, buf).await
     }
@@ -362,8 +374,11 @@ impl<'a> Feed<'a> {
         let next = cursor.pieces.front().map(Piece::range);
         let hole_end = next.as_ref().map_or(cursor.share.end, |range| range.start);
         if cursor.at < hole_end {
-            let blocks = blocks_of(hole_end - cursor.at);
-            self.queue.push_back(Queued::Event(Event::Hole(blocks)));
+            let hole = Event::Hole {
+                first_block: cursor.at % EXTENT_BYTES / BLOCK_BYTES as u64,
+                blocks: blocks_of(hole_end - cursor.at),
+            };
+            self.queue.push_back(Queued::Event(hole));
             cursor.at = hole_end;
         }
         match (cursor.pieces.front().cloned(), cursor.file.clone()) {

@@ -5,10 +5,11 @@
 //! page that was read. What opens it recovers it to exactly that end.
 //!
 //! Invariants: a page that goes into the backup is whole, or is known to be torn and has an image in the log that goes with
-//! it; no page is newer than the log's end; of the log nothing behind its end is taken. At most [`TORN_MAX`] torn pages
-//! are remembered, as many as redo mends.
+//! it; no page is newer than the log's end; of the log nothing behind its end is taken. A page that an earlier backup of the same
+//! log has, and that its file has no more, is told, if the log does not make it good. At most [`TORN_MAX`] torn pages
+//! are remembered, as many as redo mends; lost ones as bits of at most [`LOST_WORDS_MAX`] words, and what is beyond is counted.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mover_base::tree::{Entry, EntryKind};
 use mover_base::units::blocks_of;
-use mover_base::{BLOCK_BYTES, Error, Kind, Lsn, LsnRange, Result};
+use mover_base::{BLOCK_BYTES, BackupId, Error, Kind, Lsn, LsnRange, Result};
 use mover_source::delta::PageSet;
 use mover_source::page::{self, PAGE_BYTES};
 use mover_source::pages::{
@@ -35,8 +36,16 @@ use crate::extents::Share;
 
 /// What to do where the database removed log that the backup needs.
 const LOG_HINT: &str = "keep the log from the last checkpoint on until the backup has ended, or run the database with a tracker; run it again";
+/// What to do about pages that a full backup would lack.
+const LOST_HINT: &str = "the database is damaged there; back it up with `--type incr`, which takes over from that backup what was lost, and restore what that makes; if no incremental backup can be made, restore that backup to another place, and `--no-parent` backs up the table as it is";
 /// Redo mends as many.
 const TORN_MAX: usize = 65_536;
+/// Pages in a word of lost ones.
+const WORD_PAGES: u32 = u64::BITS;
+/// Words of lost pages that are kept, of all tables: some 5 MB, 64 GiB of pages in a row, or so many that are scattered.
+const LOST_WORDS_MAX: usize = 1 << 18;
+/// Tables that lost pages and are told one by one; of the others, how many they are.
+const LOSERS_TOLD_MAX: usize = 20;
 
 /// What of a table is read.
 pub(crate) enum Changes {
@@ -60,6 +69,8 @@ enum Content {
     Table {
         table: u32,
         changes: Changes,
+        /// How long its file was, in whole pages, when it was looked at last.
+        written: AtomicU64,
     },
     /// A log segment: its header; what the base has of it; what is read. The rest are zeros.
     Log {
@@ -80,9 +91,109 @@ struct PageItem {
 struct Odd {
     torn: BTreeSet<(u32, u32)>,
     gone: BTreeSet<u32>,
+    /// What the earlier backup has and the file has not.
+    lost: LostTables,
+    /// What the file has not, and nobody knows of the earlier backup.
+    doubtful: LostTables,
+}
+
+/// What the files of tables lost, by table.
+#[derive(Clone, Default)]
+struct LostTables {
+    tables: BTreeMap<u32, Lost>,
+    /// Words in all of them.
+    words: usize,
+}
+
+impl LostTables {
+    /// Each page is added once.
+    fn add(&mut self, table: u32, pages: Range<u32>) {
+        let lost = self.tables.entry(table).or_default();
+        let mut at = pages.start;
+        while at < pages.end {
+            let word = at / WORD_PAGES;
+            let end = pages.end.min((word + 1).saturating_mul(WORD_PAGES));
+            let bits = (u64::MAX >> (WORD_PAGES - (end - at))) << (at % WORD_PAGES);
+            match lost.words.get_mut(&word) {
+                Some(known) => *known |= bits,
+                None if self.words < LOST_WORDS_MAX => {
+                    lost.words.insert(word, bits);
+                    self.words += 1;
+                }
+                None => lost.more += u64::from(end - at),
+            }
+            at = end;
+        }
+    }
+
+    /// Strikes out a page of which the log has an image. One whose word is not kept may be one of those that are only counted: so no
+    /// more are left of these in the end than the log has no image of.
+    fn strike(&mut self, table: u32, page: u32) {
+        let Some(lost) = self.tables.get_mut(&table) else {
+            return;
+        };
+        match lost.words.get_mut(&(page / WORD_PAGES)) {
+            Some(word) => *word &= !(1u64 << (page % WORD_PAGES)),
+            None => lost.more = lost.more.saturating_sub(1),
+        }
+    }
+
+    fn forget(&mut self, table: u32) {
+        self.tables.remove(&table);
+    }
+
+    /// Forgets the tables of which nothing is left.
+    fn forget_mended(&mut self) {
+        self.tables.retain(|_, lost| lost.count() > 0);
+    }
+}
+
+/// What a table's file lost.
+#[derive(Clone, Default)]
+struct Lost {
+    /// A bit for each page, by the page's number divided by [`WORD_PAGES`]. A word that is there has all of its lost pages.
+    words: BTreeMap<u32, u64>,
+    /// How many more there are at least.
+    more: u64,
+}
+
+impl Lost {
+    fn count(&self) -> u64 {
+        let bits = self.words.values().map(|word| word.count_ones());
+        bits.map(u64::from).sum::<u64>() + self.more
+    }
+
+    /// The first of those that are known one by one.
+    fn first(&self) -> Option<u32> {
+        let (at, word) = self.words.iter().find(|(_, word)| **word != 0)?;
+        Some(at * WORD_PAGES + word.trailing_zeros())
+    }
+
+    fn count_text(&self) -> String {
+        match self.count() {
+            1 => "1 page".to_owned(),
+            count => format!("{count} pages"),
+        }
+    }
+}
+
+/// The earlier backup of the same store and history that this one is compared with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Predecessor {
+    /// Its id.
+    pub id: BackupId,
+    /// Whether the store's log is the one that it was made of. If not, the store may have been put back to an earlier state.
+    pub is_certain: bool,
 }
 
 impl Odd {
+    fn is_empty(&self) -> bool {
+        let absent = [&self.lost, &self.doubtful];
+        self.torn.is_empty()
+            && self.gone.is_empty()
+            && absent.iter().all(|pages| pages.tables.is_empty())
+    }
+
     /// Strikes out what `record` makes good. Only what is listed is asked for, so that memory does not depend on how much
     /// the log changed elsewhere.
     fn mend(&mut self, record: &Record<'_>) {
@@ -90,10 +201,20 @@ impl Odd {
             // The first change of a page behind the redo position is an image of it. Redo mends nothing by another.
             Record::Image { table, page, .. } => {
                 self.torn.remove(&(table, page));
+                self.lost.strike(table, page);
+                self.doubtful.strike(table, page);
+            }
+            // All that was ever in it is in the log.
+            Record::Create { table, .. } => {
+                self.gone.remove(&table);
+                self.lost.forget(table);
+                self.doubtful.forget(table);
             }
             Record::Drop { table } => {
                 self.gone.remove(&table);
                 self.torn.retain(|(of, _)| *of != table);
+                self.lost.forget(table);
+                self.doubtful.forget(table);
             }
             _ => {}
         }
@@ -104,11 +225,14 @@ impl Odd {
 pub(crate) struct PageOrigin {
     store: Arc<LiveStore>,
     checkpoint: Checkpoint,
-    /// Where the log of the base ends: it has no newer page.
+    /// Where the log of the base ends: it has no newer page. None in a full backup.
     base_end: Option<Lsn>,
+    predecessor: Option<Predecessor>,
     items: Vec<PageItem>,
     newest: AtomicU64,
     odd: Mutex<Odd>,
+    /// By table that has doubtful pages, the error that the earlier backup's map is damaged.
+    damaged_maps: Mutex<BTreeMap<u32, Error>>,
 }
 
 impl PageOrigin {
@@ -153,6 +277,7 @@ impl PageOrigin {
                 content: Content::Table {
                     table: *table,
                     changes,
+                    written: AtomicU64::new(u64::MAX),
                 },
             });
         }
@@ -161,10 +286,20 @@ impl PageOrigin {
             store: store.clone(),
             checkpoint,
             base_end,
+            predecessor: None,
             items,
             newest: AtomicU64::new(0),
             odd: Mutex::default(),
+            damaged_maps: Mutex::default(),
         })
+    }
+
+    /// The same, compared with what the parent has, which is this backup: its pages must all still be there.
+    pub fn compared_with(self, predecessor: Option<Predecessor>) -> Self {
+        PageOrigin {
+            predecessor,
+            ..self
+        }
     }
 
     fn item(&self, at: u32) -> Result<&PageItem> {
@@ -262,12 +397,17 @@ impl PageOrigin {
                 let there = pieces.into_iter().filter(|piece| !piece.range().is_empty());
                 Ok(there.collect())
             }
-            Content::Table { table, changes } => {
+            Content::Table {
+                table,
+                changes,
+                written: last_written,
+            } => {
                 let stat = rustix::fs::fstat(fd).map_err(|error| {
                     source_error("a table cannot be read", &item.entry.path, error)
                 })?;
                 // What was never written is not in the file yet.
                 let written = (stat.st_size as u64) / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+                last_written.store(written, Relaxed);
                 // A page of which only a part is there was written, and is not whole. If that was before the base, it has the page.
                 let last = (written / PAGE_BYTES as u64) as u32;
                 let is_since = match changes {
@@ -316,7 +456,7 @@ impl PageOrigin {
     /// noted as torn. Of the log, what stands behind its end is cleared: it may have been written since that was found.
     pub fn check(&self, at: u32, offset: u64, bytes: &mut [u8], last: bool) -> Result<Found> {
         let (table, changes) = match &self.item(at)?.content {
-            Content::Table { table, changes } => (*table, changes),
+            Content::Table { table, changes, .. } => (*table, changes),
             Content::Log { end: Some(end), .. } => {
                 let identity = &self.checkpoint.control.identity;
                 let behind = end.0 - identity.size.start_of(*end).0;
@@ -390,11 +530,74 @@ impl PageOrigin {
     /// Notes that pages which changed are not in their file, where the base has something else than zeros: they are as good
     /// as torn.
     pub fn note_missing(&self, at: u32, range: &Range<u64>) -> Result<()> {
-        let Content::Table { table, .. } = self.item(at)?.content else {
-            return Err(not_listed());
-        };
-        let page = |bytes: u64| (bytes / PAGE_BYTES as u64) as u32;
-        self.note_torn(table, page(range.start)..page(range.end))
+        self.note_torn(self.table(at)?, pages_of(range))
+    }
+
+    /// Notes that pages are not in their file of which nobody knows whether the earlier backup has something else than zeros there:
+    /// `damage` says which part of its map is damaged. It is an error if the log has no images of them.
+    pub fn note_doubtful(&self, at: u32, range: &Range<u64>, damage: Error) -> Result<()> {
+        let table = self.table(at)?;
+        self.damaged_maps().entry(table).or_insert(damage);
+        self.odd().doubtful.add(table, pages_of(range));
+        Ok(())
+    }
+
+    /// The id of the table with this number.
+    fn table(&self, at: u32) -> Result<u32> {
+        match self.item(at)?.content {
+            Content::Table { table, .. } => Ok(table),
+            _ => Err(not_listed()),
+        }
+    }
+
+    /// Whether it is a table.
+    pub fn is_table(&self, at: u32) -> bool {
+        let item = self.items.get(at as usize);
+        item.is_some_and(|item| matches!(item.content, Content::Table { .. }))
+    }
+
+    /// Pages of what was read of a table that are zeros, counted from the first of them.
+    pub fn zeros(&self, at: u32, bytes: &[u8]) -> Vec<u64> {
+        if !self.is_table(at) {
+            return Vec::new();
+        }
+        let pages = (0..).zip(bytes.as_chunks::<PAGE_BYTES>().0);
+        let zeros = pages.filter(|(_, page)| is_zero(page));
+        zeros.map(|(number, _)| number).collect()
+    }
+
+    /// What of a range of a file lies behind its end, though the backup takes it for a part of the table. Nothing of what is no
+    /// table.
+    pub fn behind_end(&self, at: u32, range: Range<u64>) -> Result<Range<u64>> {
+        match &self.item(at)?.content {
+            Content::Table { written, .. } => {
+                let end = written.load(Relaxed).clamp(range.start, range.end);
+                Ok(end..range.end)
+            }
+            _ => Ok(range.end..range.end),
+        }
+    }
+
+    /// Whether what a file has a hole at, or ends before, is lost if the parent has something there.
+    pub fn doubts_holes(&self, at: u32) -> bool {
+        self.predecessor.is_some() && self.is_table(at)
+    }
+
+    /// Pages of what a full backup read of a table that are lost if the parent has something there, counted from the first of them:
+    /// those that are zeros, which no page becomes again. In an incremental one these are what changed:
+    /// [`doubtful_zeros`](Self::doubtful_zeros).
+    pub fn lost_zeros(&self, at: u32, bytes: &[u8]) -> Vec<u64> {
+        match self.base_end.is_none() && self.predecessor.is_some() {
+            true => self.zeros(at, bytes),
+            false => Vec::new(),
+        }
+    }
+
+    /// Notes that pages which did not change are not in their file, where the earlier backup has something else than zeros.
+    pub fn note_lost(&self, at: u32, range: &Range<u64>) -> Result<()> {
+        let table = self.table(at)?;
+        self.odd().lost.add(table, pages_of(range));
+        Ok(())
     }
 
     /// Pages of what was read from `offset` of a table on that are zeros though the tracker says that they changed, counted from
@@ -414,8 +617,7 @@ impl PageOrigin {
         };
         let first = (offset / PAGE_BYTES as u64) as u32;
         let read = (first..*base_pages).zip(bytes.as_chunks::<PAGE_BYTES>().0);
-        let zeros = read
-            .filter(|(number, page)| pages.contains(*number) && page.iter().all(|byte| *byte == 0));
+        let zeros = read.filter(|(number, page)| pages.contains(*number) && is_zero(page));
         Ok(zeros.map(|(number, _)| u64::from(number - first)).collect())
     }
 
@@ -442,6 +644,11 @@ impl PageOrigin {
 
     fn odd(&self) -> MutexGuard<'_, Odd> {
         self.odd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn damaged_maps(&self) -> MutexGuard<'_, BTreeMap<u32, Error>> {
+        let maps = self.damaged_maps.lock();
+        maps.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds the end of the log that the backup is consistent from, after all tables were read, and adds the segments
@@ -494,11 +701,12 @@ impl PageOrigin {
         Ok(range)
     }
 
-    /// Whether the log from `range` makes good what was found torn or gone.
+    /// Whether the log from `range` makes good what was found torn, gone, doubtful or lost. What is lost is in an incremental backup
+    /// all the same, taken over from its base.
     fn check_odd(&self, range: LsnRange) -> Result<()> {
         // A copy: what was torn is told later, however it was mended.
         let mut left = self.odd().clone();
-        if left.torn.is_empty() && left.gone.is_empty() {
+        if left.is_empty() {
             return Ok(());
         }
         let tables = self.checkpoint.catalogue.tables();
@@ -510,6 +718,16 @@ impl PageOrigin {
             left.mend(record);
             Ok(())
         })?;
+        left.lost.forget_mended();
+        left.doubtful.forget_mended();
+        self.refuse_damage(&left)?;
+        self.refuse_loss(&left.lost)?;
+        self.odd().lost = left.lost;
+        Ok(())
+    }
+
+    /// Refuses what would not be in the backup as it was written, or may not be.
+    fn refuse_damage(&self, left: &Odd) -> Result<()> {
         if let Some((table, page)) = left.torn.first() {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -523,7 +741,60 @@ impl PageOrigin {
                 .object(table_path(*table))
                 .hint("the database is damaged; restore it from a backup"));
         }
+        if let Some(table) = left.doubtful.tables.keys().next() {
+            let damage = self.damaged_maps().remove(table);
+            return Err(damage.unwrap_or_else(not_listed));
+        }
         Ok(())
+    }
+
+    /// Refuses to make a full backup that lacks pages which the one before certainly has.
+    fn refuse_loss(&self, lost: &LostTables) -> Result<()> {
+        let certain = self.predecessor.filter(|before| before.is_certain);
+        if self.base_end.is_none()
+            && let (Some(before), Some((table, lost))) = (certain, lost.tables.first_key_value())
+        {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "a table's file has lost {} that backup {} has, and the log holds no image of what was there",
+                    lost.count_text(),
+                    before.id
+                ),
+            )
+            .object(lost_object(*table, lost))
+            .hint(LOST_HINT));
+        }
+        Ok(())
+    }
+
+    /// What there is to say of pages that were lost, once the log was added.
+    pub fn lost_warnings(&self) -> Vec<String> {
+        let Some(before) = self.predecessor else {
+            return Vec::new();
+        };
+        let odd = self.odd();
+        let tables = &odd.lost.tables;
+        let told = tables.iter().take(LOSERS_TOLD_MAX);
+        let mut warnings: Vec<String> = told
+            .map(|(table, lost)| {
+                let what = format!(
+                    "{}: from there on the table's file has lost {} that backup {} has",
+                    lost_object(*table, lost),
+                    lost.count_text(),
+                    before.id
+                );
+                match self.base_end {
+                    Some(_) => format!("{what}. This backup has them, taken over from there: restore it to have them again, and find out what made the file shorter"),
+                    None => format!("{what}, and this backup lacks them. Unless the database was put back to an earlier state, hold that backup (`helios-mover hold add`): it is where they are left"),
+                }
+            })
+            .collect();
+        if tables.len() > LOSERS_TOLD_MAX {
+            let more = tables.len() - LOSERS_TOLD_MAX;
+            warnings.push(format!("tables that lost pages as well: {more}"));
+        }
+        warnings
     }
 
     /// Sums over all files.
@@ -615,6 +886,24 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     Ok(file.into())
 }
 
+fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
+    page.iter().all(|byte| *byte == 0)
+}
+
+/// The pages in a range of a table's file.
+fn pages_of(range: &Range<u64>) -> Range<u32> {
+    let page = |bytes: u64| (bytes / PAGE_BYTES as u64) as u32;
+    page(range.start)..page(range.end)
+}
+
+/// How the first page that a table lost is called.
+fn lost_object(table: u32, lost: &Lost) -> String {
+    match lost.first() {
+        Some(page) => format!("table {table:08x}, page {page}"),
+        None => format!("table {table:08x}"),
+    }
+}
+
 /// What of `range`, all of which the base has, is read because `pages` changed, and what is kept. Of what changed and is not
 /// `written` that is to be seen, if `tell` says so.
 fn changed_pieces(range: Range<u64>, written: u64, pages: &PageSet, tell: bool) -> VecDeque<Piece> {
@@ -685,8 +974,13 @@ mod tests {
     fn other_tables_of_the_log_do_not_matter_to_what_it_has_to_make_good() {
         let mut odd = Odd {
             torn: BTreeSet::from([(1, 4), (1, 5), (2, 7), (3, 9)]),
-            gone: BTreeSet::from([3, 4]),
+            gone: BTreeSet::from([3, 4, 5]),
+            ..Odd::default()
         };
+        for table in 1..4 {
+            odd.lost.add(table, 5..6);
+            odd.doubtful.add(table, 5..6);
+        }
         let body = &[0; page::BODY_BYTES];
         // More tables and pages than any budget of a whole extraction allows.
         for table in 10..1_000_000 {
@@ -694,7 +988,14 @@ mod tests {
             odd.mend(&Record::Image { table, page, body });
         }
         odd.mend(&Record::Drop { table: 10 });
-        assert_eq!((odd.torn.len(), odd.gone.len()), (4, 2));
+        let (kind, name) = (wal::TableKind::Rows, "x");
+        odd.mend(&Record::Create {
+            table: 11,
+            kind,
+            name,
+        });
+        assert_eq!((odd.torn.len(), odd.gone.len()), (4, 3));
+        assert_eq!(counts(&odd.lost), [(1, 1), (2, 1), (3, 1)]);
 
         let (table, page) = (1, 5);
         let ranges = wal::record::Ranges::decode(&[100, 0, 1, 0, 7]).unwrap();
@@ -707,7 +1008,78 @@ mod tests {
         odd.mend(&Record::Image { table, page, body });
         odd.mend(&Record::Drop { table: 3 });
         assert_eq!(odd.torn, BTreeSet::from([(1, 4), (2, 7)]));
+        assert_eq!(odd.gone, BTreeSet::from([4, 5]));
+        assert_eq!(counts(&odd.lost), [(1, 0), (2, 1)]);
+        assert_eq!(counts(&odd.doubtful), [(1, 0), (2, 1)]);
+        // A table that was made behind the redo position is in the log as a whole: its file may come later.
+        odd.mend(&Record::Create {
+            table: 5,
+            kind,
+            name,
+        });
         assert_eq!(odd.gone, BTreeSet::from([4]));
+        odd.mend(&Record::Create {
+            table: 2,
+            kind,
+            name,
+        });
+        assert_eq!(counts(&odd.lost), [(1, 0)]);
+        assert_eq!(counts(&odd.doubtful), [(1, 0)]);
+    }
+
+    fn counts(lost: &LostTables) -> Vec<(u32, u64)> {
+        let tables = lost.tables.iter();
+        tables.map(|(table, lost)| (*table, lost.count())).collect()
+    }
+
+    #[test]
+    fn lost_pages_are_known_one_by_one_across_words() {
+        let mut lost = LostTables::default();
+        for pages in [60..64, 64..130, 191..192, 193..194] {
+            lost.add(1, pages);
+        }
+        assert_eq!(counts(&lost), [(1, 72)]);
+        assert_eq!(lost.tables[&1].first(), Some(60));
+        for page in 60..130 {
+            lost.strike(1, page);
+        }
+        assert_eq!(counts(&lost), [(1, 2)]);
+        assert_eq!(lost.tables[&1].first(), Some(191));
+        for page in [191, 192, 193, 193] {
+            lost.strike(1, page);
+        }
+        assert_eq!(lost.tables[&1].first(), None);
+        lost.forget_mended();
+        assert!(lost.tables.is_empty());
+    }
+
+    /// A table that was dropped has taken all the room, and what power took of another one is in the log as a whole.
+    #[test]
+    fn more_lost_pages_than_are_kept_are_no_damage_where_the_log_has_images_of_all() {
+        let (mut odd, scattered) = (Odd::default(), LOST_WORDS_MAX as u32);
+        for word in 0..scattered {
+            odd.lost.add(1, word * WORD_PAGES..word * WORD_PAGES + 1);
+        }
+        odd.lost.add(2, 30..130);
+        let all = u64::from(scattered);
+        assert_eq!(counts(&odd.lost), [(1, all), (2, 100)]);
+        assert_eq!(odd.lost.tables[&2].first(), None);
+        let body = &[0; page::BODY_BYTES];
+        let image = |page| Record::Image {
+            table: 2,
+            page,
+            body,
+        };
+        odd.mend(&Record::Drop { table: 1 });
+        (30..129).for_each(|page| odd.mend(&image(page)));
+        odd.lost.forget_mended();
+        assert_eq!(counts(&odd.lost), [(2, 1)]);
+        // And one that is not lost, as most images are of.
+        for page in [129, 7] {
+            odd.mend(&image(page));
+        }
+        odd.lost.forget_mended();
+        assert!(odd.is_empty());
     }
 
     #[test]

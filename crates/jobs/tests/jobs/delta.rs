@@ -264,6 +264,11 @@ fn give_away_repository(place: &Place) {
 
 /// Ends a restore over `out` when it writes; gives the hint of its error, and what was told meanwhile.
 fn ended_on_the_way(place: &Place) -> (String, Vec<String>) {
+    ended_after(place, || {})
+}
+
+/// The same, when it writes and `meanwhile` was done beside it.
+fn ended_after(place: &Place, meanwhile: impl FnOnce()) -> (String, Vec<String>) {
     let slow = Engine {
         limits: JobLimits {
             read: RateBudget::new(Some(MIB as u64)),
@@ -276,8 +281,12 @@ fn ended_on_the_way(place: &Place) -> (String, Vec<String>) {
     let plan = restore::plan(&engine(), &options, &mut |_, _| {}).unwrap();
     let told = RefCell::new(Vec::new());
     let tell = |warning: &str| told.borrow_mut().push(warning.to_owned());
+    let mut meanwhile = Some(meanwhile);
     let ended = restore::execute_telling(&slow, plan, &tell, &mut |progress, stop| {
         if progress.read().phase == Phase::Restore {
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+            }
             stop.raise();
         }
     });
@@ -292,10 +301,13 @@ fn a_restore_that_is_ended_on_the_way_says_what_it_leaves() {
     let place = restored();
     let holds = || hold::list(&engine(), &place.access()).unwrap().holds.len();
     let (hint, told) = ended_on_the_way(&place);
-    assert_eq!(
-        hint,
-        "the target is incomplete, and the backup stays held: run it again with --delta"
-    );
+    // What root leaves is root's.
+    let go_on = match rustix::process::geteuid().is_root() {
+        true => "run it again with --delta, as root",
+        false => "run it again with --delta",
+    };
+    let held = "the target is incomplete, and the backup stays held";
+    assert_eq!(hint, format!("{held}: {go_on}"));
     assert!(
         told.len() == 1 && told[0].contains("stays held"),
         "{told:?}"
@@ -306,13 +318,36 @@ fn a_restore_that_is_ended_on_the_way_says_what_it_leaves() {
 
     give_away_repository(&place);
     let (hint, told) = ended_on_the_way(&place);
-    assert_eq!(hint, "the target is incomplete: run it again with --delta");
+    assert_eq!(hint, format!("the target is incomplete: {go_on}"));
     assert!(
         told.len() == 1 && told[0].contains("no hold could be put on"),
         "{told:?}"
     );
     assert_eq!(holds(), 0);
     again(&place);
+}
+
+/// It is refused, as the first one has the target, and takes back what it put on itself and nothing else.
+#[test]
+fn a_second_restore_over_the_same_target_leaves_the_hold_of_the_first() {
+    let place = restored();
+    let holds = || hold::list(&engine(), &place.access()).unwrap().holds.len();
+    let (hint, told) = ended_after(&place, || {
+        assert_eq!(holds(), 1);
+        let options = place.restore_options("latest", "out", true);
+        let refused = place.try_restore(&engine(), &options).map(drop);
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error}");
+        assert_eq!(holds(), 1);
+    });
+    assert!(hint.contains("the backup stays held"), "{hint}");
+    assert!(
+        told.len() == 1 && told[0].contains("stays held"),
+        "{told:?}"
+    );
+    assert_eq!(holds(), 1);
+    again(&place);
+    assert_eq!(holds(), 0);
 }
 
 #[test]
@@ -344,7 +379,7 @@ fn where_no_holes_can_be_made_zeros_are_written() {
     assert!(is_root, "this test mounts a file system: run it as root");
     let place = restored();
     // This file system knows no holes.
-    let mounted = Mounted::ramfs(&place.path("ram"));
+    let mounted = Mounted::new("ramfs", "mode=755", &place.path("ram"));
     let file = mounted.0.join("holes");
     fs::write(&file, vec![9; 5 * MIB]).unwrap();
     let options = place.restore_options("latest", "ram", true);
@@ -362,14 +397,34 @@ fn where_no_holes_can_be_made_zeros_are_written() {
     assert_same_trees(&place.path("source"), &mounted.0);
 }
 
-/// A ramfs that is unmounted when it goes out of scope.
+/// Nobody knows how much of the backup goes there before it does.
+#[test]
+fn another_file_system_in_the_target_may_be_the_room_that_the_target_lacks() {
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root, "this test mounts file systems: run it as root");
+    let place = Place::plain();
+    fs::create_dir(place.source("tables")).unwrap();
+    fs::write(place.source("tables/one"), Random(1).bytes(6 * MIB)).unwrap();
+    place.backup();
+    let small = Mounted::new("tmpfs", "size=2m", &place.path("small"));
+    let options = place.restore_options("latest", "small", true);
+    let refused = place.try_restore(&engine(), &options).map(drop);
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), Kind::Target, "{error}");
+    assert!(error.to_string().contains("no room"), "{error}");
+    let _large = Mounted::new("tmpfs", "size=32m", &small.0.join("tables"));
+    place.try_restore(&engine(), &options).unwrap();
+    assert_same_trees(&place.path("source"), &small.0);
+}
+
+/// A file system in memory that is unmounted when it goes out of scope.
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {
-    fn ramfs(at: &std::path::Path) -> Mounted {
+    fn new(kind: &str, options: &str, at: &std::path::Path) -> Mounted {
         fs::create_dir(at).unwrap();
         let mount = std::process::Command::new("mount")
-            .args(["-t", "ramfs", "none"])
+            .args(["-t", kind, "-o", options, "none"])
             .arg(at)
             .status();
         assert!(mount.unwrap().success());

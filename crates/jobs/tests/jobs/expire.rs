@@ -29,10 +29,7 @@ pub fn keep(last: u32) -> Policy {
 }
 
 pub fn options(place: &Place, policy: Policy) -> ExpireOptions {
-    ExpireOptions {
-        repo: place.access(),
-        policy,
-    }
+    ExpireOptions::by_rules(place.access(), policy)
 }
 
 fn try_expire(place: &Place, last: u32) -> Result<ExpireSummary> {
@@ -437,7 +434,8 @@ fn execute_beside(place: &Place, last: u32, told: &(dyn Fn() + Sync)) -> Result<
         let link = LinkLimits::default();
         let opened = Repository::open(&shard, &place.url(), &link, &place.credentials).await?;
         let repository = Arc::new(opened);
-        let plan = repo_expire::plan(&shard, &repository, &keep(last), Timestamp::now()).await?;
+        let (policy, all) = (keep(last), Default::default());
+        let plan = repo_expire::plan(&shard, &repository, &policy, &all, Timestamp::now()).await?;
         let done = repo_expire::execute(&shard, &repository, plan, &|_| told()).await;
         done.map(drop)
     };

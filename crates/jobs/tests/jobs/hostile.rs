@@ -242,13 +242,11 @@ fn an_object_over_its_cap_is_told_as_damaged_and_not_as_a_limit() {
     fs::create_dir_all(place.object("sessions")).unwrap();
     fs::write(place.object(session), b"").unwrap();
     grow(session, 1 << 20);
-    let options = ExpireOptions {
-        repo: place.access(),
-        policy: Policy {
-            last: 1,
-            ..Policy::default()
-        },
+    let policy = Policy {
+        last: 1,
+        ..Policy::default()
     };
+    let options = ExpireOptions::by_rules(place.access(), policy);
     let error = expire::plan(&engine(), &options, &mut |_, _| {}).map(drop);
     let error = error.unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt, "{error}");

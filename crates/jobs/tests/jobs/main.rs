@@ -14,4 +14,5 @@ mod maps;
 mod overlap;
 mod page_store;
 mod sessions;
+mod slips;
 mod strays;

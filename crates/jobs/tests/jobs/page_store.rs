@@ -31,6 +31,7 @@ use crate::fixture::*;
 mod histories;
 mod in_place;
 mod log_lost;
+mod lost_pages;
 mod size;
 mod torn;
 mod tracker;

@@ -109,13 +109,11 @@ fn a_stray_name_among_the_holds_stops_an_expire_and_nobody_else() {
     assert_eq!(restored.warnings, [""; 0]);
     assert_eq!(list().holds.len(), 1);
 
-    let options = ExpireOptions {
-        repo: place.access(),
-        policy: Policy {
-            last: 1,
-            ..Policy::default()
-        },
+    let policy = Policy {
+        last: 1,
+        ..Policy::default()
     };
+    let options = ExpireOptions::by_rules(place.access(), policy);
     let refused = expire::plan(&engine(), &options, &mut |_, _| {}).map(drop);
     let refused = refused.unwrap_err();
     assert_eq!(refused.kind(), Kind::Corrupt, "{refused}");
@@ -209,13 +207,11 @@ fn a_pack_that_is_left_over_and_cannot_be_read_stays_and_is_told() {
     left.retain(|pack| !kept.contains(pack));
     let sound = fs::read(place.object(&left[0])).unwrap();
     let harms: [&[u8]; 3] = [b"", b"damaged", &[&sound[..16], &[0; 200]].concat()];
-    let options = ExpireOptions {
-        repo: place.access(),
-        policy: Policy {
-            last: 1,
-            ..Policy::default()
-        },
+    let policy = Policy {
+        last: 1,
+        ..Policy::default()
     };
+    let options = ExpireOptions::by_rules(place.access(), policy);
     let plan = || expire::plan(&engine(), &options, &mut |_, _| {}).unwrap();
     for harm in harms {
         fs::write(place.object(&left[0]), harm).unwrap();

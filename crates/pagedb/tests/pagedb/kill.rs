@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use mover_pagedb::model::balance;
@@ -17,6 +17,10 @@ use mover_source::disk::{DirDisk, Disk};
 use crate::support::*;
 
 const CLIENTS: u64 = 3;
+
+/// Transactions that a run acknowledges before it is killed, unless that is early: from so many on, and up to so many more.
+const ACKNOWLEDGED_MIN: u64 = 10;
+const ACKNOWLEDGED_MORE: u64 = 30;
 
 /// Runs the process for a while, kills it, and returns what it acknowledged last of each client.
 fn run_and_kill(directory: &Path, seed: u64, random: &mut Random) -> BTreeMap<u64, i64> {
@@ -32,22 +36,33 @@ fn run_and_kill(directory: &Path, seed: u64, random: &mut Random) -> BTreeMap<u6
     let out = process.stdout.take().expect("stdout");
     // Sometimes before it has recovered, mostly after.
     let early = random.below(4) == 0;
+    let (sender, transactions) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut acknowledged = BTreeMap::new();
         for line in BufReader::new(out).lines() {
             let line = line.expect("a line");
             if let Some((client, count)) = line.split_once(' ') {
                 acknowledged.insert(client.parse().unwrap(), count.parse().unwrap());
+                // Nobody listens any more when the process is about to be killed.
+                let _ = sender.send(());
             }
         }
         acknowledged
     });
-    let wait_ms = if early {
-        random.below(30)
-    } else {
-        40 + random.below(160)
+    let (wait_ms, wanted) = match early {
+        true => (random.below(30), 0),
+        false => (
+            40 + random.below(160),
+            ACKNOWLEDGED_MIN + random.below(ACKNOWLEDGED_MORE),
+        ),
     };
+    // Where the disk is slow, the time alone would end runs that have done next to nothing.
     std::thread::sleep(Duration::from_millis(wait_ms));
+    for _ in 0..wanted {
+        transactions
+            .recv_timeout(Duration::from_secs(60))
+            .expect("a transaction is acknowledged");
+    }
     process.kill().expect("kill");
     process.wait().expect("wait");
     reader.join().expect("reader")

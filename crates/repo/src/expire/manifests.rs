@@ -1,7 +1,7 @@
 //! The manifests of a run: which ones are listed, and reading many of them.
 //!
 //! Invariants: they are taken in the order that was asked for, whichever of them was there first; of those that are read at a time
-//! no more is in memory than [`catalogue::load_next`] allows.
+//! no more is in memory than [`catalogue::fetch_next`] allows, one of them decoded, and that without its entry pages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mover_base::{BackupId, Result};
 use mover_io::Shard;
 
-use crate::catalogue::{self, OpenManifest};
+use crate::catalogue::{self, OpenHead};
 use crate::repository::Repository;
 use crate::sessions::stray_name;
 
@@ -35,14 +35,18 @@ pub(super) async fn read_each(
     shard: &Shard,
     repository: &Arc<Repository>,
     backups: &[(BackupId, u64)],
-    mut take: impl FnMut(BackupId, Result<OpenManifest>) -> Result<bool>,
+    mut take: impl FnMut(BackupId, Result<OpenHead>) -> Result<bool>,
 ) -> Result<()> {
     let mut rest = backups;
     while !rest.is_empty() {
-        for (id, read) in catalogue::load_next(shard, repository, &mut rest, READS_AT_ONCE).await? {
+        let some = catalogue::fetch_next(shard, repository, &mut rest, READS_AT_ONCE);
+        for (id, stored) in some.await? {
+            // Each goes before the next one is decoded.
+            let read = stored.and_then(|stored| stored.head(repository));
             if !take(id, read)? {
                 return Ok(());
             }
+            shard.stop()?;
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use mover_format::preamble::ObjectType;
 use mover_format::record::{Purpose, Record};
 use mover_io::Shard;
 
-use super::{execute, manifests, plan};
+use super::{Scope, execute, manifests, plan};
 use crate::policy::Policy;
 use crate::repository::Repository;
 use crate::sessions::{self, Registration};
@@ -107,7 +107,7 @@ async fn filled(shard: &Shard, url: &str) -> Result<Arc<Repository>> {
 fn a_plan_says_of_each_of_many_backups_what_it_alone_still_needs() {
     fixture::with_place(async |shard, url| {
         let repository = filled(shard, url).await?;
-        let plan = plan(shard, &repository, &keep(2), now()).await?;
+        let plan = plan(shard, &repository, &keep(2), &Scope::default(), now()).await?;
         let mut last_of = BTreeMap::new();
         for number in 0..BACKUPS {
             for pack in packs(number) {
@@ -166,7 +166,8 @@ fn sessions_that_are_over_go_before_the_manifests_that_say_so() {
         let repository = filled(shard, url).await?;
         let root = repository.store().directory().expect("a directory");
         let directory = root.join("sessions");
-        let plan = plan(shard, &repository, &keep(BACKUPS / SOURCES - 1), now()).await?;
+        let (policy, all) = (keep(BACKUPS / SOURCES - 1), Scope::default());
+        let plan = plan(shard, &repository, &policy, &all, now()).await?;
         assert_eq!(plan.sessions.len(), BACKUPS as usize);
         assert!(plan.sessions.iter().all(|session| session.is_over));
         let most = AtomicUsize::new(0);

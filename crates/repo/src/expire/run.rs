@@ -211,12 +211,12 @@ impl Run<'_> {
         if !self.doomed.contains(&backup) {
             return Ok(true);
         }
-        let open = match catalogue::load(self.shard, self.repository, backup).await {
+        let open = match catalogue::load_head(self.shard, self.repository, backup).await {
             Ok(open) => open,
             Err(error) if error.is_absence() => return Ok(false),
             Err(error) => return Err(error),
         };
-        self.survey.packs.add(&open.manifest.packs, open.origin)?;
+        self.survey.packs.add(&open.head.packs, open.origin)?;
         self.doomed.remove(&backup);
         self.out.put_off.push(PutOff {
             backup_id: backup,
@@ -287,11 +287,12 @@ impl Run<'_> {
                 Err(error) if error.kind() == Kind::Storage => {
                     self.refused(&key, &error);
                     // It may be gone all the same; while it may be there, its packs stay.
-                    let open = match catalogue::load(self.shard, self.repository, backup).await {
+                    let read = catalogue::load_head(self.shard, self.repository, backup).await;
+                    let open = match read {
                         Err(gone) if gone.is_absence() => return Err(error),
-                        open => open?,
+                        read => read?,
                     };
-                    self.survey.packs.add(&open.manifest.packs, open.origin)?;
+                    self.survey.packs.add(&open.head.packs, open.origin)?;
                     self.doomed.remove(&backup);
                     self.kept_back.insert(backup);
                     continue;

@@ -13,6 +13,13 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat};
 
 use crate::support::{assert_same, require_root, restore};
 
+/// Puts an ACL on a name. Without one, what is compared afterwards would be compared without ACLs.
+fn setfacl(args: &[&str], path: &Path) {
+    let status = Command::new("setfacl").args(args).arg(path).status();
+    let status = status.expect("setfacl runs (tests/run installs it)");
+    assert!(status.success(), "{args:?} {}: {status}", path.display());
+}
+
 /// Every kind of metadata that has an order to get wrong.
 fn awkward_tree(root: &Path) {
     fs::create_dir_all(root.join("closed/inner")).unwrap();
@@ -33,15 +40,8 @@ fn awkward_tree(root: &Path) {
     let flags = XattrFlags::empty();
     let fd = File::open(root.join("acl")).unwrap();
     rustix::fs::fsetxattr(&fd, "user.note", &[0, 255, 10], flags).unwrap();
-    // Without the tool, the ACL is left out and the rest still counts.
-    let _ = Command::new("setfacl")
-        .args(["-m", "u:daemon:rwx,g::r"])
-        .arg(root.join("acl"))
-        .status();
-    let _ = Command::new("setfacl")
-        .args(["-d", "-m", "u:daemon:rx"])
-        .arg(root.join("sticky"))
-        .status();
+    setfacl(&["-m", "u:daemon:rwx,g::r"], &root.join("acl"));
+    setfacl(&["-d", "-m", "u:daemon:rx"], &root.join("sticky"));
     // cap_net_bind_service, version 2: cleared by a later change of owner.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     rustix::fs::fsetxattr(&fd, "security.capability", &capability, flags).unwrap();
@@ -72,10 +72,7 @@ fn awkward_metadata_survives_a_fresh_and_a_delta_restore() {
     // Over an older state with other metadata, an inherited ACL and leftover attributes.
     let delta = dir.path().join("delta");
     fs::create_dir_all(delta.join("closed/inner")).unwrap();
-    let _ = Command::new("setfacl")
-        .args(["-d", "-m", "u:daemon:rwx"])
-        .arg(&delta)
-        .status();
+    setfacl(&["-d", "-m", "u:daemon:rwx"], &delta);
     fs::write(delta.join("acl"), b"longer than before").unwrap();
     let fd = File::open(delta.join("acl")).unwrap();
     rustix::fs::fsetxattr(&fd, "user.stale", b"x", XattrFlags::empty()).unwrap();

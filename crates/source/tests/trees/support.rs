@@ -148,12 +148,17 @@ impl Mounted {
         Mounted(at.to_owned())
     }
 
-    /// A file system in `dir` that keeps times to the second: ext4 with inodes of 128 bytes.
+    /// A file system in `dir` that keeps times to the second, and none of birth: ext4 with inodes of 128 bytes.
     pub fn of_whole_seconds(dir: &Path) -> Mounted {
-        let (image, at) = (dir.join("seconds.ext4"), dir.join("seconds"));
+        Mounted::ext4(dir, "128")
+    }
+
+    /// An ext4 file system in `dir` with inodes of so many bytes.
+    pub fn ext4(dir: &Path, inode_bytes: &str) -> Mounted {
+        let (image, at) = (dir.join("image.ext4"), dir.join("mounted"));
         File::create(&image).unwrap().set_len(8 << 20).unwrap();
         std::fs::create_dir(&at).unwrap();
-        let mkfs = ["mkfs.ext4", "-q", "-F", "-I", "128"];
+        let mkfs = ["mkfs.ext4", "-q", "-F", "-I", inode_bytes];
         for (command, last) in [(&mkfs[..], None), (&["mount", "-o", "loop"], Some(&at))] {
             let mut command_line = Command::new(command[0]);
             command_line.args(&command[1..]).arg(&image).args(last);

@@ -45,15 +45,23 @@ pub(super) fn explain(error: impl Into<io::Error>, action: &str, object: &str) -
 }
 
 /// Explains that the file system of the repository at `path` gives no name that replaces nothing: it has no such rename, and the hard
-/// link in its place met `errno`. Some FUSE mounts that put a bucket behind a directory are like that.
-pub(super) fn unnameable(errno: Errno, path: &str) -> Error {
-    Error::new(
-        Kind::Storage,
-        "this file system can neither rename without replacing nor make hard links",
-    )
-    .object(path)
-    .hint("use another file system for the repository, or s3://")
-    .cause(io::Error::from(errno))
+/// link in its place met `errno`. Some FUSE mounts that put a bucket behind a directory are like that. Others make each file that of
+/// one user, and the kernel keeps all but that user from linking to it: whether this may be so, `is_anothers` says.
+pub(super) fn unnameable(errno: Errno, is_anothers: bool, path: &str) -> Error {
+    let (what, hint) = match (errno, is_anothers) {
+        (Errno::PERM, true) => (
+            "this file system cannot rename without replacing, and a hard link was refused",
+            "it made a file of this user another user's, to which fs.protected_hardlinks may forbid a link: have its mount options give files to who makes them; if it has no hard links at all, use another file system for the repository, or s3://",
+        ),
+        _ => (
+            "this file system can neither rename without replacing nor make hard links",
+            "use another file system for the repository, or s3://",
+        ),
+    };
+    Error::new(Kind::Storage, what)
+        .object(path)
+        .hint(hint)
+        .cause(io::Error::from(errno))
 }
 
 /// Explains an error met while bytes of the object `object` were read: what the disk does not give back is lost as if it had been
@@ -103,6 +111,22 @@ mod tests {
         assert_eq!(kind(Errno::MFILE), Kind::Storage);
         assert_eq!(kind(Errno::STALE), Kind::Unreachable);
         assert_eq!(kind(Errno::BADMSG), Kind::Storage);
+    }
+
+    #[test]
+    fn a_link_that_is_refused_is_laid_to_the_setting_only_where_that_may_be_why() {
+        let told = |errno, is_anothers| {
+            let error = unnameable(errno, is_anothers, "/srv/backup");
+            assert_eq!(error.kind(), Kind::Storage);
+            assert_eq!(error.object_name(), Some("/srv/backup"));
+            let hint = error.hint_text().unwrap_or_default();
+            assert!(hint.contains("use another file system"), "{hint}");
+            hint.contains("fs.protected_hardlinks")
+        };
+        assert!(told(Errno::PERM, true));
+        // To its own files the kernel lets everybody link, and it forbids by no other error.
+        assert!(!told(Errno::PERM, false));
+        assert!(!told(Errno::OPNOTSUPP, true));
     }
 
     #[test]

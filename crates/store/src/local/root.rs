@@ -6,7 +6,9 @@
 //! choice and is followed, once. Opening never blocks on a FIFO and never returns anything but a regular
 //! file.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -63,6 +65,38 @@ impl Root {
         }
     }
 
+    /// [`explain`], but where this user may not do it by whose it is, that is told.
+    fn explain(&self, errno: Errno, action: &str, relative: &str) -> Error {
+        let own = rustix::process::geteuid().as_raw();
+        let is_denied = matches!(errno, Errno::ACCESS | Errno::PERM);
+        let owner = self
+            .owner(relative)
+            .filter(|owner| is_denied && *owner != own);
+        match owner {
+            Some(owner) => Error::new(Kind::Storage, format!("no permission to {action}"))
+                .object(relative)
+                .hint(format!(
+                    "run as the user with id {owner}, to whom it belongs (this is the one with id {own}), or give all of the repository to one user (chown -R), who makes every backup in it"
+                ))
+                .cause(io::Error::from(errno)),
+            None => explain(errno, action, relative),
+        }
+    }
+
+    /// Who owns what is at `relative`, or the directory above it that cannot be looked into, or that it would be in.
+    fn owner(&self, relative: &str) -> Option<u32> {
+        let mut path = self.path.clone();
+        let mut owner = path.metadata().ok()?.uid();
+        for part in relative.split('/') {
+            path.push(part);
+            match path.symlink_metadata() {
+                Ok(found) => owner = found.uid(),
+                Err(_) => break,
+            }
+        }
+        Some(owner)
+    }
+
     /// Fails where the root was removed after it was opened: an unlinked directory lists as empty, which
     /// must never be taken for a repository without objects.
     pub(super) fn check_linked(&self) -> Result<()> {
@@ -86,11 +120,7 @@ impl Root {
         match resolve(self.fd()?, path, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(errno) => Err(explain(
-                errno,
-                "open a directory of the repository",
-                relative,
-            )),
+            Err(errno) => Err(self.explain(errno, "open a directory of the repository", relative)),
         }
     }
 
@@ -104,7 +134,7 @@ impl Root {
             Errno::NOTDIR => {
                 Error::new(Kind::Conflict, "an object has the name of a directory").object(relative)
             }
-            _ => explain(errno, "create a directory of the repository", relative),
+            _ => self.explain(errno, "create a directory of the repository", relative),
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let mut parent = resolve(self.fd()?, ".", flags, Mode::empty()).map_err(told)?;
@@ -120,7 +150,7 @@ impl Root {
 
     /// What stands at `relative`; `None` where nothing does.
     pub(super) fn stat(&self, relative: &str) -> Result<Option<Stat>> {
-        let told = |errno| explain(errno, "examine an object", relative);
+        let told = |errno| self.explain(errno, "examine an object", relative);
         match resolve(self.fd()?, relative, OFlags::PATH, Mode::empty()) {
             Ok(fd) => rustix::fs::fstat(fd).map(Some).map_err(told),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -130,7 +160,7 @@ impl Root {
 
     /// Opens the object `relative` for reading, with its size in bytes; `None` where there is none.
     pub(super) fn open_object(&self, relative: &str) -> Result<Option<(OwnedFd, u64)>> {
-        let told = |errno| explain(errno, "open an object", relative);
+        let told = |errno| self.explain(errno, "open an object", relative);
         // NONBLOCK keeps a planted FIFO from hanging the shard. It is taken off again below, because
         // io_uring answers EAGAIN instead of waiting where it is set.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -200,7 +200,8 @@ impl LocalUpload {
     fn told(&self, unnamed: Unnamed) -> Error {
         match unnamed {
             Unnamed::Unable(errno) => {
-                unnameable(errno, &self.store.directory().display().to_string())
+                let path = self.store.directory().display().to_string();
+                unnameable(errno, is_anothers(self.file.as_fd()), &path)
             }
             Unnamed::Failed(Errno::NOENT) => Error::new(
                 Kind::Storage,
@@ -284,6 +285,12 @@ impl TemporaryFile {
         )
     }
 
+    /// What it is called among the temporary files.
+    fn own_name(&self) -> Result<&str, Unnamed> {
+        let name = self.name.as_deref();
+        name.ok_or(Unnamed::Failed(Errno::NOENT))
+    }
+
     /// Renames the file, which is open as `file`, to `name` in `directory` unless that exists.
     fn rename(
         &mut self,
@@ -291,9 +298,7 @@ impl TemporaryFile {
         directory: &OwnedFd,
         name: &str,
     ) -> Result<(), Unnamed> {
-        let Some(own) = self.name.as_deref() else {
-            return Err(Unnamed::Failed(Errno::NOENT));
-        };
+        let own = self.own_name()?;
         match rustix::fs::renameat_with(
             &*self.directory,
             own,
@@ -319,9 +324,7 @@ impl TemporaryFile {
         directory: &OwnedFd,
         name: &str,
     ) -> Result<(), Unnamed> {
-        let Some(own) = self.name.as_deref() else {
-            return Err(Unnamed::Failed(Errno::NOENT));
-        };
+        let own = self.own_name()?;
         match rustix::fs::linkat(&*self.directory, own, directory, name, AtFlags::empty()) {
             Ok(()) => {}
             // An NFS server that restarts between the link and its answer is asked again, and says that the name
@@ -363,6 +366,12 @@ fn has_name(file: BorrowedFd<'_>, directory: &OwnedFd, name: &str) -> Result<boo
     }
 }
 
+/// Whether the file system says that the open file is another user's, as some make all files one user's.
+fn is_anothers(file: BorrowedFd<'_>) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_uid != own)
+}
+
 fn random_name() -> Result<String> {
     let random = u128::from_ne_bytes(random_bytes()?);
     Ok(format!("{random:032x}{TEMPORARY_SUFFIX}"))
@@ -371,7 +380,7 @@ fn random_name() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{fchown, symlink};
 
     use tempfile::TempDir;
 
@@ -412,6 +421,16 @@ mod tests {
             assert_eq!(has_name(file.as_fd(), &directory, name), Ok(false));
         }
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_that_became_another_users_is_told_from_ours() {
+        let is_root = rustix::process::geteuid().is_root();
+        assert!(is_root, "this test gives a file away: run it as root");
+        let (_kept, _directory, _temporary, file) = finished();
+        assert!(!is_anothers(file.as_fd()));
+        fchown(&file, Some(65_534), None).unwrap();
+        assert!(is_anothers(file.as_fd()));
     }
 
     #[test]

@@ -549,11 +549,7 @@ impl Client {
             Kind::Unreachable,
             format!("the store does not answer, for {} s now", after.as_secs()),
         )
-        .object(format!(
-            "{} ({})",
-            self.told(request),
-            self.place.location.server()
-        ))
+        .object(format!("{} ({})", self.told(request), self.place.way()))
         .hint("check the server and the network, then try again; what was committed is safe")
     }
 
@@ -564,11 +560,7 @@ impl Client {
             after.as_secs()
         );
         Error::new(Kind::Unreachable, message)
-            .object(format!(
-                "{} ({})",
-                self.told(request),
-                self.place.location.server()
-            ))
+            .object(format!("{} ({})", self.told(request), self.place.way()))
             .hint("check the server and the network, which have to take 64 KiB/s of each request; a larger timeout= in the repository's URL waits longer; what was committed is safe")
     }
 
@@ -600,7 +592,7 @@ impl Client {
         };
         Failure::Passing {
             error: Error::new(Kind::Unreachable, message)
-                .object(format!("{} ({object})", self.told(request)))
+                .object(format!("{} ({})", self.told(request), self.place.way()))
                 .hint("check endpoint, server, proxy and network, then try again; what was committed is safe")
                 .cause(innermost(&error)),
             is_overload: error.is_timeout(),
@@ -927,7 +919,8 @@ mod tests {
             arena_bytes: 8 * BUF_BYTES,
             ..ShardConfig::default()
         };
-        for bytes in [1 << 20, 64 << 20] {
+        // Not as long as a body in the kernel is waited for that is on its way: some 17 s, and 128 s.
+        for (bytes, bound_s) in [(1 << 20, 16), (64 << 20, 100)] {
             let attempt = async |shard: Shard| {
                 let client = store.client(&shard)?;
                 let payload = put::payload_of(&client, &vec![0; bytes])?;
@@ -950,8 +943,8 @@ mod tests {
             );
             assert!(error.hint_text().unwrap().contains("timeout="), "{error}");
             assert!(is_overload, "fewer requests at a time may help");
-            // Not as long as a body in the kernel is waited for that is on its way.
-            assert!(after < Duration::from_secs(12), "{bytes}: {after:?}");
+            let bound = Duration::from_secs(bound_s);
+            assert!(after < bound, "{bytes}: {after:?}");
         }
     }
 

@@ -22,7 +22,7 @@ const PAGE_NAMES_MAX: usize = 1000;
 /// counts as endless.
 const THIN_PAGES_MAX: usize = 100;
 const THIN_SHARE: usize = 20;
-/// Names that no object of a repository can have, of which a page of its objects passes over so many.
+/// Names that no object of a repository can have, or that are temporary, of which a page of its objects passes over so many.
 const FOREIGN_NAMES_MAX: usize = 1_000_000;
 
 /// Counts the pages of a listing that bring next to nothing and promise more.
@@ -106,6 +106,40 @@ struct UploadEntry {
     initiated: String,
 }
 
+/// What a listing brought.
+#[derive(Default)]
+struct Gathered {
+    objects: Vec<ObjectInfo>,
+    /// Names that no object of a repository can have, before the last of the objects that are wanted, and behind it.
+    strays: Vec<String>,
+    behind: Vec<String>,
+    /// How many names were passed over: these, and temporary ones.
+    foreign: usize,
+}
+
+impl Gathered {
+    /// Takes in a name, where so many objects are wanted.
+    fn take(&mut self, name: &str, bytes: u64, limit: usize) {
+        if name.split('/').next() == Some(TEMPORARY_PART) {
+            self.foreign += 1;
+            return;
+        }
+        if let Ok(key) = Key::new(name) {
+            self.objects.push(ObjectInfo { key, bytes });
+            return;
+        }
+        self.foreign += 1;
+        // Those behind the last object are of this page if it is the last, and of the next otherwise.
+        let list = match self.objects.len() < limit {
+            true => &mut self.strays,
+            false => &mut self.behind,
+        };
+        if list.len() < STRAYS_MAX {
+            list.push(super::answer::escaped(name));
+        }
+    }
+}
+
 /// A page of the repository's objects; see [`crate::Store::list`].
 pub(super) async fn list(
     client: &Client,
@@ -127,49 +161,37 @@ pub(super) async fn list(
         format!("{place}{prefix}"),
         after.map(|after| format!("{place}{after}")),
     );
-    let (mut objects, mut strays, mut behind) = (Vec::new(), Vec::new(), Vec::new());
-    let mut foreign = 0;
+    let mut found = Gathered::default();
     // One more than asked for tells whether there are more.
-    while objects.len() <= limit {
-        let Some(names) = walk
-            .next((limit + 1 - objects.len()).min(PAGE_NAMES_MAX))
-            .await?
-        else {
+    while found.objects.len() <= limit {
+        // Among names that are passed over, pages of the few that are wanted would take as many requests.
+        let names_max = match found.foreign {
+            0 => (limit + 1 - found.objects.len()).min(PAGE_NAMES_MAX),
+            _ => PAGE_NAMES_MAX,
+        };
+        let Some(names) = walk.next(names_max).await? else {
             break;
         };
-        for found in names.objects {
-            let Some(name) = found.name.strip_prefix(place) else {
-                continue;
-            };
-            if name.split('/').next() == Some(TEMPORARY_PART) {
-                continue;
-            }
-            match Key::new(name) {
-                Ok(key) => objects.push(ObjectInfo {
-                    key,
-                    bytes: found.bytes,
-                }),
-                Err(_) => {
-                    foreign += 1;
-                    // Those behind the last object are of this page if it is the last, and of the next otherwise.
-                    let list = match objects.len() < limit {
-                        true => &mut strays,
-                        false => &mut behind,
-                    };
-                    if list.len() < STRAYS_MAX {
-                        list.push(super::answer::escaped(name));
-                    }
-                }
+        for one in names.objects {
+            if let Some(name) = one.name.strip_prefix(place) {
+                found.take(name, one.bytes, limit);
             }
         }
-        if foreign > FOREIGN_NAMES_MAX {
-            let message =
-                format!("over {FOREIGN_NAMES_MAX} names in a row are none of a repository's");
+        if found.foreign > FOREIGN_NAMES_MAX {
+            let message = format!(
+                "over {FOREIGN_NAMES_MAX} names in a row are temporary or none of a repository's"
+            );
             return Err(Error::new(Kind::Limit, message)
                 .object(walk.prefix)
-                .hint("move them out of the repository; if there are none, the server, or a proxy before it, lists what is not there"));
+                .hint("delete those below tmp/ while no job runs, and move others out of the repository; if there are none, the server, or a proxy before it, lists what is not there"));
         }
     }
+    let Gathered {
+        mut objects,
+        mut strays,
+        mut behind,
+        ..
+    } = found;
     let has_more = objects.len() > limit;
     if !has_more {
         strays.append(&mut behind);

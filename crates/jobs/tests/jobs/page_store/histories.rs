@@ -186,7 +186,7 @@ impl History {
     fn expire(&mut self, policy: Policy) {
         let place = &self.site.place;
         let repo = place.access();
-        let options = ExpireOptions { repo, policy };
+        let options = ExpireOptions::by_rules(repo, policy);
         let plan = expire::plan(&engine(), &options, &mut |_, _| {}).unwrap();
         let done = expire::execute(&engine(), plan, &mut |_, _| {}).unwrap();
         assert!(done.ok, "{done:?}");

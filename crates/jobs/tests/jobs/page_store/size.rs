@@ -253,7 +253,7 @@ fn what_a_manifest_says_of_sizes_is_what_lies_there() {
                 ..Policy::default()
             };
             let repo = site.place.access();
-            let options = ExpireOptions { repo, policy };
+            let options = ExpireOptions::by_rules(repo, policy);
             let plan = expire::plan(&engine(), &options, &mut |_, _| {}).unwrap();
             expire::execute(&engine(), plan, &mut |_, _| {}).unwrap();
             let needed = packs(&site.place);

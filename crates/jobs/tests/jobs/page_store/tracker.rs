@@ -13,6 +13,7 @@ use mover_source::tracker::{
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use super::lost_pages::damage;
 use super::*;
 
 /// What a bitmap takes in an epoch's file: where it belongs, and a bit for each page.
@@ -485,12 +486,14 @@ fn a_page_that_is_marked_and_was_never_written_is_no_damage() {
         let insert = |key| Op::Insert("growing".to_owned(), key, vec![key as u8; 100]);
         keys.map(insert).collect()
     };
-    // To what length the table's file grows again after it was cut to nothing.
-    for (runs, grown) in [
-        (false, None),
-        (true, None),
-        (false, Some(0)),
-        (false, Some(BLOCK as u64)),
+    // To what length the table's file grows again after it was cut to nothing, and whether the base's packs are damaged.
+    for (runs, grown, damaged) in [
+        (false, None, false),
+        (true, None, false),
+        (false, None, true),
+        (false, Some(0), false),
+        (false, Some(BLOCK as u64), false),
+        (false, Some(0), true),
     ] {
         let mut site = Site::with(71, 14, true);
         work(&mut site);
@@ -520,6 +523,9 @@ fn a_page_that_is_marked_and_was_never_written_is_no_damage() {
         }
         if !runs {
             site.kill();
+        }
+        if damaged {
+            damage(&site.place, &site.place.packs(true));
         }
         let made = site.try_backup(BackupType::Incremental);
         if grown.is_some() {
