@@ -4,11 +4,11 @@
 //! Invariants: whatever else the server is asked for is as in a real repository with one backup, so that only the listing can be
 //! the reason; how often it was asked is counted, so that a cap is the one that the error states.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use mover_test_servers::{Access, FilesystemS3, Reply, RequestHead, Scripted};
 use mover_tests::bucket::{repo_in, told, variables};
@@ -101,12 +101,16 @@ impl Kept {
         page: impl Fn(&RequestHead, &str) -> Option<Reply> + Send + Sync + 'static,
     ) -> Scripted {
         let (held, bucket) = (Arc::clone(&self.held), self.files.access().bucket.clone());
-        let probes = AtomicUsize::new(0);
+        let (probes, made) = (AtomicUsize::new(0), Mutex::new(BTreeSet::new()));
         Scripted::start(move |head, _| {
             let prefix = field(head, "prefix").map(|prefix| prefix.replace("%2F", "/"));
             match (head.method.as_str(), prefix) {
                 ("GET", Some(prefix)) => {
                     page(head, &prefix).unwrap_or_else(|| page_of(&held, head, &prefix))
+                }
+                // Who takes a hold back looks first whether it is there.
+                ("HEAD", None) if made.lock().expect("no panic").contains(&head.path) => {
+                    Reply::new(200, "").with("etag", "\"x\"")
                 }
                 ("GET" | "HEAD", None) => object(&held, head, &bucket),
                 // The second write of a probe is refused, as by a server that keeps conditions.
@@ -116,7 +120,12 @@ impl Kept {
                 {
                     Reply::s3_error(412, "PreconditionFailed", "it exists")
                 }
-                ("PUT", _) => Reply::new(200, "").with("etag", "\"x\""),
+                ("PUT", _) => {
+                    if head.path.contains("/holds/") {
+                        made.lock().expect("no panic").insert(head.path.clone());
+                    }
+                    Reply::new(200, "").with("etag", "\"x\"")
+                }
                 ("DELETE", _) => Reply::new(204, ""),
                 ("POST", _) => Reply::new(200, "<DeleteResult></DeleteResult>"),
                 _ => Reply::s3_error(501, "NotImplemented", "no"),
