@@ -8,6 +8,7 @@
 mod base;
 mod copy;
 mod feed;
+mod odd;
 mod origin;
 mod pages;
 mod summary;
@@ -34,8 +35,9 @@ use serde::Serialize;
 
 use self::base::{Footing, Since, Wanted};
 use self::copy::Gathered;
+use self::odd::Predecessor;
 use self::origin::{Origin, TREE_KIND, TreeOrigin};
-use self::pages::{Changes, PageOrigin, Predecessor};
+use self::pages::{Changes, PageOrigin};
 use self::summary::{Ended, draft, skipped_warnings, summary};
 use crate::check::page_store_warning;
 use crate::estimate::{self, Estimate};

@@ -20,7 +20,8 @@ use mover_source::tracker::{Changed, LogHold, Switched, Witness};
 use mover_source::wal::LogIdentity;
 use mover_source::wal::segment::LOG_BLOCK_BYTES;
 
-use super::pages::{Predecessor, history_text, log_needed};
+use super::odd::Predecessor;
+use super::pages::{history_text, log_needed};
 use super::{Base, Ground, LogPart};
 
 /// How manifests name this kind of source.
