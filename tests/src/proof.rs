@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::job::{Job, kill_when, kill_within, time_of, wait_until};
-use crate::mover::{AnyRepo, exit};
+use crate::mover::{AnyRepo, Outcome, Protection, exit};
 use crate::random::Random;
 use crate::scratch::Scratch;
 use crate::throttle::{NO_LIMITS, NO_READS, Throttle};
@@ -375,4 +375,41 @@ pub fn disk_bytes(dir: &Path) -> u64 {
         }
     }
     bytes
+}
+
+/// Has two `init`s with keys of their own meet at `url`, and fails the test unless one makes a repository there and the other is refused
+/// and leaves nothing: the winner's key opens it, by the only slot, and the loser's does not. Returns the winner.
+#[track_caller]
+pub fn one_init_wins(
+    scratch: &Scratch,
+    name: &str,
+    url: &str,
+    environment: &[(&str, &str)],
+) -> AnyRepo {
+    let rivals = ["one", "other"].map(|rival| {
+        let name = format!("{name}-{rival}");
+        AnyRepo::prepare(scratch, &name, url, environment, Protection::Identity)
+    });
+    let jobs = rivals
+        .each_ref()
+        .map(|(repo, protection)| Job::start(&mut repo.init_command(protection)));
+    let outcomes = jobs.map(Job::outcome);
+    let codes = outcomes.each_ref().map(|outcome| outcome.code);
+    let winner = match codes {
+        [Some(exit::OK), Some(exit::CONFLICT)] => 0,
+        [Some(exit::CONFLICT), Some(exit::OK)] => 1,
+        _ => panic!("{name}\n{}\n{}", outcomes[0], outcomes[1]),
+    };
+    outcomes[winner].summary();
+    assert_eq!(outcomes[1 - winner].error()["kind"], "conflict");
+    let [(one, _), (other, _)] = rivals;
+    let (repo, loser) = match winner {
+        0 => (one, other),
+        _ => (other, one),
+    };
+    assert!(repo.ids().is_empty());
+    loser.list().expect(exit::KEY);
+    let slots = Outcome::of(repo.command("key list").arg("--json")).summary();
+    assert_eq!(slots["slots"].as_array().map(Vec::len), Some(1), "{slots}");
+    repo
 }

@@ -23,7 +23,7 @@ use mover_tests::mover::{
 use mover_tests::nano::Nano;
 use mover_tests::plant::{self, MIB, SHAPES};
 use mover_tests::postgres::Postgres;
-use mover_tests::proof::{backups_at_once, change, disk_bytes, restores_to};
+use mover_tests::proof::{backups_at_once, change, disk_bytes, one_init_wins, restores_to};
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
 use mover_tests::tree::Tree;
@@ -576,28 +576,7 @@ fn of_two_repositories_at_once_in_one_place_one_comes_into_being() {
     let environment = variables(&access.key);
     for round in 0..CONTESTS {
         let prefix = format!("round-{round}");
-        let rivals = ["one", "other"].map(|name| {
-            let name = format!("{prefix}-{name}");
-            let url = access.url(&prefix);
-            AnyRepo::prepare(&scratch, &name, &url, &environment, Protection::Identity)
-        });
-        let jobs = rivals
-            .each_ref()
-            .map(|(repo, protection)| Job::start(&mut repo.init_command(protection)));
-        let outcomes = jobs.map(Job::outcome);
-        let codes = outcomes.each_ref().map(|outcome| outcome.code);
-        let winner = match codes {
-            [Some(exit::OK), Some(exit::CONFLICT)] => 0,
-            [Some(exit::CONFLICT), Some(exit::OK)] => 1,
-            _ => panic!("round {round}\n{}\n{}", outcomes[0], outcomes[1]),
-        };
-        assert_eq!(outcomes[1 - winner].error()["kind"], "conflict");
-        // The winner's key opens it, the loser's does not, and no slot of the loser's is left.
-        assert!(rivals[winner].0.ids().is_empty());
-        rivals[1 - winner].0.list().expect(exit::KEY);
-        let slots = Outcome::of(rivals[winner].0.command("key list").arg("--json"));
-        let slots = slots.expect(exit::OK).document();
-        assert_eq!(slots["slots"].as_array().map(Vec::len), Some(1), "{slots}");
+        one_init_wins(&scratch, &prefix, &access.url(&prefix), &environment);
         let kinds: Vec<String> = objects(access, &prefix)
             .into_iter()
             .map(|object| object.key)

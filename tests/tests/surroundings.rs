@@ -11,6 +11,7 @@ use mover_tests::disk::SmallDisk;
 use mover_tests::job::Job;
 use mover_tests::mover::{self, AnyRepo, Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant::{self, MIB};
+use mover_tests::proof::one_init_wins;
 use mover_tests::random::Random;
 use mover_tests::run;
 use mover_tests::scratch::Scratch;
@@ -320,28 +321,7 @@ fn of_two_repositories_at_once_in_one_directory_one_comes_into_being() {
     let truth = Tree::read(&source);
     for round in 0..CONTESTS {
         let dir = scratch.join(format!("round-{round}"));
-        let rivals = ["one", "other"].map(|name| {
-            let name = format!("{round}-{name}");
-            AnyRepo::prepare(&scratch, &name, &url_of(&dir), &[], Protection::Identity)
-        });
-        let jobs = rivals
-            .each_ref()
-            .map(|(repo, protection)| Job::start(&mut repo.init_command(protection)));
-        let outcomes = jobs.map(Job::outcome);
-        let codes = outcomes.each_ref().map(|outcome| outcome.code);
-        let winner = match codes {
-            [Some(exit::OK), Some(exit::CONFLICT)] => 0,
-            [Some(exit::CONFLICT), Some(exit::OK)] => 1,
-            _ => panic!("round {round}\n{}\n{}", outcomes[0], outcomes[1]),
-        };
-        outcomes[winner].summary();
-        assert_eq!(outcomes[1 - winner].error()["kind"], "conflict");
-        // The winner's key opens it, the loser's does not, and nothing of the loser's is left.
-        let (repo, loser) = (&rivals[winner].0, &rivals[1 - winner].0);
-        assert!(repo.ids().is_empty());
-        loser.list().expect(exit::KEY);
-        let slots = Outcome::of(repo.command("key list").arg("--json")).summary();
-        assert_eq!(slots["slots"].as_array().map(Vec::len), Some(1), "{slots}");
+        let repo = one_init_wins(&scratch, &round.to_string(), &url_of(&dir), &[]);
         let objects: Vec<PathBuf> = Repo::objects_of(&dir)
             .into_iter()
             .map(|(path, _)| path)

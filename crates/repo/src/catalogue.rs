@@ -11,7 +11,7 @@ use mover_base::{BackupId, Error, Kind, Result, SessionId, Timestamp};
 use mover_format::frame::{COMPRESSION_LEVEL_DEFAULT, FrameDecoder, FrameEncoder};
 use mover_format::manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestHead};
 use mover_format::preamble::{ObjectType, Preamble};
-use mover_format::seal::Origin;
+use mover_format::seal::{ObjectSealer, Origin};
 use mover_io::{Shard, random_bytes};
 use mover_store::{Key, Put};
 
@@ -227,10 +227,20 @@ pub async fn load_head(shard: &Shard, repository: &Repository, id: BackupId) -> 
     stored.head(repository)
 }
 
-fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenManifest> {
+/// The preamble of a stored manifest, what opens its seal, and who wrote it, as far as that tells.
+fn unsealed(
+    repository: &Repository,
+    id: BackupId,
+    bytes: &[u8],
+) -> Result<(Preamble, ObjectSealer, Origin)> {
     let (preamble, _) = Preamble::decode(bytes)?;
     let (sealer, origin) =
         repository.open_object(&preamble, ObjectType::Manifest, id.object_id())?;
+    Ok((preamble, sealer, origin))
+}
+
+fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenManifest> {
+    let (preamble, sealer, origin) = unsealed(repository, id, bytes)?;
     let manifest = Manifest::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new())?;
     Ok(OpenManifest {
         id,
@@ -243,9 +253,7 @@ fn decode(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenMan
 }
 
 fn decode_head(repository: &Repository, id: BackupId, bytes: &[u8]) -> Result<OpenHead> {
-    let (preamble, _) = Preamble::decode(bytes)?;
-    let (sealer, origin) =
-        repository.open_object(&preamble, ObjectType::Manifest, id.object_id())?;
+    let (preamble, sealer, origin) = unsealed(repository, id, bytes)?;
     let head = ManifestHead::decode_object(bytes, &preamble, &sealer, &mut FrameDecoder::new())?;
     Ok(OpenHead {
         id,

@@ -24,7 +24,7 @@ use crate::secret::{Credentials, Secret};
 
 /// scrypt's log2 N for passphrase slots: 64 MiB of memory and about 0.2 s, which keeps the whole process
 /// inside its memory bound (age's own default of 2^18 would take 256 MiB).
-const SCRYPT_LOG_N: u8 = 16;
+pub(crate) const SCRYPT_LOG_N: u8 = 16;
 /// Largest log2 N accepted from a slot: 128 MiB of memory.
 const SCRYPT_LOG_N_MAX: u8 = 17;
 

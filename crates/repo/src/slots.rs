@@ -16,7 +16,7 @@ use mover_io::Shard;
 use mover_store::{Key, Put};
 use serde::Serialize;
 
-use crate::keys::{self, RepoSecret, SlotInfo, SlotKey, SlotOwner, Tried};
+use crate::keys::{self, RepoSecret, SCRYPT_LOG_N, SlotInfo, SlotKey, SlotOwner, Tried};
 use crate::layout;
 use crate::records;
 use crate::repository::{Repository, over_cap};
@@ -26,9 +26,6 @@ use crate::secret::{Credentials, Secret};
 const SLOTS_MAX: usize = 64;
 /// Most names looked at below the prefix of the slots, so that what is no slot crowds out none.
 const NAMES_MAX: usize = 1000;
-/// The work that passphrase slots are made with: the binary logarithm of scrypt's N. Those that ask for more are tried last, for each
-/// takes twice as long, or more.
-const WORK_FACTOR_USUAL: u8 = 16;
 /// How the label of a slot begins that stands in for one which is being removed.
 const GOING: &str = "being removed: ";
 
@@ -130,12 +127,12 @@ impl StoredSlot {
         self.slot.as_ref().err().filter(|error| !is_damage(error))
     }
 
-    /// Whether trying a passphrase on it takes longer than on those that are made here.
+    /// Whether trying a passphrase on it takes longer than on those that are made here: twice as long for each step, or more.
     fn is_dear(&self) -> bool {
         let slot = self.slot.as_ref();
         slot.is_ok_and(|slot| {
             slot.kind == SlotKind::Passphrase
-                && work_factor(&slot.age).is_some_and(|factor| factor > WORK_FACTOR_USUAL)
+                && work_factor(&slot.age).is_some_and(|factor| factor > SCRYPT_LOG_N)
         })
     }
 
@@ -1011,7 +1008,7 @@ mod tests {
             assert!(found.iter().all(|stored| !stored.is_dear()));
             let own = found.iter().find(|stored| stored.id == made.slot_id);
             let own = own.expect("listed").slot.as_ref().expect("intact");
-            assert_eq!(work_factor(&own.age), Some(WORK_FACTOR_USUAL));
+            assert_eq!(work_factor(&own.age), Some(SCRYPT_LOG_N));
             let other = found.iter().find(|stored| stored.id != made.slot_id);
             let other = other.expect("listed").slot.as_ref().expect("intact");
             assert_eq!(work_factor(&other.age), None);

@@ -20,6 +20,7 @@ mod granule;
 mod holes;
 mod in_place;
 mod limits;
+mod marker;
 mod memory;
 mod metadata;
 mod occupied;

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mover_base::entries::EntryList;
 use mover_base::tree::{Entry, EntryKind, display_path, is_safe_path};
 use mover_base::{Error, Kind, Result};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::adopt::{adopt, give_back, take_dir, take_root};
@@ -27,6 +27,7 @@ use crate::disk::DirDisk;
 use crate::durability::syncfs_vouches;
 use crate::failure::target_error;
 use crate::in_place::{Identity, InPlace, replaced};
+use crate::marker::{Marker, mark, unmark};
 use crate::metadata::{self, Warnings};
 use crate::occupied::lock_in_place;
 use crate::plan::{LEFTOVERS_MAX, Staging, beside_prefix, check_empty, is_running};
@@ -82,14 +83,6 @@ enum Layout {
         /// What the target was before it was taken.
         before: Stat,
     },
-}
-
-/// The marker in a target, held open and locked.
-#[derive(Debug)]
-struct Marker {
-    _held: OwnedFd,
-    /// Whose it became, if it was not there before.
-    maker: Option<u32>,
 }
 
 /// What is to be told about a finished restore.
@@ -888,56 +881,6 @@ fn take_in_place(target: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, Marker
     // As it was found, as far as that is possible: a restore that did not begin leaves nothing to finish.
     let marker = mark(root.as_fd(), path).inspect_err(|_| give_back(root.as_fd(), &before))?;
     Ok((root, marker, before))
-}
-
-/// Writes the marker into `dir`, durably, and locks it against another restore.
-fn mark(dir: BorrowedFd<'_>, path: &Path) -> Result<Marker> {
-    let failed = |error: Errno| {
-        target_error(
-            "the marker cannot be written",
-            RESTORE_MARKER.as_bytes(),
-            error,
-        )
-    };
-    let open = |more: OFlags| {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK | more;
-        beneath::open(dir, RESTORE_MARKER.as_bytes(), flags)
-    };
-    let (held, is_new) = match open(OFlags::EXCL) {
-        Ok(held) => (held, true),
-        // Of a restore that was interrupted.
-        Err(Errno::EXIST) => (open(OFlags::empty()).map_err(failed)?, false),
-        Err(error) => return Err(failed(error)),
-    };
-    let locked = rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive);
-    let locked = locked.map_err(|error| match error {
-        Errno::AGAIN => is_running(path),
-        _ => failed(error),
-    });
-    let durable = || rustix::fs::fsync(&held).and_then(|()| rustix::fs::fsync(dir));
-    let stat = locked.and_then(|()| {
-        durable()
-            .and_then(|()| rustix::fs::fstat(&held))
-            .map_err(failed)
-    });
-    // Whoever has it locked has it now.
-    let is_left = |error: &Error| is_new && error.kind() != Kind::Conflict;
-    let stat = stat.inspect_err(|error| {
-        if is_left(error) {
-            unmark(dir);
-        }
-    })?;
-    Ok(Marker {
-        _held: held,
-        maker: is_new.then_some(stat.st_uid),
-    })
-}
-
-/// Takes a marker away that was made for nothing, as far as that is possible.
-fn unmark(dir: BorrowedFd<'_>) {
-    if rustix::fs::unlinkat(dir, RESTORE_MARKER, AtFlags::empty()).is_ok() {
-        let _ = rustix::fs::fsync(dir);
-    }
 }
 
 /// Moves `name` from a staging directory up into the target, in the place of nothing. But an empty `lost+found` of a mounted
