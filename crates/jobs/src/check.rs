@@ -594,7 +594,7 @@ pub(crate) fn page_store_warning(path: &Path) -> Option<String> {
 fn missing_table(path: String) -> Error {
     Error::new(Kind::SourceChanged, "a table's file is missing")
         .object(path)
-        .hint("where the table was not just dropped, the database is damaged, and backups fail: restore it from one")
+        .hint("where the table was not just made or dropped, the database is damaged, and backups fail: restore it from one")
 }
 
 fn page_store(area: &'static str, store: Result<LiveStore>) -> CheckItem {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mover_base::{BackupId, Error, Kind, Result, Timestamp};
 use mover_io::Shard;
-use mover_repo::{Repository, SourceInfo, catalogue, host_name, is_unreadable};
+use mover_repo::{BackupMetadata, Repository, SourceInfo, catalogue, host_name, is_unreadable};
 
 /// What names the newest backup.
 pub const LATEST: &str = "latest";
@@ -103,10 +103,10 @@ pub(crate) async fn choose(
     let mut warnings = Vec::new();
     if set == LATEST {
         warnings.extend(future_warning(id, Timestamp::now()));
-    }
-    if set == LATEST && replaces {
-        let is_said = choice.set.is_some();
-        warnings.extend(one_of_several(shard, repository, id, is_said).await?);
+        if replaces {
+            let is_said = choice.set.is_some();
+            warnings.extend(one_of_several(shard, repository, id, is_said).await?);
+        }
     }
     Ok((id, warnings))
 }
@@ -121,7 +121,8 @@ async fn one_of_several(
     let latest_source = source_of(shard, repository, latest).await?;
     let ids = catalogue::list(shard, repository).await?;
     let mut another = None;
-    for id in ids.into_iter().rev().take(LOOKED_MAX) {
+    let others = ids.into_iter().rev().filter(|id| *id != latest);
+    for id in others.take(LOOKED_MAX) {
         shard.stop()?;
         let source = readable(source_of(shard, repository, id).await)?;
         another = source.filter(|source| {
@@ -180,24 +181,25 @@ async fn latest_of(
 }
 
 /// The source that `target` is by its path and this machine's name, if the repository holds backups of it among the newest and `chosen`
-/// is another one.
+/// is of another one.
 pub(crate) async fn source_at(
     shard: &Shard,
     repository: &Repository,
     target: &Path,
-    chosen: &SourceInfo,
+    chosen: &BackupMetadata,
 ) -> Result<Option<String>> {
     let host = host_name();
     let paths: Vec<PathBuf> = [std::path::absolute(target), target.canonicalize()]
         .into_iter()
         .flatten()
         .collect();
-    if is_at(chosen, &paths, &host) {
+    if is_at(&chosen.source, &paths, &host) {
         return Ok(None);
     }
     let begun = Instant::now();
     let ids = catalogue::list(shard, repository).await?;
-    for id in ids.into_iter().rev().take(LOOKED_MAX) {
+    let others = ids.into_iter().rev().filter(|id| *id != chosen.backup_id);
+    for id in others.take(LOOKED_MAX) {
         shard.stop()?;
         if begun.elapsed() > LOOKING_MAX {
             break;

@@ -399,7 +399,7 @@ impl Filler {
         };
         for (i, block) in blocks.iter().enumerate() {
             let at = part.first_block + i as u64;
-            let is_zero = || block.iter().all(|byte| *byte == 0);
+            let is_zero = || *block == [0; BLOCK_BYTES];
             let same = match (&expected, part.content) {
                 (Some(hashes), _) => hashes[i] == digests[i],
                 // Zeros do for a hole that cannot be made, and what is zero already need not be written for it.

@@ -41,13 +41,18 @@ impl Clock {
         self.wall.elapsed().as_secs_f64()
     }
 
+    /// CPU seconds of the process so far.
+    pub fn cpu_seconds(&self) -> f64 {
+        cpu_seconds() - self.cpu_seconds
+    }
+
     /// The report of the job that ends now.
     pub fn report(&self, shards: Vec<ShardFigures>, link: Option<LinkReport>) -> EngineReport {
         let mut stages = StageSeconds::default();
         shards.iter().for_each(|shard| stages.add(&shard.stages));
         EngineReport {
             seconds: self.seconds(),
-            cpu_seconds: cpu_seconds() - self.cpu_seconds,
+            cpu_seconds: self.cpu_seconds(),
             peak_rss_bytes: peak_rss_bytes(),
             stages,
             shards,

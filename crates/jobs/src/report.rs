@@ -38,14 +38,9 @@ pub(crate) struct Spent {
 impl Spent {
     /// What was spent since `clock` was started.
     pub fn since(clock: &Clock) -> Self {
-        let EngineReport {
-            seconds,
-            cpu_seconds,
-            ..
-        } = clock.report(Vec::new(), None);
         Spent {
-            seconds,
-            cpu_seconds,
+            seconds: clock.seconds(),
+            cpu_seconds: clock.cpu_seconds(),
         }
     }
 

@@ -265,9 +265,8 @@ async fn open(shard: &Shard, options: &RestoreOptions) -> Result<Opened> {
     repository.require_reading()?;
     let (id, warnings) = choose(shard, &repository, &options.choice, options.delta).await?;
     let view = Arc::new(BackupView::open(shard, &repository, id).await?);
-    let source = &view.metadata.source;
     let replaces_source = match options.delta {
-        true => source_at(shard, &repository, &options.to, source).await?,
+        true => source_at(shard, &repository, &options.to, &view.metadata).await?,
         false => None,
     };
     Ok(Opened {
@@ -365,7 +364,9 @@ fn content_bytes(view: &BackupView) -> u64 {
 
 /// Bytes that a target must have room for: the files, and of a page store the log segment that its new history begins with.
 fn bytes_needed(view: &BackupView) -> u64 {
-    let files = view.metadata.size_info.data_bytes.min(content_bytes(view));
+    // No more than the entries have: the plan checked the figures.
+    let size = &view.metadata.size_info;
+    let files = size.data_bytes.min(size.original_bytes);
     match is_page_store(view) {
         true => files.saturating_add(segment_bytes(view)),
         false => files,

@@ -217,21 +217,21 @@ impl ParentReader {
         Ok(Some(kept))
     }
 
-    /// Where in `count` blocks from `first_block` of the extent on the parent has anything but zeros and holes, by its map alone:
+    /// Where in these blocks of the extent the parent has anything but zeros and holes, by its map alone:
     /// whether its packs can be read is not asked. Behind the end of what it has there is nothing.
     ///
     /// # Errors
     /// `Corrupt` if that map is damaged.
-    pub fn stored(&self, first_block: u64, count: u64) -> Result<Vec<Range<u64>>> {
+    pub fn stored(&self, blocks: Range<u64>) -> Result<Vec<Range<u64>>> {
         if let Some(object) = &self.unknown {
             return Err(unknown(object));
         }
-        let end = first_block + count;
-        let from = self.runs.partition_point(|run| run.end() <= first_block);
+        let from = self.runs.partition_point(|run| run.end() <= blocks.start);
         let runs = self.runs[from..].iter();
-        let runs = runs.take_while(|placed| placed.first_block < end);
+        let runs = runs.take_while(|placed| placed.first_block < blocks.end);
         let stored = runs.filter(|placed| matches!(placed.run, Run::Stored { .. }));
-        let part = |placed: &PlacedRun| placed.first_block.max(first_block)..placed.end().min(end);
+        let part =
+            |placed: &PlacedRun| placed.first_block.max(blocks.start)..placed.end().min(blocks.end);
         Ok(stored.map(part).filter(|part| !part.is_empty()).collect())
     }
 

@@ -137,7 +137,7 @@ pub async fn find_parent(
 /// The warning that a source may be one whose host has changed its name.
 fn other_host(known: &str, now: &str) -> String {
     format!(
-        "the repository holds no backup of this source by host {now}, and holds some by host {known}: if it is the same database, give --host {known}; `expire` counts the backups of each host apart"
+        "among the newest backups that can be built on there is no backup of this source by host {now}, and there are some by host {known}: if it is the same database, give --host {known}; `expire` counts the backups of each host apart"
     )
 }
 

@@ -303,14 +303,14 @@ impl ShardWriter {
         Ok(true)
     }
 
-    /// Where in `count` blocks from `first_block` of the extent on the parent has anything but zeros and holes, in blocks of the
+    /// Where in these blocks of the extent the parent has anything but zeros and holes, in blocks of the
     /// extent, whether it can be read or not.
     ///
     /// # Errors
     /// `Corrupt` where the parent's map is damaged, so that nobody knows.
-    pub fn parent_data(&self, first_block: u64, count: u64) -> Result<Vec<Range<u64>>> {
+    pub fn parent_data(&self, blocks: Range<u64>) -> Result<Vec<Range<u64>>> {
         match &self.parent {
-            Some(parent) => parent.stored(first_block, count),
+            Some(parent) => parent.stored(blocks),
             None => Ok(Vec::new()),
         }
     }

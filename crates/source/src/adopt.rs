@@ -118,16 +118,16 @@ fn gives_group_what_others_have(acl: &[u8]) -> bool {
     group & mask == others
 }
 
-/// Takes a directory that stays, which is held by an `O_PATH` descriptor, from its owner and from everybody else.
-pub(crate) fn take_dir(held: BorrowedFd<'_>) -> Result<()> {
-    take_owner(held)?;
+/// Takes a directory that stays, which is held by an `O_PATH` descriptor and was `found` so, from its owner and from everybody else.
+pub(crate) fn take_dir(held: BorrowedFd<'_>, found: &Stat) -> Result<()> {
+    take_owner(held, found)?;
     beneath::chmod_held(held, 0o700)
 }
 
 /// Takes the opened directory at the top of a target, so that nobody else changes names in it. Gives what it was before.
 pub(crate) fn take_root(root: BorrowedFd<'_>) -> Result<Stat> {
     let before = rustix::fs::fstat(root)?;
-    take_owner(root)?;
+    take_owner(root, &before)?;
     let mode = before.st_mode & 0o7777;
     let taken = (mode | 0o700) & !OTHERS_WRITE;
     if taken != mode && beneath::is_own(&rustix::fs::fstat(root)?) {
@@ -145,8 +145,8 @@ pub(crate) fn give_back(root: BorrowedFd<'_>, before: &Stat) {
 }
 
 /// Makes a directory this user's. Where only root may do that, it stays its owner's.
-fn take_owner(dir: BorrowedFd<'_>) -> Result<()> {
-    if beneath::is_own(&rustix::fs::fstat(dir)?) {
+fn take_owner(dir: BorrowedFd<'_>, found: &Stat) -> Result<()> {
+    if beneath::is_own(found) {
         return Ok(());
     }
     match chown(dir, rustix::process::geteuid()) {

@@ -167,15 +167,14 @@ pub(crate) fn is_own(stat: &Stat) -> bool {
 }
 
 /// Gives an opened directory's owner all rights to it, if this user is the owner: who may list it need not be allowed to
-/// change what is in it. Gives the mode that it had, if that was changed.
-pub(crate) fn take_rights(dir: BorrowedFd<'_>) -> Result<Option<Mode>> {
+/// change what is in it.
+pub(crate) fn take_rights(dir: BorrowedFd<'_>) -> Result<()> {
     let stat = rustix::fs::fstat(dir)?;
-    if !is_own(&stat) || stat.st_mode & 0o700 == 0o700 {
-        return Ok(None);
+    if is_own(&stat) && stat.st_mode & 0o700 != 0o700 {
+        let mode = stat.st_mode & 0o7777;
+        rustix::fs::fchmod(dir, Mode::from_raw_mode(mode | 0o700))?;
     }
-    let mode = stat.st_mode & 0o7777;
-    rustix::fs::fchmod(dir, Mode::from_raw_mode(mode | 0o700))?;
-    Ok(Some(Mode::from_raw_mode(mode)))
+    Ok(())
 }
 
 /// Whether the directory is where a file system (or a bind) is mounted.

@@ -210,25 +210,27 @@ impl Copier<'_> {
         if !self.writer.keep(first_block, blocks).await? {
             let (feed, writer) = (&mut self.feed, &mut self.writer);
             read_instead(feed, writer, origin, share, all).await?;
-        } else if missing {
-            note_missing(origin, &self.writer, share, all)?;
         } else if let Origin::Pages(pages) = origin {
-            let behind = pages.behind_end(share.item, bytes_of(share, &all))?;
-            let begin = (behind.start - share.extent_begin()) / BLOCK_BYTES as u64;
-            note_lost(pages, &self.writer, share, begin..all.end)?;
+            if missing {
+                note_missing(pages, &self.writer, share, all)?;
+            } else {
+                let behind = pages.behind_end(share.item, bytes_of(share, &all))?;
+                let begin = (behind.start - share.extent_begin()) / BLOCK_BYTES as u64;
+                note_lost(pages, &self.writer, share, begin..all.end)?;
+            }
         }
         self.job.progress.add_bytes(block_bytes(blocks));
         Ok(())
     }
 
     async fn copy(&mut self, bytes: &[u8], first_block: u64, new: bool) -> Result<()> {
-        let (origin, share) = (self.job.origin, self.share.as_ref().ok_or_else(not_listed)?);
-        let begin = share.extent_begin() + block_bytes(first_block);
-        for block in origin.doubtful_zeros(share.item, begin, bytes)? {
-            let at = first_block + block;
-            note_missing(origin, &self.writer, share, at..at + 1)?;
-        }
-        if let Origin::Pages(pages) = origin {
+        if let Origin::Pages(pages) = self.job.origin {
+            let share = self.share.as_ref().ok_or_else(not_listed)?;
+            let begin = share.extent_begin() + block_bytes(first_block);
+            for block in pages.doubtful_zeros(share.item, begin, bytes)? {
+                let at = first_block + block;
+                note_missing(pages, &self.writer, share, at..at + 1)?;
+            }
             for block in pages.lost_zeros(share.item, bytes) {
                 let at = first_block + block;
                 note_lost(pages, &self.writer, share, at..at + 1)?;
@@ -263,7 +265,7 @@ fn note_lost(
     share: &Share,
     blocks: Range<u64>,
 ) -> Result<()> {
-    let data = writer.parent_data(blocks.start, blocks.end - blocks.start);
+    let data = writer.parent_data(blocks);
     for lost in data.unwrap_or_default() {
         pages.note_lost(share.item, &bytes_of(share, &lost))?;
     }
@@ -273,21 +275,16 @@ fn note_lost(
 /// Notes what of `blocks`, which must be in the source as the log or the parent has them, and are not, the parent has. Where its map
 /// is damaged that is in doubt for all of them.
 fn note_missing(
-    origin: &Origin,
+    pages: &PageOrigin,
     writer: &ShardWriter,
     share: &Share,
     blocks: Range<u64>,
 ) -> Result<()> {
-    match writer.parent_data(blocks.start, blocks.end - blocks.start) {
+    match writer.parent_data(blocks.clone()) {
         Ok(data) => data
             .iter()
-            .try_for_each(|lost| origin.note_missing(share.item, &bytes_of(share, lost))),
-        Err(damage) => match origin {
-            Origin::Pages(pages) => {
-                pages.note_doubtful(share.item, &bytes_of(share, &blocks), damage)
-            }
-            Origin::Tree(_) => Err(damage),
-        },
+            .try_for_each(|lost| pages.note_missing(share.item, &bytes_of(share, lost))),
+        Err(damage) => pages.note_doubtful(share.item, &bytes_of(share, &blocks), damage),
     }
 }
 
@@ -306,13 +303,11 @@ async fn read_instead(
             Event::Data {
                 buf, bytes, new, ..
             } => {
-                let zeros = match origin {
-                    Origin::Pages(pages) => pages.zeros(share.item, &buf[..bytes]),
-                    Origin::Tree(_) => Vec::new(),
-                };
-                for block in zeros {
-                    let block = at + block;
-                    note_missing(origin, writer, share, block..block + 1)?;
+                if let Origin::Pages(pages) = origin {
+                    for block in pages.zeros(share.item, &buf[..bytes]) {
+                        let block = at + block;
+                        note_missing(pages, writer, share, block..block + 1)?;
+                    }
                 }
                 writer.blocks(&buf[..bytes], at, new).await?;
                 at += (bytes / BLOCK_BYTES) as u64;

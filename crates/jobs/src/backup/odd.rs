@@ -213,6 +213,7 @@ fn lost_object(table: u32, lost: &Lost) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mover_base::Timestamp;
     use mover_source::{page, wal};
 
     use super::*;
@@ -298,6 +299,28 @@ mod tests {
         assert_eq!(lost.tables[&1].first(), None);
         lost.forget_mended();
         assert!(lost.tables.is_empty());
+    }
+
+    #[test]
+    fn only_the_first_tables_that_lost_pages_are_told_one_by_one() {
+        let before = Predecessor {
+            id: BackupId::new(Timestamp::from_micros(1_795_371_249_000_000), 7),
+            is_certain: true,
+        };
+        let mut lost = LostTables::default();
+        for table in 1..=LOSERS_TOLD_MAX as u32 {
+            lost.add(table, 3..5);
+        }
+        assert_eq!(lost.warnings(before, false).len(), LOSERS_TOLD_MAX);
+        (21..24).for_each(|table| lost.add(table, 3..5));
+        let warnings = lost.warnings(before, false);
+        let (last, each) = warnings.split_last().unwrap();
+        assert_eq!(last, "tables that lost pages as well: 3");
+        assert_eq!(each.len(), LOSERS_TOLD_MAX);
+        assert!(
+            each.iter().all(|told| told.contains("has lost 2 pages")),
+            "{each:?}"
+        );
     }
 
     /// A table that was dropped has taken all the room, and what power took of another one is in the log as a whole.

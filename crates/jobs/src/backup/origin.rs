@@ -168,22 +168,6 @@ impl Origin {
         }
     }
 
-    /// Blocks of what was read from `offset` of a file on that are zeros and may not be, if the parent has data there.
-    pub fn doubtful_zeros(&self, at: u32, offset: u64, bytes: &[u8]) -> Result<Vec<u64>> {
-        match self {
-            Origin::Tree(_) => Ok(Vec::new()),
-            Origin::Pages(pages) => pages.doubtful_zeros(at, offset, bytes),
-        }
-    }
-
-    /// Notes that a range of a file is missing where the parent has data.
-    pub fn note_missing(&self, at: u32, range: &Range<u64>) -> Result<()> {
-        match self {
-            Origin::Tree(_) => Err(not_listed()),
-            Origin::Pages(pages) => pages.note_missing(at, range),
-        }
-    }
-
     /// Checks a file after a share of it was read.
     pub fn check_end(&self, at: u32, fd: BorrowedFd<'_>) -> Result<()> {
         match self {

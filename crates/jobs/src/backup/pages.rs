@@ -707,7 +707,7 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
 }
 
 fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
-    page.iter().all(|byte| *byte == 0)
+    *page == [0; PAGE_BYTES]
 }
 
 /// The pages in a range of a table's file.

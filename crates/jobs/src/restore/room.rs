@@ -1,6 +1,6 @@
 //! Whether a restore in place has room for what the backup needs: it begins by removing, and what it could not complete would be lost.
 //!
-//! Invariants: nothing is refused that may fit. All that the target's tree occupies counts as room, each name of a file for itself and
+//! Invariants: nothing is refused that fits as it is; a target that compresses may have had room for more. All that the target's tree occupies counts as room, each name of a file for itself and
 //! with its length where that is more than its blocks, which may be compressed. What cannot be looked at may be room enough, and so may
 //! another file system in the tree, and one that tells no size. The tree is only gone through where free space alone is not enough, and
 //! only until it is. It is looked at by its path, since nothing but a size comes of it.
@@ -89,12 +89,12 @@ fn occupied_bytes(root: &Path, enough: u64, go_on: &dyn Fn() -> Result<()>) -> R
                 return Ok(enough);
             }
             occupied = occupied.saturating_add(room_of(&found));
+            if occupied >= enough {
+                return Ok(enough);
+            }
             if found.is_dir() {
                 pending.push(entry.path());
             }
-        }
-        if occupied >= enough {
-            return Ok(enough);
         }
     }
     Ok(occupied)
