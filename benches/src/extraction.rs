@@ -280,6 +280,13 @@ impl Log {
         Ok(LogReader::new(disk, self.identity, verify))
     }
 
+    /// Bytes of the last segment up to the end of the range, behind which limits have nothing to do: a segment has room that was
+    /// never written. None where the range ends with its segment.
+    fn last_bytes(&self) -> Option<u64> {
+        let bytes = self.range.end.0 % self.identity.size.bytes();
+        (bytes > 0).then_some(bytes)
+    }
+
     fn extract(&self, dir: &Path) -> Result<Delta> {
         let disk = Arc::new(DirDisk::open(dir)?);
         extract(disk, self.identity, self.range, BUDGET_BYTES_DEFAULT)
@@ -293,6 +300,9 @@ impl Log {
             let path = dir.join(self.identity.path(Lsn(start)));
             let bytes = std::fs::read(path);
             segments.push(bytes.map_err(|error| cannot("a segment cannot be read", error))?);
+        }
+        if let (Some(last), Some(bytes)) = (segments.last_mut(), self.last_bytes()) {
+            last.truncate(bytes as usize);
         }
         let mut facts = Facts {
             bytes: self.range.end.0 - self.range.start.0,
@@ -368,7 +378,10 @@ impl Log {
     fn run(&self, work: Work, dir: &Path, loaded: &Loaded) -> Result<Option<Delta>> {
         match work {
             Work::ReadDisk => {
-                let files = Files::list(&dir.join("wal"))?;
+                let mut files = Files::list(&dir.join("wal"))?;
+                if let (Some((_, last)), Some(bytes)) = (files.0.last_mut(), self.last_bytes()) {
+                    *last = bytes;
+                }
                 disk::read(&files, Drain::Nothing)?;
             }
             Work::ExtractDisk

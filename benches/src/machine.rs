@@ -116,6 +116,9 @@ fn commit(root: &Path) -> String {
         "--untracked-files=no",
         "--",
         "crates",
+        "benches/src",
+        "benches/scripts",
+        "benches/bakeoff",
         "Cargo.lock",
     ])
     .is_none_or(|text| !text.trim().is_empty());

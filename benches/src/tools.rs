@@ -157,7 +157,7 @@ impl Tool {
                 "the same with --repo1-bundle, which stores small files together".to_owned()
             }
             Tool::Restic => {
-                "repository version 2, compression auto (zstd default), AES-256-CTR with Poly1305"
+                "repository version 2, compression auto (zstd default), AES-256-CTR with Poly1305, no cache"
                     .to_owned()
             }
             Tool::Borg => "repokey-blake2 (AES-256-CTR with BLAKE2b), zstd 3".to_owned(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::backups::{BackupRun, RepoPlace};
+use super::figures::Moved;
 use super::link_runs::LinkRun;
 use super::peers::{Client, Direction};
 use super::servers::GARAGE_BUILD;
@@ -138,9 +139,9 @@ fn first_bytes(out: &mut String, all: &S3Transfers) {
             .or_default()
             .push(&run.times);
     }
-    for ((server, client), mut times) in groups {
-        times.sort_by_key(|times| times.latency.p50_us);
-        let Some(middle) = times.get(times.len() / 2) else {
+    for ((server, client), times) in groups {
+        let rate = |times: &&Moved| -(times.latency.p50_us as f64);
+        let Some(middle) = middle(times, rate) else {
             continue;
         };
         let of = &middle.latency;
@@ -259,7 +260,7 @@ fn or_default(count: Option<u32>) -> String {
 fn windows(out: &mut String, runs: &[LinkRun]) {
     let limited = runs
         .iter()
-        .filter_map(|run| Some((run, run.own_limit_bytes_per_second?, run.windows?)));
+        .filter_map(|run| Some((run, run.own_limit_bytes_per_second?)));
     line!(
         out,
         "The mover's own limits on an unlimited link: payload of TCP at the near end of the link, sampled every 100 ms, in all \
@@ -269,7 +270,21 @@ fn windows(out: &mut String, runs: &[LinkRun]) {
         out,
         "| step | data | shards | limit MiB/s | windows | of them outside 3 % | lowest MiB/s (begins at s) | highest MiB/s (begins at s) | worst deviation | 99 % moved at s | GB moved | wall s |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
-    for (run, limit, windows) in limited {
+    for (run, limit) in limited {
+        let Some(windows) = run.windows else {
+            // Too short for one, as a run is whose limit does nothing.
+            line!(
+                out,
+                "| {} | {} | {} | {} | **none fits** | | | | | | {:.2} | {:.2} |",
+                crate::report::step_title(run.step),
+                run.dataset.name(),
+                or_default(run.shards),
+                limit >> 20,
+                run.moved_bytes as f64 / 1e9,
+                run.usage.wall_seconds,
+            );
+            continue;
+        };
         let mib = |rate: f64| rate / f64::from(1 << 20);
         let in_brackets = |at: Option<f64>| at.map_or(String::new(), |at| format!(" ({at:.1})"));
         line!(
@@ -296,4 +311,34 @@ fn windows(out: &mut String, runs: &[LinkRun]) {
         );
     }
     line!(out, "");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Usage;
+
+    #[test]
+    fn a_limited_run_that_was_over_before_a_window_has_its_line() {
+        let run = LinkRun {
+            client: Client::Mover,
+            dataset: Dataset::Packs,
+            step: Step::Backup,
+            repetition: 1,
+            link_bits_per_second: None,
+            own_limit_bytes_per_second: Some(40 << 20),
+            connections: None,
+            shards: None,
+            usage: Usage::default(),
+            source_bytes: 0,
+            moved_bytes: 1_500_000_000,
+            wire_bytes: None,
+            flowing_bytes_per_second: None,
+            windows: None,
+        };
+        let mut out = String::new();
+        windows(&mut out, &[run]);
+        let told = "| backup | packs | default | 40 | **none fits** | | | | | | 1.50 | 0.00 |";
+        assert!(out.contains(told), "{out}");
+    }
 }
