@@ -6,7 +6,8 @@
 //! removal leaves a repository that nobody opens: a slot goes only where the key at hand opens another one (that one looks intact proves
 //! nothing: whoever may write can make one that does), before the deletion and after it; if two removals took the last two, each
 //! puts its own back; and until that is settled another slot stands in for it, so that it is not lost with a process or a store
-//! that ends on the way. None is removed on the strength of one that stands in.
+//! that ends on the way. Beside a slot that was put back it stays, since a deletion that is late may yet take that. None is removed
+//! on the strength of one that stands in.
 
 use mover_base::checksum::sha256;
 use mover_base::units::counted;
@@ -601,7 +602,8 @@ impl Repository {
         }
     }
 
-    /// Ends a removal: the slot is gone, and what stands in for it goes too if the key opens one that stays. Else it is put back.
+    /// Ends a removal: the slot is gone, and what stands in for it goes too if the key opens one that stays. Else the slot is put
+    /// back, and what stands in for it stays: something on the way to the store may deliver the deletion once more, when nobody looks.
     async fn settle(
         &self,
         shard: &Shard,
@@ -616,7 +618,7 @@ impl Repository {
                 "the other key slots were removed at the same time; this one was put back",
             )
             .object(chosen.id.to_string())
-            .hint("look at `helios-mover key list`, and add another key first"),
+            .hint("look at `helios-mover key list`, which also shows what stands in for it until it is removed, and add another key first"),
             Err(error) => error,
         };
         // If somebody else put it back already, that is as good.
@@ -626,9 +628,6 @@ impl Repository {
             .map_err(|error| {
                 error.hint("its key still opens the repository, by a slot of another id that `helios-mover key list` shows")
             })?;
-        if let Err(error) = self.delete_if_there(shard, stand_in).await {
-            tracing::debug!(%error, "a slot that stood in for another stays beside it");
-        }
         Err(refused)
     }
 
@@ -746,6 +745,18 @@ mod tests {
         assert_eq!(put.expect("put back"), Put::Created);
     }
 
+    /// The id of what stands in for a slot.
+    fn stand_in_id(slot: &StoredSlot) -> SlotId {
+        stand_in_of(slot.slot.as_ref().expect("intact")).slot_id
+    }
+
+    /// As a listing has them.
+    fn in_order(ids: &[SlotId]) -> Vec<SlotId> {
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        ids
+    }
+
     /// All that a removal does before it looks again, when its process or the store ends.
     async fn begin_removal(shard: &Shard, repository: &Repository, slot: &StoredSlot) -> Key {
         let content = slot.slot.as_ref().expect("intact");
@@ -758,7 +769,6 @@ mod tests {
     #[test]
     fn two_removals_at_once_do_not_take_the_last_two_slots() {
         with_two_slots(async |shard, repository, slots, keys| {
-            let before = ids(shard, repository).await;
             let by = slot_keys(keys);
             // Each by the key of the other, and both look before either deletes.
             let one = choose(shard, repository, slots[0].slot_id, &by[1]).await;
@@ -767,16 +777,19 @@ mod tests {
             taken.expect("one is left");
             let refused = repository.take_slot(shard, &two, &by[0]).await;
             assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
-            assert_eq!(ids(shard, repository).await, [two.id]);
+            // What stands in for a slot that was put back stays beside it.
+            let stands_in = stand_in_id(&two);
+            let left = ids(shard, repository).await;
+            assert_eq!(left, in_order(&[two.id, stands_in]));
 
             // Both delete before either looks again.
             put_back(shard, repository, &one).await;
-            assert_eq!(ids(shard, repository).await, before);
             let deleted = repository.store().delete(shard, &two.key).await;
             deleted.expect("deleted");
             let refused = repository.take_slot(shard, &one, &by[1]).await;
             assert_eq!(refused.unwrap_err().kind(), Kind::Conflict);
-            assert_eq!(ids(shard, repository).await, [one.id]);
+            let left = ids(shard, repository).await;
+            assert_eq!(left, in_order(&[one.id, stand_in_id(&one), stands_in]));
         });
     }
 
@@ -1121,21 +1134,37 @@ mod tests {
         });
     }
 
+    /// A load balancer may deliver a deletion twice, the second time when the slot is back.
     #[test]
-    fn a_slot_that_was_put_back_still_opens() {
+    fn a_slot_that_was_put_back_still_opens_also_when_its_deletion_comes_late() {
         with_two_slots(async |shard, repository, slots, keys| {
             let by = slot_keys(keys);
+            let store = repository.store();
             let chosen = choose(shard, repository, slots[0].slot_id, &by[1]).await;
-            let other = layout::slot(slots[1].slot_id).expect("a name");
-            repository
-                .store()
-                .delete(shard, &other)
-                .await
-                .expect("deleted");
+            let other = choose(shard, repository, slots[1].slot_id, &by[0]).await;
+            let deleted = store.delete(shard, &other.key).await;
+            deleted.expect("deleted");
             let taken = repository.take_slot(shard, &chosen, &by[1]).await;
             taken.unwrap_err();
             let left = repository.read_slots(shard).await.expect("a listing").slots;
-            assert!(left.len() == 1 && left[0].slot.is_ok() && left[0].bytes == chosen.bytes);
+            let back = left.iter().find(|stored| stored.id == chosen.id);
+            let back = back.expect("it is back");
+            assert!(back.slot.is_ok() && back.bytes == chosen.bytes);
+            let going = left.iter().filter(|stored| stored.is_going());
+            let going: Vec<SlotId> = going.map(|stored| stored.id).collect();
+            assert_eq!((left.len(), going), (2, vec![stand_in_id(&chosen)]));
+
+            let late = store.delete(shard, &chosen.key).await;
+            late.expect("deleted");
+            let opened = repository.unlock(shard, &keys[0]).await;
+            opened.expect("an open repository");
+
+            put_back(shard, repository, &chosen).await;
+            put_back(shard, repository, &other).await;
+            let id = chosen.id.to_string();
+            let removed = repository.remove_slot(shard, &id, &keys[1]).await;
+            removed.expect("removed");
+            assert_eq!(ids(shard, repository).await, [other.id]);
         });
     }
 }

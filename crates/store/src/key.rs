@@ -10,11 +10,11 @@ use std::fmt;
 use mover_base::{Error, Kind, Result};
 
 /// Longest key in bytes. S3 allows 1024; half of it leaves room for a bucket prefix.
-pub const KEY_BYTES_MAX: usize = 512;
+pub(crate) const KEY_BYTES_MAX: usize = 512;
 /// Longest part in bytes. File systems allow 255; 200 leaves room for suffixes they may add.
-pub const KEY_PART_BYTES_MAX: usize = 200;
+pub(crate) const KEY_PART_BYTES_MAX: usize = 200;
 /// Most parts of a key: bounds the directories (and descriptors) a listing has open at once.
-pub const KEY_PARTS_MAX: usize = 8;
+pub(crate) const KEY_PARTS_MAX: usize = 8;
 /// First part that no key may have.
 pub const TEMPORARY_PART: &str = "tmp";
 /// Every ext file system has this directory at its root, which a repository may be.

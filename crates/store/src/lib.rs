@@ -29,9 +29,7 @@ use std::sync::Arc;
 use mover_base::{Error, Kind, Result, Timestamp};
 use mover_io::{BUF_BYTES, RateBudget, Shard};
 
-pub use key::{
-    KEY_BYTES_MAX, KEY_PART_BYTES_MAX, KEY_PARTS_MAX, Key, LOST_AND_FOUND, TEMPORARY_PART,
-};
+pub use key::{Key, LOST_AND_FOUND, TEMPORARY_PART};
 use piece::Memory;
 pub use piece::Piece;
 pub use slice::Slice;
@@ -49,7 +47,7 @@ pub const LIST_LIMIT_MAX: usize = 10_000;
 /// Most strays told by one [`Page`]; more say nothing more, and names may be long.
 pub const STRAYS_MAX: usize = 100;
 /// Most leftovers told by one call of [`Store::stale_temporaries`].
-pub const TEMPORARIES_MAX: usize = 10_000;
+pub(crate) const TEMPORARIES_MAX: usize = 10_000;
 /// Age from which an unfinished upload, or a temporary object, counts as left over by a killed job, in milliseconds. In a
 /// directory every write renews it, and no job pauses for a day between two; in a bucket it counts from where an upload began,
 /// and none takes a day.
@@ -414,7 +412,7 @@ impl Store {
         }
     }
 
-    /// Unfinished uploads not written to for [`STALE_AFTER_MS`], by name, [`TEMPORARIES_MAX`] at most: what
+    /// Unfinished uploads not written to for [`STALE_AFTER_MS`], by name, ten thousand at most: what
     /// killed jobs left. Younger ones may belong to a running job and are not told. Others may use the same bucket: of
     /// uploads, only those of objects that `is_own` knows are told.
     ///

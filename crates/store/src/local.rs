@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mover_base::{BLOCK_BYTES, Error, Kind, Result, Timestamp};
+use mover_base::{BLOCK_BYTES, Error, Kind, Result, Timestamp, hex};
 use mover_io::{BUF_BYTES, Shard};
 use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
@@ -245,7 +245,7 @@ impl LocalStore {
         for entry in Dir::read_from(&directory).map_err(told)? {
             let entry = entry.map_err(told)?;
             let name = entry.file_name();
-            if name == c"." || name == c".." {
+            if name == c"." || name == c".." || is_removed_while_open(name.to_bytes()) {
                 continue;
             }
             let stat = match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -303,10 +303,15 @@ impl LocalStore {
 
 /// Whether `name` is one that uploads give.
 fn is_temporary_name(name: &str) -> bool {
-    name.strip_suffix(TEMPORARY_SUFFIX).is_some_and(|stem| {
-        stem.len() == 32
-            && stem
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    let stem = name.strip_suffix(TEMPORARY_SUFFIX);
+    stem.is_some_and(|stem| hex::decode::<16>(stem).is_some())
+}
+
+/// Whether `name` is what NFS or FUSE call a file that was removed while somebody had it open. They take it away when it is closed.
+fn is_removed_while_open(name: &[u8]) -> bool {
+    let beginnings = [b".nfs".as_slice(), b".fuse_hidden"];
+    let mut numbers = beginnings
+        .into_iter()
+        .filter_map(|beginning| name.strip_prefix(beginning));
+    numbers.any(|number| !number.is_empty() && number.iter().all(u8::is_ascii_hexdigit))
 }

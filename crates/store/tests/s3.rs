@@ -760,18 +760,24 @@ fn temporaries() -> String {
 fn names_that_no_object_can_have_are_strays_and_hide_nothing() {
     let (kept, subject) = garage_place();
     let client = kept.client();
-    for name in ["a/ok", "a/Not a key", "a/ümlaut+&<>", "a/z"] {
+    for name in ["a/ok", "a/Not a key", "a/ümlaut+&<>", "a/z", "a/full/"] {
         client.put(name, b"1").expect("stored");
     }
-    let store = &subject.store;
-    let page = subject.on_shard(async |shard| store.list(&shard, "a/", None, 10).await);
-    let keys: Vec<&str> = page
-        .objects
-        .iter()
-        .map(|object| object.key.as_str())
-        .collect();
-    assert_eq!(keys, ["a/ok", "a/z"]);
-    assert_eq!(page.strays, ["a/Not a key", "a/ümlaut+&<>"]);
+    // As consoles and mounts make them for folders.
+    for folder in ["a/", "a/sub/", "a/Of theirs/"] {
+        client.put(folder, b"").expect("stored");
+    }
+    let whole = kept.store_in(&kept.access().bucket);
+    // The folder of the whole place has no name below it.
+    let within = kept.store_in(&format!("{}/a", kept.access().bucket));
+    for (store, below, prefix) in [(whole, "a/", "a/"), (within, "", "")] {
+        let page = subject.on_shard(async |shard| store.list(&shard, prefix, None, 10).await);
+        let keys = page.objects.iter().map(|object| object.key.as_str());
+        let named = |names: [&str; 2]| names.map(|name| format!("{below}{name}"));
+        assert_eq!(keys.collect::<Vec<_>>(), named(["ok", "z"]));
+        let told = ["Not a key", "full/", "ümlaut+&<>"].map(|name| format!("{below}{name}"));
+        assert_eq!(page.strays, told);
+    }
 }
 
 /// Also where the objects before it fill the last page to the last place.

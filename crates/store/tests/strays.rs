@@ -60,6 +60,12 @@ fn a_name_that_no_object_has_is_told_once_and_hides_no_object() {
         ("packs/zz\n", "z"),
         ("other/a", "22"),
         ("README", "r"),
+        // Removed, and still open somewhere.
+        (".nfs0000000000a1b2c3", "n"),
+        ("packs/.nfs0000000000a1b2c300000004", "n"),
+        ("packs/.fuse_hidden0000000500000001", "f"),
+        ("packs/.nfs", "d"),
+        ("packs/.nfs-notes", "d"),
     ] {
         fs::write(root.join(file), bytes).expect("writable");
     }
@@ -69,6 +75,8 @@ fn a_name_that_no_object_has_is_told_once_and_hides_no_object() {
         "d/d/d/d/d/d/d/d/",
         "other/Sub/",
         "packs/.d/",
+        "packs/.nfs",
+        "packs/.nfs-notes",
         "packs/Link",
         "packs/UPPER",
         "packs/with space",

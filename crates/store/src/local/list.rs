@@ -7,7 +7,8 @@
 //!   smallest not yet walked; a larger directory is read again from there.
 //! - An error is never "nothing there": what cannot be read, or has an object's name and is none, ends the
 //!   listing with an error. Only what another process deleted meanwhile is passed over.
-//! - A name that no object can have hides no object: it is passed over, and told as a stray.
+//! - A name that no object can have hides no object: it is passed over, and told as a stray, unless the file system gave it to a
+//!   file that is gone.
 
 use std::collections::BinaryHeap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +19,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::errno::explain;
+use super::is_removed_while_open;
 use super::root::{Root, resolve, unexpected};
 use crate::key::{self, KEY_PARTS_MAX, Key, LOST_AND_FOUND, TEMPORARY_PART};
 use crate::{LIST_LIMIT_MAX, ObjectInfo, Page, STRAYS_MAX};
@@ -219,10 +221,11 @@ impl Level {
         Ok(())
     }
 
-    /// Whether `name` belongs to the root of a repository without being an object.
+    /// Whether `name` belongs to the root of a repository without being an object, or to the file system.
     fn is_ignored(&self, name: &[u8]) -> bool {
-        self.path.is_empty()
-            && (name == TEMPORARY_PART.as_bytes() || name == LOST_AND_FOUND.as_bytes())
+        let is_of_root = self.path.is_empty()
+            && (name == TEMPORARY_PART.as_bytes() || name == LOST_AND_FOUND.as_bytes());
+        is_of_root || is_removed_while_open(name)
     }
 
     /// The type of an entry, asked for where the directory does not tell; `None` where it is gone.

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use mover_base::{BLOCK_BYTES, Error, Kind, Result};
+use mover_base::{BLOCK_BYTES, Error, Kind, Result, hex};
 use mover_io::{Access, BUF_BYTES, Buf, File, Shard, random_bytes};
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -373,8 +373,8 @@ fn is_anothers(file: BorrowedFd<'_>) -> bool {
 }
 
 fn random_name() -> Result<String> {
-    let random = u128::from_ne_bytes(random_bytes()?);
-    Ok(format!("{random:032x}{TEMPORARY_SUFFIX}"))
+    let random = hex::encode(&random_bytes::<16>()?);
+    Ok(format!("{random}{TEMPORARY_SUFFIX}"))
 }
 
 #[cfg(test)]

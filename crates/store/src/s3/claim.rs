@@ -8,8 +8,9 @@
 //! Invariants: no clock is asked that anybody sets. A holder names the object within half of a claim's life from before it
 //! wrote the claim, or not at all: it looks at the claim's age once more right before each try leaves, by a clock that runs on
 //! while the machine sleeps, since it may have been stopped meanwhile. (One that is stopped behind that look, before the kernel
-//! has the request, or whose machine's clock was stopped with it, is not told.) What takes long (sending the bytes) happens
-//! before the claim. A rival's claim is dead when it was seen here for the whole life, which is longer than its holder has
+//! has the request, or whose machine's clock was stopped with it, is not told.) What the kernel was handed by then it gives up
+//! in the other half, if nobody takes it in ([`IN_KERNEL_MAX`]). What takes long (sending the bytes) happens before the claim. A
+//! rival's claim is dead when it was seen here for the whole life, which is longer than its holder has
 //! it. Where the write failed it may still arrive, so its claim stays until its life is over, and only then is it looked
 //! for and, if it is not there, sent again. The end of an upload in parts, which a server may work at for longer than a claim
 //! is used, then finds the upload gone: that, too, is looked at again until the patience is over. This leans on consistent
@@ -33,9 +34,13 @@ use crate::key::TEMPORARY_PART;
 
 /// What the names of claims begin with, behind [`TEMPORARY_PART`].
 pub(super) const CLAIM: &str = "claim-";
+/// How long a claim keeps others away when its holder dies.
+const LIFE_S: u64 = 60;
+/// How long the kernel may go on with what was sent under a claim, which is used for the first half of its life.
+pub(super) const IN_KERNEL_MAX: Duration = Duration::from_secs(LIFE_S / 2);
 /// How long claims hold.
 const TERMS: Terms = Terms {
-    life: Duration::from_secs(60),
+    life: Duration::from_secs(LIFE_S),
     patience: PATIENCE,
 };
 /// Payloads up to this are written under the claim; longer ones are sent first and named under it.

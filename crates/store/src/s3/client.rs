@@ -5,7 +5,7 @@
 //! the shard's budget of tries and the patience with one request; a redirect is never followed, since a signature
 //! is good for one place; an answer's body is taken in within the bound of who asked.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::error::Error as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -203,18 +203,21 @@ pub(super) struct Client {
     /// Unfinished multipart uploads that were dropped: name and id.
     pub abandoned: RefCell<Vec<(String, String)>>,
     http: reqwest::Client,
+    /// The same for what is sent under claims, where the time-out is too long for that.
+    http_of_claims: OnceCell<reqwest::Client>,
     flow: Rc<Flow>,
 }
 
 impl Client {
     pub fn new(shard: &Shard, place: &Arc<Place>) -> Result<Self> {
-        let share = share(place.location.connections, shard.count(), shard.index());
+        let share = share_of(place, shard);
         Ok(Client {
             shard: shard.clone(),
             place: Arc::clone(place),
             memory: UploadMemory::new(shard.count()),
             abandoned: RefCell::default(),
-            http: http_client(place, share)?,
+            http: http_client(place, share, place.location.timeout)?,
+            http_of_claims: OnceCell::new(),
             flow: Flow::new(share),
         })
     }
@@ -235,7 +238,7 @@ impl Client {
             let begun = Instant::now();
             let outcome = self.attempt(request, sink, may_be_slow_now).await;
             let now = Instant::now();
-            let error = match outcome {
+            let (error, is_overload) = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Expired(error, signed_by)) => {
@@ -258,14 +261,9 @@ impl Client {
                     if self.flow.pay_for_try(now) {
                         continue;
                     }
-                    error
+                    (error, false)
                 }
-                Err(Failure::Passing { error, is_overload }) => {
-                    if is_overload {
-                        self.flow.cut(now);
-                    }
-                    error
-                }
+                Err(Failure::Passing { error, is_overload }) => (error, is_overload),
             };
             // Whoever waits to try again leaves its place to others.
             drop(permit);
@@ -279,14 +277,12 @@ impl Client {
                 true => PATIENCE,
                 false => PATIENCE_AT_FIRST,
             };
-            let pause = pause_before(retry, u64::from_ne_bytes(random_bytes()?));
-            let is_over = now.saturating_duration_since(since) + pause > patience;
-            if is_over || !self.flow.pay_for_try(now) {
+            let next = self.wait_for_next_try(since, retry, is_overload, patience);
+            if !next.await? {
                 return Err(error);
             }
             tracing::debug!(name = request.name, %error, retry, "trying again");
             retry += 1;
-            tokio::time::sleep(pause).await;
         }
     }
 
@@ -309,24 +305,24 @@ impl Client {
         self.succeeded(request, answer)
     }
 
-    /// Waits before what has failed in a part of an answer, `since` then, is asked for again. False: it was asked for as long as a
-    /// request is.
+    /// Waits before what has failed, `since` then, is asked for again. False: it was asked for as long as the patience with it
+    /// lasts, or too much is.
     pub async fn wait_for_next_try(
         &self,
         since: Instant,
         retry: u32,
         is_overload: bool,
+        patience: Duration,
     ) -> Result<bool> {
         let now = Instant::now();
         if is_overload {
             self.flow.cut(now);
         }
         let pause = pause_before(retry, u64::from_ne_bytes(random_bytes()?));
-        let is_over = now.saturating_duration_since(since) + pause > PATIENCE;
+        let is_over = now.saturating_duration_since(since) + pause > patience;
         if is_over || !self.flow.pay_for_try(now) {
             return Ok(false);
         }
-        tracing::debug!(retry, "trying again what has failed in a part of an answer");
         tokio::time::sleep(pause).await;
         Ok(true)
     }
@@ -361,6 +357,29 @@ impl Client {
         }
     }
 
+    /// How long the kernel goes on with what was handed to it of a request and is not taken in.
+    fn in_kernel_max(&self, request: &Request) -> Duration {
+        let timeout = self.place.location.timeout;
+        match request.deadline {
+            Some(_) => timeout.min(claim::IN_KERNEL_MAX),
+            None => timeout,
+        }
+    }
+
+    /// The connections for a request.
+    fn http_for(&self, request: &Request) -> Result<&reqwest::Client> {
+        let in_kernel_max = self.in_kernel_max(request);
+        if in_kernel_max == self.place.location.timeout {
+            return Ok(&self.http);
+        }
+        if let Some(made) = self.http_of_claims.get() {
+            return Ok(made);
+        }
+        let share = share_of(&self.place, &self.shard);
+        let made = http_client(&self.place, share, in_kernel_max)?;
+        Ok(self.http_of_claims.get_or_init(|| made))
+    }
+
     async fn attempt(
         &self,
         request: &Request,
@@ -371,6 +390,7 @@ impl Client {
         let slow_after = slow_after.filter(|_| may_be_slow);
         let slow_body_after = self.slow_body_after(sink).filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
+        let http = self.http_for(request).map_err(Failure::Final)?;
         let (call, signed_by) = self.prepare(request, sink, &progress).await?;
         // The last look before it leaves: this process may have stood still since another was taken.
         if request.deadline.is_some_and(BootTime::has_passed) {
@@ -378,7 +398,7 @@ impl Client {
         }
         let started = Instant::now();
         let sent = self
-            .watch(request, self.http.execute(call), &progress, slow_after)
+            .watch(request, http.execute(call), &progress, slow_after)
             .await?;
         let response = sent.map_err(|error| self.transport(request, error))?;
         let latency = started.elapsed();
@@ -480,6 +500,11 @@ impl Client {
     /// What it means that there are no credentials: where there were some before, they are being renewed, and whoever
     /// gives them may do so in a moment, unless that was refused.
     fn unsigned(&self, Unsigned { error, outlook }: Unsigned) -> Failure {
+        let error = match error.kind() {
+            // A setting that did before has not been wrong from the first: the job is under way.
+            Kind::Usage if self.place.has_answered() => error.with_kind(Kind::Storage),
+            _ => error,
+        };
         let may_pass = match outlook {
             Outlook::Passing => true,
             Outlook::Unclear => self.place.has_answered(),
@@ -582,7 +607,7 @@ impl Client {
         // The kernel gives up on a peer that is gone, and on one that answers and has no room: it tells no difference.
         if !error.is_connect() && request.payload.bytes > 0 && is_given_up(&error) {
             return Failure::Passing {
-                error: self.not_taken(request, self.place.location.timeout),
+                error: self.not_taken(request, self.in_kernel_max(request)),
                 is_overload: true,
             };
         }
@@ -814,8 +839,17 @@ fn share(connections: usize, shards: usize, index: usize) -> usize {
     (connections / shards + usize::from(is_among_first)).max(1)
 }
 
-/// The connections of a shard.
-fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client> {
+/// How many connections this shard has.
+fn share_of(place: &Place, shard: &Shard) -> usize {
+    share(place.location.connections, shard.count(), shard.index())
+}
+
+/// The connections of a shard, which give up what nobody takes in for so long.
+fn http_client(
+    place: &Place,
+    connections: usize,
+    in_kernel_max: Duration,
+) -> Result<reqwest::Client> {
     let location = &place.location;
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("helios-mover/", env!("CARGO_PKG_VERSION")))
@@ -827,7 +861,7 @@ fn http_client(place: &Arc<Place>, connections: usize) -> Result<reqwest::Client
         .tcp_keepalive(location.timeout)
         // Who takes in nothing for so long counts as lost, also where a long body lies in the kernel, for whose bytes the
         // watch over a request waits longer.
-        .tcp_user_timeout(location.timeout)
+        .tcp_user_timeout(in_kernel_max)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(connections)
         .dns_resolver(Addresses {
@@ -898,6 +932,66 @@ mod tests {
     use super::*;
     use crate::LinkLimits;
 
+    fn one_shard() -> ShardConfig {
+        ShardConfig {
+            shards: 1,
+            pin: false,
+            arena_bytes: 8 * BUF_BYTES,
+            ..ShardConfig::default()
+        }
+    }
+
+    /// What is handed over in the first half of a claim's life has the other half to arrive in.
+    #[test]
+    fn what_is_sent_under_a_claim_lies_in_the_kernel_no_longer_than_the_claim_holds() {
+        for (timeout_s, in_kernel_s) in [(1, 1), (30, 30), (31, 30), (3600, 30)] {
+            let url = format!("bucket?endpoint=http://127.0.0.1:9&timeout={timeout_s}");
+            let store = S3Store::open(&url, &LinkLimits::default()).unwrap();
+            let look = async |shard: Shard| {
+                let client = store.client(&shard)?;
+                let request = Request::new(Operation::Put, Method::PUT, "x".to_owned());
+                let claimed = request.clone().before(BootTime::now());
+                let in_kernel = [&request, &claimed].map(|one| client.in_kernel_max(one).as_secs());
+                assert_eq!(in_kernel, [timeout_s, in_kernel_s]);
+                assert!(std::ptr::eq(client.http_for(&request)?, &client.http));
+                let is_same = std::ptr::eq(client.http_for(&claimed)?, &client.http);
+                assert_eq!(is_same, timeout_s == in_kernel_s, "{timeout_s}");
+                Ok(())
+            };
+            mover_io::run(&one_shard(), look, |_| {}).unwrap();
+        }
+    }
+
+    #[test]
+    fn credentials_that_are_lost_in_the_middle_of_a_job_are_no_wrong_setting() {
+        let url = "bucket?endpoint=http://127.0.0.1:9";
+        let store = S3Store::open(url, &LinkLimits::default()).unwrap();
+        let look = async |shard: Shard| {
+            let client = store.client(&shard)?;
+            let without = |outlook| {
+                let error = Error::new(Kind::Usage, "the file cannot be read");
+                client.unsigned(Unsigned { error, outlook })
+            };
+            let told = |failure: Failure| match failure {
+                Failure::Final(error) => ("at once", error.kind()),
+                Failure::Passing { error, .. } => ("in the end", error.kind()),
+                _ => panic!("a failure of credentials is none of the answer's"),
+            };
+            for outlook in [Outlook::Unclear, Outlook::Refused] {
+                assert_eq!(told(without(outlook)), ("at once", Kind::Usage));
+            }
+            client.place.has_answered.store(true, Relaxed);
+            for (outlook, when) in [
+                (Outlook::Unclear, "in the end"),
+                (Outlook::Refused, "at once"),
+            ] {
+                assert_eq!(told(without(outlook)), (when, Kind::Storage));
+            }
+            Ok(())
+        };
+        mover_io::run(&one_shard(), look, |_| {}).unwrap();
+    }
+
     /// A server whose port takes connections and of which nobody reads. The first body fits into the kernel, which gives up;
     /// the second does not, and the watch may be first.
     #[test]
@@ -913,12 +1007,7 @@ mod tests {
             keys.display()
         );
         let store = S3Store::open(&url, &LinkLimits::default()).unwrap();
-        let config = ShardConfig {
-            shards: 1,
-            pin: false,
-            arena_bytes: 8 * BUF_BYTES,
-            ..ShardConfig::default()
-        };
+        let config = one_shard();
         // Not as long as a body in the kernel is waited for that is on its way: some 17 s, and 128 s.
         for (bytes, bound_s) in [(1 << 20, 16), (64 << 20, 100)] {
             let attempt = async |shard: Shard| {

@@ -39,6 +39,7 @@ const REFUSALS: [&str; 3] = [
 pub(super) struct Signature {
     region: String,
     sources: Arc<Sources>,
+    services: CredentialServices,
     current: Mutex<Current>,
     /// When those that sign were doubted last.
     doubted: tokio::sync::Mutex<Option<(Edition, Instant)>>,
@@ -80,11 +81,15 @@ impl Signature {
     pub fn new(location: &Location) -> Self {
         let (region, sources) = (&location.region, Sources::new(Wish::new(location)));
         let sources = Arc::new(sources);
-        let signer = signer(region, &sources);
+        let services = CredentialServices {
+            ca: location.ca.clone(),
+        };
+        let signer = signer(region, &sources, &services);
         let edition = Edition(0);
         Signature {
             region: region.clone(),
             sources,
+            services,
             current: Mutex::new(Current { signer, edition }),
             doubted: tokio::sync::Mutex::default(),
         }
@@ -110,8 +115,7 @@ impl Signature {
     /// Looks for credentials anew for the next request: the server says that what signed is expired. Of all who are told
     /// so at the same time the first forgets.
     pub fn forget(&self, expired: &SignedBy) {
-        let fresh = signer(&self.region, &self.sources);
-        self.replace(expired.edition, fresh);
+        self.replace(expired.edition, self.fresh());
     }
 
     /// Looks for credentials anew because the server does not let in who signed. Returns whether others sign from now on.
@@ -128,7 +132,7 @@ impl Signature {
             return false;
         }
         *doubted = Some((refused.edition, Instant::now()));
-        let fresh = signer(&self.region, &self.sources);
+        let fresh = self.fresh();
         // That there are none just now is no news to whoever was refused.
         let Some(parts) = signed_head(&fresh).await else {
             return false;
@@ -138,6 +142,11 @@ impl Signature {
         }
         self.replace(refused.edition, fresh);
         true
+    }
+
+    /// Looks for credentials when it signs first.
+    fn fresh(&self) -> Signer<Credential> {
+        signer(&self.region, &self.sources, &self.services)
     }
 
     /// Lets others sign in place of those of this edition.
@@ -222,7 +231,7 @@ fn without_role(kind: Kind, outlook: Outlook, is_setting: bool) -> Error {
     let (message, hint) = match outlook {
         _ if is_setting => (
             "the service that gives roles to web identities cannot be asked",
-            "set AWS_ENDPOINT_URL_STS to a URL such as https://sts.example.com, or to nothing",
+            "set AWS_ENDPOINT_URL_STS to a URL such as https://sts.example.com, or to nothing; if the file at ca= is at fault, put it back",
         ),
         Outlook::Passing => (
             "the service that gives roles to web identities does not answer as it should",
@@ -379,11 +388,15 @@ impl SignRequest for HeadsAndSeals {
     }
 }
 
-fn signer(region: &str, sources: &Arc<Sources>) -> Signer<Credential> {
+fn signer(
+    region: &str,
+    sources: &Arc<Sources>,
+    services: &CredentialServices,
+) -> Signer<Credential> {
     let context = Context::new()
         .with_env(OsEnv)
         .with_file_read(Files)
-        .with_http_send(CredentialServices);
+        .with_http_send(services.clone());
     let requests = HeadsAndSeals {
         heads: RequestSigner::new("s3", region).with_standard_session_token(),
         region: region.to_owned(),
@@ -424,6 +437,15 @@ mod tests {
         assert_ne!(first, second);
         signature.forget(&by(first));
         assert_eq!(edition(), second, "what is fresh stays");
+    }
+
+    #[test]
+    fn what_is_trusted_for_the_store_is_trusted_for_what_gives_its_credentials() {
+        let surroundings = super::super::location::Surroundings::default();
+        let url = "b?endpoint=http://h&ca=/own.pem";
+        let location = Location::parse(url, &surroundings).unwrap();
+        let services = Signature::new(&location).services;
+        assert_eq!(services.ca, Some("/own.pem".into()));
     }
 
     #[test]

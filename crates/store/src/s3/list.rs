@@ -22,7 +22,8 @@ const PAGE_NAMES_MAX: usize = 1000;
 /// counts as endless.
 const THIN_PAGES_MAX: usize = 100;
 const THIN_SHARE: usize = 20;
-/// Names that no object of a repository can have, or that are temporary, of which a page of its objects passes over so many.
+/// Names that no object of a repository can have, or that are temporary or folders, of which a page of its objects passes over so
+/// many.
 const FOREIGN_NAMES_MAX: usize = 1_000_000;
 
 /// Counts the pages of a listing that bring next to nothing and promise more.
@@ -113,14 +114,14 @@ struct Gathered {
     /// Names that no object of a repository can have, before the last of the objects that are wanted, and behind it.
     strays: Vec<String>,
     behind: Vec<String>,
-    /// How many names were passed over: these, and temporary ones.
+    /// How many names were passed over: these, temporary ones, and folders.
     foreign: usize,
 }
 
 impl Gathered {
     /// Takes in a name, where so many objects are wanted.
     fn take(&mut self, name: &str, bytes: u64, limit: usize) {
-        if name.split('/').next() == Some(TEMPORARY_PART) {
+        if is_folder(name, bytes) || name.split('/').next() == Some(TEMPORARY_PART) {
             self.foreign += 1;
             return;
         }
@@ -138,6 +139,12 @@ impl Gathered {
             list.push(super::answer::escaped(name));
         }
     }
+}
+
+/// Whether an object only stands for a folder, as consoles and mounts make them: it is passed over as an empty directory is. That of
+/// the whole place has no name below it.
+fn is_folder(name: &str, bytes: u64) -> bool {
+    bytes == 0 && (name.is_empty() || name.ends_with('/'))
 }
 
 /// A page of the repository's objects; see [`crate::Store::list`].
@@ -366,7 +373,7 @@ pub(super) fn parse_uploads(
     Ok((uploads, result.is_truncated.then_some(next)))
 }
 
-/// The unfinished uploads whose full names begin with `prefix`, [`TEMPORARIES_MAX`] at most, and the server's time.
+/// The unfinished uploads whose full names begin with `prefix`, `TEMPORARIES_MAX` at most, and the server's time.
 pub(super) async fn uploads(client: &Client, prefix: &str) -> Result<(Vec<Unfinished>, Timestamp)> {
     let location = &client.place.location;
     let disorder = |message| disorder(location, message, "ListMultipartUploads");

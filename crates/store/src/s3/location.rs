@@ -168,7 +168,7 @@ impl Location {
         check_region(&region)?;
         let endpoint = match endpoint {
             Some(endpoint) => parse_endpoint(&endpoint)?,
-            None => parse_endpoint(&format!("https://s3.{region}.amazonaws.com"))?,
+            None => parse_endpoint(&format!("https://s3.{region}.{}", domain_of(&region)))?,
         };
         // A name with dots does not match a certificate for one level of names.
         let path_style = options
@@ -351,6 +351,20 @@ fn check_region(region: &str) -> Result<()> {
     Ok(())
 }
 
+/// The domain of Amazon's servers in a region: each of its partitions has one of its own.
+fn domain_of(region: &str) -> &'static str {
+    const OTHERS: [(&str, &str); 6] = [
+        ("cn-", "amazonaws.com.cn"),
+        ("eusc-", "amazonaws.eu"),
+        ("us-iso-", "c2s.ic.gov"),
+        ("us-isob-", "sc2s.sgov.gov"),
+        ("us-isof-", "csp.hci.ic.gov"),
+        ("eu-isoe-", "cloud.adc-e.uk"),
+    ];
+    let found = OTHERS.iter().find(|other| region.starts_with(other.0));
+    found.map_or("amazonaws.com", |found| found.1)
+}
+
 fn parse_endpoint(text: &str) -> Result<Url> {
     let hint = "write it as in endpoint=https://s3.example.com:9000";
     let url = Url::parse(text).map_err(|_| wrong("the endpoint is not a URL").hint(hint))?;
@@ -468,6 +482,26 @@ mod tests {
             dotted.uri("config", &[]),
             "https://s3.eu-central-1.amazonaws.com/my.bucket/config"
         );
+    }
+
+    #[test]
+    fn amazon_s_servers_have_the_domain_of_their_partition() {
+        for (region, server) in [
+            ("us-gov-west-1", "https://s3.us-gov-west-1.amazonaws.com"),
+            ("cn-north-1", "https://s3.cn-north-1.amazonaws.com.cn"),
+            ("eusc-de-east-1", "https://s3.eusc-de-east-1.amazonaws.eu"),
+            ("us-iso-east-1", "https://s3.us-iso-east-1.c2s.ic.gov"),
+            ("us-isob-east-1", "https://s3.us-isob-east-1.sc2s.sgov.gov"),
+            (
+                "us-isof-south-1",
+                "https://s3.us-isof-south-1.csp.hci.ic.gov",
+            ),
+            ("eu-isoe-west-1", "https://s3.eu-isoe-west-1.cloud.adc-e.uk"),
+        ] {
+            let location = parsed(&format!("bucket?region={region}")).unwrap();
+            assert_eq!(location.server(), server);
+            assert!(!location.path_style, "{region}");
+        }
     }
 
     #[test]

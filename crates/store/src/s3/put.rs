@@ -118,9 +118,12 @@ pub(super) async fn settle(client: &Client, request: &Request, mark: &str) -> Re
     Err(unsettled(&request.name))
 }
 
-/// Writes an object that nobody else can want to write.
+/// Writes an object that nobody else can want to write. So the plainest look is enough: one that is wrong leads to the same bytes
+/// once more, and what is refused besides is told by the write itself.
 async fn put_alone(client: &Client, name: &str, payload: Payload, mark: &str) -> Result<Put> {
-    if head(client, name).await?.is_some() {
+    let look = Request::new(Operation::Head, Method::HEAD, name.to_owned());
+    let looked = client.send(&look, &mut Sink::Answer).await?;
+    if looked.status.is_success() {
         return Ok(Put::Exists);
     }
     let request = put_request(client, name, payload, mark);

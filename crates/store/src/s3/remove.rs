@@ -17,7 +17,7 @@ use super::answer::{
     Answer, Operation, escaped, expired, failed_again, is_expiry, is_passing_code,
     is_refusal_of_signer, is_slow_down,
 };
-use super::client::{Client, Request, Sink};
+use super::client::{Client, PATIENCE, Request, Sink};
 use super::credentials::SignedBy;
 use super::list::document;
 use super::location::Checksum;
@@ -140,10 +140,12 @@ async fn delete_some(client: &Client, keys: &[Key]) -> Result<()> {
         }
         let since = *first_failure.get_or_insert_with(Instant::now);
         let is_overload = result.says(is_slow_down);
-        if !client.wait_for_next_try(since, retry, is_overload).await? {
+        let next = client.wait_for_next_try(since, retry, is_overload, PATIENCE);
+        if !next.await? {
             let object = failed.told(client);
             return Err(failed_again(Operation::Delete, &object, failed.said()));
         }
+        tracing::debug!(retry, "trying again what has failed in a part of an answer");
         retry += 1;
     }
     match refusal {

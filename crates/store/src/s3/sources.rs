@@ -7,6 +7,7 @@
 //! a secret.
 
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use reqsign_core::{Context, ErrorKind, FileRead, HttpSend, ProvideCredential};
 use reqwest::Url;
 
 use super::location::Location;
+use super::trust;
 
 /// Time-outs towards the services that give credentials on a machine: they are near, or not there at all.
 const NEAR: Reach = Reach {
@@ -277,8 +279,12 @@ fn place_of(url: Url, is_signed: bool, sts: Option<&str>) -> Result<Url, String>
 
 /// Requests to metadata and token services. A client of its own each time: they are rare, and a client belongs
 /// to the runtime that it was made on.
-#[derive(Debug)]
-pub(super) struct CredentialServices;
+#[derive(Debug, Clone, Default)]
+pub(super) struct CredentialServices {
+    /// File of certificates to trust beside the system's, where TLS is spoken: whoever has a store of their own often gives roles
+    /// themselves too.
+    pub ca: Option<PathBuf>,
+}
 
 impl HttpSend for CredentialServices {
     async fn http_send(
@@ -305,6 +311,16 @@ impl HttpSend for CredentialServices {
             true => client,
             false => client.no_proxy(),
         };
+        let client = match &self.ca {
+            Some(ca) if reach.is_proxied => {
+                let tls = trust::config(ca);
+                let unusable = |error: mover_base::Error| {
+                    reqsign_core::Error::config_invalid(error.to_string())
+                };
+                client.tls_backend_preconfigured(tls.map_err(unusable)?)
+            }
+            _ => client,
+        };
         let client = client.build().map_err(failed)?;
         let mut response = client.execute(request).await.map_err(failed)?;
         let mut body = Vec::new();
@@ -329,10 +345,11 @@ mod tests {
     use std::net::TcpListener;
     use std::thread;
 
-    use mover_test_servers::{Reply, Scripted};
+    use mover_test_servers::{FaultProxy, Reply, Scripted};
     use reqsign_core::StaticEnv;
 
     use super::super::location::Surroundings;
+    use super::super::tls::of_certificate;
     use super::*;
 
     fn url(text: &str) -> Url {
@@ -364,6 +381,40 @@ mod tests {
             let said = place(amazon, false, Some(bad)).unwrap_err();
             assert!(said.contains("AWS_ENDPOINT_URL_STS"), "{said}");
         }
+    }
+
+    /// What a service at `url` answers to whoever trusts the certificates at `ca`.
+    async fn asked(url: &str, ca: Option<PathBuf>) -> reqsign_core::Result<http::Response<Bytes>> {
+        let request = http::Request::get(url).body(Bytes::new()).unwrap();
+        CredentialServices { ca }.http_send(request).await
+    }
+
+    #[tokio::test]
+    async fn a_service_of_an_authority_of_ones_own_is_trusted_where_the_url_names_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca.pem");
+        let service = Scripted::start(|_, _| Reply::new(200, "given"));
+        let over_tls = FaultProxy::start_tls(&service.endpoint(), &ca);
+        let url = format!("{}/", over_tls.endpoint());
+        let answer = asked(&url, Some(ca)).await.unwrap();
+        assert_eq!(answer.body()[..], *b"given");
+
+        let refused = asked(&url, None).await.unwrap_err();
+        let mut causes = causes_of(&refused).filter_map(|cause| cause.downcast_ref());
+        assert!(
+            causes.any(|cause: &reqwest::Error| of_certificate(cause).is_some()),
+            "{refused:?}"
+        );
+        let unusable = directory.path().join("absent.pem");
+        let wrong = asked(&url, Some(unusable.clone())).await.unwrap_err();
+        assert_eq!(wrong.kind(), ErrorKind::ConfigInvalid);
+        assert!(!wrong.is_retryable());
+        assert!(wrong.to_string().contains("absent.pem"), "{wrong}");
+        assert_eq!(service.requests().len(), 1);
+        // Who speaks without TLS shows no certificate.
+        let near = format!("{}/", service.endpoint());
+        asked(&near, Some(unusable)).await.unwrap();
+        assert_eq!(service.requests().len(), 2);
     }
 
     /// An environment with keys in it, or with nothing.
@@ -402,7 +453,7 @@ mod tests {
         };
         let context = Context::new()
             .with_file_read(Files)
-            .with_http_send(CredentialServices)
+            .with_http_send(CredentialServices::default())
             .with_env(environment);
         Sources::new(Wish::anywhere()).find(&context).await
     }

@@ -107,6 +107,41 @@ fn a_claim_holds_whatever_time_a_server_says_that_it_is() {
     assert_eq!(stored, b"first");
 }
 
+/// What one write asks of a server without conditions, by method and in order; `docs/s3.md` says how many requests that are.
+#[test]
+fn a_claimed_object_takes_eight_or_twelve_requests_and_a_pack_two() {
+    let (kept, subject) = heedless();
+    let Behind { proxy, store } = Behind::plain(&kept);
+    let asked = subject.on_shard(async |shard| {
+        // By it the server is found out.
+        upload_all(&store, &shard, &key("first"), b"x").await?;
+        let mut asked = Vec::new();
+        for (name, bytes, is_pack) in [
+            ("small", 64 << 10, false),
+            ("longer", 1 + (64 << 10), false),
+            ("pack", 3 * BUF_BYTES, true),
+        ] {
+            let before = proxy.seen().len();
+            let mut upload = match is_pack {
+                true => store.upload_unique(&shard, &key(name)).await?,
+                false => store.upload(&shard, &key(name)).await?,
+            };
+            push_all(&shard, &mut upload, &pattern(bytes, 1)).await?;
+            assert_eq!(upload.commit().await?, Put::Created, "{name}");
+            let seen = proxy.seen();
+            let methods = seen[before..]
+                .iter()
+                .filter_map(|line| line.split(' ').next());
+            asked.push(methods.collect::<Vec<_>>().join(" "));
+        }
+        Ok(asked)
+    });
+    // A look at the object, the claim, the claims, a look again, the object, and the claim's end.
+    let claimed = |object: &str| format!("HEAD GET PUT GET HEAD GET {object} DELETE");
+    let longer = format!("HEAD GET POST PUT {}", claimed("POST"));
+    assert_eq!(asked, [claimed("PUT"), longer, "HEAD PUT".to_owned()]);
+}
+
 /// Drops `work` where the first request that `of` says is never answered.
 async fn drop_at<T>(proxy: &FaultProxy, of: Fault, work: impl Future<Output = T>) {
     let stalled = proxy.inject(of.times(1));
