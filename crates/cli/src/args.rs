@@ -352,6 +352,17 @@ pub struct VerifyArgs {
     pub set: Option<String>,
 }
 
+/// The rules of `expire` and whose backups they apply to: beside what is none of it, they would be passed over in silence.
+const RULES: [&str; 7] = [
+    "keep_last",
+    "keep_daily",
+    "keep_weekly",
+    "keep_monthly",
+    "keep_within",
+    "source",
+    "host",
+];
+
 /// `expire`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -386,19 +397,16 @@ pub struct ExpireArgs {
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
     /// Instead of what rules do not keep, delete this backup: an id or its beginning; can be given several times
-    #[arg(long, value_name = "ID", action = ArgAction::Append, conflicts_with_all =
-          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within", "source", "host"])]
+    #[arg(long, value_name = "ID", action = ArgAction::Append, conflicts_with_all = RULES)]
     pub set: Vec<String>,
     /// Delete no backup, only what no backup needs: what was left by some that did not end
-    #[arg(long, conflicts_with_all =
-          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within", "source", "host", "set"])]
+    #[arg(long, conflicts_with_all = RULES, conflicts_with = "set")]
     pub leftovers: bool,
     /// Delete what is not kept; without this, only say what would be deleted
     #[arg(long)]
     pub confirm: bool,
     /// Instead of expiring, give up the session with this id (or its beginning), whose process is dead
-    #[arg(long, value_name = "ID", conflicts_with_all =
-          ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_within", "source", "host", "set", "leftovers"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = RULES, conflicts_with_all = ["set", "leftovers"])]
     pub forget_session: Option<String>,
 }
 

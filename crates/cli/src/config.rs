@@ -59,6 +59,8 @@ pub struct Settings {
 pub struct Call {
     /// What every verb needs.
     pub settings: Settings,
+    /// The verb as it is typed: `key add`.
+    pub name: String,
     /// The verb and its own options.
     pub verb: Verb,
     /// What to tell before beginning.
@@ -96,6 +98,7 @@ pub fn resolve(argv: &[OsString], environment: &Environment) -> Result<Call, Ref
     let settings = settings(&raw.global, &layered, environment).map_err(Refusal::Wrong)?;
     Ok(Call {
         settings,
+        name: layers::verb(&layered.matches),
         verb: raw.verb,
         warnings: layered.warnings,
         argv: argv.to_vec(),

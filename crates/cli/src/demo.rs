@@ -5,13 +5,13 @@
 //! unless `--keep` says otherwise; what is compared with comes from the reference database's model, never from the
 //! repository; a difference found by the comparison is an error, never a remark.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mover_base::units::format_bytes;
-use mover_base::{Error, Kind, Lsn, Result};
+use mover_base::{Error, Kind, Lsn, Result, hex};
 use mover_jobs::backup::{self, BackupOptions, BackupSummary};
 use mover_jobs::init::{self, InitOptions};
 use mover_jobs::restore::{self, RestoreOptions, RestoreSummary};
@@ -257,8 +257,7 @@ impl Demo<'_, '_> {
     fn make_repository(&mut self, repo: &Path) -> Result<RepoAccess> {
         self.say("create an encrypted repository");
         let path = self.dir.join("passphrase");
-        write_passphrase(&path)
-            .map_err(|error| failed("the passphrase cannot be written", &path, error))?;
+        write_passphrase(&path)?;
         let passphrase = secrets::read_passphrase(
             &SecretFile {
                 path: &path,
@@ -449,17 +448,15 @@ fn compare(truth: &Truth, root: &Path, end: Lsn) -> Result<Compared> {
 }
 
 /// 32 random bytes as hex, in a file for the owner alone.
-fn write_passphrase(path: &Path) -> io::Result<()> {
-    use std::io::{Read, Write};
-    let mut bytes = [0; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file = std::fs::OpenOptions::new()
+fn write_passphrase(path: &Path) -> Result<()> {
+    let text = hex::encode(&mover_io::random_bytes::<32>()?);
+    let file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(path)?;
-    writeln!(file, "{text}")
+        .open(path);
+    file.and_then(|mut file| writeln!(file, "{text}"))
+        .map_err(|error| failed("the passphrase cannot be written", path, error))
 }
 
 fn tell_end(context: &mut Context<'_>, summary: &Summary) {

@@ -20,4 +20,6 @@ fn the_documented_table_is_the_program_s() {
             .map(|kind| (kind.exit_code(), kind.name().to_owned())),
     );
     assert_eq!(rows, wanted);
+    // Every other code is met by its number in the end-to-end tests; this one is no job's.
+    assert_eq!(Kind::Internal.exit_code(), 1);
 }

@@ -7,6 +7,7 @@
 //! standard output is. Text from outside never reaches the terminal with control characters in it.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::builder::StyledStr;
@@ -33,6 +34,8 @@ pub const DIM: Style = Style::new().dimmed();
 /// What to say where a result could not be written and the verb has done nothing else.
 const OUTPUT_LOST: &str =
     "nothing else failed, and only this output is lost: have it written where there is room";
+/// Between two tries to write to a stream that does not block and takes nothing.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a verb prints with `--json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +99,7 @@ pub struct Output {
     /// Warnings that a summary is to have: of a query those told so far, of a job too, which were lines of their own.
     held_warnings: Vec<String>,
     failure: Option<io::Error>,
-    /// Whether standard output took nothing for another reason than that nobody reads it any more.
+    /// Whether standard output did not take something, as where nobody reads it any more: an error is then told on standard error.
     out_failed: bool,
     done: Option<String>,
     bars: MultiProgress,
@@ -124,6 +127,8 @@ struct ErrorLine<'a> {
     object: Option<&'a str>,
     cause: Option<&'a str>,
     hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -297,13 +302,10 @@ impl Output {
     /// Something that the user should know and that does not stop the verb.
     pub fn warning(&mut self, message: &str) {
         if self.manner.json {
-            match self.shape {
-                Shape::Query => self.held_warnings.push(message.to_owned()),
-                Shape::Job => {
-                    self.json_line("warning", WarningLine { message }, &[]);
-                    self.held_warnings.push(message.to_owned());
-                }
+            if self.shape == Shape::Job {
+                self.json_line("warning", WarningLine { message }, &[]);
             }
+            self.held_warnings.push(message.to_owned());
         } else if !self.manner.quiet {
             let title = self.paint_err("warning:", YELLOW);
             self.write_err(&format!("{title} {}\n", clean(message)));
@@ -322,6 +324,11 @@ impl Output {
         let hint = error.advice();
         let cause = std::error::Error::source(error).map(ToString::to_string);
         if self.manner.json {
+            // Those of a query that has no summary would be told nowhere else; a job has told its own.
+            let warnings = match self.shape {
+                Shape::Query => std::mem::take(&mut self.held_warnings),
+                Shape::Job => Vec::new(),
+            };
             let line = ErrorLine {
                 message_type: "error",
                 verb: Some(self.verb.as_str()).filter(|verb| !verb.is_empty()),
@@ -331,6 +338,7 @@ impl Output {
                 object: error.object_name(),
                 cause: cause.as_deref(),
                 hint: Some(hint),
+                warnings: &warnings,
             };
             match serde_json::to_string(&line) {
                 Ok(text) => self.write_out(text + "\n"),
@@ -364,12 +372,12 @@ impl Output {
 
     fn write_out(&mut self, text: String) {
         let Output { out, bars, .. } = self;
-        let written = bars.suspend(|| out.write_all(text.as_bytes()).and_then(|()| out.flush()));
-        if let Err(error) = written
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
+        let written = bars.suspend(|| write_whole(out.as_mut(), text.as_bytes()));
+        if let Err(error) = written {
             self.out_failed = true;
-            self.failure.get_or_insert(error);
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                self.failure.get_or_insert(error);
+            }
         }
     }
 
@@ -381,7 +389,7 @@ impl Output {
     fn write_err(&mut self, text: &str) {
         let Output { err, bars, .. } = self;
         // Nobody is left to tell when standard error fails.
-        let _ = bars.suspend(|| err.write_all(text.as_bytes()));
+        let _ = bars.suspend(|| write_whole(err.as_mut(), text.as_bytes()));
     }
 
     /// Whether everything written arrived; a reader that went away counts as arrived. To be asked where nothing else failed.
@@ -398,13 +406,44 @@ impl Output {
     }
 }
 
+/// Writes all of `bytes` and flushes, also to a pipe or a terminal that somebody made non-blocking: what it does not take waits, as
+/// it does where writes block. `write_all` does not say how much of its bytes was taken when it fails, so that it cannot be tried again.
+fn write_whole(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+    let mut left = bytes;
+    while !left.is_empty() {
+        match to.write(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(taken) => left = &left[taken..],
+            Err(error) => wait_after(error)?,
+        }
+    }
+    while let Err(error) = to.flush() {
+        wait_after(error)?;
+    }
+    Ok(())
+}
+
+/// Waits until what failed so can be tried again; gives the error back where that would not help.
+fn wait_after(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(()),
+        io::ErrorKind::WouldBlock => {
+            std::thread::sleep(RETRY_INTERVAL);
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
 /// Log lines, written above the progress bars.
 #[derive(Clone)]
 pub struct LogWriter(pub MultiProgress);
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| io::stderr().write(bytes))
+        // Nobody is left to tell when standard error fails, and whoever logs would panic.
+        let _ = self.0.suspend(|| write_whole(&mut io::stderr(), bytes));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -547,6 +586,30 @@ pub mod tests {
     }
 
     #[test]
+    fn the_error_of_a_query_has_the_warnings_that_no_summary_told() {
+        let told = |shape, has_summary: bool| {
+            let (mut output, out, _) = captured(JSON);
+            output.begin("check", shape);
+            output.warning("careful");
+            if has_summary {
+                output.summary(Body { backups: 2 });
+            }
+            output.error(&error());
+            let text = out.text();
+            let last = text.lines().last().unwrap_or_default();
+            let line: serde_json::Value = serde_json::from_str(last).unwrap();
+            assert_eq!(line["message_type"], "error");
+            line.get("warnings").cloned()
+        };
+        assert_eq!(
+            told(Shape::Query, false),
+            Some(serde_json::json!(["careful"]))
+        );
+        assert_eq!(told(Shape::Query, true), None, "it stood in the summary");
+        assert_eq!(told(Shape::Job, false), None, "it was a line of its own");
+    }
+
+    #[test]
     fn a_job_warns_in_lines_of_their_own() {
         let (mut output, out, _) = captured(JSON);
         output.begin("backup", Shape::Job);
@@ -602,6 +665,68 @@ pub mod tests {
         let error = broken(io::ErrorKind::StorageFull).unwrap_err();
         assert_eq!(error.kind(), Kind::Target);
         assert_eq!(error.hint_text(), Some("it was made"));
+    }
+
+    #[test]
+    fn an_error_that_nobody_reads_on_standard_output_is_told_on_standard_error() {
+        let err = Sink::default();
+        let mut output = Output::to(
+            JSON,
+            Box::new(Broken(io::ErrorKind::BrokenPipe)),
+            Box::new(err.clone()),
+            ProgressDrawTarget::hidden(),
+        );
+        output.error(&error());
+        assert_eq!(
+            err.text(),
+            "error: the passphrase is wrong: file:///r: why\nhint:  try another\n"
+        );
+        assert!(output.finish().is_ok());
+    }
+
+    /// Takes three bytes at a time, and nothing at every second call.
+    #[derive(Default)]
+    struct Reluctant {
+        taken: Vec<u8>,
+        calls: usize,
+    }
+
+    impl Reluctant {
+        fn is_ready(&mut self) -> io::Result<()> {
+            self.calls += 1;
+            match self.calls % 4 {
+                1 => Err(io::ErrorKind::WouldBlock.into()),
+                3 => Err(io::ErrorKind::Interrupted.into()),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Write for Reluctant {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.is_ready()?;
+            let taken = bytes.len().min(3);
+            self.taken.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.is_ready()
+        }
+    }
+
+    #[test]
+    fn what_a_stream_does_not_take_at_once_is_written_once_and_whole() {
+        let text = "first\nsecond line\nthird";
+        let mut plain = Reluctant::default();
+        write_whole(&mut plain, text.as_bytes()).unwrap();
+        assert_eq!(plain.taken, text.as_bytes());
+        // As standard output is: lines go at once, and what it holds back it writes before anything else.
+        let mut lines = io::LineWriter::with_capacity(8, Reluctant::default());
+        write_whole(&mut lines, text.as_bytes()).unwrap();
+        assert_eq!(lines.get_ref().taken, text.as_bytes());
+        let full = write_whole(&mut [0u8; 4].as_mut_slice(), text.as_bytes()).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WriteZero);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, CommandFactory, ValueEnum};
+use clap::{CommandFactory, ValueEnum};
 use mover_base::{Error, Kind};
 
 use crate::args::{ColorWhen, RawArgs};
@@ -109,7 +109,7 @@ impl Guess {
         let color = layers::deepest::<ColorWhen>(&matches, "color")
             .or_else(|| ColorWhen::from_str(&lower("color")?, false).ok());
         Guess {
-            verb: verb(&matches),
+            verb: layers::verb(&matches),
             json: argv.iter().any(|arg| arg == "--json") || is_on(),
             color: color.unwrap_or(ColorWhen::Auto),
             source: argv
@@ -117,16 +117,6 @@ impl Guess {
                 .any(|arg| arg.to_string_lossy().starts_with("--source")),
         }
     }
-}
-
-fn verb(matches: &ArgMatches) -> String {
-    let mut words = Vec::new();
-    let mut at = matches;
-    while let Some((word, next)) = at.subcommand() {
-        words.push(word);
-        at = next;
-    }
-    words.join(" ")
 }
 
 /// What to write instead of what other verbs and other tools take: their names of verbs, a bare id, a bare path, a time, and a dry

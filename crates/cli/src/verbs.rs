@@ -168,12 +168,12 @@ impl<P> DryRun<P> {
 pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
     let Call {
         settings,
+        name,
         verb,
         warnings,
         argv,
     } = call;
-    let (name, shape) = name(&verb);
-    out.begin(name, shape);
+    out.begin(&name, shape(&verb));
     for warning in &warnings {
         out.warning(warning);
     }
@@ -219,31 +219,13 @@ pub fn run(call: Call, out: &mut Output, signals: &Signals) -> Result<()> {
     }
 }
 
-fn name(verb: &Verb) -> (&'static str, Shape) {
+/// What the verb prints with `--json`.
+fn shape(verb: &Verb) -> Shape {
     match verb {
-        Verb::Init(_) => ("init", Shape::Query),
-        Verb::Backup(_) => ("backup", Shape::Job),
-        Verb::List(_) => ("list", Shape::Query),
-        Verb::Show(_) => ("show", Shape::Query),
-        Verb::Restore(_) => ("restore", Shape::Job),
-        Verb::Verify(_) => ("verify", Shape::Job),
-        Verb::Expire(_) => ("expire", Shape::Job),
-        Verb::Hold(args) => match args.verb {
-            HoldVerb::Add(_) => ("hold add", Shape::Query),
-            HoldVerb::List(_) => ("hold list", Shape::Query),
-            HoldVerb::Remove(_) => ("hold remove", Shape::Query),
-        },
-        Verb::Annotate(_) => ("annotate", Shape::Query),
-        Verb::Key(args) => match args.verb {
-            KeyVerb::List(_) => ("key list", Shape::Query),
-            KeyVerb::Add(_) => ("key add", Shape::Query),
-            KeyVerb::Remove(_) => ("key remove", Shape::Query),
-            KeyVerb::Generate(_) => ("key generate", Shape::Query),
-        },
-        Verb::Check(_) => ("check", Shape::Query),
-        Verb::Tune(_) => ("tune", Shape::Query),
-        Verb::Completions(_) => ("completions", Shape::Query),
-        Verb::Demo(_) => ("demo", Shape::Job),
+        Verb::Backup(_) | Verb::Restore(_) | Verb::Verify(_) | Verb::Expire(_) | Verb::Demo(_) => {
+            Shape::Job
+        }
+        _ => Shape::Query,
     }
 }
 

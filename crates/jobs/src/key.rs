@@ -28,11 +28,11 @@ pub(crate) async fn locked_out_warning(shard: &Shard, repository: &Repository) -
 
 /// The key slots of the repository at `url`, damaged ones too and those that could not be read. Needs no key, and so works for whom
 /// no key is left.
-pub fn list(engine: &Engine, url: &str) -> Result<SlotListing> {
+pub fn list(engine: &Engine, url: &str, link: &LinkLimits) -> Result<SlotListing> {
     let repo = RepoAccess {
         url: url.to_owned(),
         credentials: Credentials::None,
-        link: LinkLimits::default(),
+        link: link.clone(),
     };
     with(engine, &repo, async |shard, repository| {
         repository.slots(&shard).await

@@ -162,12 +162,7 @@ pub fn options(command: &Command) -> Vec<OptionName> {
     fn collect(command: &Command, verbs: &[String], out: &mut Vec<OptionName>) {
         for arg in command.get_arguments() {
             let Some(long) = arg.get_long() else { continue };
-            let key = verbs
-                .iter()
-                .map(String::as_str)
-                .chain([long])
-                .collect::<Vec<_>>()
-                .join(".");
+            let key = key_of(verbs, long);
             out.push(OptionName {
                 verbs: verbs.to_vec(),
                 id: arg.get_id().to_string(),
@@ -221,6 +216,16 @@ impl Layers {
             Layer::Flag | Layer::Default => None,
         }
     }
+}
+
+/// The key of an option or a table `name` below its verbs.
+fn key_of(verbs: &[String], name: &str) -> String {
+    let words = verbs.iter().map(String::as_str).chain([name]);
+    words.collect::<Vec<_>>().join(".")
+}
+
+fn may_stand_in_file(key: &str) -> bool {
+    !FLAG_ONLY.contains(&key) && !NOT_IN_FILE.contains(&key)
 }
 
 /// The variable of the option `key`.
@@ -365,6 +370,17 @@ fn read_environment(names: &[OptionName], environment: &Environment) -> Result<V
     Ok(out)
 }
 
+/// The verb that was typed, such as `key add`; empty where none was recognised.
+pub fn verb(matches: &ArgMatches) -> String {
+    let mut words = Vec::new();
+    let mut at = matches;
+    while let Some((word, next)) = at.subcommand() {
+        words.push(word);
+        at = next;
+    }
+    words.join(" ")
+}
+
 /// The value of a global option, which may stand behind any of the verbs.
 pub fn deepest<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, id: &str) -> Option<T> {
     let of = |at: &ArgMatches| at.try_get_one::<T>(id).ok().flatten().cloned();
@@ -461,24 +477,14 @@ fn read_table(
     out: &mut Values,
 ) -> Result<()> {
     for (key, value) in table {
-        let full = verbs
-            .iter()
-            .map(String::as_str)
-            .chain([key.as_str()])
-            .collect::<Vec<_>>()
-            .join(".");
+        let full = key_of(verbs, key);
         if let (toml::Value::Table(inner), Some(verb)) = (value, command.find_subcommand(key)) {
             let mut path = verbs.to_vec();
             path.push(key.clone());
             read_table(verb, names, &path, inner, file, out)?;
             continue;
         }
-        let usable = |name: &&OptionName| {
-            name.key == full
-                && ![&FLAG_ONLY[..], &NOT_IN_FILE[..]]
-                    .concat()
-                    .contains(&full.as_str())
-        };
+        let usable = |name: &&OptionName| name.key == full && may_stand_in_file(&full);
         let Some(name) = names.iter().find(usable) else {
             return Err(unknown_key(command, names, verbs, &full, file));
         };
@@ -513,10 +519,7 @@ fn unknown_key(
     }
     let mut known: Vec<&str> = names
         .iter()
-        .filter(|name| name.verbs == verbs)
-        .filter(|name| {
-            !FLAG_ONLY.contains(&name.key.as_str()) && !NOT_IN_FILE.contains(&name.key.as_str())
-        })
+        .filter(|name| name.verbs == verbs && may_stand_in_file(&name.key))
         .filter_map(|name| name.arg.get_long())
         .collect();
     let has_options = |verb: &&Command| {

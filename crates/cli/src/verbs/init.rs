@@ -1,6 +1,6 @@
 //! `init`: creates a repository.
 //!
-//! Invariants: a key that is given is either used, or told to be unused, or refused beside `--no-encryption`.
+//! Invariants: a key that is given is either used, or told to be unused, or refused.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -113,11 +113,23 @@ fn passphrase(context: &mut Context<'_>) -> Result<Option<Secret>> {
             let file = context.settings.secret_file("passphrase-file", path);
             secrets::read_passphrase(&file, &mut |warning| out.warning(&warning)).map(Some)
         }
-        KeyFile::Identity(_) => Err(Error::new(
-            Kind::Usage,
-            "a repository is not initialised with an identity file",
-        )
-        .hint("give its public key instead: --recipient age1...")),
+        KeyFile::Identity(_) => {
+            let layers = &context.settings.layers;
+            let unused = layers
+                .place("identity-file")
+                .filter(|_| layers.of("init.recipient") > layers.of("identity-file"));
+            let Some(unused) = unused else {
+                return Err(Error::new(
+                    Kind::Usage,
+                    "a repository is not initialised with an identity file",
+                )
+                .hint("give its public key instead: --recipient age1..."));
+            };
+            out.warning(&format!(
+                "the identity file from {unused} is not used: --recipient comes from a stronger layer, and its identity opens the repository"
+            ));
+            Ok(None)
+        }
         KeyFile::None => Ok(None),
     }
 }

@@ -66,7 +66,8 @@ fn describe_listed(slot: &ListedSlot) -> String {
 /// `key list`
 pub fn list(context: &mut Context<'_>) -> Result<()> {
     let url = context.settings.repo_url()?;
-    let listed = key::list(&context.settings.engine, &url)?;
+    let settings = context.settings;
+    let listed = key::list(&settings.engine, &url, &settings.link)?;
     context.warn_of_strays(&listed.strays);
     for slot in listed.slots.iter().filter(|slot| slot.damaged) {
         context.out.warning(&format!(

@@ -12,6 +12,7 @@ use crate::table::{Cell, Table};
 
 /// Runs the verb.
 pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
+    let is_one = args.set.is_some();
     let options = VerifyOptions {
         repo: context.repo_access()?,
         level: match args.level.unwrap_or(LevelArg::Checksum) {
@@ -39,9 +40,12 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     if is_empty {
         return Err(nothing_to_prove(&options.repo.url, &summary));
     }
-    let hint = match damaged_backups(&summary) {
-        0 => {
-            "every backup can be restored; put the objects named back from a copy, or make them anew: `helios-mover hold`, `annotate` and `key` do that"
+    let hint = match (damaged_backups(&summary), is_one) {
+        (0, true) => {
+            "this backup can be restored; put the objects named back from a copy. Nothing is known of the others: `helios-mover verify` without --set looks at all"
+        }
+        (0, false) => {
+            "every backup can be restored; put the objects named back from a copy; holds and notes can be made anew (`helios-mover hold`, `annotate`)"
         }
         _ => {
             "put the objects named back from a copy, or make a backup with --no-parent, which stores every block anew: any other here would build on the damaged ones"

@@ -3,7 +3,7 @@
 use std::fs;
 
 use mover_base::Kind;
-use mover_jobs::{Credentials, catalogue, key};
+use mover_jobs::{Credentials, LinkLimits, catalogue, key};
 
 use crate::fixture::{Place, engine, secret};
 
@@ -31,7 +31,7 @@ fn slots_come_and_go_and_the_last_one_stays() {
     let third = key::add_recipient(&engine(), &access, &recipient, Some("three")).unwrap();
     let identity = Credentials::Identity(identity);
     let nothing = place.access_with(Credentials::None);
-    let listed = key::list(&engine(), &place.url()).unwrap();
+    let listed = key::list(&engine(), &place.url(), &LinkLimits::default()).unwrap();
     let mut kinds: Vec<&str> = listed.slots.iter().filter_map(|slot| slot.kind).collect();
     kinds.sort();
     assert_eq!(kinds, ["passphrase", "passphrase", "x25519"]);
@@ -142,7 +142,7 @@ fn a_damaged_slot_is_listed_and_can_be_removed_by_the_id_in_its_name() {
     fs::write(place.object(&format!("keys/{long}")), vec![0; 1 << 20]).unwrap();
     fs::write(place.object(&format!("keys/{empty}")), b"").unwrap();
 
-    let listed = key::list(&engine(), &place.url()).unwrap();
+    let listed = key::list(&engine(), &place.url(), &LinkLimits::default()).unwrap();
     assert_eq!(listed.slots.len(), 4);
     for slot in &listed.slots {
         assert_eq!(slot.object, format!("keys/{}", slot.slot_id));

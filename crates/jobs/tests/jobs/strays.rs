@@ -7,7 +7,7 @@ use std::fs;
 use mover_base::Kind;
 use mover_jobs::check::{self, CheckOptions, Status};
 use mover_jobs::expire::{self, ExpireOptions, Policy};
-use mover_jobs::{Credentials, catalogue, hold, key};
+use mover_jobs::{Credentials, LinkLimits, catalogue, hold, key};
 
 use crate::fixture::{MIB, Place, Random, engine};
 
@@ -17,7 +17,7 @@ const STRAYS: [&str; 9] = [
     "backups/notes.txt",
     "backups/old copy/20261122-181409-7f3a9c2e",
     "backups/20261122-181409-7f3a9c2e.bak",
-    "packs/.nfs0000",
+    "packs/.DS_Store",
     "packs/00/lost",
     "packs/zz/readme",
     "keys/Old",
@@ -57,7 +57,7 @@ fn a_stray_name_stops_no_job_and_is_told_and_kept() {
         names
     };
     assert_eq!(sorted(listed.strays), below("backups/"));
-    let slots = key::list(&engine(), &place.url()).unwrap();
+    let slots = key::list(&engine(), &place.url(), &LinkLimits::default()).unwrap();
     assert!(slots.slots.len() == 1 && !slots.slots[0].damaged);
     assert_eq!(sorted(slots.strays), below("keys/"));
 
