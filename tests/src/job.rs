@@ -62,6 +62,17 @@ impl Job {
         job
     }
 
+    /// Starts `command`, which prints into a new file (see [`start_printing`](Self::start_printing)), and waits until it says that it
+    /// is in `phase`: before that it may not listen to signals yet.
+    #[track_caller]
+    pub fn start_until(command: &mut Command, printed: PathBuf, phase: &str) -> Self {
+        let mut job = Job::start_printing(command, printed);
+        let begun = format!("\"phase\":\"{phase}\"");
+        wait_until(|| job.has_said(&begun) || !job.is_running());
+        assert!(job.is_running(), "ended too early\n{}", job.outcome());
+        job
+    }
+
     /// Whether a job that prints into a file has said this by now.
     pub fn has_said(&self, text: &str) -> bool {
         let printed = self.printed.as_deref().expect("it prints into a file");

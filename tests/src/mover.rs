@@ -212,6 +212,15 @@ impl Outcome {
         error
     }
 
+    /// The summary of a job that came to its end and found something bad, which is before the error document.
+    #[track_caller]
+    pub fn bad_summary(&self) -> Value {
+        self.error();
+        let mut lines = self.lines().into_iter();
+        let summary = lines.find(|line| line["message_type"] == "summary");
+        summary.unwrap_or_else(|| panic!("no summary before the error\n{self}"))
+    }
+
     /// The last line, which is of this type. A success has one summary and no error; a failure has one error, and a summary
     /// before it only where the verb came to its end and found something bad.
     #[track_caller]

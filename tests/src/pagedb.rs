@@ -1,6 +1,9 @@
 //! The workspace's database with pages and a log, `pagedb-run`, as a process of its own that tests start and kill.
+//!
+//! Invariant: a process that a failed test leaves behind is killed.
 
 use std::path::PathBuf;
+use std::process::Child;
 
 /// The program, which is built with the tests of its package, beside the test that asks.
 pub fn program() -> PathBuf {
@@ -13,4 +16,15 @@ pub fn program() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A process that is killed, and gone, when this is dropped, also by a test that fails: a [`Child`] alone would go on.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

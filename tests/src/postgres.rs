@@ -22,7 +22,7 @@ const ROWS: [&str; 5] = [
     "select count(*), md5(string_agg(n::text, e'\\n' order by id)) from noise n",
 ];
 
-/// A cluster: its data directory, its socket directory, and whether it runs.
+/// A cluster: its data directory, its socket directory, and whether it may run.
 #[derive(Debug)]
 pub struct Postgres {
     data: PathBuf,
@@ -82,6 +82,8 @@ impl Postgres {
 
     /// Starts the server and waits until it accepts connections.
     pub fn start(&mut self) {
+        // Also one that is given up on may run by now.
+        self.running = true;
         let options = format!(
             "-c listen_addresses='' -c unix_socket_directories='{}' -p {PORT}",
             self.socket.display()
@@ -103,17 +105,16 @@ impl Postgres {
             status.is_ok_and(|status| status.success()),
             "PostgreSQL does not start:\n{log}"
         );
-        self.running = true;
     }
 
     /// Stops the server cleanly.
     pub fn stop(&mut self) {
-        self.running = false;
         run::checked(
             self.tool("pg_ctl")
                 .args(["stop", "-w", "-s", "-t", "300", "-m", "fast", "-D"])
                 .arg(&self.data),
         );
+        self.running = false;
     }
 
     /// Runs SQL with psql; the result has one row a line.

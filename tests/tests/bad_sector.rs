@@ -82,9 +82,7 @@ fn told(repo: &Repo, source: &Path, object: Option<&Path>, home: &Path) -> Vec<V
     let mut verify = repo.command("verify");
     verify.arg("--json");
     let verified = on_disk(verify, object, home).expect(exit::VERIFY_FAILED);
-    let mut lines = verified.lines().into_iter();
-    let verified = lines.find(|line| line["message_type"] == "summary");
-    let verified = verified.expect("a summary before the error");
+    let verified = verified.bad_summary();
     let of = |list: &Value, field: &str| -> Vec<Value> {
         let items = list.as_array().expect("items").iter();
         items.map(|item| item[field].clone()).collect()

@@ -695,19 +695,6 @@ fn check_and_tune_report_in_json() {
         .document();
 }
 
-#[test]
-fn exit_codes_are_documented() {
-    let text = fs::read_to_string(workspace::root().join("docs/exit-codes.md"))
-        .expect("docs/exit-codes.md");
-    let row = |code: i32| {
-        text.lines()
-            .any(|line| line.starts_with(&format!("| {code} |")))
-    };
-    for code in [0, 1, 2, 10, 11, 20, 30, 31, 32, 33, 40, 50, 51, 52, 60, 130] {
-        assert!(row(code), "exit code {code} is not in docs/exit-codes.md");
-    }
-}
-
 /// What the documentation's blocks marked `sh` are run with: the tool in PATH, and a directory of their own as HOME.
 struct Shell {
     scratch: Scratch,

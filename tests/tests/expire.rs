@@ -10,6 +10,7 @@ use std::time::Duration;
 use mover_test_servers::{
     Access, Action, Client, Fault, FaultId, FaultProxy, FilesystemS3, Garage, Reply,
 };
+use mover_tests::bucket::{repo_in, variables};
 use mover_tests::clock;
 use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit, isolated};
@@ -464,24 +465,6 @@ const EMPTY_LISTING: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
     <Prefix>expire/sessions/</Prefix><KeyCount>0</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>\
     </ListBucketResult>";
 
-/// A repository in S3 by way of `access`.
-fn in_s3(access: &Access, scratch: &Scratch) -> AnyRepo {
-    AnyRepo::create(
-        scratch,
-        "expire",
-        &access.url("expire"),
-        &variables(access),
-        Protection::Identity,
-    )
-}
-
-fn variables(access: &Access) -> [(&str, &str); 2] {
-    [
-        ("AWS_ACCESS_KEY_ID", &access.key.id),
-        ("AWS_SECRET_ACCESS_KEY", &access.key.secret),
-    ]
-}
-
 /// A fault that keeps objects below `path` on their way to the server until the proxy is told to let them go.
 fn held_up(path: &str) -> Fault {
     Fault::new(Action::Hold).method("PUT").path(path)
@@ -490,7 +473,7 @@ fn held_up(path: &str) -> Fault {
 /// The same repository by way of a proxy, for jobs that wait for an answer longer than any test holds it up.
 fn patiently(repo: &AnyRepo, proxy: &FaultProxy, access: &Access) -> AnyRepo {
     let url = access.at(&proxy.endpoint()).url("expire");
-    repo.at(&format!("{url}&timeout=600"), &variables(access))
+    repo.at(&format!("{url}&timeout=600"), &variables(&access.key))
 }
 
 /// Lets go what the proxy holds up, as often as it is sent, and returns how the job ended.
@@ -540,7 +523,8 @@ fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     let scratch = Scratch::new("expire-s3");
     let garage = Garage::start(scratch.path());
     let access = garage.access();
-    let history = History::new(in_s3(access, &scratch), &scratch, 4);
+    let repo = repo_in(access, &scratch, "expire", Protection::Identity);
+    let history = History::new(repo, &scratch, 4);
     let objects = |prefix: &str| {
         let client = access.client();
         let (objects, _) = client
@@ -567,7 +551,9 @@ fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
         let fault = Fault::new(action.clone()).method("GET");
         let hit = proxy.inject(fault.query(query).path(path));
         let harmed = access.at(&proxy.endpoint());
-        let repo = history.repo.at(&harmed.url("expire"), &variables(access));
+        let repo = history
+            .repo
+            .at(&harmed.url("expire"), &variables(&access.key));
         let mut command = repo.command("expire");
         let refused = Outcome::of(command.args(["--keep-last", "1", "--confirm", "--json"]));
         assert_ne!(refused.code, Some(exit::OK), "{query}{path}: {refused}");
@@ -592,7 +578,9 @@ fn in_s3_what_is_kept_restores_and_doubt_deletes_nothing() {
     let kept = history.id(1);
     proxy.inject(Fault::new(denied).method("DELETE").path(kept));
     let harmed = access.at(&proxy.endpoint());
-    let repo = history.repo.at(&harmed.url("expire"), &variables(access));
+    let repo = history
+        .repo
+        .at(&harmed.url("expire"), &variables(&access.key));
     let mut command = repo.command("expire");
     let refused = Outcome::of(command.args(["--keep-last", "1", "--confirm", "--json"]));
     let refused = refused.expect(exit::STORAGE);
@@ -616,7 +604,8 @@ fn a_session_given_up_while_its_manifest_is_on_its_way_takes_it_back_if_packs_ar
     let scratch = Scratch::new("expire-crossing");
     let server = FilesystemS3::start(&scratch.dir("server"));
     let access = server.access();
-    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let repo = repo_in(access, &scratch, "expire", Protection::Identity);
+    let mut history = History::new(repo, &scratch, 1);
     let client = access.client();
     let objects = |prefix: &str| keys_below(&client, prefix);
     let delete = |key: &str| delete(&client, key);
@@ -647,7 +636,8 @@ fn a_backup_that_cannot_look_again_stands_and_says_that_it_could_not() {
     let scratch = Scratch::new("expire-blind");
     let server = FilesystemS3::start(&scratch.dir("server"));
     let access = server.access();
-    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let repo = repo_in(access, &scratch, "expire", Protection::Identity);
+    let mut history = History::new(repo, &scratch, 1);
     let (proxy, job, truth) = manifest_on_its_way(&mut history, access);
     // Whatever the method: a HEAD that is refused is asked again as a GET.
     let refusal = Fault::new(Action::error(403, "AccessDenied"));
@@ -690,7 +680,8 @@ fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back()
     let scratch = Scratch::new("expire-stopped");
     let server = FilesystemS3::start(&scratch.dir("server"));
     let access = server.access();
-    let mut history = History::new(in_s3(access, &scratch), &scratch, 2);
+    let repo = repo_in(access, &scratch, "expire", Protection::Identity);
+    let mut history = History::new(repo, &scratch, 2);
     let client = access.client();
     let objects = || keys_below(&client, "");
     change(&history.source, &mut history.random);
@@ -736,7 +727,9 @@ fn a_job_that_is_stopped_before_it_publishes_or_deletes_takes_its_session_back()
         let proxy = FaultProxy::start(&access.endpoint);
         let hit = proxy.inject(fault.clone());
         let through = access.at(&proxy.endpoint());
-        let repo = history.repo.at(&through.url("expire"), &variables(access));
+        let repo = history
+            .repo
+            .at(&through.url("expire"), &variables(&access.key));
         let mut command = match verb {
             "backup" => repo.backup_command(&history.source),
             _ => repo.command("expire"),
@@ -779,7 +772,8 @@ fn a_manifest_that_cannot_be_taken_back_is_named_and_found_by_verify() {
     let scratch = Scratch::new("expire-stuck");
     let server = FilesystemS3::start(&scratch.dir("server"));
     let access = server.access();
-    let mut history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let repo = repo_in(access, &scratch, "expire", Protection::Identity);
+    let mut history = History::new(repo, &scratch, 1);
     let client = access.client();
     let keys = |prefix: &str| keys_below(&client, prefix);
     let delete = |key: &str| delete(&client, key);
@@ -811,11 +805,7 @@ fn a_manifest_that_cannot_be_taken_back_is_named_and_found_by_verify() {
 
     // It is listed, and verify says of which packs it is missing what.
     let found = history.repo.verify().expect(exit::VERIFY_FAILED);
-    let summary = found
-        .lines()
-        .into_iter()
-        .find(|line| line["message_type"] == "summary")
-        .expect("a summary");
+    let summary = found.bad_summary();
     let findings = summary["findings"].as_array().expect("findings");
     assert!(!findings.is_empty(), "{found}");
     for pack in &lost {

@@ -304,6 +304,15 @@ fn permissions_of_target_and_repository_are_told_apart() {
 /// What an error calls a source itself.
 const ROOT: &str = ".";
 
+/// Tells another thread to end when it is dropped, also by a test that fails, which waits for it.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Changes the source again and again while it is backed up; the error names `object` as what has changed.
 fn backup_while(object: &str, change: impl Fn(&Path, u64) + Sync) -> (Repo, Scratch, PathBuf) {
     let scratch = Scratch::new("changing");
@@ -311,6 +320,7 @@ fn backup_while(object: &str, change: impl Fn(&Path, u64) + Sync) -> (Repo, Scra
     let repo = Repo::create(&scratch, "repo", Protection::None);
     let done = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| {
+        let _done = Done(&done);
         scope.spawn(|| {
             let mut round = 0;
             while !done.load(Ordering::Relaxed) {
@@ -320,12 +330,10 @@ fn backup_while(object: &str, change: impl Fn(&Path, u64) + Sync) -> (Repo, Scra
             }
         });
         // Slow enough that changes fall into the time of reading, whatever the machine.
-        let outcome = Outcome::of(
+        Outcome::of(
             repo.backup_command(&source)
                 .args(["--limit-read", "32MiB/s"]),
-        );
-        done.store(true, Ordering::Relaxed);
-        outcome
+        )
     });
     let error = outcome.told(exit::SOURCE_CHANGED, object);
     assert_eq!(error["object"], object, "{error}");
@@ -419,11 +427,7 @@ fn new_empty_directory_is_a_changed_source() {
 
 /// Runs a job until it is well in `phase` and ends it by `signal`. The last that it prints must be an error that says so.
 fn cancel_in(phase: &str, command: &mut Command, signal: Signal, printed: &Path) {
-    let mut job = Job::start_printing(command, printed.to_path_buf());
-    let begun = format!("\"phase\":\"{phase}\"");
-    // Before that it may not listen yet.
-    wait_until(|| job.has_said(&begun) || !job.is_running());
-    assert!(job.is_running(), "ended too early\n{}", job.outcome());
+    let mut job = Job::start_until(command, printed.to_path_buf(), phase);
     job.signal(signal);
     let outcome = job.outcome().expect(exit::CANCELLED);
     assert_eq!(outcome.error()["kind"], "cancelled", "{outcome}");
@@ -650,6 +654,50 @@ fn unknown_flags_verbs_and_combinations_are_usage_errors() {
         run(&["list", "--repo", "URL", key[0], key[1]]).expect(exit::NOT_FOUND);
     }
     run(&["init", "--repo", "URL", "--recipient", "RECIPIENT"]).expect(exit::OK);
+}
+
+#[test]
+fn a_query_that_fails_tells_its_warnings_in_its_error() {
+    let scratch = Scratch::new("warned-error");
+    let absent = format!("file://{}", scratch.join("absent").display());
+    let mut list = mover::command(&scratch.dir("home"));
+    list.args(["list", "--json", "--repo", &absent]);
+    list.env("HELIOS_MOVER_REPOO", "x");
+    let error = Outcome::of(&mut list).expect(exit::NOT_FOUND).error();
+    let warning = "HELIOS_MOVER_REPOO is set but is not an option";
+    assert_eq!(error["warnings"], serde_json::json!([warning]), "{error}");
+}
+
+#[test]
+fn a_typed_recipient_wins_over_an_identity_file_that_was_set_and_over_no_other() {
+    let scratch = Scratch::new("init-identity");
+    let (identity, recipient) = identity(&scratch, "own");
+    let identity = identity.display().to_string();
+    let config = scratch.join("config.toml");
+    let init = |name: &str, text: &str, flags: &[&str]| {
+        fs::write(&config, text).expect("a configuration file");
+        let mut command = mover::command(&scratch.dir("home"));
+        command.args(["init", "--json", "--repo"]);
+        command.arg(scratch.join(name)).arg("--config").arg(&config);
+        Outcome::of(command.args(flags))
+    };
+    let set = format!("identity-file = '{identity}'\n");
+    let made = init("typed", &set, &["--recipient", &recipient]).summary();
+    assert_eq!(made["slots"][0]["kind"], "x25519", "{made}");
+    let warning = format!(
+        "the identity file from `identity-file` in {} is not used: --recipient comes from a stronger layer, and its identity opens the repository",
+        config.display()
+    );
+    assert_eq!(made["warnings"], serde_json::json!([warning]), "{made}");
+
+    let both = format!("{set}[init]\nrecipient = ['{recipient}']\n");
+    let flags = ["--identity-file", &identity, "--recipient", &recipient];
+    for (name, text, flags) in [("file", both.as_str(), &[][..]), ("flags", "", &flags[..])] {
+        let error = init(name, text, flags).expect(exit::USAGE).error();
+        let message = "a repository is not initialised with an identity file";
+        assert_eq!(error["message"], message, "{error}");
+        assert!(!scratch.join(name).exists(), "{name}: something was made");
+    }
 }
 
 #[test]

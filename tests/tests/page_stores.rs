@@ -9,9 +9,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::process::Command;
 
 use mover_test_servers::Garage;
 use mover_tests::bucket::repo_in;
@@ -19,7 +17,7 @@ use mover_tests::clock;
 use mover_tests::disk::SmallDisk;
 use mover_tests::job::wait_until;
 use mover_tests::mover::{AnyRepo, Outcome, Protection, Repo, exit};
-use mover_tests::pagedb;
+use mover_tests::pagedb::{self, Killed};
 use mover_tests::scratch::Scratch;
 use serde_json::Value;
 
@@ -29,51 +27,68 @@ const CLIENTS: usize = 2;
 /// What a client said: its first count and its last.
 type Told = HashMap<usize, (u64, u64)>;
 
+/// What the database prints into a file, as far as it was looked at.
+struct Said {
+    printed: BufReader<File>,
+    /// A line of which not all was there yet.
+    line: String,
+    told: Told,
+}
+
+impl Said {
+    /// Takes in what was printed by now.
+    fn listen(&mut self) {
+        while self.printed.read_line(&mut self.line).expect("a line") > 0
+            && self.line.ends_with('\n')
+        {
+            if let Some((client, count)) = self.line.trim_end().split_once(' ') {
+                let (client, count) = (client.parse().unwrap(), count.parse().unwrap());
+                self.told.entry(client).or_insert((count, count)).1 = count;
+            }
+            self.line.clear();
+        }
+    }
+}
+
 /// The database at work in a store.
 struct Load {
-    process: Child,
-    told: Arc<Mutex<Told>>,
-    reader: JoinHandle<()>,
+    process: Killed,
+    said: Said,
 }
 
 impl Load {
-    /// Makes or recovers the store, and begins to write to it.
+    /// Makes or recovers the store, and begins to write to it. It prints into a file beside the store, where all that it has said
+    /// is seen at once: whoever reads a pipe may be behind, and would take too few transactions for acknowledged.
     fn start(store: &Path) -> Self {
-        let mut process = Command::new(pagedb::program())
+        let printed = store.with_extension("printed");
+        let out = File::create(&printed).expect("a file for its output");
+        let process = Command::new(pagedb::program())
             .arg(store)
             .args(["7", &CLIENTS.to_string()])
-            .stdout(Stdio::piped())
+            .stdout(out)
             .spawn()
             .expect("the database starts");
-        let lines = BufReader::new(process.stdout.take().expect("its output")).lines();
-        let told = Arc::new(Mutex::new(Told::new()));
-        let shared = told.clone();
-        let reader = std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let Some((client, count)) = line.split_once(' ') else {
-                    continue;
-                };
-                let (client, count) = (client.parse().unwrap(), count.parse().unwrap());
-                let mut told = shared.lock().unwrap();
-                told.entry(client).or_insert((count, count)).1 = count;
-            }
-        });
+        let said = Said {
+            printed: BufReader::new(File::open(&printed).expect("its output")),
+            line: String::new(),
+            told: Told::new(),
+        };
         Load {
-            process,
-            told,
-            reader,
+            process: Killed(process),
+            said,
         }
     }
 
     /// The last count of each client.
-    fn counts(&self) -> Vec<u64> {
-        let told = self.told.lock().unwrap();
+    fn counts(&mut self) -> Vec<u64> {
+        self.said.listen();
+        let told = &self.said.told;
         let last = |client| told.get(&client).map_or(0, |(_, last)| *last);
         (0..CLIENTS).map(last).collect()
     }
 
     /// Waits until every client has committed so many transactions more.
-    fn go_on(&self, more: u64) {
+    fn go_on(&mut self, more: u64) {
         let before = self.counts();
         let ahead = |(now, before): (&u64, &u64)| *now >= before + more;
         wait_until(|| self.counts().iter().zip(&before).all(ahead));
@@ -81,16 +96,15 @@ impl Load {
 
     /// Kills it, and gives what its clients said.
     fn kill(mut self) -> Told {
-        self.process.kill().expect("the database dies");
-        self.process.wait().expect("and is gone");
-        self.reader.join().expect("its output is read");
-        Arc::into_inner(self.told).unwrap().into_inner().unwrap()
+        drop(self.process);
+        self.said.listen();
+        self.said.told
     }
 }
 
 /// How many transactions of each client a store has: the database goes on behind them.
 fn transactions_in(store: &Path) -> Vec<u64> {
-    let load = Load::start(store);
+    let mut load = Load::start(store);
     load.go_on(1);
     let told = load.kill();
     (0..CLIENTS).map(|client| told[&client].0 - 1).collect()
@@ -124,7 +138,7 @@ impl Site<'_> {
         summary
     }
 
-    /// Restores a backup and compares it with what the clients were told. A commit may be durable and not yet told.
+    /// Restores a backup and compares it with what the clients were told. One commit of each may be durable and not yet told.
     fn check(&self, made: &Made, target: &Path) {
         let restored = self.repo.restore(&made.id, target).summary();
         assert!(restored["settled"].is_object(), "{restored}");
@@ -139,7 +153,7 @@ impl Site<'_> {
 /// A store that a database has begun to write to.
 fn at_work<'a>(repo: &'a AnyRepo, scratch: &Scratch) -> (Site<'a>, Load) {
     let store = scratch.dir("store");
-    let load = Load::start(&store);
+    let mut load = Load::start(&store);
     load.go_on(10);
     (Site { repo, store }, load)
 }
@@ -155,7 +169,7 @@ fn chain(repo: &AnyRepo, scratch: &Scratch) {
         repo,
         store: scratch.dir("store"),
     };
-    let load = Load::start(&site.store);
+    let mut load = Load::start(&site.store);
     let mut made = Vec::new();
     for (backup_type, wanted) in [
         ("full", "full"),
@@ -249,7 +263,7 @@ fn a_target_without_room_for_a_new_history_is_a_target_error() {
 fn after_a_clock_went_back_a_differential_backup_is_the_latest() {
     let scratch = Scratch::new("page-store-clock");
     let repo = Repo::create(&scratch, "repo", Protection::None);
-    let (site, load) = at_work(&repo, &scratch);
+    let (site, mut load) = at_work(&repo, &scratch);
     site.backup("full", "full");
     let mut ahead = site.command("incr");
     clock::off_by(ahead.arg("--json"), "+30m");
@@ -287,7 +301,7 @@ fn a_store_finds_its_own_backups_among_those_of_many_others() {
         repo: &repo,
         store: scratch.dir("store"),
     };
-    let load = Load::start(&site.store);
+    let mut load = Load::start(&site.store);
     load.go_on(1);
     load.kill();
     site.backup("full", "full");

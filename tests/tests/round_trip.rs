@@ -95,7 +95,7 @@ fn every_engine_setting_gives_the_same_bytes() {
         &["--rung", "threads"],
         &["--no-direct"],
         &["--rung", "threads", "--no-direct", "--shards", "3"],
-        &["--limit-read", "200MiB/s", "--limit-write", "200MiB/s"],
+        &["--limit-read", "200MiB/s", "--limit-write", "20MiB/s"],
     ]
     .into_iter()
     .enumerate()

@@ -7,7 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
 
 use mover_tests::job::{Job, status_of, wait_until};
 use mover_tests::mover::{self, Outcome, Protection, Repo, exit, isolated};
@@ -15,13 +14,12 @@ use mover_tests::plant;
 use mover_tests::proof::restores_to;
 use mover_tests::random::Random;
 use mover_tests::scratch::Scratch;
+use mover_tests::throttle::{NO_LIMITS, NO_READS, NO_WRITES, Throttle};
 use mover_tests::tree::Tree;
 use rustix::process::Signal;
 use serde_json::Value;
 
 const SEED: u64 = 0x10ad;
-/// At this rate the data below would take hours.
-const CRAWL: &str = "limit-write = '1KiB/s'\n";
 const DATA_BYTES: usize = 12 << 20;
 
 #[test]
@@ -32,18 +30,15 @@ fn limits_of_the_file_are_taken_over_by_a_job_that_runs() {
     let truth = Tree::read(&source);
     let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
     let file = scratch.join("config.toml");
-    fs::write(&file, CRAWL).expect("a configuration file");
-    let printed = scratch.join("printed");
-    let says = |text: &str| fs::read_to_string(&printed).is_ok_and(|said| said.contains(text));
+    fs::write(&file, NO_WRITES).expect("a configuration file");
     let mut command = repo.backup_command(&source);
     command.arg("--config").arg(&file);
-    let stdout = File::create(&printed).expect("a file").into();
-    let mut job = Job::start_into(&mut command, stdout, Stdio::piped());
-    wait_until(|| says("\"phase\":\"copy\""));
+    let mut job = Job::start_until(&mut command, scratch.join("printed"), "copy");
     // A file that is wrong changes nothing.
     fs::write(&file, "limit-write = 'fast'\n").expect("a configuration file");
     job.signal(Signal::USR2);
-    wait_until(|| says("the limits stay as they are: `fast` is not a value for --limit-write"));
+    let refused = "the limits stay as they are: `fast` is not a value for --limit-write";
+    wait_until(|| job.has_said(refused) || !job.is_running());
     assert!(job.is_running(), "{}", job.outcome());
     fs::write(&file, "limit-write = 'none'\n").expect("a configuration file");
     job.signal(Signal::USR2);
@@ -61,25 +56,25 @@ fn what_only_reads_keeps_to_its_limit_too() {
     let truth = Tree::read(&source);
     let repo = Repo::create(&scratch, "repo", Protection::Passphrase);
     repo.backup(&source).summary();
-    let file = scratch.join("config.toml");
     let printed = scratch.join("printed");
     let mut compare = repo.restore_command("latest", &source);
     compare.arg("--delta");
     let mut verify = repo.command("verify");
     verify.arg("--json");
     for (mut command, phase) in [(verify, "verify"), (compare, "restore")] {
-        fs::write(&file, "limit-read = '1KiB/s'\n").expect("a configuration file");
-        fs::write(&printed, "").expect("a file");
-        command.arg("--config").arg(&file);
-        let stdout = File::create(&printed).expect("a file").into();
-        let mut job = Job::start_into(&mut command, stdout, Stdio::piped());
-        let phase = format!("\"phase\":\"{phase}\"");
-        wait_until(|| fs::read_to_string(&printed).is_ok_and(|said| said.contains(&phase)));
-        // Without a limit it would have ended long before; with it hours are left.
-        std::thread::sleep(Duration::from_secs(2));
+        let throttle = Throttle::new(&scratch, "config.toml", NO_READS);
+        throttle.put_on(&mut command);
+        let mut job = Job::start_until(&mut command, printed.clone(), phase);
+        // Without a limit it would end before this one does, which begins later and reads as much; with it hours are left.
+        repo.verify().expect(exit::OK);
         assert!(job.is_running(), "{}", job.outcome());
-        fs::write(&file, "").expect("a configuration file");
-        job.signal(Signal::USR2);
+        let told = statuses_in(&printed).len();
+        job.signal(Signal::USR1);
+        wait_until(|| statuses_in(&printed).len() > told);
+        let status = statuses_in(&printed).pop().expect("a status line");
+        let figure = |name: &str| status[name].as_u64().expect("bytes");
+        assert!(2 * figure("bytes_done") < figure("bytes_total"), "{status}");
+        throttle.change(&mut job, NO_LIMITS);
         wait_until(|| !job.is_running());
         job.outcome().expect(exit::OK);
     }
@@ -93,15 +88,7 @@ fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
     plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
     let repo = Repo::create(&scratch, "repo", Protection::None);
     let printed = scratch.join("printed");
-    let start = |command: &mut Command| {
-        fs::write(&printed, "").expect("a file");
-        let stdout = File::create(&printed).expect("a file").into();
-        let job = Job::start_into(command, stdout, Stdio::piped());
-        wait_until(|| {
-            fs::read_to_string(&printed).is_ok_and(|said| said.contains("\"phase\":\"copy\""))
-        });
-        job
-    };
+    let start = |command: &mut Command| Job::start_until(command, printed.clone(), "copy");
     let mut command = repo.backup_command(&source);
     command.args(["--limit-write", "1KiB/s"]);
     // Whoever runs the tests may have been told to stay.
@@ -112,13 +99,7 @@ fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
         .args(command.get_args());
     let mut job = start(&mut listening);
     job.signal(Signal::HUP);
-    job.outcome().expect(exit::CANCELLED);
-    let said = fs::read_to_string(&printed).expect("lines");
-    let last: serde_json::Value =
-        serde_json::from_str(said.lines().last().expect("lines")).expect("JSON");
-    assert_eq!(last["message_type"], "error", "{last}");
-    assert_eq!(last["exit_code"], exit::CANCELLED, "{last}");
-    assert!(last["hint"].is_string(), "{last}");
+    job.outcome().expect(exit::CANCELLED).error();
 
     // The hangup comes first and does nothing, or this would end as the other one did, but for SIGTERM.
     let mut nohup = isolated(Command::new("nohup"), &scratch.dir("home"));
@@ -131,23 +112,20 @@ fn a_terminal_that_goes_away_ends_a_job_in_order_unless_it_was_told_to_stay() {
     job.outcome().expect(exit::CANCELLED);
 }
 
-/// The lines of JSON in a file.
-fn lines_of(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).expect("lines");
-    let lines = text.lines();
-    let parse = |line: &str| -> Value { serde_json::from_str(line).expect("JSON") };
-    lines.map(parse).collect()
-}
-
-/// What the status lines in a file that is being written say to be stored so far, as far as they are complete.
-fn stored_so_far(path: &Path) -> Vec<u64> {
+/// The status lines in a file that is being written, as far as they are complete.
+fn statuses_in(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).expect("lines");
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let parse = |line: &str| -> Value { serde_json::from_str(line).expect("JSON") };
-    let statuses = whole
-        .lines()
-        .map(parse)
-        .filter(|line| line["message_type"] == "status");
+    let lines = whole.lines().map(parse);
+    lines
+        .filter(|line| line["message_type"] == "status")
+        .collect()
+}
+
+/// What such a file says to be stored so far, line by line.
+fn stored_so_far(path: &Path) -> Vec<u64> {
+    let statuses = statuses_in(path).into_iter();
     statuses
         .map(|line| line["bytes_stored"].as_u64().expect("bytes"))
         .collect()
@@ -159,7 +137,6 @@ fn what_was_written_so_far_is_told_while_a_job_runs_and_is_never_more_than_in_th
     let source = scratch.dir("source");
     plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
     let repo = Repo::create(&scratch, "repo", Protection::None);
-    let file = scratch.join("config.toml");
     let printed = scratch.join("printed");
     let restore = repo.restore_command("latest", &scratch.join("target"));
     let jobs = [
@@ -168,10 +145,9 @@ fn what_was_written_so_far_is_told_while_a_job_runs_and_is_never_more_than_in_th
     ];
     for (mut command, figure) in jobs {
         // A unit of 1 MiB a second and shard, for 12 of them.
-        fs::write(&file, "limit-write = '1MiB/s'\n").expect("a configuration file");
-        command.arg("--config").arg(&file);
-        let stdout = File::create(&printed).expect("a file").into();
-        let mut job = Job::start_into(&mut command, stdout, Stdio::piped());
+        let throttle = Throttle::new(&scratch, "config.toml", "limit-write = '1MiB/s'\n");
+        throttle.put_on(&mut command);
+        let mut job = Job::start_printing(&mut command, printed.clone());
         let id = job.id();
         wait_until(|| catches(id, Signal::USR1));
         wait_until(|| {
@@ -179,12 +155,9 @@ fn what_was_written_so_far_is_told_while_a_job_runs_and_is_never_more_than_in_th
             stored_so_far(&printed).iter().any(|bytes| *bytes > 0)
         });
         assert!(job.is_running(), "{}", job.outcome());
-        fs::write(&file, "").expect("a configuration file");
-        job.signal(Signal::USR2);
+        throttle.change(&mut job, NO_LIMITS);
         wait_until(|| !job.is_running());
-        job.outcome().expect(exit::OK);
-        let lines = lines_of(&printed);
-        let summary = lines.last().expect("lines");
+        let summary = job.outcome().summary();
         let most = summary[figure].as_u64().expect("bytes");
         let stored = stored_so_far(&printed);
         assert!(stored.is_sorted(), "{stored:?}");
@@ -211,30 +184,25 @@ fn a_restore_over_a_target_that_is_ended_says_what_it_leaves_and_how_to_go_on() 
     repo.backup(&source).summary();
     let target = scratch.dir("target");
     fs::write(target.join("file"), "another").expect("a file");
-    let printed = scratch.join("printed");
     let delta = || {
         let mut command = repo.restore_command("latest", &target);
         command.arg("--delta");
         command
     };
-    let stdout = File::create(&printed).expect("a file").into();
     let mut slow = delta();
     slow.args(["--limit-write", "1KiB/s"]);
-    let mut job = Job::start_into(&mut slow, stdout, Stdio::piped());
-    let restoring = "\"phase\":\"restore\"";
-    wait_until(|| fs::read_to_string(&printed).is_ok_and(|said| said.contains(restoring)));
+    let mut job = Job::start_until(&mut slow, scratch.join("printed"), "restore");
     job.signal(Signal::TERM);
     let ended = job.outcome().expect(exit::CANCELLED);
     // Whatever is to be known is told where all else is, and in nobody's log.
     assert!(!ended.stderr.contains("WARN"), "{ended}");
-    let lines = lines_of(&printed);
-    let error = lines.last().expect("lines");
+    let error = ended.error();
     // Root's goes on with ", as root": what root leaves is root's.
     let hint = error["hint"].as_str().expect("a hint");
     let said = "the target is incomplete, and the backup stays held: run it again with --delta";
     assert!(hint.starts_with(said), "{error}");
     let held = |line: &&Value| warns_of(line, "stays held");
-    assert_eq!(lines.iter().filter(held).count(), 1, "{lines:?}");
+    assert_eq!(ended.lines().iter().filter(held).count(), 1, "{ended}");
 
     let holds = || Outcome::of(repo.command("hold list").arg("--json")).document();
     assert_eq!(holds()["holds"].as_array().map(Vec::len), Some(1));
@@ -281,19 +249,14 @@ fn a_job_that_is_asked_says_how_far_it_is_and_goes_on() {
     let scratch = Scratch::new("asked");
     let source = scratch.dir("source");
     plant::file(&source.join("file"), &mut Random::new(SEED), DATA_BYTES);
-    let file = scratch.join("config.toml");
     let printed = scratch.join("printed");
     let said = || fs::read_to_string(&printed).expect("a file");
     for json in [false, true] {
         // Where the data is known already, nothing is written and no limit holds the job.
         let repo = Repo::create(&scratch, &format!("repo-{json}"), Protection::None);
-        fs::write(&file, CRAWL).expect("a configuration file");
+        let throttle = Throttle::new(&scratch, "config.toml", NO_WRITES);
         let mut command = repo.command("backup");
-        command
-            .arg("--source")
-            .arg(&source)
-            .arg("--config")
-            .arg(&file);
+        throttle.put_on(command.arg("--source").arg(&source));
         command.args(json.then_some("--json"));
         let stream = || File::create(&printed).expect("a file").into();
         let mut job = match json {
@@ -319,8 +282,7 @@ fn a_job_that_is_asked_says_how_far_it_is_and_goes_on() {
             let last = text.lines().last().expect("lines");
             assert!(last.contains("%") && last.contains("of 12.0 MiB"), "{last}");
         }
-        fs::write(&file, "").expect("a configuration file");
-        job.signal(Signal::USR2);
+        throttle.change(&mut job, NO_LIMITS);
         wait_until(|| !job.is_running());
         job.outcome().expect(exit::OK);
         assert_eq!(repo.ids().len(), 1);

@@ -1,4 +1,4 @@
-//! What surrounds the tool (umask, limits, standard streams, read-only and full disks, another `init` in the same place, a repository of
+//! What surrounds the tool (umask, limits, standard streams, signals, read-only and full disks, another `init` in the same place, a repository of
 //! a newer version) changes neither what is made nor who may read it; where nothing can be made, that is told and nothing is changed.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // A test says what it expects.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use mover_tests::disk::SmallDisk;
-use mover_tests::job::Job;
+use mover_tests::job::{Job, wait_until};
 use mover_tests::mover::{self, AnyRepo, Outcome, Protection, Repo, exit, isolated};
 use mover_tests::plant::{self, MIB};
 use mover_tests::proof::one_init_wins;
@@ -23,8 +23,14 @@ mod checks;
 mod database;
 #[path = "surroundings/dry_runs.rs"]
 mod dry_runs;
+#[path = "surroundings/full_pipe.rs"]
+mod full_pipe;
 #[path = "surroundings/newer_version.rs"]
 mod newer_version;
+#[path = "surroundings/signals.rs"]
+mod signals;
+
+use full_pipe::{FullPipe, hangs};
 
 /// Seed of everything that is planted here.
 const SEED: u64 = 0x7375_7272;
@@ -217,6 +223,36 @@ fn a_reader_that_goes_away_ends_no_verb() {
         done(repo.command(verb).arg("--json"));
     }
     done(mover::command(&scratch.dir("home")).arg("--help"));
+
+    // What fails for another reason says so where somebody may still read.
+    let absent = url_of(&scratch.join("absent"));
+    let mut list = mover::command(&scratch.dir("home"));
+    list.args(["list", "--json", "--repo", &absent]);
+    let failed = unread(&mut list).expect(exit::NOT_FOUND);
+    assert!(failed.stderr.starts_with("error: "), "{failed}");
+    assert!(failed.stderr.contains(&absent), "{failed}");
+    assert!(failed.stderr.contains("\nhint:  "), "{failed}");
+}
+
+/// As whoever shares a pipe or a terminal with the tool may leave it.
+#[test]
+fn a_standard_output_that_does_not_block_gets_all_of_it_when_there_is_room() {
+    let scratch = Scratch::new("unblocking");
+    let completions = || {
+        let mut command = mover::command(&scratch.dir("home"));
+        command.args(["completions", "bash"]);
+        command
+    };
+    let whole = Outcome::of(&mut completions()).expect(exit::OK).stdout;
+    assert!(!whole.is_empty());
+    let (pipe, end) = FullPipe::new(false);
+    let mut job = Job::start_into(&mut completions(), end, Stdio::piped());
+    let id = job.id();
+    // It has found no room, and either waits for some or has given up.
+    wait_until(|| hangs(id) || !job.is_running());
+    assert_eq!(pipe.rest(), whole);
+    let outcome = job.outcome().expect(exit::OK);
+    assert_eq!(outcome.stderr, "", "{outcome}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use mover_base::checksum::{Sha256, sha256};
 use mover_base::{BackupId, Error, Kind, LsnRange, PackId, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{FrameDecoder, FrameEncoder, FrameHeader, FrameKind, MANIFEST_PLAIN_BYTES_MAX};
+use crate::frame::{FrameDecoder, FrameEncoder, FrameKind, MANIFEST_PLAIN_BYTES_MAX};
 use crate::node::{Child, NodeKind};
 use crate::pack::{PACK_BLOCKS_MAX, PACK_BYTES_MAX, TRAILER_BYTES};
 use crate::preamble::{ObjectType, PREAMBLE_BYTES_MAX, PREAMBLE_BYTES_MIN, Preamble};
@@ -35,8 +35,6 @@ pub const MANIFEST_BYTES_MAX: usize = PREAMBLE_BYTES_MAX
     + TRAILER_BYTES;
 
 const PACK_INFO_BYTES: usize = 80;
-/// What an inline page takes beside its bytes and its place: what the allocator adds.
-const INLINE_BYTES: usize = 32;
 /// What a text takes beside its bytes where others have it in a list, at most: its place in that, and what the allocator adds.
 const TEXT_BYTES: usize = 96;
 /// What stands before the metadata, the pages and the packs: how long or how many they are.
@@ -422,25 +420,6 @@ impl Manifest {
         self.pages.iter().try_for_each(check_page)?;
         self.packs.iter().try_for_each(PackInfo::check)?;
         check_order(&self.packs)
-    }
-
-    /// The plain length of the body of a whole object whose preamble was decoded, as the object states it: what decoding it takes at
-    /// least, known before.
-    pub fn stated_bytes(bytes: &[u8], preamble: &Preamble) -> Result<usize> {
-        let frame = bytes.get(preamble.encoded_bytes()..).unwrap_or_default();
-        Ok(FrameHeader::decode(frame)?.plain_bytes as usize)
-    }
-
-    /// At most so much memory does it take beside itself, as long as it was not changed since it was read.
-    pub fn memory_bytes(&self) -> usize {
-        let texts = self.pages.iter().map(|page| match page {
-            Child::Inline(bytes) => bytes.len() + INLINE_BYTES,
-            Child::Node(_) => 0,
-        });
-        self.metadata.memory_bytes()
-            + self.pages.capacity() * size_of::<Child>()
-            + texts.sum::<usize>()
-            + self.packs.capacity() * PACK_INFO_BYTES
     }
 
     /// Whether the manifest can be written: to be asked while what was done so far can be taken back.

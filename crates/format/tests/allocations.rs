@@ -399,10 +399,8 @@ fn a_million_tiny_pages_take_no_memory_where_no_page_is_needed() {
         let (head, grown) = asked_for(|| ManifestHead::decode(&body).unwrap());
         assert_eq!(head.packs, samples::manifest().packs);
         assert!(grown <= PIECE_KIB, "{grown} KiB were asked for");
-        // Whoever holds several knows what one takes.
         let whole = Manifest::decode(&body).unwrap();
         assert_eq!(whole.pages.len(), MANIFEST_PAGES_MAX);
-        assert!(whole.memory_bytes() > 90 * MANIFEST_PAGES_MAX);
     });
     looked.join().expect("all is as it should be");
 }

@@ -86,14 +86,6 @@ impl ShardConfig {
         }
     }
 
-    /// The same settings with arenas shrunk so that all of them together fit into `total_bytes`, down to one
-    /// buffer each: machines with many cores stay within a fixed memory budget.
-    pub fn within(mut self, total_bytes: usize) -> Self {
-        let share = total_bytes / self.shard_count();
-        self.arena_bytes = self.arena_bytes.min(share).max(BUF_BYTES);
-        self
-    }
-
     /// Buffers per arena, or what is wrong with the settings.
     pub(crate) fn checked_buffers(&self) -> Result<u16> {
         if self.shard_count() > SHARDS_MAX {
@@ -143,16 +135,5 @@ mod tests {
             assert_eq!(error.kind(), Kind::Usage);
             assert!(error.hint_text().is_some());
         }
-    }
-
-    #[test]
-    fn arenas_shrink_to_fit_a_total() {
-        let config = ShardConfig {
-            shards: 64,
-            ..ShardConfig::default()
-        };
-        assert_eq!(config.clone().within(128 << 20).arena_bytes, 2 << 20);
-        assert_eq!(config.clone().within(0).arena_bytes, BUF_BYTES);
-        assert_eq!(config.within(usize::MAX).arena_bytes, 32 << 20);
     }
 }

@@ -48,43 +48,31 @@ pub fn run(engine: &Engine, repo: &RepoAccess, options: &AnnotateOptions) -> Res
     let body = async |shard: Shard| {
         let repository = repo.open(&shard).await?;
         let id = catalogue::find(&shard, &repository, &options.set).await?;
-        let absent = absent(&shard, &repository, id, &options.remove).await;
-        let set = id.to_string();
         let (put, remove) = (&options.put, &options.remove);
-        let (backup_id, number) =
-            annotations::change(&shard, &repository, &set, put, remove).await?;
+        let there = known(&shard, &repository, id).await;
+        if let Some(there) = &there {
+            annotations::require_room(there, put, remove)
+                .map_err(|error| error.object(id.to_string()))?;
+        }
+        let is_absent = |key: &&String| there.as_ref().is_some_and(|all| !all.contains_key(*key));
         Ok(Annotated {
-            backup_id,
-            number,
-            absent,
+            backup_id: id,
+            number: annotations::change(&shard, &repository, id, put, remove).await?,
+            absent: remove.iter().filter(is_absent).cloned().collect(),
         })
     };
     only(mover_io::run(&engine.single(), body, |_| {})?)
 }
 
-/// Which of these keys the backup has no annotation of. None where that cannot be read: the change needs no key that reads.
-async fn absent(
+/// The annotations of a backup. None where they cannot be read: a change needs no key that reads.
+async fn known(
     shard: &Shard,
     repository: &Repository,
     id: BackupId,
-    keys: &BTreeSet<String>,
-) -> Vec<String> {
-    if keys.is_empty() || !repository.can_read() {
-        return Vec::new();
+) -> Option<BTreeMap<String, String>> {
+    if !repository.can_read() {
+        return None;
     }
-    let there = async {
-        let mut there = catalogue::load(shard, repository, id)
-            .await?
-            .manifest
-            .metadata
-            .annotations;
-        let changes = annotations::of(shard, repository, id).await?;
-        annotations::apply(shard, repository, id, &changes, &mut there).await?;
-        Ok::<_, Error>(there)
-    };
-    let Ok(there) = there.await else {
-        return Vec::new();
-    };
-    let is_absent = |key: &&String| !there.contains_key(*key);
-    keys.iter().filter(is_absent).cloned().collect()
+    let current = annotations::current(shard, repository, id).await.ok();
+    current.map(|(there, _)| there)
 }

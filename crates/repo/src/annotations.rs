@@ -22,15 +22,15 @@ const TRIES: usize = 100;
 /// Numbers of the changes, by backup.
 pub type Changes = BTreeMap<BackupId, BTreeSet<u32>>;
 
-/// Adds a change to the annotations of the backup that `set` names.
+/// Adds a change to the annotations of a backup, and returns its number. Whether they still fit with it is asked before:
+/// [`require_room`].
 pub async fn change(
     shard: &Shard,
     repository: &Repository,
-    backup: &str,
+    backup_id: BackupId,
     set: &BTreeMap<String, String>,
     remove: &BTreeSet<String>,
-) -> Result<(BackupId, u32)> {
-    let backup_id = catalogue::find(shard, repository, backup).await?;
+) -> Result<u32> {
     let known = of(shard, repository, backup_id).await?;
     let last = known.get(&backup_id).and_then(BTreeSet::last).copied();
     let first = last.unwrap_or(0) + 1;
@@ -54,7 +54,7 @@ pub async fn change(
             .await?
             == Put::Created
         {
-            return Ok((backup_id, number));
+            return Ok(number);
         }
     }
     Err(match first > ANNOTATIONS_MAX {
@@ -97,8 +97,51 @@ fn bytes_of(annotations: &BTreeMap<String, String>) -> usize {
         .sum()
 }
 
+fn fits(annotations: &BTreeMap<String, String>) -> bool {
+    bytes_of(annotations) <= METADATA_BYTES_MAX
+}
+
+/// Refuses a change with which annotations would be longer than what a manifest may hold: nobody would apply it.
+///
+/// # Errors
+/// `Limit`.
+pub fn require_room(
+    annotations: &BTreeMap<String, String>,
+    set: &BTreeMap<String, String>,
+    remove: &BTreeSet<String>,
+) -> Result<()> {
+    let kept = annotations.iter();
+    let kept = kept.filter(|(key, _)| !remove.contains(*key) && !set.contains_key(*key));
+    let mut changed: BTreeMap<String, String> = kept
+        .map(|(key, text)| (key.clone(), text.clone()))
+        .collect();
+    changed.extend(set.clone());
+    if fits(&changed) {
+        return Ok(());
+    }
+    let most = format_bytes(METADATA_BYTES_MAX as u64);
+    Err(Error::new(
+        Kind::Limit,
+        format!("with this the annotations of the backup would take over {most}"),
+    )
+    .hint("take some away before: `helios-mover annotate SET --remove KEY`"))
+}
+
+/// The annotations of a backup with all changes, and what of these could not be read or does not fit.
+pub async fn current(
+    shard: &Shard,
+    repository: &Repository,
+    backup: BackupId,
+) -> Result<(BTreeMap<String, String>, Vec<String>)> {
+    let open = catalogue::load_head(shard, repository, backup).await?;
+    let mut annotations = open.head.metadata.annotations;
+    let changes = of(shard, repository, backup).await?;
+    let problems = apply(shard, repository, backup, &changes, &mut annotations).await?;
+    Ok((annotations, problems))
+}
+
 /// Applies the changes of a backup to the annotations of its manifest. Gives what could not be read; the other changes
-/// are applied all the same, as long as all together are no longer than what a manifest may hold.
+/// are applied all the same, but for those with which all together would be longer than what a manifest may hold.
 pub async fn apply(
     shard: &Shard,
     repository: &Repository,
@@ -107,6 +150,7 @@ pub async fn apply(
     annotations: &mut BTreeMap<String, String>,
 ) -> Result<Vec<String>> {
     let mut problems = Vec::new();
+    let mut is_overfull = false;
     for &number in changes.get(&backup).into_iter().flatten() {
         let key = layout::annotation(backup, number)?;
         let id = AnnotationRecord::object_id(backup, number);
@@ -117,15 +161,15 @@ pub async fn apply(
                 };
                 let mut changed = annotations.clone();
                 change.apply(&mut changed);
-                if bytes_of(&changed) > METADATA_BYTES_MAX {
+                if fits(&changed) {
+                    *annotations = changed;
+                } else if !std::mem::replace(&mut is_overfull, true) {
                     problems.push(format!(
-                        "{}: with it the annotations would take over {}; it and the changes behind it are left out",
+                        "{}: with it the annotations would take over {}; it is left out, and so is each change behind it with which they would",
                         key.as_str(),
                         format_bytes(METADATA_BYTES_MAX as u64)
                     ));
-                    break;
                 }
-                *annotations = changed;
             }
             Err(error) if records::is_unreadable(&error) => {
                 problems.push(error.to_string());
@@ -153,11 +197,22 @@ mod tests {
             let backup_id = BackupId::new(Timestamp::from_micros(1_000_000), 7);
             let text = "x".repeat(60_000);
             for number in 1..=CHANGES {
+                let (remove, set) = match number {
+                    // Behind changes that do not fit: one key less, which is room for the last one.
+                    CHANGES => (
+                        BTreeSet::from(["key-1".to_owned()]),
+                        BTreeMap::from([("key-2".to_owned(), "short".to_owned())]),
+                    ),
+                    _ => (
+                        BTreeSet::new(),
+                        BTreeMap::from([(format!("key-{number}"), text.clone())]),
+                    ),
+                };
                 let record = Record::Annotation(AnnotationRecord {
                     backup_id,
                     number,
-                    remove: BTreeSet::new(),
-                    set: [(format!("key-{number}"), text.clone())].into(),
+                    remove,
+                    set,
                     host: process::host_name(),
                     created: Timestamp::now(),
                 });
@@ -177,10 +232,27 @@ mod tests {
             let fit = METADATA_BYTES_MAX / text.len();
             assert_eq!(
                 (annotations.len(), problems.len()),
-                (fit, 1),
+                (fit - 1, 1),
                 "{problems:?}"
             );
+            assert_eq!(annotations["key-2"], "short");
             Ok(())
         });
+    }
+
+    #[test]
+    fn a_change_that_nobody_would_apply_is_refused() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        let of = |key: &str, bytes: usize| BTreeMap::from([(key.to_owned(), text(bytes))]);
+        let none = BTreeSet::new();
+        let most = METADATA_BYTES_MAX - JSON_BYTES - 1;
+        let full = of("a", most);
+        require_room(&BTreeMap::new(), &full, &none).unwrap();
+        require_room(&full, &of("a", most), &none).unwrap();
+        require_room(&full, &of("b", most), &BTreeSet::from(["a".to_owned()])).unwrap();
+        for (set, why) in [(of("a", most + 1), "longer"), (of("b", 0), "one more")] {
+            let refused = require_room(&full, &set, &none).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Limit, "{why}");
+        }
     }
 }

@@ -138,7 +138,7 @@ async fn unfit(
     repository: &Repository,
     open: &catalogue::OpenManifest,
 ) -> Result<Option<String>> {
-    if !is_vouched(repository, open) {
+    if !is_vouched(repository, open.origin) {
         return Ok(Some(NOBODY_VOUCHES.to_owned()));
     }
     let lost = lost_parent(shard, repository, open.id).await?;

@@ -26,9 +26,6 @@ use crate::sessions;
 const BACKUPS_MAX: usize = 4_000_000;
 /// Bytes of manifests read at a time, as they are stored, unless the first alone is longer.
 const LOADS_BYTES_MAX: u64 = 16 << 20;
-/// What manifests that are held decoded at a time may take, unless one alone takes more. Those of real backups take four thirds of
-/// what is stored of them.
-const DECODED_BYTES_MAX: usize = 24 << 20;
 /// How many ids a backup may have, one behind the other, of which it takes the first that is free: 12 random bits per
 /// microsecond do not collide thrice.
 const ID_TRIES: u32 = 3;
@@ -81,14 +78,8 @@ impl StoredManifest {
         Ok(StoredManifest { id, key, bytes })
     }
 
-    /// What decoding it takes at least, as it says; nothing if it says nothing.
-    fn stated_bytes(&self) -> usize {
-        let stated = Preamble::decode(&self.bytes)
-            .and_then(|(preamble, _)| Manifest::stated_bytes(&self.bytes, &preamble));
-        stated.unwrap_or(0)
-    }
-
-    fn open(&self, repository: &Repository) -> Result<OpenManifest> {
+    /// All of it.
+    pub fn open(&self, repository: &Repository) -> Result<OpenManifest> {
         decode(repository, self.id, &self.bytes).map_err(|error| damaged(&self.key, error))
     }
 
@@ -281,29 +272,6 @@ pub(crate) async fn fetch_next(
     at_once(shard, next.to_vec(), read).await
 }
 
-/// As [`fetch_next`], but decodes them: no more than may be held at a time, or one; what is beyond that is left in `rest`.
-pub(crate) async fn load_next(
-    shard: &Shard,
-    repository: &Arc<Repository>,
-    rest: &mut &[(BackupId, u64)],
-    count: usize,
-) -> Result<Vec<(BackupId, Result<OpenManifest>)>> {
-    let all = *rest;
-    let mut loaded = Vec::new();
-    let mut held_bytes = 0usize;
-    for (id, fetched) in fetch_next(shard, repository, rest, count).await? {
-        let stated_bytes = fetched.as_ref().map_or(0, StoredManifest::stated_bytes);
-        if !loaded.is_empty() && held_bytes.saturating_add(stated_bytes) > DECODED_BYTES_MAX {
-            break;
-        }
-        let open = fetched.and_then(|stored| stored.open(repository));
-        held_bytes += open.as_ref().map_or(0, |open| open.manifest.memory_bytes());
-        loaded.push((id, open));
-    }
-    *rest = &all[loaded.len()..];
-    Ok(loaded)
-}
-
 /// How many of the manifests that come next are read at a time.
 fn at_a_time(next: &[(BackupId, u64)], count: usize) -> usize {
     let mut bytes_all = 0u64;
@@ -404,10 +372,7 @@ fn encode(session: &Session, manifest: &Manifest) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use mover_format::node::Child;
-
     use super::*;
-    use crate::{Credentials, fixture};
 
     #[test]
     fn ids_sort_by_start_and_behind_the_backup_before_whatever_the_clock_says() {
@@ -442,46 +407,6 @@ mod tests {
             assert!(next > last);
             assert_eq!(next.started(), at(1_000_000));
         }
-    }
-
-    /// A KB stored, a MiB plain, and thirty with each page in its place.
-    #[test]
-    fn of_manifests_that_grow_when_they_are_decoded_one_is_held_at_a_time() {
-        const COUNT: usize = 4;
-        fixture::with_place(async |shard, url| {
-            fixture::init(shard, url, &[]).await?;
-            let repository = Arc::new(fixture::open(shard, url, &Credentials::None).await?);
-            let mut listed = Vec::new();
-            for (number, pages) in [(0, 300_000), (1, 300_000), (2, 1), (3, 1)] {
-                let id = BackupId::new(Timestamp::from_micros(0), number);
-                let manifest = Manifest {
-                    metadata: fixture::metadata(id, "dir:///a"),
-                    pages: vec![Child::Inline(vec![3]); pages],
-                    packs: Vec::new(),
-                };
-                let bytes = encode(&repository.begin_session()?, &manifest)?;
-                let (store, key) = (repository.store(), layout::backup(id)?);
-                store.put_if_absent(shard, &key, &bytes).await?;
-                listed.push((id, bytes.len() as u64));
-            }
-            let mut rest = &listed[..];
-            let mut read = Vec::new();
-            while !rest.is_empty() {
-                let some = load_next(shard, &repository, &mut rest, COUNT).await?;
-                let ids = some
-                    .into_iter()
-                    .map(|(_, open)| open.map(|open| open.id.random()));
-                read.push(ids.collect::<Result<Vec<u32>>>()?);
-            }
-            assert_eq!(read, [vec![0], vec![1], vec![2, 3]]);
-            let mut rest = &listed[..];
-            let stored = fetch_next(shard, &repository, &mut rest, COUNT).await?;
-            assert_eq!((stored.len(), rest.len()), (COUNT, 0));
-            for ((id, stored), (listed, _)) in stored.into_iter().zip(&listed) {
-                assert_eq!((id, stored?.head(&repository)?.id), (*listed, *listed));
-            }
-            Ok(())
-        });
     }
 
     #[test]

@@ -108,9 +108,10 @@ impl BlockIndex {
         (self.sets * WAYS) as u64
     }
 
-    /// SHA-256 output is uniform, so any bytes of it choose the set; the entry keeps the others.
+    /// SHA-256 output is uniform, so any bytes of it choose the set; the entry keeps the others. As a fraction of all that a word
+    /// can be, since a remainder costs a division.
     fn set_of(&self, hash: &Sha256) -> usize {
-        (word(hash, 0) % self.sets as u64) as usize
+        ((u128::from(word(hash, 0)) * self.sets as u128) >> u64::BITS) as usize
     }
 
     fn set(&self, at: usize) -> &[AtomicU64] {
@@ -162,7 +163,7 @@ impl BlockIndex {
 }
 
 /// Word `at` (of four) of a hash.
-fn word(hash: &Sha256, at: usize) -> u64 {
+pub(crate) fn word(hash: &Sha256, at: usize) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&hash[at * 8..at * 8 + 8]);
     u64::from_le_bytes(bytes)

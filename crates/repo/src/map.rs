@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use mover_base::checksum::{Sha256, crc32, sha256};
 use mover_base::entries::EntryList;
@@ -23,8 +24,9 @@ use mover_format::node::{CHILDREN_MAX, Child, INLINE_BYTES_MAX, Interior, NodeRe
 use mover_format::preamble::ObjectType;
 use mover_io::Shard;
 
+use crate::dedup::word;
 use crate::pack::PackWriter;
-use crate::timing::StageSeconds;
+use crate::timing::{StageSeconds, lap};
 use crate::tree::{EXTENT_BYTES, EXTENTS_MAX};
 use crate::writer::{Commits, MapNode, WriteShared};
 
@@ -66,7 +68,7 @@ impl KnownNodes {
 
     /// Where a node of this content is.
     fn get(&self, hash: &Sha256) -> Option<NodeRef> {
-        let place = self.places.get(&beginning(hash));
+        let place = self.places.get(&word(hash, 0));
         let known = place.and_then(|place| self.nodes.get(*place as usize));
         let mut known = self.expected.iter().chain(known);
         known.find(|node| node.sha256 == *hash).copied()
@@ -85,7 +87,7 @@ impl KnownNodes {
             false => {
                 let place = self.oldest;
                 self.oldest = (place + 1) % self.nodes_max;
-                let gone = beginning(&self.nodes[place].sha256);
+                let gone = word(&self.nodes[place].sha256, 0);
                 if self.places.get(&gone) == Some(&(place as u32)) {
                     self.places.remove(&gone);
                 }
@@ -93,14 +95,8 @@ impl KnownNodes {
                 place
             }
         };
-        self.places.insert(beginning(&node.sha256), place as u32);
+        self.places.insert(word(&node.sha256, 0), place as u32);
     }
-}
-
-fn beginning(hash: &Sha256) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hash[..8]);
-    u64::from_le_bytes(bytes)
 }
 
 /// Writes nodes into meta packs.
@@ -114,7 +110,8 @@ pub(crate) struct NodeWriter {
     commits: Commits,
     /// Packs of this session that hold nodes referred to.
     pub named_packs: HashSet<PackId>,
-    seconds: StageSeconds,
+    /// Where its time went.
+    pub stages: StageSeconds,
 }
 
 impl NodeWriter {
@@ -128,7 +125,7 @@ impl NodeWriter {
             known: KnownNodes::new(shared.known_nodes_max),
             commits: Commits::new(shard, shared),
             named_packs: HashSet::new(),
-            seconds: StageSeconds::default(),
+            stages: StageSeconds::default(),
         }
     }
 
@@ -165,12 +162,12 @@ impl NodeWriter {
         }
         let pack = match &mut self.pack {
             Some(pack) => pack,
-            None => {
+            none => {
                 let store = self.shared.repository.store();
                 let session = &self.shared.session;
                 let begun =
                     PackWriter::begin(&self.shard, store, session, ObjectType::MetaPack).await?;
-                self.pack.insert(begun)
+                none.insert(begun)
             }
         };
         let reference = NodeRef {
@@ -192,13 +189,16 @@ impl NodeWriter {
         if self.plain.is_empty() {
             return Ok(());
         }
+        let clock = Instant::now();
         encoder.compress(FrameKind::Nodes, &self.plain)?;
+        let clock = lap(&mut self.stages.compress, clock);
         encoder.compare(&self.plain)?;
+        lap(&mut self.stages.compare, clock);
         pack.write_frame(
             encoder,
             &self.plain,
             &[],
-            &mut self.seconds,
+            &mut self.stages,
             &mut self.scratch,
         )
         .await?;
@@ -209,8 +209,11 @@ impl NodeWriter {
     async fn end_pack(&mut self, encoder: &mut FrameEncoder) -> Result<()> {
         self.flush(encoder).await?;
         if let Some(pack) = self.pack.take() {
+            let clock = Instant::now();
             let pending = pack.finish(encoder).await?;
+            let clock = lap(&mut self.stages.seal, clock);
             self.commits.push(pending).await?;
+            lap(&mut self.stages.write_wait, clock);
         }
         Ok(())
     }
@@ -218,7 +221,9 @@ impl NodeWriter {
     /// Writes and commits what is left.
     pub async fn finish(&mut self, encoder: &mut FrameEncoder) -> Result<Vec<PackInfo>> {
         self.end_pack(encoder).await?;
+        let clock = Instant::now();
         self.commits.drain().await?;
+        lap(&mut self.stages.write_wait, clock);
         Ok(std::mem::take(&mut self.commits.done))
     }
 }

@@ -103,12 +103,14 @@ impl PackWriter {
         scratch: &mut Vec<u8>,
     ) -> Result<usize> {
         let clock = Instant::now();
-        scratch.clear();
-        let stored_bytes = encoder.seal(&self.sealer, self.frames(), plain, scratch)?;
+        // As long as the longest frame so far: nobody fills with zeros what the seal is going to write.
+        let stored_bytes = encoder.stored_bytes(self.sealer.cipher()).unwrap_or(0);
+        scratch.resize(stored_bytes.max(scratch.len()), 0);
+        encoder.seal_into(&self.sealer, self.frames(), plain, scratch)?;
         self.directory
             .push(self.out.bytes, stored_bytes, plain.len(), hashes)?;
         let clock = lap(&mut seconds.seal, clock);
-        self.send(scratch).await?;
+        self.send(&scratch[..stored_bytes]).await?;
         lap(&mut seconds.write_wait, clock);
         Ok(stored_bytes)
     }
@@ -117,12 +119,12 @@ impl PackWriter {
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            if self.out.piece.is_none() {
-                self.out.piece = Some(self.store.piece(&self.shard).await?);
-                self.out.filled = 0;
-            }
-            let Some(piece) = &mut self.out.piece else {
-                return Err(Error::new(Kind::Internal, "a pack lost its buffer"));
+            let piece = match &mut self.out.piece {
+                Some(piece) => piece,
+                none => {
+                    self.out.filled = 0;
+                    none.insert(self.store.piece(&self.shard).await?)
+                }
             };
             let n = rest.len().min(BUF_BYTES - self.out.filled);
             piece[self.out.filled..self.out.filled + n].copy_from_slice(&rest[..n]);
@@ -140,14 +142,14 @@ impl PackWriter {
         let Some(piece) = self.out.piece.take() else {
             return Ok(());
         };
-        if self.out.upload.is_none() {
-            let key = layout::pack(self.id)?;
-            self.out.upload = Some(self.store.upload_unique(&self.shard, &key).await?);
-        }
-        match &mut self.out.upload {
-            Some(upload) => upload.push(piece, self.out.filled).await,
-            None => Err(Error::new(Kind::Internal, "a pack lost its upload")),
-        }
+        let upload = match &mut self.out.upload {
+            Some(upload) => upload,
+            none => {
+                let key = layout::pack(self.id)?;
+                none.insert(self.store.upload_unique(&self.shard, &key).await?)
+            }
+        };
+        upload.push(piece, self.out.filled).await
     }
 
     /// Writes directory and trailer and commits the pack; it is durable when this returns.

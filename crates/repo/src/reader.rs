@@ -24,9 +24,7 @@ use std::time::Instant;
 
 use mover_base::checksum::{Sha256, sha256, sha256_each};
 use mover_base::{BLOCK_BYTES, Error, Kind, PackId, Result};
-use mover_format::frame::{
-    DIRECTORY_PLAIN_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, FrameDecoder, FrameKind,
-};
+use mover_format::frame::{DIRECTORY_PLAIN_BYTES_MAX, FrameDecoder, FrameKind};
 use mover_format::manifest::PackInfo;
 use mover_format::node::NodeRef;
 use mover_format::pack::{FrameEntry, PackDirectory, PackTrailer, TRAILER_BYTES};
@@ -668,7 +666,9 @@ impl PackReader {
                     false => None,
                 }
                 .unwrap_or_default();
-                plain.resize(FRAME_PLAIN_BYTES_MAX, 0);
+                let stated = pack.directory.frames.get(frame as usize);
+                let bytes = stated.map_or(0, |entry| entry.plain_bytes as usize);
+                plain.resize(bytes, 0);
                 let bytes = self.frame_into(pack, frame, &mut plain).await?;
                 plain.truncate(bytes);
                 (need, plain)

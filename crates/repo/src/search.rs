@@ -1,8 +1,8 @@
 //! Which earlier backup the next one builds on.
 //!
 //! Invariants: manifests are read from the latest on, [`LOADS_MAX`] at most, and a few at a time as their lengths allow; one that cannot be read, or
-//! for which nobody vouches, is passed over and told; what is about to be deleted is not looked at. Of those looked at one is decoded at a time, or as many as are
-//! small: the best so far is known by its id, and read again in the end.
+//! for which nobody vouches, is passed over and told; what is about to be deleted is not looked at. Of those looked at one is decoded at a time, and that without its
+//! entry pages: the best so far is known by its id, and read again in the end.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -73,6 +73,20 @@ impl Earlier {
     fn pass_over(&mut self, id: BackupId, why: &dyn Display) {
         if self.warnings.len() < WARNINGS_MAX {
             self.warnings.push(no_parent(id, why));
+        }
+    }
+
+    /// None, and it is passed over, where a backup is damaged, and one over a cap is damaged too; none in silence where it was deleted
+    /// since it was listed.
+    fn readable<T>(&mut self, id: BackupId, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.is_absence() => Ok(None),
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
+                self.pass_over(id, &error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -176,73 +190,53 @@ async fn search(
     let mut lasting = &lasting[..];
     // Mostly the first is the one.
     let mut count = 1;
-    loop {
-        if lasting.is_empty() {
-            return match best {
-                Some((_, id)) => with_parent(shard, repository, earlier, id).await,
-                None => Ok(earlier),
-            };
-        }
-        let some = catalogue::load_next(shard, repository, &mut lasting, count).await?;
+    while !lasting.is_empty() {
+        let some = catalogue::fetch_next(shard, repository, &mut lasting, count).await?;
         count = (2 * count).min(LOADS_AT_ONCE);
-        for (id, loaded) in some {
-            let open = match loaded {
-                Ok(open) if is_vouched(repository, &open) => open,
-                Ok(open) => {
-                    if source.is_of(&open.manifest.metadata) {
-                        earlier.pass_over(id, &NOBODY_VOUCHES);
-                    }
-                    continue;
-                }
-                // It was deleted since it was listed.
-                Err(error) if error.is_absence() => continue,
-                // Over its cap is damaged too.
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
-                    earlier.pass_over(id, &error);
-                    continue;
-                }
-                Err(error) => return Err(error),
+        for (id, fetched) in some {
+            let Some(stored) = earlier.readable(id, fetched)? else {
+                continue;
             };
-            let metadata = &open.manifest.metadata;
+            let Some(seen) = earlier.readable(id, stored.head(repository))? else {
+                continue;
+            };
+            let metadata = &seen.head.metadata;
+            if !is_vouched(repository, seen.origin) {
+                if source.is_of(metadata) {
+                    earlier.pass_over(id, &NOBODY_VOUCHES);
+                }
+                continue;
+            }
             if source.is_of(metadata) {
                 earlier.latest.get_or_insert(id);
             }
             let fits = fit(metadata);
-            let best_fits = best.map_or(Fit::Not, |(fits, _)| fits);
             if fits == Fit::Good {
-                earlier.parent = Some(open);
-                return Ok(earlier);
-            }
-            if fits > best_fits {
+                earlier.parent = earlier.readable(id, stored.open(repository))?;
+                if earlier.parent.is_some() {
+                    return Ok(earlier);
+                }
+            } else if fits > best.map_or(Fit::Not, |(fits, _)| fits) {
                 best = Some((fits, id));
             }
         }
     }
-}
-
-/// Reads the manifest of the backup `id`, which was found to serve best, once more. It may have been deleted meanwhile, or been damaged.
-async fn with_parent(
-    shard: &Shard,
-    repository: &Repository,
-    mut earlier: Earlier,
-    id: BackupId,
-) -> Result<Earlier> {
-    match catalogue::load(shard, repository, id).await {
-        Ok(open) if is_vouched(repository, &open) => earlier.parent = Some(open),
-        Ok(_) => earlier.pass_over(id, &NOBODY_VOUCHES),
-        Err(error) if error.is_absence() => {}
-        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Limit) => {
-            earlier.pass_over(id, &error);
+    if let Some((_, id)) = best {
+        // It may have been deleted meanwhile, damaged, or replaced.
+        let open = earlier.readable(id, catalogue::load(shard, repository, id).await)?;
+        match open {
+            Some(open) if is_vouched(repository, open.origin) => earlier.parent = Some(open),
+            Some(_) => earlier.pass_over(id, &NOBODY_VOUCHES),
+            None => {}
         }
-        Err(error) => return Err(error),
     }
     Ok(earlier)
 }
 
 /// Whoever knows no more than the public key can write a manifest that names another host, and packs that do not hold what they
 /// say: nothing is built on that unread.
-pub fn is_vouched(repository: &Repository, open: &OpenManifest) -> bool {
-    !repository.is_encrypted() || open.origin == Origin::Vouched
+pub fn is_vouched(repository: &Repository, origin: Origin) -> bool {
+    !repository.is_encrypted() || origin == Origin::Vouched
 }
 
 #[cfg(test)]

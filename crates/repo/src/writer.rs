@@ -331,11 +331,11 @@ impl ShardWriter {
         lap(&mut self.stages.hash, clock);
         self.shard.turn().await;
 
+        self.make_room(count).await?;
         let clock = Instant::now();
         if let Some(parent) = &mut self.parent {
             parent.load(first_block, count, new).await?;
         }
-        self.make_room(count).await?;
         self.place()?;
         lap(&mut self.stages.dedup, clock);
 
@@ -379,7 +379,10 @@ impl ShardWriter {
         self.end_pack().await?;
         // The last packs of blocks are committed while that of the nodes is.
         let nodes = self.nodes.finish(&mut self.encoder).await?;
+        let clock = Instant::now();
         self.commits.drain().await?;
+        lap(&mut self.stages.write_wait, clock);
+        self.stages.add(&self.nodes.stages);
         let mut new_packs = self.commits.done;
         new_packs.extend(nodes);
         let mut named_packs = self.packs.named;
@@ -406,6 +409,7 @@ impl ShardWriter {
             self.end_pack().await?;
         }
         if self.data.is_none() {
+            let clock = Instant::now();
             let store = self.shared.repository.store();
             let writer = PackWriter::begin(
                 &self.shard,
@@ -414,6 +418,7 @@ impl ShardWriter {
                 ObjectType::DataPack,
             )
             .await?;
+            lap(&mut self.stages.write_wait, clock);
             let number = self.shared.packs.add(writer.id());
             self.data = Some(OpenPack { writer, number });
         }
@@ -549,8 +554,9 @@ impl ShardWriter {
         if open.writer.blocks() == 0 {
             return open.writer.discard().await;
         }
-        let pending = open.writer.finish(&mut self.encoder).await?;
         let clock = Instant::now();
+        let pending = open.writer.finish(&mut self.encoder).await?;
+        let clock = lap(&mut self.stages.seal, clock);
         self.commits.push(pending).await?;
         lap(&mut self.stages.write_wait, clock);
         Ok(())

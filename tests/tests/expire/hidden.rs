@@ -30,7 +30,7 @@ impl Store {
     fn new(name: &str, backups: usize) -> Self {
         let scratch = Scratch::new(name);
         let server = FilesystemS3::start(&scratch.dir("server"));
-        let repo = in_s3(server.access(), &scratch);
+        let repo = repo_in(server.access(), &scratch, "expire", Protection::Identity);
         let history = History::new(repo, &scratch, backups);
         Store {
             server,
@@ -60,7 +60,7 @@ impl Store {
         let hits = hits.collect();
         let through = access.at(&proxy.endpoint());
         let url = through.url("expire");
-        let repo = self.history.repo.at(&url, &variables(access));
+        let repo = self.history.repo.at(&url, &variables(&access.key));
         (proxy, hits, repo)
     }
 
@@ -388,13 +388,7 @@ fn damage_to_a_backup_that_a_later_listing_leaves_out_is_told() {
     delete(&store.client(), &own[0]);
     let shown = Fault::new(Action::Delay(Duration::ZERO)).query("prefix=expire%2Fbackups");
     let (_proxy, _, repo) = store.through(&[shown.times(1), hide("backups/", &[&newest])]);
-    let mut lines = repo
-        .verify()
-        .expect(exit::VERIFY_FAILED)
-        .lines()
-        .into_iter();
-    let verified = lines.find(|line| line["message_type"] == "summary");
-    let verified = verified.expect("a summary before the error");
+    let verified = repo.verify().expect(exit::VERIFY_FAILED).bad_summary();
     let findings = verified["findings"].as_array().expect("findings");
     assert!(!findings.is_empty());
     for finding in findings {

@@ -127,7 +127,8 @@ fn a_restore_over_a_target_that_is_stopped_while_it_puts_its_hold_on_takes_that_
     let scratch = Scratch::new("expire-delta-stopped");
     let server = FilesystemS3::start(&scratch.dir("server"));
     let access = server.access();
-    let history = History::new(in_s3(access, &scratch), &scratch, 1);
+    let repo = repo_in(access, &scratch, "expire", Protection::Identity);
+    let history = History::new(repo, &scratch, 1);
     let client = access.client();
     let holds = || keys_below(&client, "holds/");
     let target = scratch.join("target");
@@ -144,7 +145,9 @@ fn a_restore_over_a_target_that_is_stopped_while_it_puts_its_hold_on_takes_that_
         let proxy = FaultProxy::start(&access.endpoint);
         let hit = proxy.inject(fault.clone());
         let through = access.at(&proxy.endpoint());
-        let repo = history.repo.at(&through.url("expire"), &variables(access));
+        let repo = history
+            .repo
+            .at(&through.url("expire"), &variables(&access.key));
         let mut command = repo.restore_command(history.id(0), &target);
         command.arg("--delta");
         let stopped = stopped_at(&proxy, hit, &mut command, || !holds().is_empty());

@@ -264,7 +264,7 @@ async fn named_base(
         );
     }
     let open = catalogue::load(shard, repository, id).await?;
-    if !is_vouched(repository, &open) {
+    if !is_vouched(repository, open.origin) {
         return Err(Error::new(
             Kind::Usage,
             "the base was written without the repository's key, so nobody vouches for it",

@@ -24,7 +24,7 @@ const ACKNOWLEDGED_MORE: u64 = 30;
 
 /// Runs the process for a while, kills it, and returns what it acknowledged last of each client.
 fn run_and_kill(directory: &Path, seed: u64, random: &mut Random) -> BTreeMap<u64, i64> {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_pagedb-run"))
+    let process = Command::new(env!("CARGO_BIN_EXE_pagedb-run"))
         .args([
             directory.to_str().unwrap(),
             &seed.to_string(),
@@ -33,7 +33,8 @@ fn run_and_kill(directory: &Path, seed: u64, random: &mut Random) -> BTreeMap<u6
         .stdout(Stdio::piped())
         .spawn()
         .expect("the database starts");
-    let out = process.stdout.take().expect("stdout");
+    let mut process = Killed(process);
+    let out = process.0.stdout.take().expect("stdout");
     // Sometimes before it has recovered, mostly after.
     let early = random.below(4) == 0;
     let (sender, transactions) = mpsc::channel();
@@ -63,8 +64,7 @@ fn run_and_kill(directory: &Path, seed: u64, random: &mut Random) -> BTreeMap<u6
             .recv_timeout(Duration::from_secs(60))
             .expect("a transaction is acknowledged");
     }
-    process.kill().expect("kill");
-    process.wait().expect("wait");
+    drop(process);
     reader.join().expect("reader")
 }
 

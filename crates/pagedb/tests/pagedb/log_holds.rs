@@ -10,6 +10,7 @@ use mover_client::Tracker;
 use mover_source::pages::read_catalogue;
 use mover_source::tracker::TRACKER_DIR;
 
+use crate::support::Killed;
 use crate::tracker::{directory, epochs, make, real};
 
 /// The tracker of a store without a database that runs.
@@ -63,22 +64,22 @@ fn a_killed_backup_holds_nothing() {
     let path = |name: &str| dir.path().join(TRACKER_DIR).join(name);
     // Another process, which has the lock before the file has its name.
     std::fs::write(path("hold.new"), 8192u64.to_le_bytes()).unwrap();
-    let mut process = Command::new("flock")
+    let process = Command::new("flock")
         .args(["--no-fork", "--exclusive"])
         .arg(path("hold.new"))
         .args(["sleep", "600"])
         .spawn()
         .unwrap();
+    let mut process = Killed(process);
     let file = std::fs::File::open(path("hold.new")).unwrap();
     while file.try_lock_shared().is_ok() {
         file.unlock().unwrap();
-        assert_eq!(process.try_wait().unwrap(), None, "it ended by itself");
+        assert_eq!(process.0.try_wait().unwrap(), None, "it ended by itself");
         std::thread::sleep(Duration::from_millis(5));
     }
     std::fs::rename(path("hold.new"), path("hold-00000000000000ff")).unwrap();
     assert_eq!(tracker.log_held_from().unwrap(), Some(Lsn(8192)));
-    process.kill().unwrap();
-    process.wait().unwrap();
+    drop(process);
     assert!(path("hold-00000000000000ff").exists());
     assert_eq!(tracker.log_held_from().unwrap(), None);
     assert!(!path("hold-00000000000000ff").exists());

@@ -1,6 +1,7 @@
-//! Stores on simulated disks, and the comparisons that all tests make.
+//! Stores on simulated disks, processes that are killed, and the comparisons that all tests make.
 
 use std::path::Path;
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,16 @@ pub fn assert_same(contents: &Contents, wanted: &Contents) {
     }
     if wanted.0.contains_key("accounts") {
         assert_eq!(contents.sum(), SUM);
+    }
+}
+
+/// A process that is killed, and gone, when this is dropped, also by a test that fails: a [`Child`] alone would go on.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

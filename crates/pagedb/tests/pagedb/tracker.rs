@@ -231,6 +231,15 @@ fn what_a_checkpoint_made_durable_is_known_without_its_log() {
     assert_holds(&changed.unwrap(), &delta, "after the log is gone");
 }
 
+/// Tells other threads to end when it is dropped, also by a test that fails, which waits for them.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn nothing_is_lost_while_transactions_and_switches_race() {
     let dir = directory();
@@ -239,6 +248,7 @@ fn nothing_is_lost_while_transactions_and_switches_race() {
     let stop = AtomicBool::new(false);
     let mut bases = Vec::new();
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         for client in 0..3 {
             let (database, stop) = (&database, &stop);
             scope.spawn(move || {
@@ -269,7 +279,6 @@ fn nothing_is_lost_while_transactions_and_switches_race() {
             let changed = epochs.changed(range, BUDGET_BYTES_DEFAULT).unwrap();
             assert_holds(&changed, &extracted(path, range), "while it runs");
         }
-        stop.store(true, Relaxed);
     });
     let end = database.writer().end();
     database.writer().flush_to(end).unwrap();
@@ -286,12 +295,13 @@ fn nothing_is_lost_while_transactions_and_switches_race() {
 
 /// Runs the database as a process until it has said `lines` positions; whenever it has, `each` gets the last.
 fn run_and_kill(path: &Path, seed: u64, lines: usize, mut each: impl FnMut(Lsn)) {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_pagedb-run"))
+    let process = Command::new(env!("CARGO_BIN_EXE_pagedb-run"))
         .args([path.to_str().unwrap(), &seed.to_string(), "2", "tracked"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("the database starts");
-    let out = process.stdout.take().expect("stdout");
+    let mut process = Killed(process);
+    let out = process.0.stdout.take().expect("stdout");
     let (sender, positions) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         for line in BufReader::new(out).lines() {
@@ -309,8 +319,7 @@ fn run_and_kill(path: &Path, seed: u64, lines: usize, mut each: impl FnMut(Lsn))
             each(lsn);
         }
     }
-    process.kill().expect("kill");
-    process.wait().expect("wait");
+    drop(process);
     reader.join().expect("reader");
 }
 

@@ -15,6 +15,7 @@ use mover_source::delta::BUDGET_BYTES_DEFAULT;
 use mover_source::pages::read_control;
 use mover_source::tracker::{KEPT_MAX, LIVE_FILE, Witness};
 
+use crate::support::Killed;
 use crate::tracker::*;
 
 /// The calls of a switch that change something, or on which what is changed depends.
@@ -163,12 +164,13 @@ fn a_switch_that_is_killed_at_any_instant_loses_nothing() {
         let end = marks.go_on();
         bases.push(end);
         let line = switch(path, end, &["for-ever"]);
-        let mut process = Command::new(&line[0])
+        let process = Command::new(&line[0])
             .args(&line[1..])
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let out = process.stdout.take().expect("stdout");
+        let mut process = Killed(process);
+        let out = process.0.stdout.take().expect("stdout");
         let ready = BufReader::new(out).lines().next().expect("a line");
         assert_eq!(ready.expect("text"), "ready");
         // The database goes on meanwhile.
@@ -176,8 +178,7 @@ fn a_switch_that_is_killed_at_any_instant_loses_nothing() {
             marks.go_on();
         }
         std::thread::sleep(Duration::from_micros(random.below(2000)));
-        process.kill().expect("kill");
-        process.wait().expect("wait");
+        drop(process);
         let end = marks.go_on();
         assert_known(path, &bases, end, &format!("round {round}"));
     }
