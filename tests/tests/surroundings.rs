@@ -225,12 +225,13 @@ fn a_reader_that_goes_away_ends_no_verb() {
     done(mover::command(&scratch.dir("home")).arg("--help"));
 
     // What fails for another reason says so where somebody may still read.
-    let absent = url_of(&scratch.join("absent"));
+    let absent = scratch.join("absent");
     let mut list = mover::command(&scratch.dir("home"));
-    list.args(["list", "--json", "--repo", &absent]);
+    list.args(["list", "--json", "--repo", &url_of(&absent)]);
     let failed = unread(&mut list).expect(exit::NOT_FOUND);
     assert!(failed.stderr.starts_with("error: "), "{failed}");
-    assert!(failed.stderr.contains(&absent), "{failed}");
+    let named = absent.display().to_string();
+    assert!(failed.stderr.contains(&named), "{failed}");
     assert!(failed.stderr.contains("\nhint:  "), "{failed}");
 }
 

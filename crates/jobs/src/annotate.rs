@@ -49,7 +49,8 @@ pub fn run(engine: &Engine, repo: &RepoAccess, options: &AnnotateOptions) -> Res
         let repository = repo.open(&shard).await?;
         let id = catalogue::find(&shard, &repository, &options.set).await?;
         let (put, remove) = (&options.put, &options.remove);
-        let there = known(&shard, &repository, id).await;
+        let changes = annotations::of(&shard, &repository, id).await?;
+        let there = known(&shard, &repository, id, &changes).await;
         if let Some(there) = &there {
             annotations::require_room(there, put, remove)
                 .map_err(|error| error.object(id.to_string()))?;
@@ -57,7 +58,7 @@ pub fn run(engine: &Engine, repo: &RepoAccess, options: &AnnotateOptions) -> Res
         let is_absent = |key: &&String| there.as_ref().is_some_and(|all| !all.contains_key(*key));
         Ok(Annotated {
             backup_id: id,
-            number: annotations::change(&shard, &repository, id, put, remove).await?,
+            number: annotations::change(&shard, &repository, id, &changes, put, remove).await?,
             absent: remove.iter().filter(is_absent).cloned().collect(),
         })
     };
@@ -69,10 +70,13 @@ async fn known(
     shard: &Shard,
     repository: &Repository,
     id: BackupId,
+    changes: &annotations::Changes,
 ) -> Option<BTreeMap<String, String>> {
     if !repository.can_read() {
         return None;
     }
-    let current = annotations::current(shard, repository, id).await.ok();
+    let current = annotations::current(shard, repository, id, changes)
+        .await
+        .ok();
     current.map(|(there, _)| there)
 }

@@ -393,8 +393,8 @@ fn key_slot(slot: &ListedSlot) -> Option<CheckItem> {
             "copy it back, or remove it with `helios-mover key remove`",
         ),
         (false, true) => (
-            "still opens the repository: its removal is under way, or was broken off".to_owned(),
-            "if none is under way, remove it with `helios-mover key remove`",
+            "still opens the repository: its removal is under way, was broken off or was taken back".to_owned(),
+            "if none is under way, and another key opens the repository, remove it with `helios-mover key remove`",
         ),
         (false, false) => return None,
     };

@@ -22,16 +22,16 @@ const TRIES: usize = 100;
 /// Numbers of the changes, by backup.
 pub type Changes = BTreeMap<BackupId, BTreeSet<u32>>;
 
-/// Adds a change to the annotations of a backup, and returns its number. Whether they still fit with it is asked before:
-/// [`require_room`].
+/// Adds a change to the annotations of a backup, behind those that are `known`, and returns its number. Whether they still fit with
+/// it is asked before: [`require_room`].
 pub async fn change(
     shard: &Shard,
     repository: &Repository,
     backup_id: BackupId,
+    known: &Changes,
     set: &BTreeMap<String, String>,
     remove: &BTreeSet<String>,
 ) -> Result<u32> {
-    let known = of(shard, repository, backup_id).await?;
     let last = known.get(&backup_id).and_then(BTreeSet::last).copied();
     let first = last.unwrap_or(0) + 1;
     for number in first..=ANNOTATIONS_MAX.min(first.saturating_add(TRIES as u32)) {
@@ -90,15 +90,18 @@ async fn below(shard: &Shard, repository: &Repository, prefix: &str) -> Result<C
 /// What stands around the key and the text of each annotation in a manifest: `"":"",`.
 const JSON_BYTES: usize = 6;
 
-fn bytes_of(annotations: &BTreeMap<String, String>) -> usize {
-    let texts = annotations.iter();
-    texts
-        .map(|(key, text)| key.len() + text.len() + JSON_BYTES)
-        .sum()
-}
-
-fn fits(annotations: &BTreeMap<String, String>) -> bool {
-    bytes_of(annotations) <= METADATA_BYTES_MAX
+/// Whether annotations with a change are no longer than what a manifest may hold.
+fn fits(
+    annotations: &BTreeMap<String, String>,
+    set: &BTreeMap<String, String>,
+    remove: &BTreeSet<String>,
+) -> bool {
+    let kept = annotations.iter();
+    let kept = kept.filter(|(key, _)| !remove.contains(*key) && !set.contains_key(*key));
+    let bytes = kept
+        .chain(set)
+        .map(|(key, text)| key.len() + text.len() + JSON_BYTES);
+    bytes.sum::<usize>() <= METADATA_BYTES_MAX
 }
 
 /// Refuses a change with which annotations would be longer than what a manifest may hold: nobody would apply it.
@@ -110,13 +113,7 @@ pub fn require_room(
     set: &BTreeMap<String, String>,
     remove: &BTreeSet<String>,
 ) -> Result<()> {
-    let kept = annotations.iter();
-    let kept = kept.filter(|(key, _)| !remove.contains(*key) && !set.contains_key(*key));
-    let mut changed: BTreeMap<String, String> = kept
-        .map(|(key, text)| (key.clone(), text.clone()))
-        .collect();
-    changed.extend(set.clone());
-    if fits(&changed) {
+    if fits(annotations, set, remove) {
         return Ok(());
     }
     let most = format_bytes(METADATA_BYTES_MAX as u64);
@@ -127,16 +124,16 @@ pub fn require_room(
     .hint("take some away before: `helios-mover annotate SET --remove KEY`"))
 }
 
-/// The annotations of a backup with all changes, and what of these could not be read or does not fit.
+/// The annotations of a backup with these changes, and what of these could not be read or does not fit.
 pub async fn current(
     shard: &Shard,
     repository: &Repository,
     backup: BackupId,
+    changes: &Changes,
 ) -> Result<(BTreeMap<String, String>, Vec<String>)> {
     let open = catalogue::load_head(shard, repository, backup).await?;
     let mut annotations = open.head.metadata.annotations;
-    let changes = of(shard, repository, backup).await?;
-    let problems = apply(shard, repository, backup, &changes, &mut annotations).await?;
+    let problems = apply(shard, repository, backup, changes, &mut annotations).await?;
     Ok((annotations, problems))
 }
 
@@ -159,10 +156,8 @@ pub async fn apply(
                 let Record::Annotation(change) = open.record else {
                     continue;
                 };
-                let mut changed = annotations.clone();
-                change.apply(&mut changed);
-                if fits(&changed) {
-                    *annotations = changed;
+                if fits(annotations, &change.set, &change.remove) {
+                    change.apply(annotations);
                 } else if !std::mem::replace(&mut is_overfull, true) {
                     problems.push(format!(
                         "{}: with it the annotations would take over {}; it is left out, and so is each change behind it with which they would",

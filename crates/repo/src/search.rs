@@ -211,6 +211,8 @@ async fn search(
                 earlier.latest.get_or_insert(id);
             }
             let fits = fit(metadata);
+            // What follows may decode the same list of packs once more.
+            drop(seen);
             if fits == Fit::Good {
                 earlier.parent = earlier.readable(id, stored.open(repository))?;
                 if earlier.parent.is_some() {

@@ -97,7 +97,7 @@ pub struct SlotListing {
 }
 
 impl ListedSlot {
-    /// Whether it stands in for one whose removal is under way, or was broken off.
+    /// Whether it stands in for one whose removal is under way, was broken off or was taken back.
     pub fn is_going(&self) -> bool {
         let label = self.label.as_deref();
         label.is_some_and(|label| label.starts_with(GOING))
@@ -619,7 +619,7 @@ impl Repository {
             )
             .object(chosen.id.to_string())
             .hint("look at `helios-mover key list`, which also shows what stands in for it until it is removed, and add another key first"),
-            Err(error) => error,
+            Err(error) => error.hint("the slot was put back, with another one beside it that stands in for it; look at `helios-mover key list`, then try again"),
         };
         // If somebody else put it back already, that is as good.
         self.store()

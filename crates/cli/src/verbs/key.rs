@@ -83,7 +83,7 @@ pub fn list(context: &mut Context<'_>) -> Result<()> {
     }
     for slot in listed.slots.iter().filter(|slot| slot.is_going()) {
         context.out.warning(&format!(
-            "a key slot still opens the repository, and its removal is under way or was broken off; if none is under way, remove it: {}",
+            "a key slot still opens the repository, and its removal is under way, was broken off or was taken back; if none is under way, and another key opens the repository, remove it: {}",
             slot.object
         ));
     }

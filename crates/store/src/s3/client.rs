@@ -5,7 +5,7 @@
 //! the shard's budget of tries and the patience with one request; a redirect is never followed, since a signature
 //! is good for one place; an answer's body is taken in within the bound of who asked.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::error::Error as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -204,20 +204,23 @@ pub(super) struct Client {
     pub abandoned: RefCell<Vec<(String, String)>>,
     http: reqwest::Client,
     /// The same for what is sent under claims, where the time-out is too long for that.
-    http_of_claims: OnceCell<reqwest::Client>,
+    http_of_claims: Option<reqwest::Client>,
     flow: Rc<Flow>,
 }
 
 impl Client {
     pub fn new(shard: &Shard, place: &Arc<Place>) -> Result<Self> {
-        let share = share_of(place, shard);
+        let timeout = place.location.timeout;
+        let share = share(place.location.connections, shard.count(), shard.index());
+        let of_claims = timeout > claim::IN_KERNEL_MAX;
+        let of_claims = of_claims.then(|| http_client(place, share, claim::IN_KERNEL_MAX));
         Ok(Client {
             shard: shard.clone(),
             place: Arc::clone(place),
             memory: UploadMemory::new(shard.count()),
             abandoned: RefCell::default(),
-            http: http_client(place, share, place.location.timeout)?,
-            http_of_claims: OnceCell::new(),
+            http: http_client(place, share, timeout)?,
+            http_of_claims: of_claims.transpose()?,
             flow: Flow::new(share),
         })
     }
@@ -367,17 +370,11 @@ impl Client {
     }
 
     /// The connections for a request.
-    fn http_for(&self, request: &Request) -> Result<&reqwest::Client> {
-        let in_kernel_max = self.in_kernel_max(request);
-        if in_kernel_max == self.place.location.timeout {
-            return Ok(&self.http);
+    fn http_for(&self, request: &Request) -> &reqwest::Client {
+        match (&self.http_of_claims, request.deadline) {
+            (Some(of_claims), Some(_)) => of_claims,
+            _ => &self.http,
         }
-        if let Some(made) = self.http_of_claims.get() {
-            return Ok(made);
-        }
-        let share = share_of(&self.place, &self.shard);
-        let made = http_client(&self.place, share, in_kernel_max)?;
-        Ok(self.http_of_claims.get_or_init(|| made))
     }
 
     async fn attempt(
@@ -390,7 +387,7 @@ impl Client {
         let slow_after = slow_after.filter(|_| may_be_slow);
         let slow_body_after = self.slow_body_after(sink).filter(|_| may_be_slow);
         let progress = Arc::new(Progress::default());
-        let http = self.http_for(request).map_err(Failure::Final)?;
+        let http = self.http_for(request);
         let (call, signed_by) = self.prepare(request, sink, &progress).await?;
         // The last look before it leaves: this process may have stood still since another was taken.
         if request.deadline.is_some_and(BootTime::has_passed) {
@@ -839,11 +836,6 @@ fn share(connections: usize, shards: usize, index: usize) -> usize {
     (connections / shards + usize::from(is_among_first)).max(1)
 }
 
-/// How many connections this shard has.
-fn share_of(place: &Place, shard: &Shard) -> usize {
-    share(place.location.connections, shard.count(), shard.index())
-}
-
 /// The connections of a shard, which give up what nobody takes in for so long.
 fn http_client(
     place: &Place,
@@ -953,8 +945,8 @@ mod tests {
                 let claimed = request.clone().before(BootTime::now());
                 let in_kernel = [&request, &claimed].map(|one| client.in_kernel_max(one).as_secs());
                 assert_eq!(in_kernel, [timeout_s, in_kernel_s]);
-                assert!(std::ptr::eq(client.http_for(&request)?, &client.http));
-                let is_same = std::ptr::eq(client.http_for(&claimed)?, &client.http);
+                assert!(std::ptr::eq(client.http_for(&request), &client.http));
+                let is_same = std::ptr::eq(client.http_for(&claimed), &client.http);
                 assert_eq!(is_same, timeout_s == in_kernel_s, "{timeout_s}");
                 Ok(())
             };
