@@ -449,7 +449,7 @@ fn a_verification_of_one_backup_says_nothing_of_the_others() {
     let found = summary["findings"].as_array().expect("findings");
     assert_eq!(found.len(), 1, "{summary}");
     assert_eq!(found[0]["object"], hold.to_str().expect("a name"));
-    let hint = "this backup can be restored; put the objects named back from a copy. Nothing is known of the others: `helios-mover verify` without --set looks at all";
+    let hint = "this backup can be restored; put the objects named back from a copy; holds, notes and key slots can be made anew (`helios-mover hold`, `annotate`, `key`). Nothing is known of the others: `helios-mover verify` without --set looks at all";
     assert_eq!(outcome.error()["hint"], hint, "{outcome}");
     let all = repo.verify().expect(exit::VERIFY_FAILED);
     let hint = all.error()["hint"].to_string();

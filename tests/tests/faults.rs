@@ -674,13 +674,15 @@ fn a_typed_recipient_wins_over_an_identity_file_that_was_set_and_over_no_other()
     let (identity, recipient) = identity(&scratch, "own");
     let identity = identity.display().to_string();
     let config = scratch.join("config.toml");
-    let init = |name: &str, text: &str, flags: &[&str]| {
+    let command = |name: &str, text: &str| {
         fs::write(&config, text).expect("a configuration file");
         let mut command = mover::command(&scratch.dir("home"));
         command.args(["init", "--json", "--repo"]);
         command.arg(scratch.join(name)).arg("--config").arg(&config);
-        Outcome::of(command.args(flags))
+        command
     };
+    let init =
+        |name: &str, text: &str, flags: &[&str]| Outcome::of(command(name, text).args(flags));
     let set = format!("identity-file = '{identity}'\n");
     let made = init("typed", &set, &["--recipient", &recipient]).summary();
     assert_eq!(made["slots"][0]["kind"], "x25519", "{made}");
@@ -698,6 +700,12 @@ fn a_typed_recipient_wins_over_an_identity_file_that_was_set_and_over_no_other()
         assert_eq!(error["message"], message, "{error}");
         assert!(!scratch.join(name).exists(), "{name}: something was made");
     }
+
+    // A passphrase that a weaker layer asks for is not left out in silence.
+    let mut three = command("three", "passphrase-file = '/nowhere'\n");
+    three.env("HELIOS_MOVER_IDENTITY_FILE", &identity);
+    let refused = Outcome::of(three.args(["--recipient", &recipient])).expect(exit::USAGE);
+    assert!(!scratch.join("three").exists(), "{refused}");
 }
 
 #[test]

@@ -307,9 +307,13 @@ impl Output {
             }
             self.held_warnings.push(message.to_owned());
         } else if !self.manner.quiet {
-            let title = self.paint_err("warning:", YELLOW);
-            self.write_err(&format!("{title} {}\n", clean(message)));
+            self.warn_err(message);
         }
+    }
+
+    fn warn_err(&mut self, message: &str) {
+        let title = self.paint_err("warning:", YELLOW);
+        self.write_err(&format!("{title} {}\n", clean(message)));
     }
 
     /// A line about what goes on, to standard error; nothing with `--json` or `--quiet`.
@@ -325,9 +329,10 @@ impl Output {
         let cause = std::error::Error::source(error).map(ToString::to_string);
         if self.manner.json {
             // Those of a query that has no summary would be told nowhere else; a job has told its own.
-            let warnings = match self.shape {
-                Shape::Query => std::mem::take(&mut self.held_warnings),
-                Shape::Job => Vec::new(),
+            let held = std::mem::take(&mut self.held_warnings);
+            let warnings: &[String] = match self.shape {
+                Shape::Query => &held,
+                Shape::Job => &[],
             };
             let line = ErrorLine {
                 message_type: "error",
@@ -338,7 +343,7 @@ impl Output {
                 object: error.object_name(),
                 cause: cause.as_deref(),
                 hint: Some(hint),
-                warnings: &warnings,
+                warnings,
             };
             match serde_json::to_string(&line) {
                 Ok(text) => self.write_out(text + "\n"),
@@ -346,6 +351,9 @@ impl Output {
             }
             if !self.out_failed {
                 return;
+            }
+            for warning in &held {
+                self.warn_err(warning);
             }
         }
         let mut text = format!(
@@ -676,10 +684,11 @@ pub mod tests {
             Box::new(err.clone()),
             ProgressDrawTarget::hidden(),
         );
+        output.warning("careful");
         output.error(&error());
         assert_eq!(
             err.text(),
-            "error: the passphrase is wrong: file:///r: why\nhint:  try another\n"
+            "warning: careful\nerror: the passphrase is wrong: file:///r: why\nhint:  try another\n"
         );
         assert!(output.finish().is_ok());
     }

@@ -225,7 +225,15 @@ fn shape(verb: &Verb) -> Shape {
         Verb::Backup(_) | Verb::Restore(_) | Verb::Verify(_) | Verb::Expire(_) | Verb::Demo(_) => {
             Shape::Job
         }
-        _ => Shape::Query,
+        Verb::Init(_)
+        | Verb::List(_)
+        | Verb::Show(_)
+        | Verb::Hold(_)
+        | Verb::Annotate(_)
+        | Verb::Key(_)
+        | Verb::Check(_)
+        | Verb::Tune(_)
+        | Verb::Completions(_) => Shape::Query,
     }
 }
 

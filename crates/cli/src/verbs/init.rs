@@ -115,9 +115,11 @@ fn passphrase(context: &mut Context<'_>) -> Result<Option<Secret>> {
         }
         KeyFile::Identity(_) => {
             let layers = &context.settings.layers;
-            let unused = layers
-                .place("identity-file")
-                .filter(|_| layers.of("init.recipient") > layers.of("identity-file"));
+            // A passphrase beside it would go unused, too, and nobody would be told.
+            let unused = layers.place("identity-file").filter(|_| {
+                layers.of("init.recipient") > layers.of("identity-file")
+                    && layers.of("passphrase-file") == Layer::Default
+            });
             let Some(unused) = unused else {
                 return Err(Error::new(
                     Kind::Usage,

@@ -42,10 +42,10 @@ pub fn run(context: &mut Context<'_>, args: VerifyArgs) -> Result<()> {
     }
     let hint = match (damaged_backups(&summary), is_one) {
         (0, true) => {
-            "this backup can be restored; put the objects named back from a copy. Nothing is known of the others: `helios-mover verify` without --set looks at all"
+            "this backup can be restored; put the objects named back from a copy; holds, notes and key slots can be made anew (`helios-mover hold`, `annotate`, `key`). Nothing is known of the others: `helios-mover verify` without --set looks at all"
         }
         (0, false) => {
-            "every backup can be restored; put the objects named back from a copy; holds and notes can be made anew (`helios-mover hold`, `annotate`)"
+            "every backup can be restored; put the objects named back from a copy; holds, notes and key slots can be made anew (`helios-mover hold`, `annotate`, `key`)"
         }
         _ => {
             "put the objects named back from a copy, or make a backup with --no-parent, which stores every block anew: any other here would build on the damaged ones"
